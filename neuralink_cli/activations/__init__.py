@@ -1,0 +1,1 @@
+"""Calibration data through the model into a trace: who fires, token by token. The only package that imports torch."""

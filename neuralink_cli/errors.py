@@ -1,0 +1,57 @@
+"""Every error a user can meet. Each says what is wrong, where, and what to do about it.
+
+The classes are the *causes*; `neuralink_cli.cli.errors` maps each cause to an exit code, in one place.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class NeuralinkError(Exception):
+    """Base of all expected failures.
+
+    Args:
+        what: What is wrong, as a sentence without a final full stop.
+        where: The file, tensor or option concerned, if any.
+        fix: What the user can do about it, if anything is known.
+    """
+
+    def __init__(self, what: str, *, where: str | os.PathLike[str] | None = None, fix: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else os.fspath(where)
+        self.fix = fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        located = self.what if self.where is None else f"{self.where}: {self.what}"
+        message = located if self.fix is None else f"{located}; {self.fix}"
+        return " ".join(message.split())
+
+
+class VerificationError(NeuralinkError):
+    """A layout does not hold what it claims to hold, or a gate was not met."""
+
+
+class OptionError(NeuralinkError):
+    """Options that are well formed one by one but make no sense together, or for this input."""
+
+
+class InputError(NeuralinkError):
+    """An input is missing, unreadable, truncated or malformed."""
+
+
+class UnsupportedError(NeuralinkError):
+    """An input is well formed but of a kind this tool does not handle."""
+
+
+class MismatchError(NeuralinkError):
+    """Inputs that do not belong together (fingerprints differ)."""
+
+
+class OutputError(NeuralinkError):
+    """The output exists already, cannot be written, or does not fit on the disk."""
+
+
+class MissingDependencyError(NeuralinkError):
+    """An optional package is needed and not installed."""

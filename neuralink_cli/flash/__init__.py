@@ -1,0 +1,1 @@
+"""From a placement to a flash layout: plan, write, index, verify, restore."""
