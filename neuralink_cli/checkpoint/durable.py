@@ -1,0 +1,202 @@
+"""Outputs that are complete or not there: written beside, flushed to the device, renamed into place.
+
+A run that dies leaves at most a hidden `.NAME.partial`, which the next run for the same output takes over. Two runs
+that want the same output are told apart by a lock on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from neuralink_cli.errors import OutputError
+
+
+def require_free(path: Path, overwrite: bool) -> None:
+    """Check, before any work is done, that an output may be created at `path`.
+
+    Raises:
+        OutputError: It exists and `overwrite` is false, it is of the wrong kind, or its folder does not exist.
+    """
+    if path.is_symlink() or path.exists():
+        if not overwrite:
+            raise OutputError("already exists", where=path, fix="choose another output or pass --overwrite")
+    elif not path.absolute().parent.is_dir():
+        raise OutputError("its folder does not exist", where=path, fix=f"create {path.absolute().parent} first")
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Check that the file system under `path` (which need not exist yet) has room for `needed` bytes.
+
+    Raises:
+        OutputError: It has not.
+    """
+    free = shutil.disk_usage(path.absolute().parent).free
+    if free < needed:
+        raise OutputError(
+            f"needs {needed:,} bytes of disk, {free:,} are free", where=path, fix="free some or write elsewhere"
+        )
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears at `path`, whole and durable, when the block ends without an exception.
+
+    Raises:
+        OutputError: As `require_free`, when `path` is a directory, or when another run is writing it.
+    """
+    require_free(path, overwrite)
+    if path.is_dir():
+        raise OutputError("is a directory, the output is a file", where=path)
+    partial = _partial(path)
+    descriptor = _open_locked(partial, os.O_RDWR | os.O_CREAT, path)
+    with os.fdopen(descriptor, "w+b", buffering=0) as handle:
+        try:
+            handle.truncate(0)
+            yield handle
+            os.fsync(handle.fileno())
+            require_free(path, overwrite)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    sync_directory(path.absolute().parent)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path, *, overwrite: bool = False, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield an empty directory that appears at `path` when the block ends without an exception.
+
+    The files put into it must have been flushed (`sync_file`). An existing directory is replaced, in one step where
+    the system can, only if `overwrite` is true and `replaceable` says that it is an earlier output.
+
+    Raises:
+        OutputError: As `require_free`; when `path` must not be replaced; when another run is writing it.
+    """
+    require_replaceable(path, overwrite, replaceable)
+    partial = _partial(path)
+    partial.mkdir(exist_ok=True)
+    descriptor = _open_locked(partial, os.O_RDONLY | os.O_DIRECTORY, path)
+    try:
+        _empty(partial)
+        try:
+            yield partial
+            os.fsync(descriptor)
+            require_replaceable(path, overwrite, replaceable)
+            if path.exists():
+                _exchange(partial, path)
+                sync_directory(path.absolute().parent)
+                shutil.rmtree(partial)
+            else:
+                partial.rename(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    finally:
+        os.close(descriptor)
+    sync_directory(path.absolute().parent)
+
+
+def require_replaceable(path: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
+    """As `require_free`, for a directory: what `--overwrite` would delete must be an earlier output or empty.
+
+    Raises:
+        OutputError: It must not be deleted.
+    """
+    require_free(path, overwrite)
+    if not path.exists():
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise OutputError("is not a directory", where=path, fix="choose another output")
+    if any(path.iterdir()) and not replaceable(path):
+        raise OutputError(
+            "is not a layout that neuralink wrote, so it is not deleted", where=path, fix="choose another output"
+        )
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's bytes to the device."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's names to the device, so that a rename survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _partial(path: Path) -> Path:
+    return path.absolute().with_name(f".{path.absolute().name}.partial")
+
+
+def _open_locked(partial: Path, flags: int, path: Path) -> int:
+    while True:
+        try:
+            descriptor = os.open(partial, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
+        except OSError as error:
+            raise OutputError(f"cannot be written ({error.strerror})", where=path) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise OutputError("another run is writing this output", where=path, fix="wait for it to end") from None
+        # Another run may have renamed the file into place between our open and our lock.
+        if _same_file(descriptor, partial):
+            return descriptor
+        os.close(descriptor)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(descriptor)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _empty(directory: Path) -> None:
+    for child in directory.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two directories in one step (Linux, macOS); elsewhere in two renames, with a moment between them."""
+    if _exchange_atomically(os.fsencode(new), os.fsencode(old)):
+        return
+    aside = new.with_name(new.name + ".old")
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)
+
+
+def _exchange_atomically(new: bytes, old: bytes) -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform.startswith("linux") and hasattr(libc, "renameat2"):
+        at_fdcwd, rename_exchange = -100, 2
+        return bool(libc.renameat2(at_fdcwd, new, at_fdcwd, old, rename_exchange) == 0)
+    if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        rename_swap = 2
+        return bool(libc.renamex_np(new, old, rename_swap) == 0)
+    return False

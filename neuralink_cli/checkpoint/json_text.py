@@ -1,0 +1,61 @@
+"""JSON in and out, strictly: no duplicate keys, no NaN on the way in; one canonical form on the way out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from neuralink_cli.errors import InputError
+
+
+def parse_object(text: bytes | str, where: str | os.PathLike[str]) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        InputError: Not UTF-8, not JSON, not an object, a duplicate key, or a NaN or infinity.
+    """
+    try:
+        document = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON ({error})", where=where) from None
+    if not isinstance(document, dict):
+        raise InputError("not a JSON object", where=where)
+    return document
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        InputError: The file cannot be read, or as `parse_object`.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    return parse_object(text, path)
+
+
+def canonical(document: Any) -> str:
+    """The one compact spelling of a document: sorted keys, no spaces, ASCII."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def readable(document: Any) -> str:
+    """The spelling for files that people open: indented, keys in the order given, ending in a newline."""
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"duplicate key {twice!r}")
+    return document
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

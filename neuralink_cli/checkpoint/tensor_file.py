@@ -1,0 +1,125 @@
+"""An open safetensors file: its validated header, and positional reads that any number of threads may make."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, TensorEntry, parse_header
+from neuralink_cli.errors import InputError
+
+Bytes = npt.NDArray[np.uint8]
+_LFS_POINTER = b"version https://git-lfs"
+# Linux transfers at most 2 GiB minus a page per call.
+_MAX_READ = 1 << 30
+
+
+class TensorFile:
+    """Reads tensors of one safetensors file as raw bytes. Use as a context manager.
+
+    Raises:
+        InputError: The file is missing, a Git LFS pointer, truncated, or its header is malformed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise InputError(f"cannot be opened ({error.strerror})", where=path) from None
+        try:
+            self.size = os.fstat(self._descriptor).st_size
+            self.header = self._read_header()
+        except OSError as error:
+            self.close()
+            raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+        except InputError:
+            self.close()
+            raise
+        self._by_name = {entry.name: entry for entry in self.header.entries}
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def close(self) -> None:
+        """Close the file; harmless when closed already."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def entry(self, name: str) -> TensorEntry:
+        """The header's entry of a tensor.
+
+        Raises:
+            InputError: There is no such tensor.
+        """
+        if name not in self._by_name:
+            raise InputError(f"tensor {name!r} is missing", where=self.path)
+        return self._by_name[name]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Bytes:
+        """Bytes `start` to `stop` of a tensor, as a new uint8 array."""
+        entry = self.entry(name)
+        stop = entry.nbytes if stop is None else stop
+        buffer = np.empty(stop - start, dtype=np.uint8)
+        self.read_into(name, buffer, start)
+        return buffer
+
+    def read_into(self, name: str, buffer: Bytes, start: int = 0) -> None:
+        """Fill a contiguous uint8 buffer with the bytes of a tensor from byte `start` on."""
+        entry = self.entry(name)
+        if start < 0 or start + buffer.nbytes > entry.nbytes:
+            raise ValueError(f"bytes {start}..{start + buffer.nbytes} lie outside tensor {name!r}")
+        self.read_at(self.header.data_start + entry.start + start, buffer)
+
+    def read_at(self, offset: int, buffer: Bytes) -> None:
+        """Fill a contiguous uint8 buffer from an absolute file offset.
+
+        Raises:
+            InputError: The file ends too early (it was cut while open) or the device fails.
+        """
+        view = buffer.reshape(-1).view(np.uint8).data
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._descriptor, [view[done : done + _MAX_READ]], offset + done)
+            except OSError as error:
+                raise InputError(f"reading failed ({error.strerror})", where=self.path) from None
+            if count == 0:
+                raise InputError("file ended while it was being read", where=self.path)
+            done += count
+
+    def _read_header(self) -> Header:
+        start = os.pread(self._descriptor, 64, 0)
+        if start.startswith(_LFS_POINTER):
+            raise InputError(
+                "is a Git LFS pointer, not the weights", where=self.path, fix="fetch them with `git lfs pull`"
+            )
+        if len(start) < LENGTH_BYTES:
+            raise InputError(f"too short for a safetensors file ({self.size} bytes)", where=self.path)
+        (length,) = struct.unpack("<Q", start[:LENGTH_BYTES])
+        if length > MAX_HEADER_BYTES:
+            raise InputError(
+                f"header length {length:,} is over the format's limit, so this is not a safetensors file",
+                where=self.path,
+            )
+        if length > self.size - LENGTH_BYTES:
+            raise InputError(
+                f"truncated: the header should take {length:,} bytes, the file has {self.size:,}", where=self.path
+            )
+        raw = np.empty(length, dtype=np.uint8)
+        self.read_at(LENGTH_BYTES, raw)
+        return parse_header(raw.tobytes(), self.size - LENGTH_BYTES - length, self.path)
