@@ -98,6 +98,15 @@ def find_architecture(model_type: str, where: Path) -> Architecture:
     return parse_architecture(document, name)
 
 
+def choose_architecture(model_type: str, where: Path, override: Path | None) -> Architecture:
+    """The user's architecture file if there is one, else the built-in architecture for a `model_type`.
+
+    Raises:
+        InputError, UnsupportedError: As `read_architecture` and `find_architecture`.
+    """
+    return find_architecture(model_type, where) if override is None else read_architecture(override)
+
+
 def builtin_architectures() -> list[Architecture]:
     """All architectures that come with the package, by name."""
     documents = dict(_documents_by_model_type().values())

@@ -16,7 +16,10 @@ FIRING_ROLES = ("gate", "up")
 
 @dataclass(frozen=True)
 class BlockPart:
-    """One projection of a block. Neuron i is row i (`neuron_axis` 0) or column i (1) of the 2-D tensor `weight`."""
+    """One projection of a block. Neuron i is row i (`neuron_axis` 0) or column i (1) of the 2-D tensor `weight`.
+
+    `bias` has one entry per neuron (gate, up) or one per output, which no permutation of neurons touches (down).
+    """
 
     role: str
     weight: str
@@ -119,9 +122,10 @@ def _build_block(checkpoint: Checkpoint, pattern: BlockPattern, prefix: str, lay
                 f"tensor {part.weight!r} of shape {list(shape)} does not fit {parts[0].weight!r} of {list(shapes[0])}",
                 where=checkpoint.directory,
             )
-        if part.bias is not None and checkpoint.place(part.bias).entry.shape != (neurons,):
+        expected = hidden if part.role == "down" else neurons
+        if part.bias is not None and checkpoint.place(part.bias).entry.shape != (expected,):
             found = list(checkpoint.place(part.bias).entry.shape)
-            raise InputError(f"tensor {part.bias!r} has shape {found}, not [{neurons}]", where=checkpoint.directory)
+            raise InputError(f"tensor {part.bias!r} has shape {found}, not [{expected}]", where=checkpoint.directory)
     return FFNBlock(_name(pattern.id, layer), neurons, hidden, activation, parts)
 
 

@@ -6,12 +6,16 @@ import os
 import struct
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, TensorEntry, parse_header
 from neuralink_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Bytes = npt.NDArray[np.uint8]
 _LFS_POINTER = b"version https://git-lfs"
@@ -43,7 +47,7 @@ class TensorFile:
             raise
         self._by_name = {entry.name: entry for entry in self.header.entries}
 
-    def __enter__(self) -> TensorFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,0 +1,54 @@
+# Everything a contributor runs. Needs only python3 (3.10 or newer), its venv module and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORK := build/demo
+MODEL := examples/tiny-relu
+
+.PHONY: help demo test lint format docs clean
+
+help:
+	@echo "make demo    the whole pipeline on the embedded example"
+	@echo "make test    the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  reformat the code"
+	@echo "make docs    regenerate docs/cli.md"
+	@echo "make clean   remove what make built (not the environment)"
+
+# Two stamps: the demo needs what users need, tests and lint need the development tools too.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf]'
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf,dev]'
+	touch $(VENV)/.installed $@
+
+demo: $(VENV)/.installed
+	rm -rf $(WORK) && mkdir -p $(WORK)
+	$(BIN)/neuralink profile $(MODEL) --dataset examples/text/calibration.txt --num-samples 0 \
+		-o $(WORK)/tiny.trace.safetensors
+	$(BIN)/neuralink cluster $(WORK)/tiny.trace.safetensors -o $(WORK)/tiny.placement.safetensors
+	$(BIN)/neuralink relayout $(MODEL) --placement $(WORK)/tiny.placement.safetensors -o $(WORK)/tiny-flash
+	$(BIN)/neuralink verify $(MODEL) $(WORK)/tiny-flash
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/generate_cli.py
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

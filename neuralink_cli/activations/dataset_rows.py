@@ -1,0 +1,120 @@
+"""Rows of a calibration dataset, local file or hub id, streamed through the `datasets` library."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from neuralink_cli.activations.hf_packages import first_line, quiet_datasets, require_hf_packages
+from neuralink_cli.errors import InputError, UnsupportedError
+
+logger = logging.getLogger(__name__)
+
+# What a local file ends in, the `datasets` builder that reads it, and how: nothing is guessed into another type.
+_BUILDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    ".txt": ("text", {"keep_linebreaks": True}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".csv": ("csv", {"keep_default_na": False}),
+}
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<revision>.+))?")
+_SHUFFLE_BUFFER = 10_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a dataset, read from the start at every iteration.
+
+    `name` is what the trace calls the dataset: the name of a local file without its folder, or the hub id. `lines`
+    tells that the rows are the lines of one text. `split` is None for local files, which have only one.
+    """
+
+    name: str
+    where: str
+    lines: bool
+    split: str | None
+    table: Any
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        with _explained(self.where):
+            yield from self.table
+
+    def shuffled(self, seed: int) -> Rows:
+        """The same rows in an order that only the seed decides (a buffer of 10,000 rows, drawn from at random)."""
+        table = self.table.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+        return Rows(self.name, self.where, False, self.split, table)
+
+
+def open_rows(dataset: str, split: str = "train") -> Rows:
+    """Open a dataset: a local .txt, .json, .jsonl, .parquet or .csv file, or else the hub's `id[:config][@revision]`.
+
+    Nothing is written outside a temporary folder for local files; that a hub dataset is being fetched is logged.
+
+    Raises:
+        InputError: There is no such file or dataset, or it cannot be read.
+        UnsupportedError: A local file of another type.
+        MissingDependencyError: `datasets` is not installed.
+    """
+    require_hf_packages("datasets")
+    path = Path(dataset)
+    if path.is_dir():
+        raise InputError("is a directory", where=dataset, fix="name the dataset's files")
+    if path.exists():
+        return _open_file(path)
+    parts = _HUB_ID.fullmatch(dataset)
+    if parts is None or path.suffix.lower() in _BUILDERS:
+        raise InputError("no such file", where=dataset)
+    return _open_hub(dataset, parts["id"], parts["config"], parts["revision"], split)
+
+
+def _open_file(path: Path) -> Rows:
+    suffix = path.suffix.lower()
+    if suffix not in _BUILDERS:
+        raise UnsupportedError(
+            f"is none of the calibration data types {', '.join(_BUILDERS)}", where=path, fix="convert or rename it"
+        )
+    if path.stat().st_size == 0:
+        raise InputError("is empty", where=path)
+    from datasets import load_dataset
+
+    builder, options = _BUILDERS[suffix]
+    # The library leaves a lock file per dataset in its cache, even when it caches nothing.
+    with _explained(str(path)), tempfile.TemporaryDirectory() as cache:
+        table = load_dataset(
+            builder,
+            data_files=[escape(str(path.absolute()))],
+            split="train",
+            streaming=True,
+            cache_dir=cache,
+            **options,
+        )
+    return Rows(path.name, str(path), builder == "text", None, table)
+
+
+def _open_hub(dataset: str, hub_id: str, config: str | None, revision: str | None, split: str) -> Rows:
+    from datasets import load_dataset
+
+    logger.warning("%s is no local file: streaming the dataset of that id from the Hugging Face hub", dataset)
+    with _explained(dataset):
+        table = load_dataset(hub_id, config, revision=revision, split=split, streaming=True)
+    return Rows(dataset, dataset, False, split, table)
+
+
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turn whatever the library and the formats below it raise into one line."""
+    try:
+        with quiet_datasets():
+            yield
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text (byte {error.object[error.start]:#04x})", where=where) from None
+    except Exception as error:
+        raise InputError(f"cannot be read as a dataset ({first_line(error)})", where=where) from error

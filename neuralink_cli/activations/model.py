@@ -1,0 +1,161 @@
+"""The model: loaded with transformers, every weight from the checkpoint, and the modules of its FFN blocks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuralink_cli.activations.hf_packages import first_line
+from neuralink_cli.checkpoint.architecture import Architecture
+from neuralink_cli.checkpoint.blocks import BlockPart, module_of
+from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a local checkpoint.
+
+    Raises:
+        InputError: There is none, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _load_error("tokenizer", directory, error) from error
+
+
+def load_model(
+    directory: Path,
+    architecture: Architecture,
+    *,
+    with_head: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> Any:
+    """A local checkpoint as a transformers model, ready for inference.
+
+    Args:
+        with_head: Load what computes logits (of a causal-lm), not the base model alone.
+        device: A torch device, or "auto": an accelerator if there is one.
+        dtype: One of `DTYPES`; "auto" is float32 on the CPU and the checkpoint's own elsewhere.
+
+    Raises:
+        InputError: Weights are missing or do not fit, or anything else that transformers complains about.
+        OptionError: The device or dtype is not there.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    place = find_device(device)
+    if dtype == "auto" and place.type == "cpu":
+        dtype = "float32"
+    # Weights that are drawn at random are refused below; those that a checkpoint may lack are at least always the same.
+    torch.manual_seed(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, report = (AutoModelForCausalLM if with_head else AutoModel).from_pretrained(
+                str(directory),
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        model = model.to(place)
+    except Exception as error:
+        raise _load_error("model", directory, error) from error
+    _require_all_weights(report["missing_keys"], architecture, directory)
+    model.config.use_cache = False
+    return model.eval().requires_grad_(False)
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of a name; "auto" is CUDA or MPS if there is one, else the CPU.
+
+    Raises:
+        OptionError: There is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f"device {name!r} cannot be used ({first_line(error)})", fix="try --device cpu") from None
+    return device
+
+
+def max_positions(model: Any) -> int | None:
+    """The longest sequence that the model has positions for, if it has a limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        # RoBERTa counts positions from after the padding index, and leaves the rows before without use.
+        if name.endswith("position_embeddings") and padding is not None:
+            limit -= padding + 1
+    return limit
+
+
+def find_module(model: Any, part: BlockPart, shape: Sequence[int], architecture: Architecture) -> Any:
+    """The module that holds a part, whatever of the tensor names' prefix the model leaves out or adds.
+
+    Args:
+        shape: The shape that its weight has in the checkpoint.
+
+    Raises:
+        UnsupportedError: There is none, or its weight is of another shape.
+    """
+    modules = dict(model.named_modules())
+    wanted = module_of(part)
+    bare = _without_prefix(wanted, architecture)
+    candidates = [wanted, *(prefix + bare for prefix in architecture.prefixes), bare]
+    candidates += [name for name in modules if name.endswith("." + bare)]
+    for name in candidates:
+        weight = getattr(modules.get(name), "weight", None)
+        if weight is not None and tuple(weight.shape) == tuple(shape):
+            return modules[name]
+    raise UnsupportedError(
+        f"{type(model).__name__} of transformers has no module {wanted!r} with a weight of shape {list(shape)}",
+        fix="check the architecture's names against the model's modules",
+    )
+
+
+def _require_all_weights(missing: Sequence[str], architecture: Architecture, directory: Path) -> None:
+    lacking = sorted(
+        name for name in missing if not _without_prefix(name, architecture).startswith(architecture.not_in_checkpoint)
+    )
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise InputError(
+            f"weight {lacking[0]!r}{more} is missing, so the model would run on random numbers", where=directory
+        )
+
+
+def _without_prefix(name: str, architecture: Architecture) -> str:
+    for prefix in architecture.prefixes:
+        if prefix and name.startswith(prefix):
+            return name[len(prefix) :]
+    return name
+
+
+def _load_error(thing: str, directory: Path, error: Exception) -> NeuralinkError:
+    message = first_line(error)
+    if "trust_remote_code" in str(error):
+        return UnsupportedError(
+            f"its {thing} needs Python code that comes with the checkpoint",
+            where=directory,
+            fix="read that code, then pass --trust-remote-code to run it",
+        )
+    return InputError(f"transformers cannot load its {thing} ({message})", where=directory)

@@ -1,0 +1,261 @@
+"""Profiling: calibration data through the model into a trace. Torch is imported when a run starts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuralink_cli.activations.calibration_data import CalibrationData, plan, tokenize_source
+from neuralink_cli.activations.corpus import Corpus, CorpusOptions, open_corpus
+from neuralink_cli.activations.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.activations.request import (
+    DEFAULT_SEQUENCE_LENGTH,
+    BlockSummary,
+    ProfileRequest,
+    ProfileSummary,
+    SourceSummary,
+    check_request,
+)
+from neuralink_cli.activations.sequences import Batch, SequenceOptions
+from neuralink_cli.activations.spool import Spool
+from neuralink_cli.activations.threshold import EXACT_AT_ZERO
+from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, trace_block, write_trace
+from neuralink_cli.checkpoint.architecture import Architecture, find_architecture, read_architecture
+from neuralink_cli.checkpoint.blocks import FFNBlock, find_blocks
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.durable import require_free, require_space
+from neuralink_cli.errors import MismatchError, OptionError
+
+if TYPE_CHECKING:
+    from neuralink_cli.activations.recorder import HookedBlock, HookedModel
+
+logger = logging.getLogger(__name__)
+
+
+# Shows a stage (its name, its total if that is known, its unit): a context that yields what to call with each advance.
+Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], object]]]
+
+
+@contextlib.contextmanager
+def no_progress(_stage: str, _total: int | None, _unit: str) -> Iterator[Callable[[int], object]]:
+    """Shows nothing."""
+    yield lambda _advance: None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is profiled, as its checkpoint describes it."""
+
+    identity: Mapping[str, str]
+    architecture: Architecture
+    blocks: tuple[FFNBlock, ...]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The threshold of each block, and how they were found (None if they are all 0)."""
+
+    values: tuple[float, ...]
+    calibration: Mapping[str, Any] | None
+
+
+def profile(request: ProfileRequest, progress: Progress = no_progress) -> ProfileSummary:
+    """Record which neurons fire for every token of the calibration data, and write the trace.
+
+    The same request gives the same bytes on the same machine. Tokens that are padding are left out, nothing else is.
+
+    Raises:
+        OptionError: Options that do not go together, or not with this model.
+        InputError, UnsupportedError: The model or the data cannot be used; a signal is NaN.
+        MismatchError: `thresholds_from` is of another model or signal.
+        OutputError: The output exists, cannot be written or does not fit on the disk.
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    check_request(request)
+    require_free(request.output, request.overwrite)
+    subject = _read_subject(request)
+    known = _known_thresholds(request, subject)
+    require_hf_packages("torch", "transformers", "datasets")
+    with quiet_transformers(), ExitStack() as stack:
+        hooked, data = _prepare(request, subject, progress)
+        stack.enter_context(hooked)
+        batches = data.batches if request.part is None else data.part(request.part)
+        thresholds = known if known is not None else _calibrate(request, hooked, data, progress)
+        return _record(request, subject, thresholds, hooked, data, batches, progress)
+
+
+def _read_subject(request: ProfileRequest) -> Subject:
+    with Checkpoint(request.model) as checkpoint:
+        if request.architecture_file is not None:
+            architecture = read_architecture(request.architecture_file)
+        else:
+            architecture = find_architecture(checkpoint.model_type, request.model)
+        identity = {
+            "fingerprint": checkpoint.fingerprint,
+            "model_type": checkpoint.model_type,
+            "architecture": architecture.name,
+        }
+        return Subject(identity, architecture, find_blocks(checkpoint, architecture))
+
+
+def _known_thresholds(request: ProfileRequest, subject: Subject) -> Thresholds | None:
+    """The thresholds that need no calibration: another trace's, or 0; None if they are to be calibrated."""
+    if request.active_ratio is not None:
+        return None
+    if request.thresholds_from is not None:
+        return _thresholds_of_trace(request.thresholds_from, request, subject)
+    for block in subject.blocks:
+        if block.activation not in EXACT_AT_ZERO:
+            raise OptionError(
+                f"activation {block.activation!r} is hardly ever exactly zero, so every neuron would count as firing",
+                where=request.model,
+                fix="pass --active-ratio 0.3, or --thresholds-from TRACE",
+            )
+    return Thresholds((0.0,) * len(subject.blocks), None)
+
+
+def _thresholds_of_trace(path: Path, request: ProfileRequest, subject: Subject) -> Thresholds:
+    with contextlib.closing(Trace(path)) as trace:
+        info = trace.info
+    if dict(info.model) != dict(subject.identity):
+        raise MismatchError(f"was not made with the model {request.model}", where=path)
+    if info.signal != request.signal:
+        raise MismatchError(f"has the thresholds of signal {info.signal!r}, not {request.signal!r}", where=path)
+    for block, other in zip(subject.blocks, info.blocks, strict=False):
+        if trace_block(block, other.threshold) != other:
+            raise MismatchError(f"its block {other.id!r} is not that of the model {request.model}", where=path)
+    if len(info.blocks) != len(subject.blocks):
+        raise MismatchError(f"has {len(info.blocks)} blocks, the model {len(subject.blocks)}", where=path)
+    return Thresholds(tuple(block.threshold for block in info.blocks), info.calibration)
+
+
+def _prepare(request: ProfileRequest, subject: Subject, progress: Progress) -> tuple[HookedModel, CalibrationData]:
+    """Load the model and tokenise the data, looking at the first sample of each dataset before the model is loaded."""
+    from neuralink_cli.activations.model import load_model, load_tokenizer, max_positions
+    from neuralink_cli.activations.recorder import HookedModel
+
+    tokenizer = load_tokenizer(request.model, trust_remote_code=request.trust_remote_code)
+    corpus_options = CorpusOptions(request.text_columns, request.split, request.num_samples, request.seed)
+    corpora = [open_corpus(dataset, corpus_options, tokenizer) for dataset in request.datasets]
+    with progress("loading the model", None, "B"):
+        model = load_model(
+            request.model,
+            subject.architecture,
+            device=request.device,
+            dtype=request.dtype,
+            trust_remote_code=request.trust_remote_code,
+        )
+    hooked = HookedModel(model, _hooked_blocks(request, subject, model))
+    packing = subject.architecture.task == "causal-lm" if request.packing is None else request.packing
+    options = SequenceOptions(_sequence_length(request, max_positions(model)), packing, request.max_tokens)
+    return hooked, _tokenize(request, corpora, options, model, progress)
+
+
+def _hooked_blocks(request: ProfileRequest, subject: Subject, model: Any) -> list[HookedBlock]:
+    from neuralink_cli.activations.firing import firing_rule
+    from neuralink_cli.activations.model import find_module
+    from neuralink_cli.activations.recorder import HookedBlock
+
+    before = request.signal == "intermediate"
+    found = []
+    for block in subject.blocks:
+        part = block.part("down") if before else block.firing_part
+        shape = (block.neurons, block.hidden) if part.neuron_axis == 0 else (block.hidden, block.neurons)
+        module = find_module(model, part, shape, subject.architecture)
+        rule = firing_rule(block.id, block.activation, request.signal)
+        found.append(HookedBlock(module, before, block.neurons, rule))
+    return found
+
+
+def _sequence_length(request: ProfileRequest, limit: int | None) -> int:
+    wanted = request.max_seq_length or DEFAULT_SEQUENCE_LENGTH
+    if limit is None or wanted <= limit:
+        return wanted
+    if request.max_seq_length is not None:
+        logger.warning("sequences are cut at %d tokens: the model has no more positions", limit)
+    return limit
+
+
+def _tokenize(
+    request: ProfileRequest, corpora: Sequence[Corpus], options: SequenceOptions, model: Any, progress: Progress
+) -> CalibrationData:
+    parameters = {
+        "batch_size": request.batch_size,
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    with progress("tokenising", None, "token") as advance:
+        sources = [
+            tokenize_source(corpus, options, parameters, vocabulary=vocabulary, advance=advance) for corpus in corpora
+        ]
+    tokenizer = corpora[0].tokenizer
+    # Padding is masked and never recorded: any token that the model knows will do.
+    pad_ids = [token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None]
+    pad_id = next((token for token in pad_ids if token < vocabulary), 0)
+    return plan(sources, request.batch_size, options.packing, pad_id)
+
+
+def _calibrate(request: ProfileRequest, hooked: HookedModel, data: CalibrationData, progress: Progress) -> Thresholds:
+    from neuralink_cli.activations.recorder import calibrate
+
+    assert request.active_ratio is not None
+    # Of the whole run, whatever part of it is recorded: parts of one run must agree.
+    batches = data.first_batches(request.calibration_tokens)
+    tokens = sum(batch.tokens for batch in batches)
+    with progress("calibrating thresholds", tokens, "token") as advance:
+        values = calibrate(hooked, data.arrays(batches), request.active_ratio, advance)
+    return Thresholds(tuple(values), {"active_ratio": request.active_ratio, "tokens": tokens})
+
+
+def _record(
+    request: ProfileRequest,
+    subject: Subject,
+    thresholds: Thresholds,
+    hooked: HookedModel,
+    data: CalibrationData,
+    batches: Sequence[Batch],
+    progress: Progress,
+) -> ProfileSummary:
+    from neuralink_cli.activations.recorder import record
+
+    blocks = tuple(
+        trace_block(block, threshold) for block, threshold in zip(subject.blocks, thresholds.values, strict=True)
+    )
+    header = TraceHeader(subject.identity, request.signal, thresholds.calibration, blocks, data.trace_sources(batches))
+    row_bytes = [block.row_bytes for block in blocks]
+    # Once in the spool and once in the trace.
+    require_space(request.output, 2 * header.tokens * sum(row_bytes))
+    with Spool(request.output, row_bytes) as spool:
+        with progress("recording", header.tokens, "token") as advance:
+            active = record(hooked, thresholds.values, data.arrays(batches), spool, advance)
+        index_of = {block.id: index for index, block in enumerate(blocks)}
+        with progress("writing", header.tokens * sum(row_bytes), "B") as advance:
+            digest = write_trace(
+                request.output,
+                header,
+                data.sequence_lengths(batches),
+                lambda block: spool.rows(index_of[block]),
+                overwrite=request.overwrite,
+                progress=advance,
+            )
+    return _summarize(header, active, digest)
+
+
+def _summarize(header: TraceHeader, active: Sequence[int], digest: str) -> ProfileSummary:
+    def summarize_block(block: TraceBlock, fired: int) -> BlockSummary:
+        return BlockSummary(block.id, block.neurons, block.threshold, fired / (header.tokens * block.neurons))
+
+    return ProfileSummary(
+        content_sha256=digest,
+        tokens=header.tokens,
+        signal=header.signal,
+        calibration=header.calibration,
+        blocks=tuple(summarize_block(block, fired) for block, fired in zip(header.blocks, active, strict=True)),
+        sources=tuple(SourceSummary(source.name, source.sequences, source.tokens) for source in header.sources),
+    )

@@ -1,0 +1,77 @@
+"""Bits on their way from the model, batch by batch, to the trace, block by block: one file without a name."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from neuralink_cli.activations.trace import Bits
+from neuralink_cli.errors import OutputError
+
+
+class Spool:
+    """Takes rows of any block in any order and gives back those of one block in the order they came.
+
+    It holds in memory only where each chunk lies. Its file has no name, so that a killed run leaves nothing. Use as a
+    context manager.
+
+    Args:
+        output: The file beside which the spool lies.
+        row_bytes: Bytes of a row, for each block.
+
+    Raises:
+        OutputError: The file cannot be made.
+    """
+
+    def __init__(self, output: Path, row_bytes: list[int]) -> None:
+        self._output = output
+        self._row_bytes = row_bytes
+        self._starts = [array("q") for _ in row_bytes]
+        self._rows = [array("q") for _ in row_bytes]
+        self._end = 0
+        try:
+            self._file = tempfile.TemporaryFile(dir=output.absolute().parent, buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise self._error(error) from None
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def append(self, block: int, rows: Bits) -> None:
+        """Add rows of a block, uint8 `[rows, row_bytes]`.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        if rows.shape[1] != self._row_bytes[block]:
+            raise ValueError(f"rows of block {block} have {rows.shape[1]} bytes, not {self._row_bytes[block]}")
+        try:
+            self._file.seek(self._end)
+            left = np.ascontiguousarray(rows).reshape(-1).data
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise self._error(error) from None
+        self._starts[block].append(self._end)
+        self._rows[block].append(rows.shape[0])
+        self._end += rows.nbytes
+
+    def rows(self, block: int) -> Iterator[Bits]:
+        """The rows of a block, in chunks as they came."""
+        row_bytes = self._row_bytes[block]
+        for start, count in zip(self._starts[block], self._rows[block], strict=True):
+            self._file.seek(start)
+            yield np.frombuffer(self._file.read(count * row_bytes), dtype=np.uint8).reshape(count, row_bytes)
+
+    def _error(self, error: OSError) -> OutputError:
+        return OutputError(f"its temporary file cannot be written ({error.strerror})", where=self._output.parent)

@@ -1,0 +1,62 @@
+"""The command group. A command's module is imported when it runs, so that `--help` starts in a blink."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from neuralink_cli import __version__
+
+# Name of each command, its module, and the line that the group's help shows. A test holds the lines to the commands.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "profile": ("profile", "Record which FFN neurons fire on calibration data."),
+    "merge": ("merge", "Join traces of one model into one."),
+    "cluster": ("cluster", "Order the neurons of every block by co-activation."),
+    "relayout": ("relayout", "Write a checkpoint in the order of a placement."),
+    "verify": ("verify", "Prove that a layout holds its checkpoint."),
+    "restore": ("restore", "Get the original checkpoint back from a layout."),
+    "architectures": ("architectures", "List the architectures that are built in."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Commands in pipeline order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"neuralink_cli.cli.{COMMANDS[cmd_name][0]}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  neuralink profile MODEL --dataset calib.jsonl -o model.trace.safetensors
+  neuralink cluster model.trace.safetensors -o model.placement.safetensors
+  neuralink relayout MODEL --placement model.placement.safetensors -o model-flash/
+  neuralink verify MODEL model-flash/
+""",
+)
+@click.version_option(__version__, prog_name="neuralink")
+def cli() -> None:
+    """Rewrite HuggingFace checkpoints into co-activation-ordered flash layouts.
+
+    Sparse inference on a phone reads only the FFN neurons that fire. Stored side by side, neurons that fire together
+    are read together: fewer, longer reads. Four steps: profile, cluster, relayout, verify.
+    """

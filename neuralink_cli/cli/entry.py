@@ -1,0 +1,104 @@
+"""Runs the command line: every failure becomes one line on stderr and a documented exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+import click
+
+from neuralink_cli import errors
+from neuralink_cli.cli.commands import cli
+
+EXIT_CODES: dict[type[BaseException], int] = {
+    errors.VerificationError: 1,
+    errors.OptionError: 2,
+    errors.InputError: 3,
+    errors.UnsupportedError: 4,
+    errors.MismatchError: 5,
+    errors.OutputError: 6,
+    errors.MissingDependencyError: 7,
+}
+EXIT_OUT_OF_MEMORY = 8
+EXIT_INTERNAL = 70
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
+DEBUG_VARIABLE = "NEURALINK_DEBUG"
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised like KeyboardInterrupt so that outputs are cleaned up on the way out."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code. The traceback of a failure is shown only if NEURALINK_DEBUG is set."""
+    try:
+        with _sigterm_raises():
+            result = cli.main(args=list(arguments), prog_name="neuralink", standalone_mode=False)
+            _flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; nothing unfinished was left behind", EXIT_INTERRUPTED)
+    except Terminated:
+        return _fail("terminated; nothing unfinished was left behind", EXIT_TERMINATED)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not worth a word. Python would still complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except errors.NeuralinkError as error:
+        return _fail(str(error), exit_code(error))
+    except MemoryError:
+        return _fail("out of memory; try smaller batches or fewer jobs", EXIT_OUT_OF_MEMORY)
+    except OSError as error:
+        return _fail(_describe(error), EXIT_CODES[errors.OutputError])
+    except Exception as error:
+        kind = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        advice = f"this is a bug, please report it with the output of {DEBUG_VARIABLE}=1"
+        return _fail(f"internal error ({kind}); {advice}", EXIT_INTERNAL)
+
+
+def exit_code(error: errors.NeuralinkError) -> int:
+    """The exit code of a failure: that of the nearest class in `EXIT_CODES`."""
+    return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
+
+
+def _describe(error: OSError) -> str:
+    what = error.strerror or str(error)
+    if error.errno == errno.ENOSPC:
+        what = "the disk is full; free some space or write elsewhere"
+    return f"{error.filename}: {what}" if error.filename else what
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exc()
+    click.echo(f"neuralink: error: {message}", err=True)
+    return code
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

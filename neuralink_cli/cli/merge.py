@@ -1,0 +1,40 @@
+"""`neuralink merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
+from neuralink_cli.cli.output import print_json
+
+
+@click.command(
+    "merge",
+    epilog="""\b
+Examples:
+  neuralink merge a.trace.safetensors b.trace.safetensors -o ab.trace.safetensors
+""",
+)
+@click.argument("traces", nargs=-1, required=True, type=PATH)
+@output_option("TRACE", "Trace to write.")
+@overwrite_option
+@reporting_options
+def command(traces: tuple[Path, ...], output: Path, overwrite: bool, as_json: bool) -> None:
+    """Join TRACES of one model into one.
+
+    Traces of several datasets, or parts of one run (`profile --part`), become the trace that one run over all of them
+    would have written, byte for byte. Model, signal and thresholds must be the same.
+    """
+    from neuralink_cli.activations.merge import merge_traces
+    from neuralink_cli.activations.trace import Trace
+
+    digest = merge_traces(traces, output, overwrite=overwrite)
+    with Trace(output) as trace:
+        sources = [{"name": source.name, "tokens": source.tokens} for source in trace.info.sources]
+        tokens = trace.info.tokens
+    if as_json:
+        print_json({"output": str(output), "content_sha256": digest, "tokens": tokens, "sources": sources})
+    else:
+        click.echo(f"{output}: {tokens:,} tokens of {len(sources)} sources")

@@ -1,0 +1,53 @@
+"""Options that several commands share, as decorators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from neuralink_cli.cli.output import set_verbosity
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+model_argument = click.argument("model", type=PATH)
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+
+architecture_option = click.option(
+    "--architecture",
+    "architecture_file",
+    type=PATH,
+    metavar="FILE",
+    help="JSON description of an architecture that is not built in.",
+)
+
+
+def output_option(metavar: str, text: str) -> Callable[[Function], Function]:
+    """`-o/--output`, required."""
+    return click.option("-o", "--output", required=True, type=PATH, metavar=metavar, help=text)
+
+
+def reporting_options(function: Function) -> Function:
+    """`--json`, `-q`, `-v`: how results and progress are shown. Adds the parameter `as_json`."""
+    function = click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda _c, _p, value: set_verbosity(verbose=value),
+        help="Say more on stderr.",
+    )(function)
+    function = click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda _c, _p, value: set_verbosity(quiet=value),
+        help="No progress and no remarks on stderr, only errors.",
+    )(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(function)

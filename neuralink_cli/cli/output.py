@@ -1,0 +1,82 @@
+"""What commands print: results on stdout, progress and remarks on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+_LOGGER = logging.getLogger("neuralink_cli")
+_state = {"quiet": False}
+
+
+def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Choose how much goes to stderr."""
+    if not _LOGGER.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("neuralink: %(message)s"))
+        _LOGGER.addHandler(handler)
+        _LOGGER.propagate = False
+        _LOGGER.setLevel(logging.INFO)
+        _state["quiet"] = False
+    if quiet:
+        _state["quiet"] = True
+        _LOGGER.setLevel(logging.ERROR)
+    elif verbose:
+        _LOGGER.setLevel(logging.DEBUG)
+
+
+def remark(message: str) -> None:
+    """A line on stderr that `--quiet` silences."""
+    _LOGGER.info(message)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: first column left, the others right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        first, *others = row
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        click.echo("  ".join(cells).rstrip())
+
+
+@contextlib.contextmanager
+def progress_bar(stage: str, total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
+    """A bar on stderr, with the time left if the total is known; sparing where stderr is not a terminal."""
+    from tqdm import tqdm
+
+    interactive = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        desc=stage,
+        unit=unit,
+        unit_scale=True,
+        unit_divisor=1024 if unit == "B" else 1000,
+        disable=_state["quiet"],
+        leave=not interactive,
+        mininterval=0.1 if interactive else 10.0,
+        dynamic_ncols=interactive,
+        bar_format=None if total is not None else "{desc}: {n_fmt} {unit} [{elapsed}]",
+        file=sys.stderr,
+    ) as bar:
+        yield bar.update
+
+
+def human_bytes(count: int) -> str:
+    """A size with a decimal unit, as disks are sold."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

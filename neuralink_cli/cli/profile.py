@@ -1,0 +1,178 @@
+"""`neuralink profile`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from neuralink_cli.cli.options import (
+    PATH,
+    architecture_option,
+    model_argument,
+    output_option,
+    overwrite_option,
+    reporting_options,
+)
+from neuralink_cli.cli.output import print_json, print_table, progress_bar
+
+
+class PartType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """`I/N`: the I-th of N parts."""
+
+    name = "I/N"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Split and check the two numbers."""
+        if isinstance(value, tuple):
+            return value
+        first, _, second = str(value).partition("/")
+        if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+            self.fail(f"{value!r} is not I/N with 1 <= I <= N", param, ctx)
+        return int(first), int(second)
+
+
+@click.command(
+    "profile",
+    epilog="""\b
+Examples:
+  neuralink profile MODEL --dataset calib.txt -o model.trace.safetensors
+  neuralink profile MODEL --dataset wiki.txt --dataset chat.jsonl --max-tokens 32768 -o model.trace.safetensors
+  neuralink profile MODEL --dataset alpaca.json --text-column instruction --text-column input \\
+      --text-column output --active-ratio 0.3 -o model.trace.safetensors
+""",
+)
+@model_argument
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    required=True,
+    metavar="DATA",
+    help="Calibration data: a .txt, .json, .jsonl, .csv or .parquet file, or a hub dataset (NAME[:CONFIG][@REVISION]). "
+    "May be repeated.",
+)
+@output_option("TRACE", "Trace to write.")
+@click.option(
+    "--signal",
+    type=click.Choice(["gate", "intermediate"]),
+    default="gate",
+    show_default=True,
+    help="What fires: the activated gate (or up projection, without a gate), or the input of the down projection.",
+)
+@click.option(
+    "--active-ratio",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="RATIO",
+    help="Calibrate each block's threshold so that this share of neurons fires. Needed unless the activation is of the "
+    "ReLU kind, whose threshold is 0.",
+)
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    metavar="N",
+    help="Calibrate thresholds on the first N tokens.",
+)
+@click.option(
+    "--thresholds-from",
+    type=PATH,
+    metavar="TRACE",
+    help="Take the thresholds of another trace, so that the two can be merged.",
+)
+@click.option(
+    "--text-column",
+    "text_columns",
+    multiple=True,
+    default=("text",),
+    show_default=True,
+    metavar="NAME",
+    help="Column with the text; of several, those that a row has are joined by newlines. Rows with `messages` go "
+    "through the chat template instead.",
+)
+@click.option("--split", default="train", show_default=True, help="Split of hub datasets.")
+@click.option(
+    "--num-samples",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Samples of each dataset (lines of a .txt file); 0 for all.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=0),
+    default=131072,
+    show_default=True,
+    metavar="N",
+    help="Tokens of each dataset; 0 for all.",
+)
+@click.option(
+    "--max-seq-length",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of a sequence.  [default: 512, or what the model has positions for]",
+)
+@click.option(
+    "--packing/--no-packing",
+    default=None,
+    help="Join samples into sequences of full length.  [default: for causal language models]",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Sequences at once."
+)
+@click.option("--seed", type=int, metavar="N", help="Take samples in random order.  [default: in file order]")
+@click.option(
+    "--part", type=PartType(), metavar="I/N", help="Run only the I-th of N parts of the data; join them with `merge`."
+)
+@click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the forward pass; auto is float32 on the CPU and the checkpoint's elsewhere.",
+)
+@click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: run code that comes with the model.")
+@architecture_option
+@overwrite_option
+@reporting_options
+def command(
+    model: Path,
+    output: Path,
+    datasets: tuple[str, ...],
+    num_samples: int,
+    max_tokens: int,
+    as_json: bool,
+    **options: object,
+) -> None:
+    """Run MODEL over calibration data and record which FFN neurons fire, token by token.
+
+    MODEL is a local HuggingFace checkpoint directory. Padding is left out of the trace, nothing else is.
+    """
+    from neuralink_cli.activations.profile import profile
+    from neuralink_cli.activations.request import ProfileRequest
+
+    request = ProfileRequest(
+        model=model,
+        output=output,
+        datasets=datasets,
+        num_samples=num_samples or None,
+        max_tokens=max_tokens or None,
+        **options,  # type: ignore[arg-type]
+    )
+    summary = profile(request, progress_bar)
+    if as_json:
+        print_json({"output": str(output), **asdict(summary)})
+        return
+    rows = [
+        [block.id, str(block.neurons), f"{block.threshold:.6g}", f"{block.active_ratio:.1%}"]
+        for block in summary.blocks
+    ]
+    print_table(["block", "neurons", "threshold", "active"], rows)
+    recorded = ", ".join(f"{source.name} {source.tokens:,}" for source in summary.sources)
+    click.echo(f"{output}: {summary.tokens:,} tokens ({recorded})")

@@ -1,0 +1,106 @@
+"""`neuralink relayout`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from neuralink_cli.cli.options import (
+    PATH,
+    architecture_option,
+    model_argument,
+    output_option,
+    overwrite_option,
+    reporting_options,
+)
+from neuralink_cli.cli.output import human_bytes, print_json, print_table, progress_bar
+
+
+@click.command(
+    "relayout",
+    epilog="""\b
+Examples:
+  neuralink relayout MODEL --placement model.placement.safetensors -o model-flash/
+  neuralink relayout MODEL --placement model.placement.safetensors -o model-flash/ --resident gate
+  neuralink relayout MODEL --placement model.placement.safetensors -o permuted/ --layout permuted
+""",
+)
+@model_argument
+@click.option("--placement", "placement_path", required=True, type=PATH, metavar="PLACEMENT", help="From `cluster`.")
+@output_option("DIR", "Directory to write.")
+@click.option(
+    "--layout",
+    type=click.Choice(["bundled", "permuted"]),
+    default="bundled",
+    show_default=True,
+    help="Bundles with an index for a sparse runtime, or an ordinary checkpoint with its neurons reordered.",
+)
+@click.option(
+    "--resident",
+    type=click.Choice(["none", "gate"]),
+    default="none",
+    show_default=True,
+    help="Keep the rows that decide firing out of the bundles, for DRAM.",
+)
+@click.option(
+    "--alignment",
+    type=int,
+    default=4096,
+    show_default=True,
+    metavar="BYTES",
+    help="Every tensor of bundles starts on a multiple of this, a power of two.",
+)
+@architecture_option
+@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
+@overwrite_option
+@reporting_options
+def command(
+    model: Path,
+    placement_path: Path,
+    output: Path,
+    layout: str,
+    resident: str,
+    alignment: int,
+    architecture_file: Path | None,
+    dry_run: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the checkpoint MODEL with the neurons of every FFN block in the order of a placement.
+
+    Bytes are moved, never decoded. The output is complete or not there.
+    """
+    from neuralink_cli.checkpoint.architecture import choose_architecture
+    from neuralink_cli.checkpoint.checkpoint import Checkpoint
+    from neuralink_cli.flash.relayout import RelayoutOptions, check_output, plan_relayout, write_layout
+    from neuralink_cli.placement.placement import Placement
+
+    options = RelayoutOptions(layout=layout, resident=resident, alignment=alignment)
+    with Checkpoint(model) as checkpoint, Placement(placement_path) as placement:
+        architecture = choose_architecture(checkpoint.model_type, model, architecture_file)
+        plan = plan_relayout(checkpoint, architecture, placement, options)
+        check_output(plan, output, overwrite)
+        if not dry_run:
+            with progress_bar("relayout", plan.weight_bytes, "B") as advance:
+                write_layout(plan, checkpoint, placement, output, overwrite=overwrite, progress=advance)
+    summary = {
+        "output": str(output),
+        "written": not dry_run,
+        "layout": layout,
+        "resident": resident,
+        "alignment": alignment,
+        "blocks": len(plan.blocks),
+        "neurons": sum(block.neurons for block in plan.blocks),
+        "weight_bytes": plan.weight_bytes,
+        "total_bytes": plan.total_bytes,
+        "peak_block_bytes": plan.peak_block_bytes,
+    }
+    if as_json:
+        print_json(summary)
+        return
+    verb = "would take" if dry_run else "takes"
+    click.echo(f"{output}: {layout} layout of {len(plan.blocks)} blocks {verb} {human_bytes(plan.total_bytes)}")
+    if dry_run:
+        rows = [[name, str(value) if isinstance(value, (str, int)) else ""] for name, value in summary.items()]
+        print_table(["plan", ""], rows)

@@ -1,0 +1,39 @@
+"""`neuralink restore`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
+from neuralink_cli.cli.output import human_bytes, print_json, progress_bar
+
+
+@click.command(
+    "restore",
+    epilog="""\b
+Examples:
+  neuralink restore model-flash/ -o model/
+""",
+)
+@click.argument("layout_directory", metavar="LAYOUT", type=PATH)
+@output_option("DIR", "Directory to write the checkpoint to.")
+@overwrite_option
+@reporting_options
+def command(layout_directory: Path, output: Path, overwrite: bool, as_json: bool) -> None:
+    """Get the checkpoint that LAYOUT was made from back, every file byte for byte.
+
+    With --overwrite, DIR is replaced only if it holds the same model.
+    """
+    from neuralink_cli.flash.layouts import open_layout
+    from neuralink_cli.flash.restore import restore
+    from neuralink_cli.flash.verify import layout_bytes
+
+    with open_layout(layout_directory) as layout, progress_bar("restore", layout_bytes(layout), "B") as advance:
+        summary = restore(layout, output, overwrite=overwrite, progress=advance)
+    if as_json:
+        print_json({"output": str(output), **asdict(summary)})
+    else:
+        click.echo(f"{output}: {summary.tensors:,} tensors, {human_bytes(summary.bytes)}")

@@ -1,0 +1,121 @@
+"""`neuralink verify`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from neuralink_cli.cli.options import PATH, architecture_option, model_argument, reporting_options
+from neuralink_cli.cli.output import human_bytes, print_json, progress_bar
+from neuralink_cli.errors import OptionError, VerificationError
+
+
+@click.command(
+    "verify",
+    epilog="""\b
+Examples:
+  neuralink verify MODEL model-flash/
+  neuralink verify MODEL model-flash/ --quick --json
+  neuralink verify MODEL model-flash/ --forward --text held-out.txt
+""",
+)
+@model_argument
+@click.argument("layout_directory", metavar="LAYOUT", type=PATH)
+@click.option("--quick", is_flag=True, help="Structure, permutations and small digests only; reads no weights.")
+@click.option("--forward", is_flag=True, help="Also run both models with transformers and compare what they compute.")
+@click.option("--text", "text_file", type=PATH, metavar="FILE", help="Text for --forward.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=1e-3,
+    show_default=True,
+    help="Largest difference of --forward, relative to the largest output.",
+)
+@click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: let --forward run code that comes with the model.")
+@architecture_option
+@reporting_options
+def command(
+    model: Path,
+    layout_directory: Path,
+    quick: bool,
+    forward: bool,
+    text_file: Path | None,
+    tolerance: float,
+    trust_remote_code: bool,
+    architecture_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Prove that LAYOUT holds the checkpoint MODEL. Exit code 1 means that it does not.
+
+    By default every byte is checked: the digests of the files, and each tensor of MODEL against what the layout gives
+    back. The first difference is named with its tensor and neuron.
+    """
+    if quick and forward:
+        raise OptionError("--quick reads no weights, so it does not go with --forward")
+    if forward and text_file is None:
+        raise OptionError("--forward needs text to run on", fix="pass --text FILE")
+    try:
+        document = _verify(model, layout_directory, quick=quick)
+        if text_file is not None and forward:
+            document["forward"] = _compare_outputs(
+                model, layout_directory, text_file, tolerance, architecture_file, trust_remote_code
+            )
+    except VerificationError as error:
+        if as_json:
+            print_json({"verified": False, "problem": str(error)})
+        raise
+    if as_json:
+        print_json({"verified": True, **document})
+        return
+    click.echo(f"verified: {layout_directory} ({document['layout']}, {document['mode']})")
+    for check in document["checks"]:
+        click.echo(f"  {check}")
+    if document["tensors"]:
+        click.echo(f"  {document['tensors']:,} tensors, {human_bytes(document['bytes'])} equal to the source")
+    if "forward" in document:
+        figures = document["forward"]
+        click.echo(
+            f"  outputs agree on {figures['tokens']:,} tokens: largest difference {figures['max_abs_difference']:.2g} "
+            f"of {figures['reference_scale']:.3g}, same first choice at {figures['same_argmax']:.2%}"
+        )
+
+
+def _verify(model: Path, directory: Path, *, quick: bool) -> dict[str, Any]:
+    from neuralink_cli.checkpoint.checkpoint import Checkpoint
+    from neuralink_cli.flash.layouts import open_layout
+    from neuralink_cli.flash.verify import layout_bytes, verify_full, verify_quick
+
+    with Checkpoint(model) as checkpoint, open_layout(directory) as layout:
+        if quick:
+            return asdict(verify_quick(layout, checkpoint))
+        with progress_bar("verify", layout_bytes(layout), "B") as advance:
+            return asdict(verify_full(layout, checkpoint, advance))
+
+
+def _compare_outputs(
+    model: Path,
+    directory: Path,
+    text_file: Path,
+    tolerance: float,
+    architecture_file: Path | None,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    from neuralink_cli.activations.logits import compare_outputs
+    from neuralink_cli.checkpoint.architecture import choose_architecture
+    from neuralink_cli.checkpoint.checkpoint import Checkpoint
+    from neuralink_cli.flash.restore import loadable
+
+    with Checkpoint(model) as checkpoint:
+        architecture = choose_architecture(checkpoint.model_type, model, architecture_file)
+    with loadable(directory) as rewritten:
+        comparison = compare_outputs(model, rewritten, text_file, architecture, trust_remote_code=trust_remote_code)
+    if comparison.max_abs_difference > tolerance * comparison.reference_scale:
+        raise VerificationError(
+            f"outputs differ by up to {comparison.max_abs_difference:.3g} (largest output "
+            f"{comparison.reference_scale:.3g}), more than --tolerance {tolerance:g} allows",
+            where=directory,
+        )
+    return asdict(comparison)

@@ -1,0 +1,135 @@
+"""Moves weights between the matrices of a checkpoint and bundles, as unsigned integers of the element's size.
+
+Row-column bundling (LLM in a flash, section 3.2): a bundle holds gate row | up row | down column of a neuron. A matrix
+whose neurons are columns is transposed on the way. Both sides are far apart in memory (a line of the matrix, a bundle),
+so every visit is a miss of the TLB: tiles are copied in and out in long stretches and transposed inside the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Bytes = npt.NDArray[np.uint8]
+Order = npt.NDArray[np.int32]
+_TILE = 256
+_MICRO_TILE = 32
+
+
+def gather_part(
+    matrix: Bytes, order: Order, neuron_axis: int, element_bytes: int, bundles: Bytes, stride: int, offset: int
+) -> None:
+    """Put one part of every bundle in place: bundle k gets the row or column `order[k]` of the matrix.
+
+    Args:
+        matrix: All bytes of a C-contiguous 2-D tensor with n neurons along `neuron_axis`.
+        bundles: uint8 `[n * stride]`, written at `offset` of each stride. Stride and offset are in bytes and multiples
+            of `element_bytes`.
+    """
+    source, target = _elements(matrix, element_bytes), _elements(bundles, element_bytes)
+    hidden = source.size // order.size
+    step, start = stride // element_bytes, offset // element_bytes
+    if neuron_axis == 0:
+        _gather_rows(source, order, hidden, target, step, start)
+    else:
+        _gather_columns(source, _slots(order), hidden, target, step, start)
+
+
+def scatter_part(
+    bundles: Bytes, stride: int, offset: int, order: Order, neuron_axis: int, element_bytes: int, matrix: Bytes
+) -> None:
+    """The inverse of `gather_part`: restore the bytes of a matrix from the bundles."""
+    source, target = _elements(bundles, element_bytes), _elements(matrix, element_bytes)
+    hidden = target.size // order.size
+    step, start = stride // element_bytes, offset // element_bytes
+    if neuron_axis == 0:
+        _scatter_rows(source, step, start, order, hidden, target)
+    else:
+        _scatter_columns(source, step, start, _slots(order), hidden, target)
+
+
+def permute_neurons(tensor: Bytes, order: Order, neuron_axis: int, element_bytes: int) -> Bytes:
+    """The bytes of a tensor with neuron `order[k]` moved to place k along `neuron_axis` (0 for rows and vectors)."""
+    elements = _elements(tensor, element_bytes)
+    if neuron_axis == 0:
+        moved = np.take(elements.reshape(order.size, -1), order, axis=0)
+    else:
+        moved = np.take(elements.reshape(-1, order.size), order, axis=1)
+    return moved.reshape(-1).view(np.uint8)
+
+
+def _elements(data: Bytes, element_bytes: int) -> npt.NDArray[Any]:
+    return data.view(f"<u{element_bytes}")
+
+
+def _slots(order: Order) -> Order:
+    slots = np.empty_like(order)
+    slots[order] = np.arange(order.size, dtype=order.dtype)
+    return slots
+
+
+@njit(cache=True, nogil=True)
+def _gather_rows(source: Any, order: Any, hidden: int, target: Any, step: int, start: int) -> None:
+    for slot in range(order.size):
+        row = order[slot] * hidden
+        place = slot * step + start
+        for i in range(hidden):
+            target[place + i] = source[row + i]
+
+
+@njit(cache=True, nogil=True)
+def _scatter_rows(source: Any, step: int, start: int, order: Any, hidden: int, target: Any) -> None:
+    for slot in range(order.size):
+        row = order[slot] * hidden
+        place = slot * step + start
+        for i in range(hidden):
+            target[row + i] = source[place + i]
+
+
+@njit(cache=True, nogil=True)
+def _gather_columns(source: Any, slots: Any, hidden: int, target: Any, step: int, start: int) -> None:
+    neurons = slots.size
+    lines = np.empty(_TILE * _TILE, source.dtype)
+    columns = np.empty(_TILE * _TILE, source.dtype)
+    for neuron in range(0, neurons, _TILE):
+        width = min(_TILE, neurons - neuron)
+        for line in range(0, hidden, _TILE):
+            height = min(_TILE, hidden - line)
+            for i in range(height):
+                place = (line + i) * neurons + neuron
+                lines[i * _TILE : i * _TILE + width] = source[place : place + width]
+            _transpose(lines, height, width, columns)
+            for j in range(width):
+                place = slots[neuron + j] * step + start + line
+                target[place : place + height] = columns[j * _TILE : j * _TILE + height]
+
+
+@njit(cache=True, nogil=True)
+def _scatter_columns(source: Any, step: int, start: int, slots: Any, hidden: int, target: Any) -> None:
+    neurons = slots.size
+    lines = np.empty(_TILE * _TILE, source.dtype)
+    columns = np.empty(_TILE * _TILE, source.dtype)
+    for neuron in range(0, neurons, _TILE):
+        width = min(_TILE, neurons - neuron)
+        for line in range(0, hidden, _TILE):
+            height = min(_TILE, hidden - line)
+            for j in range(width):
+                place = slots[neuron + j] * step + start + line
+                columns[j * _TILE : j * _TILE + height] = source[place : place + height]
+            _transpose(columns, width, height, lines)
+            for i in range(height):
+                place = (line + i) * neurons + neuron
+                target[place : place + width] = lines[i * _TILE : i * _TILE + width]
+
+
+@njit(cache=True, nogil=True)
+def _transpose(source: Any, height: int, width: int, target: Any) -> None:
+    for top in range(0, height, _MICRO_TILE):
+        bottom = min(top + _MICRO_TILE, height)
+        for left in range(0, width, _MICRO_TILE):
+            for j in range(left, min(left + _MICRO_TILE, width)):
+                for i in range(top, bottom):
+                    target[j * _TILE + i] = source[i * _TILE + j]

@@ -1,0 +1,35 @@
+"""The small files beside the weights: copied byte for byte, so that tokenizer and config reach the device untouched."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX, SHARD_INDEX
+from neuralink_cli.checkpoint.durable import sync_file
+from neuralink_cli.flash.plan import MODEL_CARD
+
+_WEIGHT_SUFFIXES = frozenset(
+    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".pkl")
+)
+_OWN_FILES = frozenset((SHARD_INDEX, FLASH_INDEX, "model.permuted.json", MODEL_CARD))
+
+
+def companion_files(directory: Path) -> list[str]:
+    """Names of the files of a checkpoint that go with any layout of it: all but weights, hidden files and folders."""
+    return sorted(
+        child.name
+        for child in directory.iterdir()
+        if child.is_file()
+        and not child.name.startswith(".")
+        and child.suffix not in _WEIGHT_SUFFIXES
+        and not child.name.endswith(".index.json")
+        and child.name not in _OWN_FILES
+    )
+
+
+def copy_companions(names: list[str], source: Path, target: Path) -> None:
+    """Copy files byte for byte, flushed to the device."""
+    for name in names:
+        shutil.copyfile(source / name, target / name)
+        sync_file(target / name)

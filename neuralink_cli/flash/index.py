@@ -1,0 +1,182 @@
+"""The sidecar indexes: `model.flash.json` of a bundled layout, `model.permuted.json` of a permuted one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from neuralink_cli import __version__
+from neuralink_cli.checkpoint.blocks import FFNBlock
+from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX
+from neuralink_cli.checkpoint.durable import sync_file
+from neuralink_cli.checkpoint.json_text import read_object, readable
+from neuralink_cli.checkpoint.schema import check_document
+from neuralink_cli.errors import InputError
+from neuralink_cli.flash.plan import (
+    FLASH_FILE,
+    BundledPlan,
+    BundlePart,
+    FlashBlock,
+    ResidentTensor,
+    SourceFile,
+    TensorRange,
+    moved_tensors,
+)
+from neuralink_cli.placement.gain import source_gains, total_gain
+from neuralink_cli.placement.placement import Placement
+
+PERMUTED_INDEX = "model.permuted.json"
+PERMUTED_PLACEMENT = "neuralink/placement.safetensors"
+PERMUTED_ORIGINALS = "neuralink/original"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FlashIndex:
+    """A parsed and checked `model.flash.json`; `document` is the whole of it."""
+
+    alignment: int
+    resident: str
+    file_bytes: int
+    file_sha256: str
+    fingerprint: str
+    blocks: tuple[FlashBlock, ...]
+    sources: tuple[SourceFile, ...]
+    digests: Mapping[str, str]
+    document: Mapping[str, Any]
+
+
+def flash_document(plan: BundledPlan, placement: Placement, sha256: str, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The index of a bundled layout."""
+    return {
+        "format": "neuralink-flash",
+        "version": FORMAT_VERSION,
+        "tool": f"neuralink {__version__}",
+        "layout": "bundled",
+        "resident": plan.resident,
+        "alignment": plan.alignment,
+        "file": {"name": FLASH_FILE, "bytes": plan.file_bytes, "sha256": sha256},
+        **_common(placement),
+        "blocks": [asdict(block) for block in plan.blocks],
+        "sources": [asdict(source) for source in plan.sources],
+        "digests": dict(digests),
+    }
+
+
+def permuted_document(
+    blocks: Sequence[FFNBlock], placement: Placement, files: Sequence[Mapping[str, Any]], verbatim: Sequence[str]
+) -> dict[str, Any]:
+    """The index of a permuted layout; `files` are its weight files with size and SHA-256."""
+    moved = moved_tensors(blocks)
+    return {
+        "format": "neuralink-permuted",
+        "version": FORMAT_VERSION,
+        "tool": f"neuralink {__version__}",
+        "layout": "permuted",
+        "files": list(files),
+        "placement": PERMUTED_PLACEMENT,
+        **_common(placement),
+        "blocks": [
+            {
+                "id": block.id,
+                "neurons": block.neurons,
+                "activation": block.activation,
+                "threshold": block.threshold,
+                "tensors": {name: axis for name, (owner, _, axis) in moved.items() if owner.id == block.id},
+            }
+            for block in placement.info.blocks
+        ],
+        "verbatim": list(verbatim),
+    }
+
+
+def write_index(path: Path, document: Mapping[str, Any]) -> None:
+    """Write an index, the last file of a layout, flushed to the device."""
+    path.write_text(readable(document), encoding="utf-8")
+    sync_file(path)
+
+
+def read_flash_index(directory: Path) -> FlashIndex:
+    """Read and check the index of a bundled layout.
+
+    Raises:
+        InputError: It is missing, malformed, or of another version.
+    """
+    document = _read(directory / FLASH_INDEX, "neuralink-flash", "flash index")
+    return FlashIndex(
+        alignment=document["alignment"],
+        resident=document["resident"],
+        file_bytes=document["file"]["bytes"],
+        file_sha256=document["file"]["sha256"],
+        fingerprint=document["model"]["fingerprint"],
+        blocks=tuple(_parse_block(block) for block in document["blocks"]),
+        sources=tuple(
+            SourceFile(**{**source, "stored": _parse_range(source["stored"])}) for source in document["sources"]
+        ),
+        digests=document["digests"],
+        document=document,
+    )
+
+
+def read_permuted_index(directory: Path) -> dict[str, Any]:
+    """Read and check the index of a permuted layout.
+
+    Raises:
+        InputError: It is missing, malformed, or of another version.
+    """
+    return _read(directory / PERMUTED_INDEX, "neuralink-permuted", "permuted index")
+
+
+def is_layout(directory: Path) -> bool:
+    """Whether a directory is a layout that this tool wrote."""
+    return (directory / FLASH_INDEX).is_file() or (directory / PERMUTED_INDEX).is_file()
+
+
+def _common(placement: Placement) -> dict[str, Any]:
+    info = placement.info
+    return {
+        "model": dict(info.model),
+        "signal": info.signal,
+        "calibration": info.calibration,
+        "provenance": {
+            "placement_sha256": placement.content_sha256,
+            "trace_sha256": info.trace["content_sha256"],
+            "sources": info.trace["sources"],
+            "parameters": dict(info.parameters),
+        },
+        "gain": {
+            "held_out": total_gain(info).as_document(),
+            "by_source": [gain.as_document() for gain in source_gains(info)],
+        },
+    }
+
+
+def _read(path: Path, form: str, kind: str) -> dict[str, Any]:
+    document = read_object(path)
+    if document.get("format") != form or document.get("version") != FORMAT_VERSION:
+        raise InputError(
+            f"has format {document.get('format')!r} version {document.get('version')!r}, "
+            f"this tool reads {form!r} version {FORMAT_VERSION}",
+            where=path,
+        )
+    check_document(document, kind, path)
+    return document
+
+
+def _parse_range(spec: Mapping[str, Any]) -> TensorRange:
+    return TensorRange(**{**spec, "shape": tuple(spec["shape"])})
+
+
+def _parse_block(spec: Mapping[str, Any]) -> FlashBlock:
+    parsed = {
+        "bundles": _parse_range(spec["bundles"]),
+        "parts": tuple(BundlePart(**part) for part in spec["parts"]),
+        "resident": tuple(
+            ResidentTensor(**{**resident, "place": _parse_range(resident["place"])}) for resident in spec["resident"]
+        ),
+        "order": _parse_range(spec["order"]),
+        "frequency": _parse_range(spec["frequency"]),
+    }
+    return FlashBlock(**{**spec, **parsed})

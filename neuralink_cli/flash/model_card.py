@@ -1,0 +1,54 @@
+"""The README.md of a layout: the source's own card if it had one, and a section that says what was done and gained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from neuralink_cli import __version__
+from neuralink_cli.flash.plan import MODEL_CARD
+from neuralink_cli.placement.gain import BlockGain, block_gains, source_gains, total_gain
+from neuralink_cli.placement.placement import Placement
+
+_WHAT = {
+    "bundled": (
+        "The neurons of every FFN block are stored as bundles in co-activation order, for runtimes that read only\n"
+        "the neurons that fire. `model.flash.json` says where everything lies; `model.flash.safetensors` is not an\n"
+        "ordinary checkpoint. `neuralink restore` brings the original back, byte for byte."
+    ),
+    "permuted": (
+        "An ordinary checkpoint that loads anywhere and computes the same function; the neurons of every FFN block\n"
+        "stand in co-activation order. `neuralink restore` brings the original back, byte for byte."
+    ),
+}
+
+
+def model_card(source: Path, layout: str, placement: Placement) -> str:
+    """The text of the card for a layout of the checkpoint in `source`."""
+    original = source / MODEL_CARD
+    kept = original.read_text(encoding="utf-8", errors="replace").rstrip("\n") + "\n\n" if original.is_file() else ""
+    info = placement.info
+    datasets = ", ".join(f"{entry['name']} ({entry['tokens']:,} tokens)" for entry in info.trace["sources"])
+    lines = [
+        "## Neuron order",
+        "",
+        f"Written by neuralink {__version__} (`--layout {layout}`).",
+        _WHAT[layout],
+        "",
+        f"- Calibrated on: {datasets}",
+        f"- Source model: `{info.model['model_type']}`, fingerprint `{info.model['fingerprint']}`",
+        f"- Placement: `{placement.content_sha256}`",
+        "",
+        "Reads on held-out tokens, without access collapse or cache (reads per token / neurons per read):",
+        "",
+        *_table([*block_gains(info), *source_gains(info), total_gain(info)]),
+    ]
+    return kept + "\n".join(lines) + "\n"
+
+
+def _table(gains: list[BlockGain]) -> list[str]:
+    orders = list(gains[-1].orders)
+    rows = [["", "active", *orders], ["---", *["---:"] * (len(orders) + 1)]]
+    for gain in gains:
+        figures = [f"{gain.orders[o].reads_per_token:.1f} / {gain.orders[o].mean_read_length:.2f}" for o in orders]
+        rows.append([gain.name, f"{gain.active_ratio:.1%}", *figures])
+    return ["| " + " | ".join(row) + " |" for row in rows]

@@ -1,0 +1,116 @@
+"""An open permuted layout: its index, files and placement checked, and its source tensors made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
+from neuralink_cli.checkpoint.header import DTYPE_BITS, Header
+from neuralink_cli.errors import InputError, VerificationError
+from neuralink_cli.flash.index import PERMUTED_INDEX, PERMUTED_ORIGINALS, read_permuted_index
+from neuralink_cli.placement.placement import Order, Placement, inverse
+
+Bytes = npt.NDArray[np.uint8]
+_CHUNK = 1 << 24
+
+
+class PermutedLayout:
+    """Reads a permuted layout. Use as a context manager.
+
+    Raises:
+        InputError: Index, weights or placement are missing or malformed.
+        VerificationError: They do not fit each other.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.index = read_permuted_index(directory)
+        self._stack = ExitStack()
+        try:
+            self.checkpoint = self._stack.enter_context(Checkpoint(directory))
+            self.placement = self._stack.enter_context(Placement(directory / self.index["placement"]))
+            self._check()
+        except (InputError, VerificationError):
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> PermutedLayout:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the source checkpoint."""
+        return str(self.index["model"]["fingerprint"])
+
+    @property
+    def file_digests(self) -> dict[str, str]:
+        """SHA-256 of each weight file, by name, as the index states it."""
+        return {file["name"]: file["sha256"] for file in self.index["files"]}
+
+    @property
+    def source_headers(self) -> dict[str, Header]:
+        """The headers of the source's weight files, which a permutation leaves alone, by file name."""
+        return {file.path.name: file.header for file in self.checkpoint.files}
+
+    @property
+    def verbatim(self) -> dict[str, bytes]:
+        """Contents of the source's files that the layout does not have under their own name, or shares with it."""
+        kept = {name: (self.directory / PERMUTED_ORIGINALS / name).read_bytes() for name in self.index["verbatim"]}
+        if self.checkpoint.sharded:
+            kept[SHARD_INDEX] = (self.directory / SHARD_INDEX).read_bytes()
+        return kept
+
+    @cached_property
+    def moved(self) -> dict[str, tuple[Order, int]]:
+        """Order and neuron axis of every permuted tensor, by name."""
+        return {
+            name: (self.placement.blocks[block["id"]].order, axis)
+            for block in self.index["blocks"]
+            for name, axis in block["tensors"].items()
+        }
+
+    def source_chunks(self, name: str) -> Iterator[Bytes]:
+        """The bytes of a source tensor, as they were in the source checkpoint."""
+        place = self.checkpoint.place(name)
+        if name in self.moved:
+            yield self.unpermuted(name, place.file.read(name))
+            return
+        for start in range(0, place.entry.nbytes, _CHUNK):
+            yield place.file.read(name, start, min(start + _CHUNK, place.entry.nbytes))
+
+    def unpermuted(self, name: str, data: Bytes) -> Bytes:
+        """The bytes of a moved tensor with its neurons back in source order."""
+        # Imported here because numba takes time that a quick look at a layout does not need.
+        from neuralink_cli.flash.bundling import permute_neurons
+
+        order, axis = self.moved[name]
+        return permute_neurons(data, inverse(order), axis, DTYPE_BITS[self.checkpoint.place(name).entry.dtype] // 8)
+
+    def _check(self) -> None:
+        where = self.directory / PERMUTED_INDEX
+        sizes = {file["name"]: file["bytes"] for file in self.index["files"]}
+        found = {file.path.name: file.size for file in self.checkpoint.files}
+        if sizes != found:
+            raise VerificationError(f"weight files are {found}, the index says {sizes}", where=where)
+        if self.placement.content_sha256 != self.index["provenance"].get("placement_sha256"):
+            raise VerificationError("the placement beside it is not the one it was made with", where=where)
+        for block in self.index["blocks"]:
+            if block["id"] not in self.placement.blocks:
+                raise VerificationError(f"block {block['id']} is not in the placement", where=where)
+            neurons = self.placement.blocks[block["id"]].order.size
+            for name, axis in block["tensors"].items():
+                shape = self.checkpoint.place(name).entry.shape
+                if axis >= len(shape) or shape[axis] != neurons:
+                    raise VerificationError(f"tensor {name!r} {list(shape)} does not fit {block['id']}", where=where)

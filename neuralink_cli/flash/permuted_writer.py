@@ -1,0 +1,40 @@
+"""Writes an ordinary HuggingFace checkpoint, shard by shard, in which only the order of the neurons differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from neuralink_cli.checkpoint.blocks import FFNBlock
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.header import DTYPE_BITS
+from neuralink_cli.flash.bundled_writer import tensor_chunks
+from neuralink_cli.flash.bundling import permute_neurons
+from neuralink_cli.flash.output_file import OutputFile
+from neuralink_cli.flash.plan import moved_tensors
+from neuralink_cli.placement.placement import PlacedBlock
+
+
+def write_permuted(
+    directory: Path,
+    checkpoint: Checkpoint,
+    blocks: Sequence[FFNBlock],
+    placed: Mapping[str, PlacedBlock],
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, str]:
+    """Write every weight file into `directory`, with the header bytes it had, and return their SHA-256 by name."""
+    moved = moved_tensors(blocks)
+    digests = {}
+    for file in checkpoint.files:
+        with OutputFile(directory / file.path.name, progress) as output:
+            output.write(file.header.prelude)
+            for entry in file.header.entries:
+                if entry.name in moved:
+                    block, _, axis = moved[entry.name]
+                    data = file.read(entry.name)
+                    output.write(permute_neurons(data, placed[block.id].order, axis, DTYPE_BITS[entry.dtype] // 8))
+                else:
+                    for chunk in tensor_chunks(checkpoint, entry.name):
+                        output.write(chunk)
+            digests[file.path.name] = output.sha256
+    return digests

@@ -1,0 +1,184 @@
+"""Co-activation counts f(i, j): for how many tokens two neurons of a block fired together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.errors import OptionError
+from neuralink_cli.placement.bits import Bits, activation_counts
+from neuralink_cli.placement.popcount import kernel, popcount
+
+Counts = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+"""Co-activation counts as a matrix."""
+
+Links = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint32]]
+"""A sparse list (i, j, count) of co-activation counts, ascending by (i, j), every pair once, i < j, no count 0."""
+
+# A stripe and a panel, 128 and 32 rows of 512 words of 8 bytes, stay in a second-level cache of 1 MiB.
+STRIPE = 128  # rows counted by one task
+PANEL = 32  # rows they are counted against at a time
+DEPTH = 512  # words of every row at a time
+
+
+def coactivation_counts(bits: Bits, *, workers: int | None = None) -> Counts:
+    """Count exactly, for every pair of neurons, the tokens for which both fired.
+
+    Args:
+        bits: uint64[n, words], neuron-major.
+        workers: Number of threads; all the process may use by default. The result does not depend on it.
+
+    Returns:
+        [n, n], the upper triangle: `counts[i, j]` for i <= j, the diagonal holding f(i); zero below the diagonal.
+        uint16 if no neuron fired more than 65,535 times, else uint32.
+    """
+    n = bits.shape[0]
+    counts = np.zeros((n, n), dtype=count_dtype(activation_counts(bits)))
+
+    def count_stripe(first: int) -> None:
+        last = min(first + STRIPE, n)
+        stripe = counts[first:last, first:]
+        count_together(bits, first, last, n, stripe)
+        stripe[np.tril_indices(last - first, -1)] = 0
+
+    run_tasks(count_stripe, range(0, n, STRIPE), workers)
+    return counts
+
+
+def strongest_links(bits: Bits, per_neuron: int, *, workers: int | None = None) -> Links:
+    """Find the strongest co-activation partners of every neuron, holding no more than a stripe of the full matrix.
+
+    A pair is listed if it is among the `per_neuron` strongest of either end; of partners with equal counts the one
+    of smaller index is the stronger. Pairs that never fired together are not listed.
+
+    Args:
+        bits: uint64[n, words], neuron-major.
+        per_neuron: Partners kept of each neuron, at least 1.
+        workers: Number of threads; all the process may use by default. The result does not depend on it.
+
+    Raises:
+        OptionError: `per_neuron` is less than 1.
+    """
+    if per_neuron < 1:
+        raise OptionError(f"the number of links per neuron must be at least 1, not {per_neuron}")
+    n = bits.shape[0]
+    dtype = count_dtype(activation_counts(bits))
+    partners = np.full((n, min(per_neuron, max(n - 1, 1))), -1, dtype=np.int32)
+    strengths = np.zeros(partners.shape, dtype=np.uint32)
+
+    def select_stripe(first: int) -> None:
+        last = min(first + STRIPE, n)
+        # Both triangles are counted: twice the work, but every row is complete at once and then forgotten.
+        stripe = np.zeros((last - first, n), dtype=dtype)
+        _count(bits, first, last, 0, n, stripe)
+        _select_strongest(stripe, first, partners[first:last], strengths[first:last])
+
+    run_tasks(select_stripe, range(0, n, STRIPE), workers)
+    kept = partners >= 0
+    row = np.nonzero(kept)[0]
+    column = partners[kept].astype(np.int64)
+    pair, where = np.unique(np.minimum(row, column) * n + np.maximum(row, column), return_index=True)
+    i, j = np.divmod(pair, max(n, 1))
+    return i.astype(np.int32), j.astype(np.int32), strengths[kept][where]
+
+
+def count_together(bits: Bits, first: int, last: int, end: int, counts: Counts) -> None:
+    """Add the co-activation counts of rows `first` to `last` with rows `first` to `end` of `bits` to `counts`.
+
+    `counts` is [last - first, end - first] and holds the sums modulo its type.
+    """
+    _count(bits, first, last, first, end, counts)
+
+
+def count_dtype(activations: npt.NDArray[np.int64]) -> npt.DTypeLike:
+    """The narrowest type that holds every co-activation count: none exceeds the largest activation count."""
+    return np.uint16 if not activations.size or int(activations.max()) <= np.iinfo(np.uint16).max else np.uint32
+
+
+def run_tasks(task: Callable[[int], Any], starts: range, workers: int | None) -> None:
+    """Run `task` for all `starts` on threads; kernels release the GIL, so they truly run at the same time."""
+    with ThreadPoolExecutor(workers or available_cpus()) as pool:
+        for _ in pool.map(task, starts):
+            pass
+
+
+def available_cpus() -> int:
+    """Number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@kernel
+def _count(bits: Bits, first: int, last: int, first_column: int, end: int, counts: Counts) -> None:
+    """counts[i - first, j - first_column] += |b_i & b_j|, four rows against four at a time.
+
+    The 16 sums live in vector registers and 8 loads serve 16 population counts, so that the loop is bound by
+    arithmetic, not by loads. Rows past the end repeat the last row, and their sums are dropped.
+    """
+    words = bits.shape[1]
+    zero = np.uint64(0)
+    for start in range(0, words, DEPTH):
+        stop = min(start + DEPTH, words)
+        for panel in range(first_column, end, PANEL):
+            panel_end = min(panel + PANEL, end)
+            for i in range(first, last, 4):
+                a0 = bits[i, start:stop]
+                a1 = bits[min(i + 1, last - 1), start:stop]
+                a2 = bits[min(i + 2, last - 1), start:stop]
+                a3 = bits[min(i + 3, last - 1), start:stop]
+                for j in range(panel, panel_end, 4):
+                    b0 = bits[j, start:stop]
+                    b1 = bits[min(j + 1, end - 1), start:stop]
+                    b2 = bits[min(j + 2, end - 1), start:stop]
+                    b3 = bits[min(j + 3, end - 1), start:stop]
+                    c00, c01, c02, c03 = zero, zero, zero, zero
+                    c10, c11, c12, c13 = zero, zero, zero, zero
+                    c20, c21, c22, c23 = zero, zero, zero, zero
+                    c30, c31, c32, c33 = zero, zero, zero, zero
+                    for w in range(stop - start):
+                        c00 += popcount(a0[w] & b0[w])
+                        c01 += popcount(a0[w] & b1[w])
+                        c02 += popcount(a0[w] & b2[w])
+                        c03 += popcount(a0[w] & b3[w])
+                        c10 += popcount(a1[w] & b0[w])
+                        c11 += popcount(a1[w] & b1[w])
+                        c12 += popcount(a1[w] & b2[w])
+                        c13 += popcount(a1[w] & b3[w])
+                        c20 += popcount(a2[w] & b0[w])
+                        c21 += popcount(a2[w] & b1[w])
+                        c22 += popcount(a2[w] & b2[w])
+                        c23 += popcount(a2[w] & b3[w])
+                        c30 += popcount(a3[w] & b0[w])
+                        c31 += popcount(a3[w] & b1[w])
+                        c32 += popcount(a3[w] & b2[w])
+                        c33 += popcount(a3[w] & b3[w])
+                    sums = (c00, c01, c02, c03, c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32, c33)
+                    for r in range(min(4, last - i)):
+                        for c in range(min(4, panel_end - j)):
+                            counts[i - first + r, j - first_column + c] += sums[4 * r + c]
+
+
+@kernel
+def _select_strongest(
+    stripe: Counts, first: int, partners: npt.NDArray[np.int32], strengths: npt.NDArray[np.uint32]
+) -> None:
+    """Fill each row of `partners` with the strongest partners, in descending order of strength."""
+    for r in range(stripe.shape[0]):
+        weakest = partners.shape[1] - 1
+        for j in range(stripe.shape[1]):
+            # A partner of equal strength has a smaller index, as it came first, and stays ahead.
+            count = stripe[r, j]
+            if count > strengths[r, weakest] and j != first + r:
+                place = weakest
+                while place > 0 and count > strengths[r, place - 1]:
+                    strengths[r, place] = strengths[r, place - 1]
+                    partners[r, place] = partners[r, place - 1]
+                    place -= 1
+                strengths[r, place] = count
+                partners[r, place] = j

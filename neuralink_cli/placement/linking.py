@@ -1,0 +1,246 @@
+"""Linking: neurons that fire together are joined into paths, the strongest pairs first (the paper's Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.placement.counting import Counts
+from neuralink_cli.placement.popcount import kernel
+
+BATCH = 1 << 18  # pairs sorted at a time
+
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Linking:
+    """An order of the neurons, and where its links are."""
+
+    order: IntArray
+    """int32[n], `order[slot]` = neuron."""
+    links: IntArray
+    """int32[links], ascending: the slots at which links start; a link ends where the next one starts."""
+
+
+def link_greedy(counts: Counts, activation_counts: npt.NDArray[np.int64], *, batch: int = BATCH) -> Linking:
+    """Link the neurons by their co-activation counts: Algorithm 1 of the paper, exactly, over all pairs.
+
+    Pairs are taken in greedy order: by descending count, ties by ascending (i, j), i < j. A pair is linked unless
+    one of the two has two neighbours already, or they are in the same path; pairs of count 0 are never linked.
+    The resulting paths, and the neurons that no pair linked as paths of one, are laid out by descending mean
+    activation count, ties by smallest neuron index; so neurons that never fired come last, by ascending index.
+    Each path is walked from the end of larger activation count, ties from the end of smaller index.
+
+    Args:
+        counts: [n, n], of which the upper triangle is read.
+        activation_counts: int64[n]; `counts[i, j]` must not exceed that of i or j.
+        batch: Pairs sorted at a time: bounds the memory needed, and does not change the result.
+    """
+    paths = Paths(activation_counts)
+    pairs = LeadingPairs(counts.shape[0], batch, paths.activation_counts)
+    while True:
+        neurons = paths.open_neurons()
+        pairs.offer(counts, neurons, neurons, neurons, paths)
+        if not paths.join_leading(pairs):
+            return paths.lay_out()
+
+
+def link_sparse(
+    i: IntArray, j: IntArray, count: npt.NDArray[np.uint32], n: int, activation_counts: npt.NDArray[np.int64]
+) -> Linking:
+    """Link the neurons as `link_greedy` does, but as if all pairs that are not listed had count 0.
+
+    Args:
+        i: int32[pairs], one neuron of each pair.
+        j: int32[pairs], the other.
+        count: Their co-activation counts.
+        n: Number of neurons.
+        activation_counts: int64[n].
+    """
+    paths = Paths(activation_counts)
+    pairs = LeadingPairs(n, int(np.size(count)), paths.activation_counts)
+    pairs.offer_list(i, j, count)
+    paths.join_leading(pairs)
+    return paths.lay_out()
+
+
+class LeadingPairs:
+    """Of all pairs offered, the first `capacity` in greedy order, as integer keys that ascend in greedy order.
+
+    Most pairs are rejected because the neurons that fire most are saturated early. So the pairs are taken in batches,
+    and each batch only has to look at the neurons that the one before left with less than two neighbours.
+    """
+
+    def __init__(self, n: int, capacity: int, activation_counts: npt.NDArray[np.int64]) -> None:
+        largest = int(activation_counts.max(initial=0))
+        if (largest + 1) * n * n >= 1 << 63:
+            raise UnsupportedError(f"a block of {n} neurons that fired up to {largest} times is too large to link")
+        self.n = n
+        self.largest = largest
+        self.capacity = max(capacity, 1)
+        # Room for at least a row beyond the capacity, and so much that trimming is rare.
+        self.keys = np.empty(self.capacity + max(self.capacity, n), dtype=np.int64)
+        self.restart(largest)
+
+    def restart(self, ceiling: int) -> None:
+        """Begin a batch of pairs of counts up to `ceiling`, inclusive."""
+        self.size = 0
+        self.dropped = False
+        self.ceiling = ceiling
+        self.floor = 1  # pairs of lower counts cannot be among the first
+
+    def offer(self, table: Counts, rows: IntArray, columns: IntArray, neurons: IntArray, paths: Paths) -> None:
+        """Offer the pairs of each of the first `rows.size` of `neurons` with those after it, but the ends of one path.
+
+        The co-activation count of the a-th and the b-th neuron, a < b, is `table[rows[a], columns[b]]`.
+        """
+        done = 0
+        while True:
+            done, self.size = _collect(
+                table,
+                (rows, columns, neurons),
+                (paths.activation_counts, paths.other_end),
+                done,
+                (self.floor, self.ceiling, self.largest),
+                self.keys,
+                self.size,
+            )
+            if done == rows.size:
+                break
+            self.trim()
+
+    def offer_list(self, i: IntArray, j: IntArray, count: npt.NDArray[np.uint32]) -> None:
+        """Offer listed pairs, no more than the capacity."""
+        low = np.minimum(i, j).astype(np.int64)
+        keys = (self.largest - count.astype(np.int64)) * (self.n * self.n) + low * self.n + np.maximum(i, j)
+        keys = keys[np.asarray(count) > 0]
+        self.keys[: keys.size] = keys
+        self.size = keys.size
+
+    def trim(self) -> None:
+        """Drop all but the first `capacity` pairs and raise the floor to the count of the last of them."""
+        if self.size > self.capacity:
+            self.keys[: self.size].partition(self.capacity - 1)
+            self.size = self.capacity
+            self.dropped = True
+            self.floor = self._count(self.keys[self.size - 1])
+
+    def take(self) -> tuple[npt.NDArray[np.int64], bool]:
+        """The keys in greedy order, and whether more pairs follow them; then begin the next batch where they end."""
+        self.trim()
+        keys, dropped = self.keys[: self.size], self.dropped
+        keys.sort()
+        self.restart(self._count(keys[-1]) if keys.size else 0)
+        return keys, dropped
+
+    def _count(self, key: np.int64) -> int:
+        return self.largest - int(key) // (self.n * self.n)
+
+
+class Paths:
+    """The paths linked so far. Only ends of paths are ever joined, so each end need only know the other one."""
+
+    def __init__(self, activation_counts: npt.NDArray[np.int64]) -> None:
+        n = activation_counts.size
+        self.activation_counts = np.ascontiguousarray(activation_counts, dtype=np.int64)
+        self.neighbours = np.full((n, 2), -1, dtype=np.int32)
+        self.other_end = np.arange(n, dtype=np.int32)
+
+    def open_neurons(self) -> IntArray:
+        """Neurons that may still be linked, ascending: those that fired and have less than two neighbours."""
+        return np.nonzero((self.neighbours[:, 1] < 0) & (self.activation_counts > 0))[0].astype(np.int32)
+
+    def join_leading(self, pairs: LeadingPairs) -> bool:
+        """Link all `pairs` that can be; say whether there may be more pairs to link."""
+        keys, more = pairs.take()
+        _join(keys, pairs.n, self.neighbours, self.other_end)
+        return more
+
+    def lay_out(self) -> Linking:
+        """Arrange the paths one after the other, as `link_greedy` documents."""
+        n = self.other_end.size
+        ends = np.nonzero(self.neighbours[:, 1] < 0)[0]
+        other = self.other_end[ends]
+        count, other_count = self.activation_counts[ends], self.activation_counts[other]
+        starts = ends[(count > other_count) | ((count == other_count) & (ends <= other))].astype(np.int32)
+        walked = np.empty(n, dtype=np.int32)
+        first = np.empty(starts.size + 1, dtype=np.int64)
+        _walk(starts, self.neighbours, walked, first)
+        length = np.diff(first)
+        if starts.size:
+            # Quotients of integers as small as these are equal as floats only if they are equal.
+            mean = np.add.reduceat(self.activation_counts[walked], first[:-1]) / length
+            smallest = np.minimum.reduceat(walked, first[:-1])
+            arranged = np.lexsort((smallest, -mean))
+        else:
+            arranged = np.empty(0, dtype=np.int64)
+        links = np.cumsum(length[arranged]) - length[arranged]
+        slots = np.repeat(first[arranged] - links, length[arranged]) + np.arange(n)
+        return Linking(order=walked[slots], links=links.astype(np.int32))
+
+
+@kernel
+def _collect(
+    table: Counts,
+    positions: tuple[IntArray, IntArray, IntArray],
+    state: tuple[npt.NDArray[np.int64], IntArray],
+    done: int,
+    counts: tuple[int, int, int],
+    keys: npt.NDArray[np.int64],
+    size: int,
+) -> tuple[int, int]:
+    """Append the keys of rows from `done` on while a row surely fits: the rows then done, and the number of keys."""
+    rows, columns, neurons = positions
+    activation_counts, other_end = state
+    floor, ceiling, largest = counts
+    n = other_end.size
+    for a in range(done, rows.size):
+        if size + neurons.size > keys.size:
+            return a, size
+        i = neurons[a]
+        if activation_counts[i] < floor:
+            continue
+        row = table[rows[a]]
+        for b in range(a + 1, neurons.size):
+            count = np.int64(row[columns[b]])
+            j = neurons[b]
+            if floor <= count <= ceiling and other_end[i] != j:
+                keys[size] = ((largest - count) * n + min(i, j)) * n + max(i, j)
+                size += 1
+    return rows.size, size
+
+
+@kernel
+def _join(keys: npt.NDArray[np.int64], n: int, neighbours: IntArray, other_end: IntArray) -> None:
+    """Link the pairs in the order given, unless one has two neighbours or both are ends of one path."""
+    for key in keys:
+        i, j = key // n % n, key % n
+        if neighbours[i, 1] >= 0 or neighbours[j, 1] >= 0 or other_end[i] == j:
+            continue
+        neighbours[i, 1 if neighbours[i, 0] >= 0 else 0] = j
+        neighbours[j, 1 if neighbours[j, 0] >= 0 else 0] = i
+        start, stop = other_end[i], other_end[j]
+        other_end[start] = stop
+        other_end[stop] = start
+
+
+@kernel
+def _walk(starts: IntArray, neighbours: IntArray, walked: IntArray, first: npt.NDArray[np.int64]) -> None:
+    """Write the paths from `starts` one after the other to `walked`, and where each begins to `first`."""
+    slot = 0
+    for k in range(starts.size):
+        first[k] = slot
+        previous, neuron = -1, starts[k]
+        while neuron >= 0:
+            walked[slot] = neuron
+            slot += 1
+            following = neighbours[neuron, 0]
+            # Towards the end of a path the second neighbour is -1, and in a path of one so is the first.
+            if following == previous:
+                following = neighbours[neuron, 1]
+            previous, neuron = neuron, following
+    first[starts.size] = slot

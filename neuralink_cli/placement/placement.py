@@ -1,0 +1,145 @@
+"""The placement file: for every FFN block the order in which its neurons are stored, and its expected gain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.checkpoint.stage_file import StageFile, array_tensor, write_stage_file
+from neuralink_cli.errors import InputError
+
+Order = npt.NDArray[np.int32]
+Frequency = npt.NDArray[np.float32]
+ORDER_NAMES = ("original", "frequency", "linked")
+
+
+@dataclass(frozen=True)
+class HeldOutReads:
+    """Reads, without access collapse, on the held-out tokens of one source: `reads` by name of the order."""
+
+    source: str
+    tokens: int
+    active: int
+    reads: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class PlacementBlock:
+    """What the placement says of one block; `order` is the name of the order that was chosen."""
+
+    id: str
+    neurons: int
+    activation: str
+    threshold: float
+    order: str
+    held_out: tuple[HeldOutReads, ...]
+
+
+@dataclass(frozen=True)
+class PlacementHeader:
+    """Everything a placement says beside its arrays."""
+
+    model: Mapping[str, str]
+    trace: Mapping[str, Any]
+    signal: str
+    calibration: Mapping[str, Any] | None
+    parameters: Mapping[str, Any]
+    blocks: tuple[PlacementBlock, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedBlock:
+    """The arrays of one block, all by slot.
+
+    Attributes:
+        order: int32 `[n]`, `order[slot] = neuron`, a permutation.
+        frequency: float32 `[n]`, the share of calibration tokens at which the neuron in that slot fires.
+        links: int32 `[k]`, ascending slots at which the links start.
+    """
+
+    order: Order
+    frequency: Frequency
+    links: npt.NDArray[np.int32]
+
+
+def write_placement(
+    path: Path, header: PlacementHeader, arrays: Mapping[str, PlacedBlock], *, overwrite: bool = False
+) -> str:
+    """Write a placement and return its `content_sha256`.
+
+    Raises:
+        OutputError: As `write_stage_file`.
+    """
+    tensors = []
+    for block in header.blocks:
+        placed = arrays[block.id]
+        tensors.append(array_tensor(f"{block.id}.order", placed.order))
+        tensors.append(array_tensor(f"{block.id}.frequency", placed.frequency))
+        tensors.append(array_tensor(f"{block.id}.links", placed.links))
+    return write_stage_file(path, "placement", asdict(header), tensors, overwrite=overwrite)
+
+
+class Placement(StageFile):
+    """An open placement, checked: its content digest, and that every order is a permutation.
+
+    Raises:
+        InputError: Not a placement, damaged, or an order that is not a permutation.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "placement")
+        try:
+            self.check_content()
+            self.info = _parse(self.document)
+            self.blocks = {block.id: self._read(block) for block in self.info.blocks}
+        except InputError:
+            self.close()
+            raise
+
+    def _read(self, block: PlacementBlock) -> PlacedBlock:
+        order = self.array(f"{block.id}.order", "I32")
+        if not is_permutation(order, block.neurons):
+            raise InputError(f"{block.id}.order is not a permutation of {block.neurons} neurons", where=self.path)
+        frequency = self.array(f"{block.id}.frequency", "F32")
+        if frequency.shape != (block.neurons,):
+            raise InputError(f"{block.id}.frequency has shape {list(frequency.shape)}", where=self.path)
+        return PlacedBlock(order, frequency, self.array(f"{block.id}.links", "I32"))
+
+
+def is_permutation(order: npt.NDArray[Any], neurons: int) -> bool:
+    """Whether `order` holds each of 0 .. neurons - 1 exactly once."""
+    if order.shape != (neurons,) or (neurons and (order.min() < 0 or order.max() >= neurons)):
+        return False
+    return bool((np.bincount(order, minlength=neurons) == 1).all())
+
+
+def inverse(order: Order) -> Order:
+    """The inverse permutation: `inverse(order)[neuron] = slot`."""
+    slots = np.empty_like(order)
+    slots[order] = np.arange(order.size, dtype=order.dtype)
+    return slots
+
+
+def total_reads(held_out: Sequence[HeldOutReads]) -> HeldOutReads:
+    """Held-out figures added up over sources or blocks (tokens too); orders missing in any of them are left out."""
+    names = [name for name in held_out[0].reads if all(name in part.reads for part in held_out)] if held_out else []
+    return HeldOutReads(
+        source="total",
+        tokens=sum(part.tokens for part in held_out),
+        active=sum(part.active for part in held_out),
+        reads={name: sum(part.reads[name] for part in held_out) for name in names},
+    )
+
+
+def _parse(document: Mapping[str, Any]) -> PlacementHeader:
+    blocks = tuple(
+        PlacementBlock(**{**block, "held_out": tuple(HeldOutReads(**part) for part in block["held_out"])})
+        for block in document["blocks"]
+    )
+    keys = ("model", "trace", "signal", "calibration", "parameters")
+    return PlacementHeader(**{key: document[key] for key in keys}, blocks=blocks)
