@@ -14,6 +14,7 @@ SCHEMAS = {
     "architecture": "checkpoint/architectures/architecture.schema.json",
     "trace": "activations/trace.schema.json",
     "placement": "placement/placement.schema.json",
+    "device": "placement/devices/device.schema.json",
     "flash index": "flash/flash_index.schema.json",
     "permuted index": "flash/permuted_index.schema.json",
 }

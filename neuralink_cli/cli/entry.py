@@ -13,23 +13,10 @@ from types import FrameType
 
 import click
 
-from neuralink_cli import errors
+from neuralink_cli.cli import exit_codes
 from neuralink_cli.cli.commands import cli
+from neuralink_cli.errors import NeuralinkError
 
-EXIT_CODES: dict[type[BaseException], int] = {
-    errors.VerificationError: 1,
-    errors.OptionError: 2,
-    errors.InputError: 3,
-    errors.UnsupportedError: 4,
-    errors.MismatchError: 5,
-    errors.OutputError: 6,
-    errors.MissingDependencyError: 7,
-}
-EXIT_OUT_OF_MEMORY = 8
-EXIT_INTERNAL = 70
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
-EXIT_TERMINATED = 143
 DEBUG_VARIABLE = "NEURALINK_DEBUG"
 
 
@@ -50,28 +37,23 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing unfinished was left behind", EXIT_INTERRUPTED)
+        return _fail("interrupted; nothing unfinished was left behind", exit_codes.INTERRUPTED)
     except Terminated:
-        return _fail("terminated; nothing unfinished was left behind", EXIT_TERMINATED)
+        return _fail("terminated; nothing unfinished was left behind", exit_codes.TERMINATED)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): not worth a word. Python would still complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
-    except errors.NeuralinkError as error:
-        return _fail(str(error), exit_code(error))
+        return exit_codes.BROKEN_PIPE
+    except NeuralinkError as error:
+        return _fail(str(error), exit_codes.exit_code(error))
     except MemoryError:
-        return _fail("out of memory; try smaller batches or fewer jobs", EXIT_OUT_OF_MEMORY)
+        return _fail("out of memory; try smaller batches or fewer jobs", exit_codes.OUT_OF_MEMORY)
     except OSError as error:
-        return _fail(_describe(error), EXIT_CODES[errors.OutputError])
+        return _fail(_describe(error), exit_codes.OUTPUT)
     except Exception as error:
         kind = f"{type(error).__name__}: {' '.join(str(error).split())}"
         advice = f"this is a bug, please report it with the output of {DEBUG_VARIABLE}=1"
-        return _fail(f"internal error ({kind}); {advice}", EXIT_INTERNAL)
-
-
-def exit_code(error: errors.NeuralinkError) -> int:
-    """The exit code of a failure: that of the nearest class in `EXIT_CODES`."""
-    return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
+        return _fail(f"internal error ({kind}); {advice}", exit_codes.INTERNAL)
 
 
 def _describe(error: OSError) -> str:

@@ -10,7 +10,7 @@ import click
 
 from neuralink_cli.cli.options import PATH, architecture_option, model_argument, reporting_options
 from neuralink_cli.cli.output import human_bytes, print_json, progress_bar
-from neuralink_cli.errors import OptionError, VerificationError
+from neuralink_cli.errors import InputError, OptionError, VerificationError
 
 
 @click.command(
@@ -103,19 +103,29 @@ def _compare_outputs(
     architecture_file: Path | None,
     trust_remote_code: bool,
 ) -> dict[str, Any]:
-    from neuralink_cli.activations.logits import compare_outputs
+    from neuralink_cli.activations.logits import compare_outputs, read_token_sequences
     from neuralink_cli.checkpoint.architecture import choose_architecture
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
     from neuralink_cli.flash.restore import loadable
 
     with Checkpoint(model) as checkpoint:
         architecture = choose_architecture(checkpoint.model_type, model, architecture_file)
+    sequences = read_token_sequences(model, _read_text(text_file))
     with loadable(directory) as rewritten:
-        comparison = compare_outputs(model, rewritten, text_file, architecture, trust_remote_code=trust_remote_code)
-    if comparison.max_abs_difference > tolerance * comparison.reference_scale:
+        comparison = compare_outputs(
+            model, rewritten, sequences, architecture, tolerance=tolerance, trust_remote_code=trust_remote_code
+        )
+    if not comparison.agrees:
         raise VerificationError(
             f"outputs differ by up to {comparison.max_abs_difference:.3g} (largest output "
             f"{comparison.reference_scale:.3g}), more than --tolerance {tolerance:g} allows",
             where=directory,
         )
     return asdict(comparison)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read as text ({error})", where=path) from None

@@ -64,8 +64,8 @@ class RelayoutPlan:
 
     @property
     def total_bytes(self) -> int:
-        """Disk space that the layout takes."""
-        return self.weight_bytes + self.companion_bytes + _SPARE_BYTES
+        """Size of the weights and the files copied beside them."""
+        return self.weight_bytes + self.companion_bytes
 
 
 def plan_relayout(
@@ -127,7 +127,7 @@ def check_output(plan: RelayoutPlan, output: Path, overwrite: bool) -> None:
         OutputError: It exists (and is not to be overwritten), or the disk is too small.
     """
     require_replaceable(output, overwrite, is_layout)
-    require_space(output, plan.total_bytes)
+    require_space(output, plan.total_bytes + _SPARE_BYTES)
 
 
 def write_layout(

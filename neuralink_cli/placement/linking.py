@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.placement.counting import Counts
 from neuralink_cli.placement.popcount import kernel
 
@@ -39,9 +39,16 @@ def link_greedy(counts: Counts, activation_counts: npt.NDArray[np.int64], *, bat
         counts: [n, n], of which the upper triangle is read.
         activation_counts: int64[n]; `counts[i, j]` must not exceed that of i or j.
         batch: Pairs sorted at a time: bounds the memory needed, and does not change the result.
+
+    Raises:
+        InputError: `counts` and `activation_counts` differ in the number of neurons.
+        UnsupportedError: The number of neurons, squared, times their activations does not fit 63 bits.
     """
+    n = activation_counts.size
+    if counts.shape != (n, n):
+        raise InputError(f"co-activation counts of shape {list(counts.shape)} are not those of {n} neurons")
     paths = Paths(activation_counts)
-    pairs = LeadingPairs(counts.shape[0], batch, paths.activation_counts)
+    pairs = LeadingPairs(batch, paths.activation_counts)
     while True:
         neurons = paths.open_neurons()
         pairs.offer(counts, neurons, neurons, neurons, paths)
@@ -60,9 +67,15 @@ def link_sparse(
         count: Their co-activation counts.
         n: Number of neurons.
         activation_counts: int64[n].
+
+    Raises:
+        InputError: A pair names a neuron outside the block, or `activation_counts` are not those of n neurons.
+        UnsupportedError: As `link_greedy`.
     """
+    if activation_counts.size != n or any(ends.size and not (ends.min() >= 0 and ends.max() < n) for ends in (i, j)):
+        raise InputError(f"the pairs and {activation_counts.size} activation counts are not those of {n} neurons")
     paths = Paths(activation_counts)
-    pairs = LeadingPairs(n, int(np.size(count)), paths.activation_counts)
+    pairs = LeadingPairs(count.size, paths.activation_counts)
     pairs.offer_list(i, j, count)
     paths.join_leading(pairs)
     return paths.lay_out()
@@ -75,7 +88,8 @@ class LeadingPairs:
     and each batch only has to look at the neurons that the one before left with less than two neighbours.
     """
 
-    def __init__(self, n: int, capacity: int, activation_counts: npt.NDArray[np.int64]) -> None:
+    def __init__(self, capacity: int, activation_counts: npt.NDArray[np.int64]) -> None:
+        n = activation_counts.size
         largest = int(activation_counts.max(initial=0))
         if (largest + 1) * n * n >= 1 << 63:
             raise UnsupportedError(f"a block of {n} neurons that fired up to {largest} times is too large to link")

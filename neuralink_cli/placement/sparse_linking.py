@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.errors import InputError
 from neuralink_cli.placement.bits import Bits
 from neuralink_cli.placement.counting import STRIPE, Counts, available_cpus, count_dtype, count_together
 from neuralink_cli.placement.linking import LeadingPairs, Linking, Paths
@@ -28,9 +29,15 @@ def link_tiled(
         activation_counts: int64[n], of `bits`.
         batch: Pairs sorted at a time: bounds the memory needed, and does not change the result.
         workers: Number of threads; all the process may use by default. The result does not depend on it.
+
+    Raises:
+        InputError: `bits` and `activation_counts` differ in the number of neurons.
+        UnsupportedError: As `link_greedy`.
     """
+    if bits.shape[0] != activation_counts.size:
+        raise InputError(f"{activation_counts.size} activation counts are not those of {bits.shape[0]} bit vectors")
     paths = Paths(activation_counts)
-    pairs = LeadingPairs(bits.shape[0], batch, paths.activation_counts)
+    pairs = LeadingPairs(batch, paths.activation_counts)
     workers = workers or available_cpus()
     with ThreadPoolExecutor(workers) as pool:
         while True:

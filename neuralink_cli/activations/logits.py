@@ -1,0 +1,135 @@
+"""Whether two checkpoints compute the same: their outputs on the same tokens, compared as float32."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.activations.corpus import Sample
+from neuralink_cli.activations.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.activations.sequences import SequenceOptions, TokenIds, tokenize
+from neuralink_cli.checkpoint.architecture import Architecture
+from neuralink_cli.errors import InputError, MismatchError
+
+Outputs = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """How far the outputs (logits, or the hidden states of an encoder) of two models are apart.
+
+    `reference_scale` is the greatest absolute value of the original's outputs, `same_argmax` the share of tokens for
+    which the greatest output is the same one. A model whose neurons were only reordered differs by rounding.
+    """
+
+    max_abs_difference: float
+    reference_scale: float
+    tokens: int
+    same_argmax: float
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no output differs by more than `tolerance` of the scale; false if any is NaN."""
+        return self.max_abs_difference <= self.tolerance * self.reference_scale
+
+
+def read_token_sequences(directory: Path, text: str, *, sequences: int = 4, length: int = 64) -> list[TokenIds]:
+    """The start of a text as at most `sequences` sequences of `length` tokens, by the tokenizer of a checkpoint.
+
+    Raises:
+        InputError: The text has no tokens, or the tokenizer cannot be loaded.
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    require_hf_packages("torch", "transformers")
+    from neuralink_cli.activations.model import load_tokenizer
+
+    with quiet_transformers():
+        tokenizer = load_tokenizer(directory)
+        options = SequenceOptions(length, packing=True, max_tokens=sequences * length)
+        found = list(tokenize([Sample(text)], tokenizer, options))
+    if not found:
+        raise InputError("the text to compare outputs on has no tokens", where=directory)
+    return found
+
+
+def compare_outputs(
+    original: Path,
+    other: Path,
+    sequences: Sequence[TokenIds],
+    architecture: Architecture,
+    *,
+    tolerance: float = 1e-4,
+    device: str = "cpu",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> OutputComparison:
+    """Run two local checkpoints, one after the other, on the same token sequences.
+
+    Args:
+        tolerance: What `OutputComparison.agrees` allows, as a share of the original's greatest absolute output.
+
+    Raises:
+        InputError, OptionError: A model cannot be loaded, as `load_model`.
+        MismatchError: The outputs have different shapes.
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    require_hf_packages("torch", "transformers")
+
+    def outputs(directory: Path) -> list[Outputs]:
+        with quiet_transformers():
+            return list(_run(directory, sequences, architecture, device, dtype, trust_remote_code))
+
+    expected, found = outputs(original), outputs(other)
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            raise MismatchError(f"gives outputs of shape {b.shape}, {original} of {a.shape}", where=other)
+    same = sum(int((a.argmax(axis=1) == b.argmax(axis=1)).sum()) for a, b in zip(expected, found, strict=True))
+    tokens = sum(a.shape[0] for a in expected)
+    # The maximum of anything with a NaN in it is NaN, in numpy as well, but not in Python's own max.
+    return OutputComparison(
+        max_abs_difference=float(np.max([np.abs(a - b).max() for a, b in zip(expected, found, strict=True)])),
+        reference_scale=float(np.max([np.abs(a).max() for a in expected])),
+        tokens=tokens,
+        same_argmax=same / tokens,
+        tolerance=tolerance,
+    )
+
+
+def _run(
+    directory: Path,
+    sequences: Sequence[TokenIds],
+    architecture: Architecture,
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+) -> Iterator[Outputs]:
+    """Outputs of each sequence: float32 `[tokens, outputs]`."""
+    import torch
+
+    from neuralink_cli.activations.model import load_model
+
+    with_head = architecture.task == "causal-lm"
+    model: Any = load_model(
+        directory,
+        architecture,
+        with_head=with_head,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    for sequence in sequences:
+        ids = torch.from_numpy(sequence.astype(np.int64))[None].to(model.device)
+        with torch.inference_mode():
+            output = model(input_ids=ids)
+        values = output.logits if with_head else output.last_hidden_state
+        yield values[0].float().cpu().numpy()
+    # Only one model at a time fits where one just fits.
+    del model
+    gc.collect()

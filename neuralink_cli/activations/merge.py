@@ -1,0 +1,132 @@
+"""Merging traces of one model: tokens one after the other, and parts of a dataset become one again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+
+from neuralink_cli.activations.trace import Bits, Trace, TraceBlock, TraceHeader, TraceSource, write_trace
+from neuralink_cli.checkpoint.durable import require_free
+from neuralink_cli.errors import MismatchError, OptionError
+
+_CHUNK_BYTES = 1 << 22
+
+
+def merge_traces(
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> TraceHeader:
+    """Write the trace that has the tokens of all inputs, in the order given, and return its header.
+
+    Sources that go on where the one before them ended become one, so that the parts of a run, merged in order, give
+    the same bytes as the whole run.
+
+    Args:
+        progress: Called with the bytes written since the last call.
+
+    Raises:
+        InputError: An input is not a trace, or damaged.
+        MismatchError: They differ in model, signal, thresholds or blocks, or hold the same sequences twice.
+        OptionError: There is no input.
+        OutputError: As `write_trace`.
+    """
+    if not inputs:
+        raise OptionError("no traces to merge")
+    require_free(output, overwrite)
+    with ExitStack() as stack:
+        traces = [stack.enter_context(closing(Trace(path))) for path in inputs]
+        for trace in traces[1:]:
+            _require_same_run(traces[0], trace)
+        _require_distinct(traces)
+        for trace in traces:
+            trace.check_content()
+        first = traces[0].info
+        header = TraceHeader(
+            first.model, first.signal, first.calibration, first.blocks, _join(s for t in traces for s in t.info.sources)
+        )
+        block_of = {block.id: block for block in first.blocks}
+        write_trace(
+            output,
+            header,
+            np.concatenate([trace.sequence_lengths for trace in traces]),
+            lambda block_id: _all_bits(traces, block_of[block_id]),
+            overwrite=overwrite,
+            progress=progress,
+        )
+        return header
+
+
+def _require_same_run(first: Trace, other: Trace) -> None:
+    a, b = first.info, other.info
+    for name in ("model", "signal", "calibration"):
+        ours, theirs = getattr(a, name), getattr(b, name)
+        if ours != theirs:
+            raise _mismatch(first, other, f"{name} {ours} and {theirs}")
+    if len(a.blocks) != len(b.blocks):
+        raise _mismatch(first, other, f"{len(a.blocks)} and {len(b.blocks)} blocks")
+    for ours, theirs in zip(a.blocks, b.blocks, strict=True):
+        if ours.threshold != theirs.threshold and ours.id == theirs.id:
+            raise _mismatch(
+                first,
+                other,
+                f"thresholds {ours.threshold} and {theirs.threshold} in block {ours.id!r}",
+                fix=f"profile with --thresholds-from {first.path}",
+            )
+        if ours != theirs:
+            raise _mismatch(first, other, f"blocks {ours} and {theirs}")
+
+
+def _require_distinct(traces: Sequence[Trace]) -> None:
+    held: list[tuple[Trace, TraceSource]] = []
+    for trace in traces:
+        for source in trace.info.sources:
+            for other, earlier in held:
+                if other is not trace and _same_data(earlier, source) and _overlap(earlier, source):
+                    raise _mismatch(other, trace, f"the same sequences of {source.name!r}", verb="both have")
+            held.append((trace, source))
+
+
+def _join(sources: Iterable[TraceSource]) -> tuple[TraceSource, ...]:
+    """Sources in order, neighbours that are consecutive parts of the same data as one."""
+
+    def add(joined: tuple[TraceSource, ...], source: TraceSource) -> tuple[TraceSource, ...]:
+        last = joined[-1] if joined else None
+        if last is None or not _same_data(last, source) or source.first_sequence != _end(last):
+            return (*joined, source)
+        whole = replace(last, sequences=last.sequences + source.sequences, tokens=last.tokens + source.tokens)
+        return (*joined[:-1], whole)
+
+    return reduce(add, sources, ())
+
+
+def _same_data(a: TraceSource, b: TraceSource) -> bool:
+    return (a.name, a.sha256, a.total_sequences, a.parameters) == (b.name, b.sha256, b.total_sequences, b.parameters)
+
+
+def _overlap(a: TraceSource, b: TraceSource) -> bool:
+    return a.first_sequence < _end(b) and b.first_sequence < _end(a)
+
+
+def _end(source: TraceSource) -> int:
+    return source.first_sequence + source.sequences
+
+
+def _all_bits(traces: Sequence[Trace], block: TraceBlock) -> Iterator[Bits]:
+    rows = max(_CHUNK_BYTES // block.row_bytes, 1)
+    for trace in traces:
+        for start in range(0, trace.info.tokens, rows):
+            yield trace.fired(block, start, min(start + rows, trace.info.tokens))
+
+
+def _mismatch(
+    first: Trace, other: Trace, difference: str, *, verb: str = "have", fix: str | None = None
+) -> MismatchError:
+    return MismatchError(f"cannot be merged with {first.path}: they {verb} {difference}", where=other.path, fix=fix)

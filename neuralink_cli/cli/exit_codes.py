@@ -1,0 +1,49 @@
+"""Exit codes: stable, documented, and decided here alone."""
+
+from __future__ import annotations
+
+from neuralink_cli import errors
+
+VERIFICATION = 1
+USAGE = 2
+INPUT = 3
+UNSUPPORTED = 4
+MISMATCH = 5
+OUTPUT = 6
+MISSING_DEPENDENCY = 7
+OUT_OF_MEMORY = 8
+INTERNAL = 70
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+TERMINATED = 143
+
+EXIT_CODE_MEANINGS = {
+    0: "success",
+    VERIFICATION: "verification failed: the layout does not hold what it claims",
+    USAGE: "wrong usage: an unknown option, or options that do not go together",
+    INPUT: "an input is missing, unreadable, truncated or malformed",
+    UNSUPPORTED: "an input is of a kind that is not supported (architecture, quantised or pickled weights, ...)",
+    MISMATCH: "inputs that do not belong together (another model's trace, placement or layout)",
+    OUTPUT: "the output exists, cannot be written, or does not fit on the disk",
+    MISSING_DEPENDENCY: "an optional package is not installed",
+    OUT_OF_MEMORY: "out of memory",
+    INTERNAL: "internal error: a bug in neuralink",
+    INTERRUPTED: "interrupted (Ctrl-C)",
+    BROKEN_PIPE: "the reader of stdout went away",
+    TERMINATED: "terminated (SIGTERM)",
+}
+
+_CODES: dict[type[BaseException], int] = {
+    errors.VerificationError: VERIFICATION,
+    errors.OptionError: USAGE,
+    errors.InputError: INPUT,
+    errors.UnsupportedError: UNSUPPORTED,
+    errors.MismatchError: MISMATCH,
+    errors.OutputError: OUTPUT,
+    errors.MissingDependencyError: MISSING_DEPENDENCY,
+}
+
+
+def exit_code(error: errors.NeuralinkError) -> int:
+    """The exit code of a failure: that of its nearest class with one."""
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
