@@ -40,7 +40,9 @@ class OutputComparison:
         return self.max_abs_difference <= self.tolerance * self.reference_scale
 
 
-def read_token_sequences(directory: Path, text: str, *, sequences: int = 4, length: int = 64) -> list[TokenIds]:
+def read_token_sequences(
+    directory: Path, text: str, *, sequences: int = 4, length: int = 64, trust_remote_code: bool = False
+) -> list[TokenIds]:
     """The start of a text as at most `sequences` sequences of `length` tokens, by the tokenizer of a checkpoint.
 
     Raises:
@@ -51,7 +53,7 @@ def read_token_sequences(directory: Path, text: str, *, sequences: int = 4, leng
     from neuralink_cli.activations.model import load_tokenizer
 
     with quiet_transformers():
-        tokenizer = load_tokenizer(directory)
+        tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
         options = SequenceOptions(length, packing=True, max_tokens=sequences * length)
         found = list(tokenize([Sample(text)], tokenizer, options))
     if not found:

@@ -5,6 +5,7 @@ Profiles are data (`devices/*.json`, or a user's file); fio's JSON output serves
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -53,7 +54,8 @@ class DeviceModel:
         known = np.array([rate.bytes for rate in self.reads], dtype=np.float64)
         seconds = np.array([rate.seconds for rate in self.reads])
         beyond = np.maximum(size - known[-1], 0) / self.bytes_per_second
-        return np.interp(size, known, seconds) + beyond
+        cost: npt.NDArray[np.float64] = np.interp(size, known, seconds) + beyond
+        return cost
 
     def operation_in_bundles(self, bundle_bytes: int) -> float:
         """The cost of a read operation in bundles: G = a / b with b the time one bundle's bytes take."""
@@ -129,7 +131,7 @@ def _from_reads(name: str, queue_depth: int, reads: Sequence[ReadRate], where: s
 
 
 def _check_reads(reads: Sequence[ReadRate], where: str | Path) -> None:
-    for smaller, larger in zip(reads, reads[1:], strict=False):
+    for smaller, larger in itertools.pairwise(reads):
         if larger.bytes <= smaller.bytes:
             raise InputError(f"reads are not by ascending size (at {larger.bytes} bytes)", where=where)
         if larger.seconds < smaller.seconds:
