@@ -72,21 +72,24 @@ def _slots(order: Order) -> Order:
 
 
 @njit(cache=True, nogil=True)
+def _copy(source: Any, begin: int, target: Any, place: int, count: int) -> None:
+    # A loop, because numba takes seconds to compile the assignment of a slice; unsigned, because signed indexes are
+    # checked for counting from the end, and then not vectorised.
+    first, last = np.uintp(begin), np.uintp(place)
+    for i in range(np.uintp(count)):
+        target[last + i] = source[first + i]
+
+
+@njit(cache=True, nogil=True)
 def _gather_rows(source: Any, order: Any, hidden: int, target: Any, step: int, start: int) -> None:
     for slot in range(order.size):
-        row = order[slot] * hidden
-        place = slot * step + start
-        for i in range(hidden):
-            target[place + i] = source[row + i]
+        _copy(source, order[slot] * hidden, target, slot * step + start, hidden)
 
 
 @njit(cache=True, nogil=True)
 def _scatter_rows(source: Any, step: int, start: int, order: Any, hidden: int, target: Any) -> None:
     for slot in range(order.size):
-        row = order[slot] * hidden
-        place = slot * step + start
-        for i in range(hidden):
-            target[row + i] = source[place + i]
+        _copy(source, slot * step + start, target, order[slot] * hidden, hidden)
 
 
 @njit(cache=True, nogil=True)
@@ -99,12 +102,10 @@ def _gather_columns(source: Any, slots: Any, hidden: int, target: Any, step: int
         for line in range(0, hidden, _TILE):
             height = min(_TILE, hidden - line)
             for i in range(height):
-                place = (line + i) * neurons + neuron
-                lines[i * _TILE : i * _TILE + width] = source[place : place + width]
+                _copy(source, (line + i) * neurons + neuron, lines, i * _TILE, width)
             _transpose(lines, height, width, columns)
             for j in range(width):
-                place = slots[neuron + j] * step + start + line
-                target[place : place + height] = columns[j * _TILE : j * _TILE + height]
+                _copy(columns, j * _TILE, target, slots[neuron + j] * step + start + line, height)
 
 
 @njit(cache=True, nogil=True)
@@ -117,19 +118,18 @@ def _scatter_columns(source: Any, step: int, start: int, slots: Any, hidden: int
         for line in range(0, hidden, _TILE):
             height = min(_TILE, hidden - line)
             for j in range(width):
-                place = slots[neuron + j] * step + start + line
-                columns[j * _TILE : j * _TILE + height] = source[place : place + height]
+                _copy(source, slots[neuron + j] * step + start + line, columns, j * _TILE, height)
             _transpose(columns, width, height, lines)
             for i in range(height):
-                place = (line + i) * neurons + neuron
-                target[place : place + width] = lines[i * _TILE : i * _TILE + width]
+                _copy(lines, i * _TILE, target, (line + i) * neurons + neuron, width)
 
 
 @njit(cache=True, nogil=True)
 def _transpose(source: Any, height: int, width: int, target: Any) -> None:
     for top in range(0, height, _MICRO_TILE):
-        bottom = min(top + _MICRO_TILE, height)
+        rows = min(_MICRO_TILE, height - top)
         for left in range(0, width, _MICRO_TILE):
             for j in range(left, min(left + _MICRO_TILE, width)):
-                for i in range(top, bottom):
-                    target[j * _TILE + i] = source[i * _TILE + j]
+                first, last = np.uintp(top * _TILE + j), np.uintp(j * _TILE + top)
+                for i in range(np.uintp(rows)):
+                    target[last + i] = source[first + i * np.uintp(_TILE)]

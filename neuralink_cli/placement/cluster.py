@@ -14,8 +14,7 @@ from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.checkpoint.durable import require_free
 from neuralink_cli.placement.baselines import frequency_order, original_order
 from neuralink_cli.placement.bits import Bits, activation_counts, transpose_bits
-from neuralink_cli.placement.counting import coactivation_counts
-from neuralink_cli.placement.linking import Linking, link_greedy
+from neuralink_cli.placement.linking import Linking
 from neuralink_cli.placement.placement import (
     HeldOutReads,
     PlacedBlock,
@@ -23,6 +22,7 @@ from neuralink_cli.placement.placement import (
     PlacementHeader,
     write_placement,
 )
+from neuralink_cli.placement.sparse_linking import link_tiled
 from neuralink_cli.placement.split import Range, TokenSplit, split_tokens
 from neuralink_cli.placement.statistics import read_statistics
 
@@ -77,7 +77,7 @@ def order_block(
     """Order one block on the tokens given to the ordering, and measure every order on those held out."""
     bits = _bits(trace, block, split.ordering)
     counts = activation_counts(bits)
-    linking = link_greedy(coactivation_counts(bits), counts)
+    linking = link_tiled(bits, counts)
     orders = {
         "original": original_order(block.neurons),
         "frequency": frequency_order(counts),
