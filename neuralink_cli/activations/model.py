@@ -26,9 +26,16 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+        )
     except Exception as error:
         raise _load_error("tokenizer", directory, error) from error
+    # Without its files transformers may make one up that knows no text.
+    own_files = set(getattr(tokenizer, "vocab_files_names", {}).values())
+    if own_files and not any((directory / name).is_file() for name in own_files | {"tokenizer.json"}):
+        raise InputError("has no tokenizer (tokenizer.json)", where=directory)
+    return tokenizer
 
 
 def load_model(

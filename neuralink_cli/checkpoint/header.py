@@ -10,7 +10,6 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from neuralink_cli.checkpoint.json_text import parse_object
@@ -18,6 +17,7 @@ from neuralink_cli.errors import InputError
 
 MAX_HEADER_BYTES = 100_000_000
 LENGTH_BYTES = 8
+_MAX_SIZE = (1 << 64) - 1
 
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8,
@@ -89,11 +89,16 @@ def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Bytes that a tensor of this dtype and shape takes.
 
     Raises:
-        ValueError: Unknown dtype, or a sub-byte dtype that does not fill whole bytes.
+        ValueError: Unknown dtype, more bits than 64 bits can count, or a sub-byte dtype that does not fill whole bytes.
     """
     if dtype not in DTYPE_BITS:
         raise ValueError(f"unknown dtype {dtype!r}")
-    bits = prod(shape) * DTYPE_BITS[dtype]
+    bits = 1
+    # Step by step, because the reference reader overflows before a later zero makes it small again.
+    for size in (*shape, DTYPE_BITS[dtype]):
+        bits *= size
+        if bits > _MAX_SIZE:
+            raise ValueError(f"shape {list(shape)} of dtype {dtype} overflows")
     if bits % 8:
         raise ValueError(f"shape {list(shape)} of dtype {dtype} does not fill whole bytes")
     return bits // 8
@@ -103,12 +108,14 @@ def parse_header(raw: bytes, data_bytes: int, where: str | os.PathLike[str]) -> 
     """Validate the JSON text of a header against the size of the data section that follows it.
 
     Raises:
-        InputError: On anything the reference reader refuses, and on duplicate names, which it silently accepts.
+        InputError: On anything the reference reader refuses, and on what it silently accepts: duplicate names, white
+            space before the '{', and tensors with other keys than dtype, shape and data_offsets.
     """
     if not raw.startswith(b"{"):
         raise InputError("header does not start with '{', so this is not a safetensors file", where=where)
     document = parse_object(raw, where)
-    metadata = document.pop("__metadata__", {})
+    metadata = document.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError("__metadata__ must map strings to strings", where=where)
     entries = sorted((_parse_entry(name, spec, where) for name, spec in document.items()), key=_data_order)
@@ -179,4 +186,4 @@ def _parse_entry(name: str, spec: Any, where: str | os.PathLike[str]) -> TensorE
 
 
 def _is_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= _MAX_SIZE for item in value)

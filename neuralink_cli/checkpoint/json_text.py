@@ -1,8 +1,9 @@
-"""JSON in and out, strictly: no duplicate keys, no NaN on the way in; one canonical form on the way out."""
+"""JSON in and out, strictly: no duplicate keys, NaN or lone surrogates in; one canonical form on the way out."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,21 @@ def parse_object(text: bytes | str, where: str | os.PathLike[str]) -> dict[str, 
     """Parse a JSON object.
 
     Raises:
-        InputError: Not UTF-8, not JSON, not an object, a duplicate key, or a NaN or infinity.
+        InputError: Not UTF-8, not JSON, not an object, a duplicate key, half of a surrogate pair, or a number that is
+            not finite.
     """
     try:
-        document = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        # Decoded here, because json guesses between the encodings of Unicode.
+        text = text.decode() if isinstance(text, bytes) else text
+        document = json.loads(
+            text,
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+        )
+        if "\\u" in text:
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON ({error})", where=where) from None
     if not isinstance(document, dict):
@@ -55,6 +67,18 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"duplicate key {twice!r}")
     return document
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is out of range")
+    return number
+
+
+def _integer(text: str) -> int | float:
+    # As everywhere but in Python: minus zero is no integer.
+    return -0.0 if text == "-0" else int(text)
 
 
 def _refuse_constant(name: str) -> None:

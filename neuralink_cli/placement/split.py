@@ -24,7 +24,7 @@ def split_tokens(
     """Hold out about the last `fraction` of each source's tokens.
 
     The cut is at the start of the first sequence that begins in that last part, so that no context is shared; where
-    none does, it is exactly there.
+    that would leave less than half of it, the cut is exactly there.
 
     Args:
         source_ranges: First token and end of each source.
@@ -34,8 +34,8 @@ def split_tokens(
     for (start, stop), lengths in zip(source_ranges, sequence_lengths, strict=True):
         target = stop - round((stop - start) * fraction)
         starts = start + np.cumsum(lengths, dtype=np.int64) - lengths
-        later = starts[(starts >= target) & (starts < stop)]
-        cut = int(later[0]) if later.size and fraction > 0 else target
+        later = starts[(starts >= target) & (starts <= (target + stop) / 2)]
+        cut = int(later[0]) if later.size and target < stop else target
         ordering.append((start, cut))
         held_out.append((cut, stop))
     return TokenSplit(tuple(ordering), tuple(held_out))
