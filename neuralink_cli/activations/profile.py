@@ -25,7 +25,7 @@ from neuralink_cli.activations.sequences import Batch, SequenceOptions
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, trace_block, write_trace
-from neuralink_cli.checkpoint.architecture import Architecture, find_architecture, read_architecture
+from neuralink_cli.checkpoint.architecture import Architecture, choose_architecture
 from neuralink_cli.checkpoint.blocks import FFNBlock, find_blocks
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.durable import require_free, require_space
@@ -91,10 +91,7 @@ def profile(request: ProfileRequest, progress: Progress = no_progress) -> Profil
 
 def _read_subject(request: ProfileRequest) -> Subject:
     with Checkpoint(request.model) as checkpoint:
-        if request.architecture_file is not None:
-            architecture = read_architecture(request.architecture_file)
-        else:
-            architecture = find_architecture(checkpoint.model_type, request.model)
+        architecture = choose_architecture(checkpoint.model_type, request.model, request.architecture_file)
         identity = {
             "fingerprint": checkpoint.fingerprint,
             "model_type": checkpoint.model_type,
@@ -235,11 +232,12 @@ def _record(
         with progress("recording", header.tokens, "token") as advance:
             active = record(hooked, thresholds.values, data.arrays(batches), spool, advance)
         index_of = {block.id: index for index, block in enumerate(blocks)}
-        with progress("writing", header.tokens * sum(row_bytes), "B") as advance:
+        lengths = data.sequence_lengths(batches)
+        with progress("writing", header.tokens * sum(row_bytes) + lengths.nbytes, "B") as advance:
             digest = write_trace(
                 request.output,
                 header,
-                data.sequence_lengths(batches),
+                lengths,
                 lambda block: spool.rows(index_of[block]),
                 overwrite=request.overwrite,
                 progress=advance,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -14,6 +14,8 @@ from neuralink_cli.checkpoint.schema import check_document
 from neuralink_cli.errors import InputError, UnsupportedError
 
 _FOLDER = "checkpoint/architectures"
+# In bundle order.
+_ROLES = ("gate", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ def parse_architecture(document: dict[str, Any], where: str | Path) -> Architect
     """Check an architecture document and turn it into an `Architecture`.
 
     Raises:
-        InputError: It does not meet the schema (unknown keys included).
+        InputError: It does not meet the schema (unknown keys included), or uses an id or a tensor twice.
     """
     check_document(document, "architecture", where)
+    _require_distinct(document["blocks"], where)
     blocks = []
     for block in document["blocks"]:
-        parts = {role: WeightPattern(**block[role]) for role in ("gate", "up", "down") if role in block}
+        parts = {role: WeightPattern(**block[role]) for role in _ROLES if role in block}
         blocks.append(BlockPattern(block["id"], parts))
     return Architecture(
         name=document["name"],
@@ -111,6 +114,15 @@ def builtin_architectures() -> list[Architecture]:
     """All architectures that come with the package, by name."""
     documents = dict(_documents_by_model_type().values())
     return [parse_architecture(document, name) for name, document in sorted(documents.items())]
+
+
+def _require_distinct(blocks: Sequence[Mapping[str, Any]], where: str | Path) -> None:
+    parts = [block[role] for block in blocks for role in _ROLES if role in block]
+    names = [part[key] for part in parts for key in ("weight", "bias") if key in part]
+    for kind, used in (("block", [block["id"] for block in blocks]), ("tensor", names)):
+        if len(set(used)) < len(used):
+            twice = next(name for name in used if used.count(name) > 1)
+            raise InputError(f"{kind} {twice!r} is in it twice", where=where)
 
 
 @cache

@@ -136,13 +136,15 @@ def _build_part(checkpoint: Checkpoint, role: str, pattern: WeightPattern, prefi
         raise InputError(
             f"tensor {weight!r} has shape {list(entry.shape)}, a matrix is needed", where=checkpoint.directory
         )
-    if DTYPE_BITS[entry.dtype] % 8:
-        raise UnsupportedError(
-            f"tensor {weight!r} has dtype {entry.dtype}, whose columns are not whole bytes", where=checkpoint.directory
-        )
     bias = None if pattern.bias is None else prefix + _name(pattern.bias, layer)
     if bias is not None and bias not in checkpoint:
         bias = None
+    for name in (weight, bias):
+        if name is not None and DTYPE_BITS[checkpoint.place(name).entry.dtype] % 8:
+            raise UnsupportedError(
+                f"tensor {name!r} has dtype {checkpoint.place(name).entry.dtype}, whose columns are not whole bytes",
+                where=checkpoint.directory,
+            )
     return BlockPart(role, weight, pattern.neuron_axis, entry.dtype, bias)
 
 

@@ -82,26 +82,28 @@ def new_directory(path: Path, *, overwrite: bool = False, replaceable: Callable[
         OutputError: As `require_free`; when `path` must not be replaced; when another run is writing it.
     """
     require_replaceable(path, overwrite, replaceable)
-    partial = _partial(path)
-    partial.mkdir(exist_ok=True)
-    descriptor = _open_locked(partial, os.O_RDONLY | os.O_DIRECTORY, path)
-    try:
+    partial = leftover = _partial(path)
+    _make_directory(partial, path)
+    with contextlib.ExitStack() as locks:
+        descriptor = _open_locked(partial, os.O_RDONLY | os.O_DIRECTORY, path)
+        locks.callback(os.close, descriptor)
         _empty(partial)
         try:
             yield partial
             os.fsync(descriptor)
             require_replaceable(path, overwrite, replaceable)
             if path.exists():
-                _exchange(partial, path)
+                # What is replaced gets the name of the partial directory: no other run may take it for that.
+                locks.callback(os.close, _open_locked(path, os.O_RDONLY | os.O_DIRECTORY, path))
+                leftover = _replace(path, partial)
                 sync_directory(path.absolute().parent)
-                shutil.rmtree(partial)
+                shutil.rmtree(leftover)
             else:
                 partial.rename(path)
+                shutil.rmtree(_aside(partial), ignore_errors=True)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
             raise
-    finally:
-        os.close(descriptor)
     sync_directory(path.absolute().parent)
 
 
@@ -147,17 +149,29 @@ def _partial(path: Path) -> Path:
     return path.absolute().with_name(f".{path.absolute().name}.partial")
 
 
+def _make_directory(partial: Path, path: Path) -> None:
+    try:
+        partial.mkdir()
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise OutputError(f"cannot be written ({error.strerror})", where=path) from None
+
+
 def _open_locked(partial: Path, flags: int, path: Path) -> int:
     while True:
         try:
-            descriptor = os.open(partial, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
+            descriptor = os.open(partial, flags | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0), 0o666)
         except OSError as error:
             raise OutputError(f"cannot be written ({error.strerror})", where=path) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(descriptor)
             raise OutputError("another run is writing this output", where=path, fix="wait for it to end") from None
+        except OSError:
+            # A network file system that cannot lock (NFS refuses to for directories): better unguarded than not at all.
+            return descriptor
         # Another run may have renamed the file into place between our open and our lock.
         if _same_file(descriptor, partial):
             return descriptor
@@ -181,14 +195,27 @@ def _empty(directory: Path) -> None:
             child.unlink()
 
 
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two directories in one step (Linux, macOS); elsewhere in two renames, with a moment between them."""
+def _replace(old: Path, new: Path) -> Path:
+    """Put a directory in the place of another, and say where the other went.
+
+    In one step on Linux and macOS, if the file system can. Elsewhere in two renames: who dies between them leaves the
+    old directory beside, to be cleared away by the next run.
+    """
     if _exchange_atomically(os.fsencode(new), os.fsencode(old)):
-        return
-    aside = new.with_name(new.name + ".old")
+        return new
+    aside = _aside(new)
+    shutil.rmtree(aside, ignore_errors=True)
     old.rename(aside)
-    new.rename(old)
-    aside.rename(new)
+    try:
+        new.rename(old)
+    except BaseException:
+        aside.rename(old)
+        raise
+    return aside
+
+
+def _aside(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".old")
 
 
 def _exchange_atomically(new: bytes, old: bytes) -> bool:

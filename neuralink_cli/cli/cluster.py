@@ -8,9 +8,8 @@ import click
 
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
-from neuralink_cli.placement.gain import BlockGain, block_gains, source_gains, total_gain
-
-ORDERS = ("original", "frequency", "linked")
+from neuralink_cli.placement.gain import Gain, block_gains, source_gains, total_gain
+from neuralink_cli.placement.placement import ORDER_NAMES
 
 
 @click.command(
@@ -18,17 +17,47 @@ ORDERS = ("original", "frequency", "linked")
     epilog="""\b
 Examples:
   neuralink cluster model.trace.safetensors -o model.placement.safetensors
-  neuralink cluster model.trace.safetensors -o by-frequency.placement.safetensors --order frequency --json
+  neuralink cluster model.trace.safetensors -o p.safetensors --device ufs3.1 --pin-hot 0.05
+  neuralink cluster model.trace.safetensors -o p.safetensors --device my-phone-fio.json --resident gate
+  neuralink cluster model.trace.safetensors -o p.safetensors --order frequency --json
 """,
 )
 @click.argument("trace", type=PATH)
 @output_option("PLACEMENT", "Placement to write.")
 @click.option(
     "--order",
-    type=click.Choice(ORDERS),
+    type=click.Choice(ORDER_NAMES),
     default="linked",
     show_default=True,
-    help="Order to store: as in the checkpoint, hottest first, or linked by co-activation.",
+    help="Order to store. Where it costs more on held-out tokens than the original, the original is stored.",
+)
+@click.option(
+    "--device",
+    default="ufs4.0",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="What reads cost: ufs4.0, ufs3.1, oneplus-15r, nvme, a device profile, or the JSON output of fio.",
+)
+@click.option(
+    "--bundle-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Bytes of a bundle, if the layout's will not be the checkpoint's (4-bit weights, say).",
+)
+@click.option(
+    "--resident",
+    type=click.Choice(["none", "gate"]),
+    default="none",
+    show_default=True,
+    help="As for `relayout`: bundles without the rows that decide firing are smaller.",
+)
+@click.option(
+    "--pin-hot",
+    type=click.FloatRange(0, 0.9),
+    default=0.0,
+    show_default=True,
+    metavar="FRACTION",
+    help="Share of neurons, the hottest, that will live in DRAM: placed first, and left out of the ordering.",
 )
 @click.option(
     "--held-out",
@@ -38,36 +67,65 @@ Examples:
     metavar="FRACTION",
     help="Share of each dataset's tokens, its last ones, kept from the ordering to measure it on.",
 )
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Blocks at a time.  [default: all CPUs]")
 @overwrite_option
 @reporting_options
-def command(trace: Path, output: Path, order: str, held_out: float, overwrite: bool, as_json: bool) -> None:
+def command(
+    trace: Path,
+    output: Path,
+    order: str,
+    device: str,
+    bundle_bytes: int | None,
+    resident: str,
+    pin_hot: float,
+    held_out: float,
+    jobs: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Order the neurons of every FFN block of TRACE so that those which fire together lie side by side.
 
-    Prints what each order would read on held-out tokens: neurons per read and reads per token, without access collapse
-    and cache.
+    Prints what each order reads on held-out tokens: neurons per read and reads per token, without access collapse and
+    cache, and the gain, the modelled cost of the original order over its own, with access collapse.
     """
     from neuralink_cli.placement.cluster import ClusterOptions, cluster
+    from neuralink_cli.placement.device import find_device
 
-    header, digest = cluster(
-        trace, output, ClusterOptions(order=order, held_out=held_out), overwrite=overwrite, progress=progress_bar
+    options = ClusterOptions(
+        device=find_device(device),
+        order=order,
+        held_out=held_out,
+        bundle_bytes=bundle_bytes,
+        resident=resident,
+        pin_hot=pin_hot,
+        jobs=jobs,
     )
-    total = total_gain(header)
+    header, digest = cluster(trace, output, options, overwrite=overwrite, progress=progress_bar)
+    blocks, sources, total = block_gains(header), source_gains(header), total_gain(header)
     if as_json:
         print_json(
             {
                 "output": str(output),
                 "content_sha256": digest,
-                "blocks": [gain.as_document() for gain in block_gains(header)],
-                "by_source": [gain.as_document() for gain in source_gains(header)],
+                "device": options.device.name,
+                "blocks": [
+                    {**gain.as_document(), "collapse_gap": block.collapse_gap, "pinned": block.pinned}
+                    for gain, block in zip(blocks, header.blocks, strict=True)
+                ],
+                "by_source": [gain.as_document() for gain in sources],
                 "total": total.as_document(),
             }
         )
-    else:
-        sources = source_gains(header)
-        print_gains([*block_gains(header), *(sources if len(sources) > 1 else []), total])
+        return
+    print_gains([*blocks, *(sources if len(sources) > 1 else []), total])
+    kept = sum(block.order == "original" for block in header.blocks)
+    if kept and order != "original":
+        click.echo(f"{kept} of {len(header.blocks)} blocks stay in original order, which costs less there")
+    gaps = sorted({block.collapse_gap for block in header.blocks})
+    click.echo(f"{options.device.name}: worth reading across gaps of up to {'/'.join(map(str, gaps))} neurons")
 
 
-def print_gains(gains: list[BlockGain]) -> None:
+def print_gains(gains: list[Gain]) -> None:
     """Print the gain table."""
     orders = list(gains[-1].orders)
     if not orders:
@@ -76,7 +134,7 @@ def print_gains(gains: list[BlockGain]) -> None:
     rows = []
     for gain in gains:
         figures = [gain.orders[order] for order in orders]
-        cells = [f"{each.mean_read_length:.2f} {each.reads_per_token:7.1f}" for each in figures]
+        cells = [f"{f.mean_read_length:.2f} {f.reads_per_token:7.1f} {f.gain:4.2f}" for f in figures]
         rows.append([gain.name, f"{gain.active_ratio:.1%}", *cells])
-    click.echo("neurons per read and reads per token, on held-out tokens")
+    click.echo("on held-out tokens: neurons per read, reads per token, gain over the original order")
     print_table(["", "active", *orders], rows)

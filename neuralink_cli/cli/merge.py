@@ -30,8 +30,9 @@ def command(traces: tuple[Path, ...], output: Path, overwrite: bool, as_json: bo
     from neuralink_cli.activations.merge import merge_traces
     from neuralink_cli.activations.trace import Trace
 
-    digest = merge_traces(traces, output, overwrite=overwrite)
+    merge_traces(traces, output, overwrite=overwrite)
     with Trace(output) as trace:
+        digest = trace.content_sha256
         sources = [{"name": source.name, "tokens": source.tokens} for source in trace.info.sources]
         tokens = trace.info.tokens
     if as_json:

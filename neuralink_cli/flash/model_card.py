@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neuralink_cli import __version__
 from neuralink_cli.flash.plan import MODEL_CARD
-from neuralink_cli.placement.gain import BlockGain, block_gains, source_gains, total_gain
+from neuralink_cli.placement.gain import Gain, block_gains, source_gains, total_gain
 from neuralink_cli.placement.placement import Placement
 
 _WHAT = {
@@ -38,17 +38,19 @@ def model_card(source: Path, layout: str, placement: Placement) -> str:
         f"- Source model: `{info.model['model_type']}`, fingerprint `{info.model['fingerprint']}`",
         f"- Placement: `{placement.content_sha256}`",
         "",
-        "Reads on held-out tokens, without access collapse or cache (reads per token / neurons per read):",
+        "On held-out tokens: reads per token / neurons per read, both without access collapse or cache, and the gain,",
+        "the modelled cost of the original order over that of each, with access collapse.",
         "",
         *_table([*block_gains(info), *source_gains(info), total_gain(info)]),
     ]
     return kept + "\n".join(lines) + "\n"
 
 
-def _table(gains: list[BlockGain]) -> list[str]:
+def _table(gains: list[Gain]) -> list[str]:
     orders = list(gains[-1].orders)
     rows = [["", "active", *orders], ["---", *["---:"] * (len(orders) + 1)]]
     for gain in gains:
-        figures = [f"{gain.orders[o].reads_per_token:.1f} / {gain.orders[o].mean_read_length:.2f}" for o in orders]
-        rows.append([gain.name, f"{gain.active_ratio:.1%}", *figures])
+        figures = [gain.orders[order] for order in orders]
+        cells = [f"{f.reads_per_token:.1f} / {f.mean_read_length:.2f} / {f.gain:.2f}" for f in figures]
+        rows.append([gain.name, f"{gain.active_ratio:.1%}", *cells])
     return ["| " + " | ".join(row) + " |" for row in rows]

@@ -1,48 +1,51 @@
-"""Trace in, placement out: every block is ordered on some tokens and measured on the ones held out."""
+"""Trace in, placement out: blocks are ordered side by side, and the result does not depend on how many at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.checkpoint.durable import require_free
-from neuralink_cli.placement.baselines import frequency_order, original_order
-from neuralink_cli.placement.bits import Bits, activation_counts, transpose_bits
-from neuralink_cli.placement.linking import Linking
-from neuralink_cli.placement.placement import (
-    HeldOutReads,
-    PlacedBlock,
-    PlacementBlock,
-    PlacementHeader,
-    write_placement,
-)
-from neuralink_cli.placement.sparse_linking import link_tiled
-from neuralink_cli.placement.split import Range, TokenSplit, split_tokens
-from neuralink_cli.placement.statistics import read_statistics
+from neuralink_cli.errors import OptionError
+from neuralink_cli.placement.block_ordering import BlockOptions, OrderedBlock, order_block
+from neuralink_cli.placement.cost import collapse_gap
+from neuralink_cli.placement.counting import available_cpus
+from neuralink_cli.placement.device import DeviceModel
+from neuralink_cli.placement.orders import ORDER_MAKERS
+from neuralink_cli.placement.placement import PlacementBlock, PlacementHeader, write_placement
+from neuralink_cli.placement.split import split_tokens
 
 Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], object]]]
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Which order to store, and the share of tokens held out from the ordering."""
+    """How to order.
 
+    Attributes:
+        device: What reads cost where the layout will be read.
+        order: Which order to store; see `order_block`.
+        held_out: Share of each source's tokens that measures the order instead of making it.
+        bundle_bytes: Bytes of a bundle, if not those of the traced checkpoint (a quantised copy, say).
+        resident: "gate" if the rows that decide firing will be kept out of the bundles.
+        pin_hot: Share of the neurons of each block that will live in DRAM.
+        effort: Of the refinement: "fast", "normal" or "max".
+        jobs: Blocks at a time; all CPUs by default.
+    """
+
+    device: DeviceModel
     order: str = "linked"
     held_out: float = 0.2
-
-
-@dataclass(frozen=True, eq=False)
-class OrderedBlock:
-    """What ordering a block gave: the order that is stored, and the held-out figures of all orders."""
-
-    placed: PlacedBlock
-    held_out: tuple[HeldOutReads, ...]
+    bundle_bytes: int | None = None
+    resident: str = "none"
+    pin_hot: float = 0.0
+    effort: str = "normal"
+    jobs: int | None = None
 
 
 def cluster(
@@ -51,76 +54,66 @@ def cluster(
     """Order every block of a trace, write the placement, and return what it says and its `content_sha256`.
 
     Raises:
+        OptionError: An unknown order, or a share that leaves nothing to order.
         InputError: The trace is damaged or malformed.
         OutputError: The output exists or cannot be written.
     """
+    _check_options(options)
     require_free(output, overwrite)
     with Trace(trace_path) as trace:
         trace.check_content()
-        split = split_tokens(trace.source_ranges(), trace.source_sequence_lengths(), options.held_out)
-        names = [source.name for source in trace.info.sources]
-        ordered: dict[str, OrderedBlock] = {}
-        with progress("cluster", len(trace.info.blocks), "block") as advance:
-            for block in trace.info.blocks:
-                ordered[block.id] = order_block(trace, block, split, names, options)
-                advance(1)
+        ordered = _order_blocks(trace, options, progress)
         header = _header(trace, ordered, options)
-    digest = write_placement(
-        output, header, {name: block.placed for name, block in ordered.items()}, overwrite=overwrite
-    )
-    return header, digest
+    placed = {block.id: result.placed for block, result in zip(header.blocks, ordered, strict=True)}
+    return header, write_placement(output, header, placed, overwrite=overwrite)
 
 
-def order_block(
-    trace: Trace, block: TraceBlock, split: TokenSplit, source_names: Sequence[str], options: ClusterOptions
-) -> OrderedBlock:
-    """Order one block on the tokens given to the ordering, and measure every order on those held out."""
-    bits = _bits(trace, block, split.ordering)
-    counts = activation_counts(bits)
-    linking = link_tiled(bits, counts)
-    orders = {
-        "original": original_order(block.neurons),
-        "frequency": frequency_order(counts),
-        "linked": linking.order,
-    }
-    tokens = sum(stop - start for start, stop in split.ordering)
-    order = orders[options.order]
-    placed = PlacedBlock(
-        order=order,
-        frequency=(counts[order] / max(tokens, 1)).astype(np.float32),
-        links=_links(options.order, linking, block.neurons),
-    )
-    held_out = tuple(
-        _measure(trace, block, held, name, orders) for held, name in zip(split.held_out, source_names, strict=True)
-    )
-    return OrderedBlock(placed, held_out)
+def _check_options(options: ClusterOptions) -> None:
+    if options.order not in ORDER_MAKERS:
+        raise OptionError(f"order {options.order!r} is not one of {', '.join(ORDER_MAKERS)}")
+    if not 0 <= options.held_out <= 0.9:
+        raise OptionError(f"--held-out {options.held_out} is not between 0 and 0.9")
+    if not 0 <= options.pin_hot <= 0.9:
+        raise OptionError(f"--pin-hot {options.pin_hot} is not between 0 and 0.9")
 
 
-def _bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
-    fired = [trace.fired(block, start, stop) for start, stop in ranges]
-    return transpose_bits(fired[0] if len(fired) == 1 else np.concatenate(fired), block.neurons)
+def _order_blocks(trace: Trace, options: ClusterOptions, progress: Progress) -> list[OrderedBlock]:
+    split = split_tokens(trace.source_ranges(), trace.source_sequence_lengths(), options.held_out)
+    names = [source.name for source in trace.info.sources]
+    with progress("cluster", len(trace.info.blocks), "block") as advance:
+
+        def order(block: TraceBlock) -> OrderedBlock:
+            result = order_block(trace, block, split, names, _block_options(block, options))
+            advance(1)
+            return result
+
+        with ThreadPoolExecutor(options.jobs or available_cpus()) as pool:
+            running = [pool.submit(order, block) for block in trace.info.blocks]
+            try:
+                return [task.result() for task in running]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
-def _links(order: str, linking: Linking, neurons: int) -> npt.NDArray[np.int32]:
-    """Where links start; an order that linked nothing has links of one neuron."""
-    return linking.links if order == "linked" else np.arange(neurons, dtype=np.int32)
-
-
-def _measure(
-    trace: Trace, block: TraceBlock, held_out: Range, source: str, orders: Mapping[str, npt.NDArray[np.int32]]
-) -> HeldOutReads:
-    tokens = held_out[1] - held_out[0]
-    bits = _bits(trace, block, [held_out])
-    statistics = {name: read_statistics(bits, order, tokens) for name, order in orders.items()}
-    return HeldOutReads(
-        source=source,
-        tokens=tokens,
-        active=statistics["original"].active,
-        reads={name: figures.reads for name, figures in statistics.items()},
+def _block_options(block: TraceBlock, options: ClusterOptions) -> BlockOptions:
+    return BlockOptions(
+        order=options.order,
+        pinned=int(block.neurons * options.pin_hot),
+        operation_in_bundles=options.device.operation_in_bundles(_bundle_bytes(block, options)),
+        effort=options.effort,
     )
 
 
-def _header(trace: Trace, ordered: Mapping[str, OrderedBlock], options: ClusterOptions) -> PlacementHeader:
+def _bundle_bytes(block: TraceBlock, options: ClusterOptions) -> int:
+    if options.bundle_bytes is not None:
+        return options.bundle_bytes
+    firing = "gate" if "gate" in block.part_bytes else "up"
+    kept = firing if options.resident == "gate" else None
+    return sum(size for role, size in block.part_bytes.items() if role != kept)
+
+
+def _header(trace: Trace, ordered: list[OrderedBlock], options: ClusterOptions) -> PlacementHeader:
     info = trace.info
     sources = [{"name": source.name, "sha256": source.sha256, "tokens": source.tokens} for source in info.sources]
     return PlacementHeader(
@@ -128,16 +121,43 @@ def _header(trace: Trace, ordered: Mapping[str, OrderedBlock], options: ClusterO
         trace={"content_sha256": trace.content_sha256, "sources": sources},
         signal=info.signal,
         calibration=info.calibration,
-        parameters=asdict(options),
+        parameters=_parameters(options),
         blocks=tuple(
-            PlacementBlock(
-                id=block.id,
-                neurons=block.neurons,
-                activation=block.activation,
-                threshold=block.threshold,
-                order=options.order,
-                held_out=ordered[block.id].held_out,
-            )
-            for block in info.blocks
+            _placement_block(block, result, options) for block, result in zip(info.blocks, ordered, strict=True)
         ),
+    )
+
+
+def _parameters(options: ClusterOptions) -> Mapping[str, Any]:
+    """What decides the result; the number of jobs does not."""
+    device = options.device
+    return {
+        "order": options.order,
+        "held_out": options.held_out,
+        "device": {
+            "name": device.name,
+            "queue_depth": device.queue_depth,
+            "operation_seconds": device.operation_seconds,
+            "bytes_per_second": device.bytes_per_second,
+        },
+        "bundle_bytes": options.bundle_bytes,
+        "resident": options.resident,
+        "pin_hot": options.pin_hot,
+        "effort": options.effort,
+    }
+
+
+def _placement_block(block: TraceBlock, result: OrderedBlock, options: ClusterOptions) -> PlacementBlock:
+    chosen = _block_options(block, options)
+    return PlacementBlock(
+        id=block.id,
+        neurons=block.neurons,
+        activation=block.activation,
+        threshold=block.threshold,
+        order=result.chosen,
+        pinned=chosen.pinned,
+        bundle_bytes=_bundle_bytes(block, options),
+        operation_in_bundles=chosen.operation_in_bundles,
+        collapse_gap=collapse_gap(chosen.operation_in_bundles),
+        held_out=result.held_out,
     )

@@ -1,25 +1,34 @@
-"""What an order gains on held-out tokens, summed up for tables, cards and indexes."""
+"""What the orders gain on held-out tokens, summed up for tables, cards and indexes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from neuralink_cli.placement.placement import ORDER_NAMES, HeldOutReads, PlacementBlock, PlacementHeader, total_reads
+from neuralink_cli.placement.placement import ORDER_NAMES, HeldOutReads, PlacementBlock, PlacementHeader
 
 
 @dataclass(frozen=True)
 class OrderFigures:
-    """Figures of one order: reads per token of one block, and neurons per read."""
+    """Figures of one order.
+
+    Attributes:
+        reads_per_token: Reads without access collapse.
+        mean_read_length: Neurons per such read.
+        bytes_per_token: Modelled cost with access collapse, as the bytes that the device reads in the same time.
+        gain: Cost of the original order over that of this one.
+    """
 
     reads_per_token: float
     mean_read_length: float
+    bytes_per_token: float
+    gain: float
 
 
 @dataclass(frozen=True)
-class BlockGain:
-    """Held-out figures of a block (or of all, or of one source): `active_ratio` of its neurons, and each order's."""
+class Gain:
+    """Held-out figures of a block, or of several together: reads and costs of a token add up over blocks."""
 
     name: str
     chosen: str
@@ -27,53 +36,63 @@ class BlockGain:
     orders: dict[str, OrderFigures]
 
     def as_document(self) -> dict[str, Any]:
-        """For JSON output."""
-        orders = {name: vars(figures) for name, figures in self.orders.items()}
-        return {"name": self.name, "order": self.chosen, "active_ratio": self.active_ratio, "orders": orders}
+        """For JSON."""
+        return asdict(self)
 
 
-def block_gains(header: PlacementHeader) -> list[BlockGain]:
-    """One `BlockGain` per block."""
-    return [_gain(block.id, block.order, block.neurons, block.held_out) for block in header.blocks]
+def block_gains(header: PlacementHeader) -> list[Gain]:
+    """One `Gain` per block, all sources together."""
+    return [_gain(block.id, [(block, block.held_out)]) for block in header.blocks]
 
 
-def total_gain(header: PlacementHeader) -> BlockGain:
-    """All blocks and sources together."""
-    return _combined(header.blocks, "total", [part for block in header.blocks for part in block.held_out])
-
-
-def source_gains(header: PlacementHeader) -> list[BlockGain]:
-    """All blocks together, one `BlockGain` per source."""
-    sources = range(len(header.blocks[0].held_out)) if header.blocks else range(0)
+def source_gains(header: PlacementHeader) -> list[Gain]:
+    """One `Gain` per source, all blocks together."""
+    names = [part.source for part in header.blocks[0].held_out]
     return [
-        _combined(
-            header.blocks,
-            header.blocks[0].held_out[source].source,
-            [block.held_out[source] for block in header.blocks if source < len(block.held_out)],
-        )
-        for source in sources
+        _gain(name, [(block, block.held_out[index : index + 1]) for block in header.blocks])
+        for index, name in enumerate(names)
     ]
 
 
-def _table_position(item: tuple[str, int]) -> tuple[int, str]:
-    name = item[0]
-    return (ORDER_NAMES.index(name) if name in ORDER_NAMES else len(ORDER_NAMES)), name
+def total_gain(header: PlacementHeader) -> Gain:
+    """All blocks and sources together."""
+    return _gain("total", [(block, block.held_out) for block in header.blocks])
 
 
-def _combined(blocks: Sequence[PlacementBlock], name: str, parts: Sequence[HeldOutReads]) -> BlockGain:
-    chosen = {block.order for block in blocks}
-    neurons = sum(block.neurons for block in blocks) / max(len(blocks), 1)
-    return _gain(name, chosen.pop() if len(chosen) == 1 else "mixed", neurons, parts)
+def _gain(name: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutReads]]]) -> Gain:
+    parts = [part for _, held_out in blocks for part in held_out if part.tokens]
+    possible = sum(part.tokens * (block.neurons - block.pinned) for block, held_out in blocks for part in held_out)
+    active = sum(part.active for part in parts)
+    chosen = {block.order for block, _ in blocks}
+    names = [order for order in parts[0].orders if all(order in part.orders for part in parts)] if parts else []
+    return Gain(
+        name=name,
+        chosen=chosen.pop() if len(chosen) == 1 else "mixed",
+        active_ratio=active / possible if possible else 0.0,
+        orders={order: _figures(order, blocks, active) for order in sorted(names, key=_table_position)},
+    )
 
 
-def _gain(name: str, chosen: str, neurons: float, parts: Sequence[HeldOutReads]) -> BlockGain:
-    total = total_reads(parts)
-    orders = {
-        order: OrderFigures(
-            reads_per_token=reads / total.tokens if total.tokens else 0.0,
-            mean_read_length=total.active / reads if reads else 0.0,
-        )
-        for order, reads in sorted(total.reads.items(), key=_table_position)
-    }
-    possible = total.tokens * neurons
-    return BlockGain(name, chosen, total.active / possible if possible else 0.0, orders)
+def _figures(order: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutReads]]], active: int) -> OrderFigures:
+    reads_per_token, bytes_per_token, original_bytes, reads = 0.0, 0.0, 0.0, 0
+    for block, held_out in blocks:
+        tokens = sum(part.tokens for part in held_out)
+        if not tokens:
+            continue
+        block_reads = sum(part.orders[order].reads for part in held_out if part.tokens)
+        cost = sum(part.orders[order].cost for part in held_out if part.tokens)
+        original = sum(part.orders["original"].cost for part in held_out if part.tokens)
+        reads += block_reads
+        reads_per_token += block_reads / tokens
+        bytes_per_token += cost * block.bundle_bytes / tokens
+        original_bytes += original * block.bundle_bytes / tokens
+    return OrderFigures(
+        reads_per_token=reads_per_token,
+        mean_read_length=active / reads if reads else 0.0,
+        bytes_per_token=bytes_per_token,
+        gain=original_bytes / bytes_per_token if bytes_per_token else 1.0,
+    )
+
+
+def _table_position(order: str) -> tuple[int, str]:
+    return (ORDER_NAMES.index(order) if order in ORDER_NAMES else len(ORDER_NAMES)), order

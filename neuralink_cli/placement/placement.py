@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,28 +15,48 @@ from neuralink_cli.errors import InputError
 
 Order = npt.NDArray[np.int32]
 Frequency = npt.NDArray[np.float32]
-ORDER_NAMES = ("original", "frequency", "linked")
+ORDER_NAMES = ("original", "frequency", "reverse-cuthill-mckee", "spectral", "linked", "refined")
+
+
+@dataclass(frozen=True)
+class OrderCost:
+    """What an order reads: runs of active slots, and its cost in bundles with access collapse on the device."""
+
+    reads: int
+    cost: float
 
 
 @dataclass(frozen=True)
 class HeldOutReads:
-    """Reads, without access collapse, on the held-out tokens of one source: `reads` by name of the order."""
+    """What each order reads on the held-out tokens of one source; `active` counts what fired and is not pinned."""
 
     source: str
     tokens: int
     active: int
-    reads: Mapping[str, int]
+    orders: Mapping[str, OrderCost]
 
 
 @dataclass(frozen=True)
 class PlacementBlock:
-    """What the placement says of one block; `order` is the name of the order that was chosen."""
+    """What the placement says of one block.
+
+    Attributes:
+        order: Name of the order that was chosen.
+        pinned: Slots from 0 on that hold the hottest neurons, which live in DRAM.
+        bundle_bytes: Bytes of a bundle that the order was made for.
+        operation_in_bundles: What a read operation costs on the device, in bundles.
+        collapse_gap: Longest gap of inactive slots worth reading across.
+    """
 
     id: str
     neurons: int
     activation: str
     threshold: float
     order: str
+    pinned: int
+    bundle_bytes: int
+    operation_in_bundles: float
+    collapse_gap: int
     held_out: tuple[HeldOutReads, ...]
 
 
@@ -125,21 +145,15 @@ def inverse(order: Order) -> Order:
     return slots
 
 
-def total_reads(held_out: Sequence[HeldOutReads]) -> HeldOutReads:
-    """Held-out figures added up over sources or blocks (tokens too); orders missing in any of them are left out."""
-    names = [name for name in held_out[0].reads if all(name in part.reads for part in held_out)] if held_out else []
-    return HeldOutReads(
-        source="total",
-        tokens=sum(part.tokens for part in held_out),
-        active=sum(part.active for part in held_out),
-        reads={name: sum(part.reads[name] for part in held_out) for name in names},
-    )
-
-
 def _parse(document: Mapping[str, Any]) -> PlacementHeader:
     blocks = tuple(
-        PlacementBlock(**{**block, "held_out": tuple(HeldOutReads(**part) for part in block["held_out"])})
+        PlacementBlock(**{**block, "held_out": tuple(_parse_held_out(part) for part in block["held_out"])})
         for block in document["blocks"]
     )
     keys = ("model", "trace", "signal", "calibration", "parameters")
     return PlacementHeader(**{key: document[key] for key in keys}, blocks=blocks)
+
+
+def _parse_held_out(part: Mapping[str, Any]) -> HeldOutReads:
+    orders = {name: OrderCost(**cost) for name, cost in part["orders"].items()}
+    return HeldOutReads(**{**part, "orders": orders})

@@ -1,0 +1,115 @@
+"""One block of a trace: its orders made on some tokens, measured on the others, and the one to store chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.activations.trace import Trace, TraceBlock
+from neuralink_cli.placement.baselines import frequency_order
+from neuralink_cli.placement.bits import Bits, activation_counts, transpose_bits
+from neuralink_cli.placement.cost import order_cost
+from neuralink_cli.placement.orders import IntArray, NeuronOrder, OrderingTask, make_orders, pinned_first
+from neuralink_cli.placement.placement import HeldOutReads, OrderCost, PlacedBlock
+from neuralink_cli.placement.split import Range, TokenSplit
+from neuralink_cli.placement.statistics import read_statistics
+
+COMPARED = ("original", "frequency", "linked")
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How a block is to be ordered.
+
+    Attributes:
+        order: Name of the order to store.
+        pinned: How many of the hottest neurons live in DRAM and are left out of the ordering.
+        operation_in_bundles: What a read operation costs on the device, in bundles.
+        effort: Of the refinement.
+    """
+
+    order: str
+    pinned: int
+    operation_in_bundles: float
+    effort: str
+
+
+@dataclass(frozen=True, eq=False)
+class OrderedBlock:
+    """The order that is stored, its name, and the held-out figures of all orders that were compared."""
+
+    placed: PlacedBlock
+    chosen: str
+    held_out: tuple[HeldOutReads, ...]
+
+
+def order_block(
+    trace: Trace, block: TraceBlock, split: TokenSplit, source_names: Sequence[str], options: BlockOptions
+) -> OrderedBlock:
+    """Order one block on the tokens given to the ordering and measure every order on those held out.
+
+    The order asked for is stored unless the original order costs less on the held-out tokens. If the refined order is
+    asked for, the cheapest of those compared is stored.
+    """
+    bits = _bits(trace, block, split.ordering)
+    counts = activation_counts(bits)
+    pinned = frequency_order(counts)[: options.pinned]
+    rest = np.setdiff1d(np.arange(block.neurons, dtype=np.int32), pinned)
+    task = OrderingTask(bits[rest] if pinned.size else bits, options.operation_in_bundles, options.effort)
+    made = make_orders(task, {*COMPARED, options.order})
+    orders = {name: _whole(name, order, pinned, rest, block.neurons) for name, order in made.items()}
+    held_out = tuple(
+        _measure(trace, block, held, name, orders, pinned, options)
+        for held, name in zip(split.held_out, source_names, strict=True)
+    )
+    chosen = _choose(options.order, held_out)
+    tokens = sum(stop - start for start, stop in split.ordering)
+    order = orders[chosen]
+    frequency = (counts[order.order] / max(tokens, 1)).astype(np.float32)
+    return OrderedBlock(PlacedBlock(order.order, frequency, order.links), chosen, held_out)
+
+
+def _bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
+    fired = [trace.fired(block, start, stop) for start, stop in ranges]
+    return transpose_bits(fired[0] if len(fired) == 1 else np.concatenate(fired), block.neurons)
+
+
+def _whole(name: str, order: NeuronOrder, pinned: IntArray, rest: IntArray, neurons: int) -> NeuronOrder:
+    """The original order is the checkpoint's, pinned or not; every other has the pinned neurons first."""
+    if name == "original":
+        as_it_was = np.arange(neurons, dtype=np.int32)
+        return NeuronOrder(as_it_was, as_it_was)
+    return pinned_first(pinned, rest, order)
+
+
+def _measure(
+    trace: Trace,
+    block: TraceBlock,
+    held_out: Range,
+    source: str,
+    orders: Mapping[str, NeuronOrder],
+    pinned: IntArray,
+    options: BlockOptions,
+) -> HeldOutReads:
+    tokens = held_out[1] - held_out[0]
+    bits = _bits(trace, block, [held_out])
+    # Pinned neurons are never read from flash, wherever an order has them.
+    bits[pinned] = 0
+    figures = {name: _cost(bits, order.order, tokens, options.operation_in_bundles) for name, order in orders.items()}
+    active = int(activation_counts(bits).sum())
+    return HeldOutReads(source=source, tokens=tokens, active=active, orders=figures)
+
+
+def _cost(bits: Bits, order: npt.NDArray[np.int32], tokens: int, operation_in_bundles: float) -> OrderCost:
+    return OrderCost(
+        reads=read_statistics(bits, order, tokens).reads, cost=order_cost(bits, order, operation_in_bundles)
+    )
+
+
+def _choose(wanted: str, held_out: Sequence[HeldOutReads]) -> str:
+    costs = {name: sum(part.orders[name].cost for part in held_out) for name in held_out[0].orders}
+    candidates = (wanted, *COMPARED) if wanted == "refined" else (wanted, "original")
+    return min(dict.fromkeys(candidates), key=lambda name: costs[name])

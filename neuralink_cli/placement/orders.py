@@ -1,0 +1,95 @@
+"""The orders that a block can be stored in, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.placement.bits import Bits, activation_counts
+from neuralink_cli.placement.counting import strongest_links
+from neuralink_cli.placement.sparse_linking import link_tiled
+
+IntArray = npt.NDArray[np.int32]
+GRAPH_LINKS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronOrder:
+    """An order of the neurons of a block, and the slots at which its links start: all, if nothing was linked."""
+
+    order: IntArray
+    links: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class OrderingTask:
+    """What an order is made from: bit vectors of the neurons to order, and what a read operation costs in bundles."""
+
+    bits: Bits
+    operation_in_bundles: float
+    effort: str
+
+
+def make_orders(task: OrderingTask, names: Collection[str]) -> dict[str, NeuronOrder]:
+    """Make the orders of these names (keys of `ORDER_MAKERS`)."""
+    made: dict[str, NeuronOrder] = {}
+    for name, maker in ORDER_MAKERS.items():
+        if name in names:
+            made[name] = maker(task, made)
+    return made
+
+
+def pinned_first(pinned: IntArray, rest: IntArray, order: NeuronOrder) -> NeuronOrder:
+    """The order of a whole block: the pinned neurons in one link, then the others as `order` has them.
+
+    Args:
+        pinned: Neurons to come first.
+        rest: The other neurons; `order` is an order of places in `rest`.
+    """
+    whole = np.concatenate([pinned, rest[order.order]]).astype(np.int32)
+    start = np.zeros(1 if pinned.size else 0, dtype=np.int32)
+    return NeuronOrder(whole, np.concatenate([start, order.links + np.int32(pinned.size)]).astype(np.int32))
+
+
+def _original(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
+    return _unlinked(np.arange(task.bits.shape[0], dtype=np.int32))
+
+
+def _frequency(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
+    from neuralink_cli.placement.baselines import frequency_order
+
+    return _unlinked(frequency_order(activation_counts(task.bits)))
+
+
+def _reverse_cuthill_mckee(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
+    from neuralink_cli.placement.baselines import reverse_cuthill_mckee_order
+
+    links = strongest_links(task.bits, GRAPH_LINKS)
+    return _unlinked(reverse_cuthill_mckee_order(*links, activation_counts(task.bits)))
+
+
+def _spectral(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
+    from neuralink_cli.placement.baselines import spectral_order
+
+    return _unlinked(spectral_order(*strongest_links(task.bits, GRAPH_LINKS), activation_counts(task.bits)))
+
+
+def _linked(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
+    linking = link_tiled(task.bits, activation_counts(task.bits))
+    return NeuronOrder(linking.order, linking.links)
+
+
+def _unlinked(order: IntArray) -> NeuronOrder:
+    return NeuronOrder(order, np.arange(order.size, dtype=np.int32))
+
+
+ORDER_MAKERS: dict[str, Callable[[OrderingTask, dict[str, NeuronOrder]], NeuronOrder]] = {
+    "original": _original,
+    "frequency": _frequency,
+    "reverse-cuthill-mckee": _reverse_cuthill_mckee,
+    "spectral": _spectral,
+    "linked": _linked,
+}

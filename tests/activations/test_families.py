@@ -1,0 +1,153 @@
+"""The recorded bits of every family against firing computed by numpy from the checkpoint's own tensors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from transformers import AutoModel, AutoTokenizer
+
+from neuralink_cli.activations.profile import profile
+from neuralink_cli.activations.request import ProfileRequest
+from neuralink_cli.activations.trace import Trace
+from neuralink_cli.errors import OptionError
+from tests.models import ENCODERS, FAMILIES, GATED, LAYERS, MAX_POSITIONS, NEURONS, TEXT
+
+# Where the FFN of layer 0 gets its input, in the base model; and its weights in the checkpoint: gate, up.
+MLP = {"opt": "decoder.layers.0.fc1", "gpt2": "h.0.mlp"}
+MLP |= dict.fromkeys(ENCODERS, "encoder.layer.0.intermediate")
+WEIGHTS: dict[str, list[str | None]] = {
+    "opt": [None, "model.decoder.layers.0.fc1"],
+    "gpt2": [None, "transformer.h.0.mlp.c_fc"],
+    "bert": [None, "bert.encoder.layer.0.intermediate.dense"],
+    "roberta": [None, "encoder.layer.0.intermediate.dense"],
+}
+
+
+def gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def gelu_tanh(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS = {"opt": lambda x: np.maximum(x, 0), "gpt2": gelu_tanh, "gemma": gelu_tanh, "bert": gelu, "roberta": gelu}
+
+
+def read_tensors(directory: Path) -> dict[str, NDArray[np.float64]]:
+    tensors = {}
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            tensors |= {name: file.get_tensor(name).double().numpy() for name in file.keys()}  # noqa: SIM118
+    return tensors
+
+
+def mlp_inputs(directory: Path, family: str, layer: int, dtype: str) -> tuple[NDArray[np.float64], list[int]]:
+    """What goes into the FFN of a layer for TEXT, each sequence run alone; and the sequence lengths."""
+    model = AutoModel.from_pretrained(directory, dtype=dtype).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    if family in ENCODERS:
+        sequences = [tokenizer(line)["input_ids"] for line in TEXT.split("\n") if line]
+        sequences = [ids if len(ids) <= MAX_POSITIONS else ids[: MAX_POSITIONS - 1] + ids[-1:] for ids in sequences]
+    else:
+        ids = tokenizer(TEXT)["input_ids"]
+        sequences = [ids[start : start + MAX_POSITIONS] for start in range(0, len(ids), MAX_POSITIONS)]
+    seen: list[torch.Tensor] = []
+    name = MLP.get(family, "layers.0.mlp").replace(".0.", f".{layer}.")
+    model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    with torch.no_grad():
+        for ids in sequences:
+            model(torch.tensor([ids]))
+    inputs = torch.cat([x.reshape(-1, x.shape[-1]) for x in seen]).double().numpy()
+    return inputs, [len(ids) for ids in sequences]
+
+
+def expected_signal(
+    directory: Path, family: str, layer: int, dtype: str, signal: str
+) -> tuple[NDArray[np.float64], list[int]]:
+    x, lengths = mlp_inputs(directory, family, layer, dtype)
+    tensors = read_tensors(directory)
+
+    def project(module: str) -> NDArray[np.float64]:
+        module = module.replace(".0.", f".{layer}.")
+        weight = tensors[module + ".weight"]
+        return x @ (weight if family == "gpt2" else weight.T) + tensors.get(module + ".bias", 0.0)
+
+    act: Any = ACTIVATIONS.get(family, lambda x: x / (1 + np.exp(-x)))
+    gate, up = WEIGHTS.get(family, ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"])
+    s = act(project(gate or up))
+    return (s * project(up) if gate and signal == "intermediate" else s), lengths
+
+
+def check_against_oracle(
+    directory: Path, family: str, text_file: Path, output: Path, *, dtype: str, signal: str, margin: float
+) -> None:
+    ratio = None if family == "opt" else 0.3
+    request = ProfileRequest(directory, output, (str(text_file),), signal, ratio, dtype=dtype, batch_size=3)
+    summary = profile(request)
+    with Trace(output) as trace:
+        assert [block.neurons for block in trace.info.blocks] == [NEURONS[family]] * LAYERS
+        for layer, block in enumerate(trace.info.blocks):
+            s, lengths = expected_signal(directory, family, layer, dtype, signal)
+            assert trace.sequence_lengths.tolist() == lengths
+            bits = np.unpackbits(trace.fired(block), axis=1, bitorder="little")
+            assert not bits[:, block.neurons :].any()
+            fired = bits[:, : block.neurons].astype(bool)
+            decided = np.abs(np.abs(s) - block.threshold) > margin
+            if block.threshold == 0:
+                decided |= s == 0
+            # |SiLU| and |GELU| have a peak of their density at their minimum, and a threshold may lie on it.
+            assert decided.mean() > (0.99 if dtype == "float32" else 0.7)
+            np.testing.assert_array_equal(fired[decided], (np.abs(s) > block.threshold)[decided])
+            assert summary.blocks[layer].active_ratio == fired.mean()
+            assert fired.mean() == pytest.approx(0.5 if family == "opt" else 0.3, abs=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bits_are_those_of_the_checkpoint(model, family, text_file, tmp_path):
+    check_against_oracle(model(family), family, text_file, tmp_path / "t", dtype="float32", signal="gate", margin=1e-5)
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "bert", *GATED[:1]])
+def test_intermediate_signal_is_the_input_of_the_down_projection(model, family, text_file, tmp_path):
+    check_against_oracle(
+        model(family), family, text_file, tmp_path / "t", dtype="float32", signal="intermediate", margin=1e-5
+    )
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "llama", "roberta"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_and_shards(model, family, dtype, text_file, tmp_path):
+    directory = model(family, dtype=dtype, shards=True)
+    assert (directory / "model.safetensors.index.json").exists()
+    margin = 0.015 if dtype == "bfloat16" else 0.004
+    check_against_oracle(directory, family, text_file, tmp_path / "t", dtype=dtype, signal="gate", margin=margin)
+
+
+def test_float32_is_the_default_on_the_cpu(model, text_file, tmp_path):
+    profile(ProfileRequest(model("opt", dtype="bfloat16"), tmp_path / "t", (str(text_file),), device="cpu"))
+    with Trace(tmp_path / "t") as trace:
+        assert trace.info.sources[0].parameters["dtype"] == "float32"
+        assert trace.info.blocks[0].part_bytes == {"up": 32, "down": 32}
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "opt"])
+def test_a_threshold_of_zero_needs_an_activation_that_is_exactly_zero(model, family, text_file, tmp_path):
+    with pytest.raises(OptionError, match=r"hardly ever exactly zero.*--active-ratio"):
+        profile(ProfileRequest(model(family), tmp_path / "t", (str(text_file),)))
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu2"])
+@pytest.mark.parametrize("signal", ["gate", "intermediate"])
+def test_relu_in_a_gated_model_needs_no_threshold(model, activation, signal, text_file, tmp_path):
+    request = ProfileRequest(model("llama", activation=activation), tmp_path / "t", (str(text_file),), signal)
+    summary = profile(request)
+    assert summary.calibration is None
+    assert all(block.threshold == 0 and 0.3 < block.active_ratio < 0.7 for block in summary.blocks)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from neuralink_cli.activations.firing import firing_rule
+from neuralink_cli.activations.model import find_module, load_model, max_positions
+from neuralink_cli.activations.profile import profile
+from neuralink_cli.activations.recorder import HookedBlock, HookedModel
+from neuralink_cli.activations.request import ProfileRequest
+from neuralink_cli.checkpoint.architecture import find_architecture
+from neuralink_cli.checkpoint.blocks import BlockPart, find_blocks
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import UnsupportedError
+from tests.models import FAMILIES, MAX_POSITIONS
+
+
+class Toy(nn.Module):
+    """One FFN that runs `times` times on `fed` of its tokens."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, times: int = 1, fed: slice = slice(None), flat: bool = False) -> None:
+        super().__init__()
+        self.embed, self.up = nn.Embedding(10, 4), nn.Linear(4, 5)
+        self.times, self.fed, self.flat = times, fed, flat
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.embed(input_ids)[:, self.fed]
+        for _ in range(self.times):
+            self.up(x.reshape(-1, 4) if self.flat else x)
+
+
+def seen_by_hooks(toy, ids, mask):
+    seen = []
+    rule = firing_rule("layers.0", "relu", "gate")
+    with HookedModel(toy, [HookedBlock(toy.up, False, 5, rule)]) as hooked:
+        hooked.run((ids, mask), lambda index, values: seen.append((index, values)))
+    assert not toy.up._forward_hooks
+    return seen
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_tokens_come_in_the_order_of_the_sequences(flat):
+    toy = Toy(flat=flat)
+    ids = np.array([[1, 2, 3], [4, 5, 0]])
+    mask = np.array([[True, True, True], [True, True, False]])
+    ((index, values),) = seen_by_hooks(toy, ids, mask)
+    assert index == 0
+    expected = toy.up(toy.embed(torch.tensor([1, 2, 3, 4, 5])))
+    torch.testing.assert_close(values, expected)
+
+
+@pytest.mark.parametrize(
+    ("toy", "message"),
+    [
+        (Toy(times=2), "does not run once on all tokens"),
+        (Toy(fed=slice(1, None)), "does not run once on all tokens"),
+        (Toy(times=0), "did not run block 'layers.0'"),
+    ],
+)
+def test_a_block_that_does_not_run_once_per_token(toy, message):
+    ids = np.array([[1, 2, 3]])
+    with pytest.raises(UnsupportedError, match=message):
+        seen_by_hooks(toy, ids, np.ones_like(ids, dtype=bool))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("with_head", [False, True])
+def test_modules_are_found_whatever_the_prefix(model, family, with_head):
+    if with_head and family in ("bert", "roberta"):
+        pytest.skip("encoders have no language model head")
+    directory = model(family)
+    architecture = find_architecture(family, directory)
+    with Checkpoint(directory) as checkpoint:
+        blocks = find_blocks(checkpoint, architecture)
+        loaded = load_model(directory, architecture, with_head=with_head, device="cpu")
+        assert max_positions(loaded) == MAX_POSITIONS
+        for block in blocks:
+            for part in block.parts:
+                entry = checkpoint.place(part.weight).entry
+                module = find_module(loaded, part, entry.shape, architecture)
+                stored = torch.frombuffer(
+                    bytearray(checkpoint.place(part.weight).file.read(part.weight)), dtype=torch.float32
+                )
+                assert torch.equal(module.weight.reshape(-1), stored)
+
+
+def test_a_module_that_is_not_there(model):
+    directory = model("opt")
+    architecture = find_architecture("opt", directory)
+    loaded = load_model(directory, architecture, device="cpu")
+    part = BlockPart("up", "model.decoder.layers.7.fc1.weight", 0, "F32", None)
+    with pytest.raises(UnsupportedError, match=r"OPTModel .* no module 'model\.decoder\.layers\.7\.fc1'"):
+        find_module(loaded, part, (52, 16), architecture)
+
+
+def test_ffns_that_run_in_chunks_are_refused(model, text_file, tmp_path):
+    directory = tmp_path / "chunked"
+    directory.mkdir()
+    for path in model("bert").iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"chunk_size_feed_forward": 1}))
+    request = ProfileRequest(directory, tmp_path / "t", (str(text_file),), active_ratio=0.3)
+    with pytest.raises(UnsupportedError, match="does not run once on all tokens"):
+        profile(request)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuralink_cli.activations.firing import firing_rule, magnitude_counts, pack_bits, pack_bits_on_device
+from neuralink_cli.activations.threshold import MagnitudeHistogram
+from neuralink_cli.errors import InputError, UnsupportedError
+
+
+def threshold_of(values, ratio):
+    histogram = MagnitudeHistogram()
+    for part in np.array_split(np.asarray(values, dtype=np.float32), 3):
+        histogram.add(magnitude_counts(torch.from_numpy(np.abs(part))))
+    return histogram.threshold(ratio)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 0.99), st.sampled_from(["normal", "laplace", "uniform"]))
+def test_the_ratio_is_met(seed, ratio, shape):
+    values = getattr(np.random.default_rng(seed), shape)(size=20_000).astype(np.float32)
+    threshold = threshold_of(values, ratio)
+    assert threshold == np.float32(threshold)
+    assert (np.abs(values) > threshold).mean() == pytest.approx(ratio, abs=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e20])
+def test_any_scale(scale):
+    values = np.random.default_rng(1).normal(size=10_000) * scale
+    assert (np.abs(values.astype(np.float32)) > threshold_of(values, 0.2)).mean() == pytest.approx(0.2, abs=2e-3)
+
+
+def test_zero_where_fewer_are_beyond_zero():
+    values = np.zeros(1000)
+    values[:100] = 1
+    assert threshold_of(values, 0.5) == 0
+    assert 0 < threshold_of(values, 0.05) < 1.01
+    assert threshold_of(np.zeros(10), 0.3) == 0
+
+
+def test_infinite_values_leave_the_threshold_finite():
+    assert np.isfinite(threshold_of(np.full(10, np.inf), 0.3))
+
+
+@pytest.mark.parametrize("neurons", [1, 7, 8, 9, 37, 64])
+def test_bits_are_packed_the_same_everywhere(neurons):
+    fired = torch.rand(11, neurons, generator=torch.Generator().manual_seed(0)) < 0.4
+    bits = pack_bits(fired)
+    assert bits.shape == (11, -(-neurons // 8))
+    for token in range(11):
+        for j in range(bits.shape[1] * 8):
+            bit = bits[token, j // 8] >> (j % 8) & 1
+            assert bit == (j < neurons and bool(fired[token, j]))
+    np.testing.assert_array_equal(pack_bits_on_device(fired).numpy(), bits)
+
+
+def test_signals_by_definition():
+    values = torch.tensor([[-3.0, -0.0, 0.0, 1e-30, 0.5, 7.0, float("inf")]])
+    fires = {
+        name: firing_rule("layers.0", name, "gate").fires(values, 0.0)[0].tolist()
+        for name in ("relu", "relu6", "relu2", "silu")
+    }
+    assert fires["relu"] == fires["relu6"] == [False, False, False, True, True, True, True]
+    # The square of 1e-30 is no float32 other than 0: what the down projection gets is what counts.
+    assert fires["relu2"] == [False, False, False, False, True, True, True]
+    assert fires["silu"] == [True, False, False, True, True, True, True]
+    assert firing_rule("layers.0", "relu", "gate").fires(values, 0.5)[0].tolist() == [False] * 5 + [True] * 2
+    assert firing_rule("layers.0", "relu", "intermediate").fires(values, 0.0)[0].tolist() == [
+        True, False, False, True, True, True, True,
+    ]  # fmt: skip
+
+
+def test_a_threshold_is_not_rounded_to_the_dtype_of_the_model():
+    values = torch.tensor([[1.0]], dtype=torch.bfloat16)
+    rule = firing_rule("layers.0", "relu", "intermediate")
+    assert not rule.fires(values, float(np.float32(1.001))).item()
+    assert rule.fires(values, float(np.float32(0.999))).item()
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "relu2"])
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_nan_stops_the_run(activation, threshold):
+    values = torch.ones(4, 9)
+    values[2, 5] = float("nan")
+    with pytest.raises(InputError, match=r"block 'layers\.3' is not a number"):
+        firing_rule("layers.3", activation, "gate").fires(values, threshold)
+
+
+@pytest.mark.parametrize("activation", ["made_up", "prelu", "xielu"])
+def test_activations_without_a_function(activation):
+    with pytest.raises(UnsupportedError, match=f"{activation}.*--signal intermediate"):
+        firing_rule("layers.0", activation, "gate")
+    assert firing_rule("layers.0", activation, "intermediate").function is None
