@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.placement.bits import activation_counts, transpose_bits
-from neuralink_cli.placement.counting import coactivation_counts, strongest_links
+from neuralink_cli.placement.counting import coactivation_counts
+from neuralink_cli.placement.partners import strongest_links
 
 
 @dataclass

@@ -28,7 +28,7 @@ def frequency_order(activation_counts: Activations) -> IntArray:
 def strongest_graph(
     i: IntArray, j: IntArray, count: npt.NDArray[np.uint32], activation_counts: npt.NDArray[np.int64 | np.floating]
 ) -> nx.Graph:
-    """The sparse co-activation graph of a block, as found by `counting.strongest_links`.
+    """The sparse co-activation graph of a block, as found by `partners.strongest_links`.
 
     Args:
         i: int32[edges], one neuron of each pair.

@@ -54,7 +54,7 @@ def order_block(
     The order asked for is stored unless the original order costs less on the held-out tokens. If the refined order is
     asked for, the cheapest of those compared is stored.
     """
-    bits = _bits(trace, block, split.ordering)
+    bits = block_bits(trace, block, split.ordering)
     counts = activation_counts(bits)
     pinned = frequency_order(counts)[: options.pinned]
     rest = np.setdiff1d(np.arange(block.neurons, dtype=np.int32), pinned)
@@ -72,7 +72,8 @@ def order_block(
     return OrderedBlock(PlacedBlock(order.order, frequency, order.links), chosen, held_out)
 
 
-def _bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
+def block_bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
+    """Bit vectors of a block over the tokens of some ranges, one after the other: uint64 `[neurons, words]`."""
     fired = [trace.fired(block, start, stop) for start, stop in ranges]
     return transpose_bits(fired[0] if len(fired) == 1 else np.concatenate(fired), block.neurons)
 
@@ -95,7 +96,7 @@ def _measure(
     options: BlockOptions,
 ) -> HeldOutReads:
     tokens = held_out[1] - held_out[0]
-    bits = _bits(trace, block, [held_out])
+    bits = block_bits(trace, block, [held_out])
     # Pinned neurons are never read from flash, wherever an order has them.
     bits[pinned] = 0
     figures = {name: _cost(bits, order.order, tokens, options.operation_in_bundles) for name, order in orders.items()}

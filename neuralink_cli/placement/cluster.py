@@ -39,7 +39,7 @@ class ClusterOptions:
     """
 
     device: DeviceModel
-    order: str = "linked"
+    order: str = "refined"
     held_out: float = 0.2
     bundle_bytes: int | None = None
     resident: str = "none"

@@ -21,10 +21,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from neuralink_cli.placement.popcount import popcount
+from neuralink_cli.placement.popcount import kernel, popcount
 
 # Words of a bit vector that are worked on at a time: the running AND of one slot stays in the first-level cache.
 _BLOCK = 64
@@ -87,7 +86,7 @@ def check_ratio(ratio: float) -> None:
 
 
 # Not parallel: 11,008 neurons over 32,768 tokens take 0.03 s, less than a parallel kernel takes longer to compile.
-@njit(cache=True, nogil=True)
+@kernel
 def _count_gap_terms(bits: Any, order: Any, terms: Any) -> None:
     """Adds the gap terms R_1.. of `order` to int64 `terms`."""
     words = bits.shape[1]
@@ -112,7 +111,7 @@ def _count_gap_terms(bits: Any, order: Any, terms: Any) -> None:
                 terms[j - 1] += np.int64(remaining)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _count_active(bits: Any, order: Any) -> Any:
     """Counts the bits of the rows in `order`."""
     active = np.uint64(0)

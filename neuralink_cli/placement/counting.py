@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.errors import OptionError
 from neuralink_cli.placement.bits import Bits, activation_counts
 from neuralink_cli.placement.popcount import kernel, popcount
 
 Counts = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 """Co-activation counts as a matrix."""
-
-Links = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint32]]
-"""A sparse list (i, j, count) of co-activation counts, ascending by (i, j), every pair once, i < j, no count 0."""
 
 # A stripe and a panel, 128 and 32 rows of 512 words of 8 bytes, stay in a second-level cache of 1 MiB.
 STRIPE = 128  # rows counted by one task
@@ -50,49 +46,17 @@ def coactivation_counts(bits: Bits, *, workers: int | None = None) -> Counts:
     return counts
 
 
-def strongest_links(bits: Bits, per_neuron: int, *, workers: int | None = None) -> Links:
-    """Find the strongest co-activation partners of every neuron, holding no more than a stripe of the full matrix.
-
-    A pair is listed if it is among the `per_neuron` strongest of either end; of partners with equal counts the one
-    of smaller index is the stronger. Pairs that never fired together are not listed.
-
-    Args:
-        bits: uint64[n, words], neuron-major.
-        per_neuron: Partners kept of each neuron, at least 1.
-        workers: Number of threads; all the process may use by default. The result does not depend on it.
-
-    Raises:
-        OptionError: `per_neuron` is less than 1.
-    """
-    if per_neuron < 1:
-        raise OptionError(f"the number of links per neuron must be at least 1, not {per_neuron}")
-    n = bits.shape[0]
-    dtype = count_dtype(activation_counts(bits))
-    partners = np.full((n, min(per_neuron, max(n - 1, 1))), -1, dtype=np.int32)
-    strengths = np.zeros(partners.shape, dtype=np.uint32)
-
-    def select_stripe(first: int) -> None:
-        last = min(first + STRIPE, n)
-        # Both triangles are counted: twice the work, but every row is complete at once and then forgotten.
-        stripe = np.zeros((last - first, n), dtype=dtype)
-        _count(bits, first, last, 0, n, stripe)
-        _select_strongest(stripe, first, partners[first:last], strengths[first:last])
-
-    run_tasks(select_stripe, range(0, n, STRIPE), workers)
-    kept = partners >= 0
-    row = np.nonzero(kept)[0]
-    column = partners[kept].astype(np.int64)
-    pair, where = np.unique(np.minimum(row, column) * n + np.maximum(row, column), return_index=True)
-    i, j = np.divmod(pair, max(n, 1))
-    return i.astype(np.int32), j.astype(np.int32), strengths[kept][where]
-
-
 def count_together(bits: Bits, first: int, last: int, end: int, counts: Counts) -> None:
     """Add the co-activation counts of rows `first` to `last` with rows `first` to `end` of `bits` to `counts`.
 
     `counts` is [last - first, end - first] and holds the sums modulo its type.
     """
     _count(bits, first, last, first, end, counts)
+
+
+def count_rows(bits: Bits, first: int, last: int, counts: Counts) -> None:
+    """Add the co-activation counts of rows `first` to `last` with all rows to `counts` `[last - first, n]`."""
+    _count(bits, first, last, 0, bits.shape[0], counts)
 
 
 def count_dtype(activations: npt.NDArray[np.int64]) -> npt.DTypeLike:
@@ -162,23 +126,3 @@ def _count(bits: Bits, first: int, last: int, first_column: int, end: int, count
                     for r in range(min(4, last - i)):
                         for c in range(min(4, panel_end - j)):
                             counts[i - first + r, j - first_column + c] += sums[4 * r + c]
-
-
-@kernel
-def _select_strongest(
-    stripe: Counts, first: int, partners: npt.NDArray[np.int32], strengths: npt.NDArray[np.uint32]
-) -> None:
-    """Fill each row of `partners` with the strongest partners, in descending order of strength."""
-    for r in range(stripe.shape[0]):
-        weakest = partners.shape[1] - 1
-        for j in range(stripe.shape[1]):
-            # A partner of equal strength has a smaller index, as it came first, and stays ahead.
-            count = stripe[r, j]
-            if count > strengths[r, weakest] and j != first + r:
-                place = weakest
-                while place > 0 and count > strengths[r, place - 1]:
-                    strengths[r, place] = strengths[r, place - 1]
-                    partners[r, place] = partners[r, place - 1]
-                    place -= 1
-                strengths[r, place] = count
-                partners[r, place] = j

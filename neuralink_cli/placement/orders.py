@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.placement.bits import Bits, activation_counts
-from neuralink_cli.placement.counting import strongest_links
+from neuralink_cli.placement.partners import likely_partners, strongest_links
 from neuralink_cli.placement.sparse_linking import link_tiled
 
 IntArray = npt.NDArray[np.int32]
@@ -82,6 +82,15 @@ def _linked(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
     return NeuronOrder(linking.order, linking.links)
 
 
+def _refined(task: OrderingTask, made: dict[str, NeuronOrder]) -> NeuronOrder:
+    from neuralink_cli.placement.refinement import EFFORTS, PARTNERS, refine
+
+    linked = made.get("linked") or _linked(task, made)
+    partners = likely_partners(task.bits, PARTNERS)
+    refined = refine(task.bits, linked.order, partners, task.operation_in_bundles, sweeps=EFFORTS[task.effort])
+    return _unlinked(refined.order) if refined.moves else linked
+
+
 def _unlinked(order: IntArray) -> NeuronOrder:
     return NeuronOrder(order, np.arange(order.size, dtype=np.int32))
 
@@ -92,4 +101,5 @@ ORDER_MAKERS: dict[str, Callable[[OrderingTask, dict[str, NeuronOrder]], NeuronO
     "reverse-cuthill-mckee": _reverse_cuthill_mckee,
     "spectral": _spectral,
     "linked": _linked,
+    "refined": _refined,
 }

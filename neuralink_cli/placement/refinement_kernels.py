@@ -30,10 +30,11 @@ _TWICE = np.uint64(2 * BLOCK)
 _THRICE = np.uint64(3 * BLOCK)
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _NONE = np.uint64(0)
+_UNBOUNDED = np.int64(2**62)
 
 
 @kernel
-def work_out_planes(rows: Any, order: Any, slot: int, without: int, ratio: int, scratch: Any, planes: Any) -> None:
+def work_out_planes(rows: Any, order: Any, slot: Any, without: int, ratio: int, scratch: Any, planes: Any) -> None:
     """Works out the planes of the place before `slot`, as if neuron `without` were not in the order.
 
     Args:
@@ -87,7 +88,7 @@ def work_out_planes(rows: Any, order: Any, slot: int, without: int, ratio: int, 
 
 @kernel
 def _count_nearest(flat: Any, offsets: Any, right: int, word: Any, scratch: Any, out: Any, at: Any) -> None:
-    """Writes the sum of inactive slots among the nearest four of either side, up to the first active one, as 4 digits."""
+    """Writes how many of the nearest four slots on either side are inactive, up to an active one, as 4 digits."""
     a, b, c, d = offsets[0] + word, offsets[1] + word, offsets[2] + word, offsets[3] + word
     e, f, g, h = offsets[right] + word, offsets[right + 1] + word, offsets[right + 2] + word, offsets[right + 3] + word
     for w in range(_WIDTH):
@@ -194,7 +195,7 @@ def _subtract(ratio: int, scratch: Any, out: Any, at: Any, digits: int) -> None:
 
 
 @kernel
-def insertion_cost(rows: Any, neuron: int, planes: Any, digits: int, bound: int) -> int:
+def insertion_cost(rows: Any, neuron: int, planes: Any, digits: int, bound: Any) -> Any:
     """Costs a neuron in the place the planes are of, in bundles over all tokens; stops early once above `bound`.
 
     Args:
@@ -226,3 +227,137 @@ def insertion_cost(rows: Any, neuron: int, planes: Any, digits: int, bound: int)
             break
         at += places * _WIDTH
     return cost
+
+
+@kernel
+def anneal_sweep(
+    rows: Any,
+    order: Any,
+    position: Any,
+    saving: Any,
+    friends: Any,
+    friends_start: Any,
+    ratio: int,
+    temperature: float,
+    random: Any,
+    scratch: Any,
+    planes: Any,
+    other_planes: Any,
+) -> Any:
+    """Visits as many random places as there are neurons, and moves the first friend there that may move.
+
+    The friends of a place are those of the neurons on either side of it. One may move if that raises the cost by no
+    more than a random allowance, exponentially distributed: a Metropolis step, whose threshold is drawn before the
+    cost is known, so that hopeless candidates are dropped after a few words.
+
+    Args:
+        rows: uint64 `[n + 2, words]` as in `work_out_planes`.
+        order: int32 `[n]`, changed in place.
+        position: int32 `[n]`, the inverse of `order`, kept so.
+        saving: int64 `[n]`, what taking a neuron out saves, or -1 if not known; kept up to date.
+        friends: int32 `[links]`, neurons to try beside neuron i from `friends_start[i]` to `friends_start[i + 1]`.
+        friends_start: int64 `[n + 1]`.
+        ratio: G >= 1.
+        temperature: The allowance that one move in two exceeds, in bundles over all tokens; 0: only moves that save.
+        random: uint64 `[1]`, state of the generator, not 0.
+        scratch: As for `work_out_planes`.
+        planes: As for `work_out_planes`.
+        other_planes: As for `work_out_planes`.
+
+    Returns:
+        (cost change, moves made).
+    """
+    n = order.size
+    digits = 0
+    while ratio >> digits:
+        digits += 1
+    change, moves = 0, 0
+    for _ in range(n):
+        slot = np.int64(_draw(random) % np.uint64(n + 1))
+        left, lefts, right, rights = 0, 0, 0, 0
+        if slot > 0:
+            left = friends_start[order[slot - 1]]
+            lefts = friends_start[order[slot - 1] + 1] - left
+        if slot < n:
+            right = friends_start[order[slot]]
+            rights = friends_start[order[slot] + 1] - right
+        if lefts + rights == 0:
+            continue
+        known = False
+        first = np.int64(_draw(random) % np.uint64(lefts + rights))
+        for k in range(lefts + rights):
+            pick = (first + k) % (lefts + rights)
+            neuron = friends[left + pick] if pick < lefts else friends[right + pick - lefts]
+            old = position[neuron]
+            if old == slot or old == slot - 1:
+                continue
+            if saving[neuron] < 0:
+                work_out_planes(rows, order, old, neuron, ratio, scratch, other_planes)
+                saving[neuron] = insertion_cost(rows, neuron, other_planes, digits, _UNBOUNDED)
+            bound = saving[neuron] - 1 if temperature == 0 else saving[neuron] + _allowance(random, temperature)
+            if bound < 0:
+                continue
+            if slot - 1 - ratio <= old <= slot + ratio:  # the place does not look the same without the neuron
+                work_out_planes(rows, order, slot, neuron, ratio, scratch, other_planes)
+                cost = insertion_cost(rows, neuron, other_planes, digits, bound)
+            else:
+                if not known:
+                    work_out_planes(rows, order, slot, -1, ratio, scratch, planes)
+                    known = True
+                cost = insertion_cost(rows, neuron, planes, digits, bound)
+            if cost <= bound:
+                change += cost - saving[neuron]
+                moves += 1
+                _forget(saving, order, old, ratio)
+                new = _relocate(order, position, old, slot)
+                _forget(saving, order, new, ratio)
+                saving[neuron] = cost
+                break
+    return change, moves
+
+
+@kernel
+def _forget(saving: Any, order: Any, slot: Any, ratio: int) -> None:
+    """Marks what depends on the neuron in `slot` as not known."""
+    for s in range(max(0, slot - ratio), min(order.size, slot + ratio + 1)):
+        saving[order[s]] = -1
+
+
+@kernel
+def _relocate(order: Any, position: Any, old: int, slot: Any) -> Any:
+    """Moves the neuron in slot `old` to before the one in `slot`, and returns its new slot."""
+    neuron = order[old]
+    new = slot - 1 if slot > old else slot
+    step = 1 if new > old else -1
+    for s in range(old, new, step):
+        order[s] = order[s + step]
+        position[order[s]] = s
+    order[new] = neuron
+    position[neuron] = new
+    return new
+
+
+@kernel
+def _draw(random: Any) -> Any:
+    """Draws 64 random bits: xorshift64*, the same on every machine and in every version of numba."""
+    x = random[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    random[0] = x
+    return x * np.uint64(0x2545F4914F6CDD1D) >> np.uint64(11)
+
+
+@kernel
+def _allowance(random: Any, temperature: float) -> Any:
+    """Draws an exponentially distributed number of median `temperature`, rounded down.
+
+    The number of tosses until heads plus a fraction interpolates the logarithm linearly between powers of two: close
+    enough, and unlike a library's logarithm equal to the last bit everywhere.
+    """
+    bits = _draw(random)
+    tosses = 0
+    while bits & np.uint64(1) and tosses < 20:
+        bits >>= np.uint64(1)
+        tosses += 1
+    return np.int64(temperature * (tosses + np.float64(bits >> np.uint64(21)) / 2.0**32))

@@ -16,7 +16,7 @@ from neuralink_cli.placement.baselines import (
     spectral_order,
     strongest_graph,
 )
-from neuralink_cli.placement.counting import Links
+from neuralink_cli.placement.partners import Links
 
 GRAPH_ORDERS = [reverse_cuthill_mckee_order, spectral_order]
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from neuralink_cli.errors import OptionError
 from neuralink_cli.placement import counting
 from neuralink_cli.placement.bits import transpose_bits
-from neuralink_cli.placement.counting import coactivation_counts, strongest_links
+from neuralink_cli.placement.counting import coactivation_counts
+from neuralink_cli.placement.partners import strongest_links
 
 
 def pack(fired: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
