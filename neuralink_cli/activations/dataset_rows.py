@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -96,7 +97,9 @@ def _open_file(path: Path) -> Rows:
             cache_dir=cache,
             **options,
         )
-    return Rows(path.name, str(path), builder == "text", None, table)
+    # A name of bytes that are no UTF-8 could not be written into the trace.
+    name = os.fsencode(path.name).decode(errors="replace")
+    return Rows(name, str(path), builder == "text", None, table)
 
 
 def _open_hub(dataset: str, hub_id: str, config: str | None, revision: str | None, split: str) -> Rows:

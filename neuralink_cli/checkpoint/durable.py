@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,6 +50,8 @@ def require_space(path: Path, needed: int) -> None:
 @contextlib.contextmanager
 def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that appears at `path`, whole and durable, when the block ends without an exception.
+
+    It is unbuffered: see `write_all`.
 
     Raises:
         OutputError: As `require_free`, when `path` is a directory, or when another run is writing it.
@@ -120,8 +123,15 @@ def require_replaceable(path: Path, overwrite: bool, replaceable: Callable[[Path
         raise OutputError("is not a directory", where=path, fix="choose another output")
     if any(path.iterdir()) and not replaceable(path):
         raise OutputError(
-            "is not a layout that neuralink wrote, so it is not deleted", where=path, fix="choose another output"
+            "is not an earlier output of this kind, so it is not deleted", where=path, fix="choose another output"
         )
+
+
+def write_all(handle: BinaryIO | FileIO, data: bytes | memoryview) -> None:
+    """Write to an unbuffered file, which may take only a part at a time: when the disk is nearly full, or at 2 GiB."""
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += handle.write(view[done:])
 
 
 def sync_file(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The files that stages hand on (trace, placement): plain safetensors with one metadata document, sealed by a digest.
 
 `__metadata__` has the single key `neuralink`, a canonical JSON document with at least `format`, `version`, `tool` and
-`content_sha256`, the SHA-256 of the data section.
+`content_sha256`, the SHA-256 of the data section followed by the canonical document without this key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli import __version__
-from neuralink_cli.checkpoint.durable import new_file, require_free, require_space
+from neuralink_cli.checkpoint.durable import new_file, require_free, require_space, write_all
 from neuralink_cli.checkpoint.header import Header, build_header, tensor_bytes
 from neuralink_cli.checkpoint.json_text import canonical, parse_object
 from neuralink_cli.checkpoint.schema import check_document
@@ -24,6 +24,7 @@ from neuralink_cli.checkpoint.tensor_file import TensorFile
 from neuralink_cli.errors import InputError
 
 METADATA_KEY = "neuralink"
+DIGEST_KEY = "content_sha256"
 FORMAT_VERSION = 1
 ALIGNMENT = 4096
 _CHUNK = 1 << 24
@@ -68,7 +69,8 @@ def write_stage_file(
     """
     require_free(path, overwrite)
     specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
-    header = _header(specs, kind, document, "0" * 64)
+    whole = _whole(kind, document)
+    header = _header(specs, whole, "0" * 64)
     require_space(path, header.data_start + header.data_bytes)
     digest = hashlib.sha256()
     with new_file(path, overwrite=overwrite) as handle:
@@ -78,15 +80,16 @@ def write_stage_file(
             for chunk in tensor.chunks():
                 data = chunk.reshape(-1).view(np.uint8).data
                 digest.update(data)
-                handle.write(data)
+                write_all(handle, data)
                 written += len(data)
                 if progress is not None:
                     progress(len(data))
             if written != tensor_bytes(tensor.dtype, tensor.shape):
                 raise ValueError(f"tensor {tensor.name!r} got {written} bytes")
+        digest.update(canonical(whole).encode())
         # The header goes in last: until then the file opens nowhere.
         handle.seek(0)
-        handle.write(_header(specs, kind, document, digest.hexdigest()).prelude)
+        write_all(handle, _header(specs, whole, digest.hexdigest()).prelude)
     return digest.hexdigest()
 
 
@@ -107,8 +110,8 @@ class StageFile(TensorFile):
 
     @property
     def content_sha256(self) -> str:
-        """The digest of the data section, as the document states it."""
-        return str(self.document["content_sha256"])
+        """The digest of data and document, as the document states it."""
+        return str(self.document[DIGEST_KEY])
 
     def array(self, name: str, dtype: str) -> npt.NDArray[Any]:
         """A whole tensor as an array of the dtype it must have.
@@ -122,7 +125,7 @@ class StageFile(TensorFile):
         return self.read(name).view(_DTYPES[dtype]).reshape(entry.shape)
 
     def check_content(self) -> None:
-        """Read the whole data section and compare its digest.
+        """Read the whole file and compare its digest.
 
         Raises:
             InputError: The file was damaged after it was written.
@@ -135,8 +138,10 @@ class StageFile(TensorFile):
             self.read_at(position, part)
             digest.update(part.data)
             position += part.nbytes
+        stated = {key: value for key, value in self.document.items() if key != DIGEST_KEY}
+        digest.update(canonical(stated).encode())
         if digest.hexdigest() != self.content_sha256:
-            raise InputError("is damaged: its data does not match its digest", where=self.path, fix="make it again")
+            raise InputError("is damaged: its content does not match its digest", where=self.path, fix="make it again")
 
     def _checked_document(self, kind: str) -> dict[str, Any]:
         text = self.header.metadata.get(METADATA_KEY)
@@ -154,14 +159,11 @@ class StageFile(TensorFile):
         return document
 
 
-def _header(
-    specs: Sequence[tuple[str, str, Sequence[int]]], kind: str, document: Mapping[str, Any], digest: str
-) -> Header:
-    whole = {
-        **document,
-        "format": f"neuralink-{kind}",
-        "version": FORMAT_VERSION,
-        "tool": f"neuralink {__version__}",
-        "content_sha256": digest,
-    }
-    return build_header(specs, {METADATA_KEY: canonical(whole)}, alignment=ALIGNMENT)
+def _whole(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document as it is written, but for its digest."""
+    added = {"format": f"neuralink-{kind}", "version": FORMAT_VERSION, "tool": f"neuralink {__version__}"}
+    return {**document, **added}
+
+
+def _header(specs: Sequence[tuple[str, str, Sequence[int]]], whole: Mapping[str, Any], digest: str) -> Header:
+    return build_header(specs, {METADATA_KEY: canonical({**whole, DIGEST_KEY: digest})}, alignment=ALIGNMENT)

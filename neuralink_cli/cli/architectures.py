@@ -11,7 +11,10 @@ from neuralink_cli.cli.output import print_json, print_table
 @click.command("architectures")
 @reporting_options
 def command(as_json: bool) -> None:
-    """List the architectures that are built in, with the values of model_type that they serve."""
+    """List the architectures that are built in.
+
+    With the values of model_type in config.json that they serve.
+    """
     from neuralink_cli.checkpoint.architecture import builtin_architectures
 
     known = builtin_architectures()

@@ -49,7 +49,8 @@ class LazyGroup(click.Group):
 Examples:
   neuralink profile MODEL --dataset calib.jsonl -o model.trace.safetensors
   neuralink cluster model.trace.safetensors -o model.placement.safetensors
-  neuralink relayout MODEL --placement model.placement.safetensors -o model-flash/
+  neuralink relayout MODEL --placement model.placement.safetensors \\
+      -o model-flash/
   neuralink verify MODEL model-flash/
 """,
 )

@@ -15,9 +15,11 @@ import click
 
 from neuralink_cli.cli import exit_codes
 from neuralink_cli.cli.commands import cli
+from neuralink_cli.cli.output import set_defaults
 from neuralink_cli.errors import NeuralinkError
 
 DEBUG_VARIABLE = "NEURALINK_DEBUG"
+COMPLETION_VARIABLE = "_NEURALINK_COMPLETE"
 
 
 class Terminated(BaseException):
@@ -28,9 +30,11 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. The traceback of a failure is shown only if NEURALINK_DEBUG is set."""
     try:
         with _sigterm_raises():
-            result = cli.main(args=list(arguments), prog_name="neuralink", standalone_mode=False)
-            _flush()
-        return result if isinstance(result, int) else 0
+            set_defaults()
+            _invoke(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        return 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
@@ -56,6 +60,14 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"internal error ({kind}); {advice}", exit_codes.INTERNAL)
 
 
+def _invoke(arguments: Sequence[str]) -> None:
+    """As `cli.main` does, but that makes exit code 1 of a reader of our output that went away."""
+    if COMPLETION_VARIABLE in os.environ:
+        cli.main(prog_name="neuralink")
+    with cli.make_context("neuralink", list(arguments)) as context:
+        cli.invoke(context)
+
+
 def _describe(error: OSError) -> str:
     what = error.strerror or str(error)
     if error.errno == errno.ENOSPC:
@@ -68,10 +80,6 @@ def _fail(message: str, code: int) -> int:
         traceback.print_exc()
     click.echo(f"neuralink: error: {message}", err=True)
     return code
-
-
-def _flush() -> None:
-    sys.stdout.flush()
 
 
 @contextlib.contextmanager

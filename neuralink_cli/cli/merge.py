@@ -14,7 +14,8 @@ from neuralink_cli.cli.output import print_json
     "merge",
     epilog="""\b
 Examples:
-  neuralink merge a.trace.safetensors b.trace.safetensors -o ab.trace.safetensors
+  neuralink merge a.trace.safetensors b.trace.safetensors \\
+      -o ab.trace.safetensors
 """,
 )
 @click.argument("traces", nargs=-1, required=True, type=PATH)
@@ -22,9 +23,9 @@ Examples:
 @overwrite_option
 @reporting_options
 def command(traces: tuple[Path, ...], output: Path, overwrite: bool, as_json: bool) -> None:
-    """Join TRACES of one model into one.
+    """Join traces of one model into one.
 
-    Traces of several datasets, or parts of one run (`profile --part`), become the trace that one run over all of them
+    TRACES of several datasets, or parts of one run (`profile --part`), become the trace that one run over all of them
     would have written, byte for byte. Model, signal and thresholds must be the same.
     """
     from neuralink_cli.activations.merge import merge_traces

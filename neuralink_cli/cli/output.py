@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import sys
@@ -15,15 +16,20 @@ _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
 
 
+def set_defaults() -> None:
+    """What holds at the start of every command line: remarks are shown, and any file name can be printed."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("neuralink: %(message)s"))
+    _LOGGER.handlers[:] = [handler]
+    _LOGGER.propagate = False
+    _LOGGER.setLevel(logging.INFO)
+    _state["quiet"] = False
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
+
+
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
     """Choose how much goes to stderr."""
-    if not _LOGGER.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("neuralink: %(message)s"))
-        _LOGGER.addHandler(handler)
-        _LOGGER.propagate = False
-        _LOGGER.setLevel(logging.INFO)
-        _state["quiet"] = False
     if quiet:
         _state["quiet"] = True
         _LOGGER.setLevel(logging.ERROR)
@@ -55,14 +61,14 @@ def progress_bar(stage: str, total: int | None, unit: str) -> Iterator[Callable[
     """A bar on stderr, with the time left if the total is known; sparing where stderr is not a terminal."""
     from tqdm import tqdm
 
-    interactive = sys.stderr.isatty()
+    interactive = sys.stderr is not None and sys.stderr.isatty()
     with tqdm(
         total=total,
         desc=stage,
         unit=unit,
         unit_scale=True,
         unit_divisor=1024 if unit == "B" else 1000,
-        disable=_state["quiet"],
+        disable=_state["quiet"] or sys.stderr is None,
         leave=not interactive,
         mininterval=0.1 if interactive else 10.0,
         dynamic_ncols=interactive,

@@ -38,9 +38,11 @@ class PartType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     epilog="""\b
 Examples:
   neuralink profile MODEL --dataset calib.txt -o model.trace.safetensors
-  neuralink profile MODEL --dataset wiki.txt --dataset chat.jsonl --max-tokens 32768 -o model.trace.safetensors
-  neuralink profile MODEL --dataset alpaca.json --text-column instruction --text-column input \\
-      --text-column output --active-ratio 0.3 -o model.trace.safetensors
+  neuralink profile MODEL --dataset wiki.txt --dataset chat.jsonl \\
+      --max-tokens 32768 -o model.trace.safetensors
+  neuralink profile MODEL --dataset alpaca.json --text-column instruction \\
+      --text-column input --text-column output --active-ratio 0.3 \\
+      -o model.trace.safetensors
 """,
 )
 @model_argument
@@ -150,9 +152,10 @@ def command(
     as_json: bool,
     **options: object,
 ) -> None:
-    """Run MODEL over calibration data and record which FFN neurons fire, token by token.
+    """Record which FFN neurons fire on calibration data.
 
-    MODEL is a local HuggingFace checkpoint directory. Padding is left out of the trace, nothing else is.
+    MODEL, a local HuggingFace checkpoint directory, is run over the data, and every neuron noted token by token.
+    Padding is left out of the trace, nothing else is.
     """
     from neuralink_cli.activations.profile import profile
     from neuralink_cli.activations.request import ProfileRequest

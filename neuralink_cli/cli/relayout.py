@@ -21,9 +21,12 @@ from neuralink_cli.cli.output import human_bytes, print_json, print_table, progr
     "relayout",
     epilog="""\b
 Examples:
-  neuralink relayout MODEL --placement model.placement.safetensors -o model-flash/
-  neuralink relayout MODEL --placement model.placement.safetensors -o model-flash/ --resident gate
-  neuralink relayout MODEL --placement model.placement.safetensors -o permuted/ --layout permuted
+  neuralink relayout MODEL --placement model.placement.safetensors \\
+      -o model-flash/
+  neuralink relayout MODEL --placement model.placement.safetensors \\
+      -o model-flash/ --resident gate
+  neuralink relayout MODEL --placement model.placement.safetensors \\
+      -o permuted/ --layout permuted
 """,
 )
 @model_argument
@@ -67,9 +70,9 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write the checkpoint MODEL with the neurons of every FFN block in the order of a placement.
+    """Write a checkpoint in the order of a placement.
 
-    Bytes are moved, never decoded. The output is complete or not there.
+    The bytes of MODEL are moved, never decoded. The output is complete or not there.
     """
     from neuralink_cli.checkpoint.architecture import choose_architecture
     from neuralink_cli.checkpoint.checkpoint import Checkpoint

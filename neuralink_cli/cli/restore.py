@@ -23,16 +23,18 @@ Examples:
 @overwrite_option
 @reporting_options
 def command(layout_directory: Path, output: Path, overwrite: bool, as_json: bool) -> None:
-    """Get the checkpoint that LAYOUT was made from back, every file byte for byte.
+    """Get the original checkpoint back from a layout.
 
-    With --overwrite, DIR is replaced only if it holds the same model.
+    Every file that LAYOUT was made from, byte for byte. With --overwrite, DIR is replaced only if it holds the same
+    model.
     """
     from neuralink_cli.flash.layouts import open_layout
-    from neuralink_cli.flash.restore import restore
-    from neuralink_cli.flash.verify import layout_bytes
+    from neuralink_cli.flash.restore import check_output, restore, restore_bytes
 
-    with open_layout(layout_directory) as layout, progress_bar("restore", layout_bytes(layout), "B") as advance:
-        summary = restore(layout, output, overwrite=overwrite, progress=advance)
+    with open_layout(layout_directory) as layout:
+        check_output(layout, output, overwrite)
+        with progress_bar("restore", restore_bytes(layout), "B") as advance:
+            summary = restore(layout, output, overwrite=overwrite, progress=advance)
     if as_json:
         print_json({"output": str(output), **asdict(summary)})
     else:

@@ -48,10 +48,10 @@ def command(
     architecture_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Prove that LAYOUT holds the checkpoint MODEL. Exit code 1 means that it does not.
+    """Prove that a layout holds its checkpoint.
 
-    By default every byte is checked: the digests of the files, and each tensor of MODEL against what the layout gives
-    back. The first difference is named with its tensor and neuron.
+    Exit code 1 means that LAYOUT does not hold MODEL. By default every byte is checked: the digests of the files, and
+    each tensor of MODEL against what the layout gives back. The first difference is named with its tensor and neuron.
     """
     if quick and forward:
         raise OptionError("--quick reads no weights, so it does not go with --forward")
@@ -89,8 +89,10 @@ def _verify(model: Path, directory: Path, *, quick: bool) -> dict[str, Any]:
     from neuralink_cli.flash.verify import layout_bytes, verify_full, verify_quick
 
     with Checkpoint(model) as checkpoint, open_layout(directory) as layout:
+        # First in any case: what it finds needs no bar.
+        report = verify_quick(layout, checkpoint)
         if quick:
-            return asdict(verify_quick(layout, checkpoint))
+            return asdict(report)
         with progress_bar("verify", layout_bytes(layout), "B") as advance:
             return asdict(verify_full(layout, checkpoint, advance))
 

@@ -32,6 +32,19 @@ class SourceTensor:
     offset: int = 0
     resident: ResidentTensor | None = None
 
+    @property
+    def dtype(self) -> str:
+        """Its dtype."""
+        return self.block.dtype if self.resident is None else self.resident.place.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the source."""
+        if self.resident is not None and self.resident.kind == "bias":
+            return (self.block.neurons,)
+        shape = (self.block.neurons, self.block.hidden)
+        return shape if self.neuron_axis == 0 else shape[::-1]
+
 
 class BundledLayout:
     """Reads a bundled layout. Use as a context manager.
@@ -48,6 +61,7 @@ class BundledLayout:
         self._last_bundles: tuple[str, Bytes] | None = None
         try:
             self._check_ranges()
+            self._check_sources()
             self.orders = {block.id: self._order(block) for block in self.index.blocks}
         except (InputError, VerificationError):
             self.file.close()
@@ -154,6 +168,8 @@ class BundledLayout:
                 self._check_range(place)
         for source in index.sources:
             self._check_range(source.stored)
+            if source.kind == "verbatim" and source.stored.bytes != source.bytes:
+                raise VerificationError(f"{source.name} is not stored whole", where=self.directory)
 
     def _check_range(self, place: TensorRange) -> None:
         entry = self.file.entry(place.tensor)
@@ -181,10 +197,44 @@ class BundledLayout:
             block.dtype,
         ):
             raise VerificationError(f"stride and parts of {block.id} do not fit its bundles", where=self.directory)
+        for place, dtype in ((block.order, "I32"), (block.frequency, "F32")):
+            self._check_place(place, dtype, (block.neurons,))
+        if block.pinned > block.neurons:
+            raise VerificationError(f"{block.id} has more pinned slots than neurons", where=self.directory)
         wanted = {"rows": (block.neurons, block.hidden), "bias": (block.neurons,), "output_bias": (block.hidden,)}
         for resident in block.resident:
-            if resident.place.shape != wanted[resident.kind]:
-                raise VerificationError(f"shape of {resident.place.tensor!r} does not fit", where=self.directory)
+            dtype = block.dtype if resident.kind == "rows" else resident.place.dtype
+            self._check_place(resident.place, dtype, wanted[resident.kind])
+            if resident.kind == "output_bias" and resident.place.tensor != resident.source:
+                raise VerificationError(
+                    f"{block.id} takes {resident.place.tensor!r} for {resident.source!r}", where=self.directory
+                )
+
+    def _check_place(self, place: TensorRange, dtype: str, shape: tuple[int, ...]) -> None:
+        if (place.dtype, place.shape) != (dtype, shape):
+            raise VerificationError(
+                f"tensor {place.tensor!r} is {place.dtype} {list(place.shape)}, not {dtype} {list(shape)}",
+                where=self.directory,
+            )
+
+    def _check_sources(self) -> None:
+        """Check that every tensor of the source is there, in its own form or in one that it can be made from."""
+        stated = {entry.name: entry for header in self.source_headers.values() for entry in header.entries}
+        for name, made in self.made_tensors.items():
+            form = (made.dtype, made.shape)
+            if name not in stated or (stated[name].dtype, stated[name].shape) != form or DTYPE_BITS[made.dtype] % 8:
+                raise VerificationError(
+                    f"{made.block.id} makes tensor {name!r} {made.dtype} {list(made.shape)}, which the source has not",
+                    where=self.directory,
+                )
+        for name in sorted(stated.keys() - self.made_tensors.keys()):
+            kept = self.file.entry(name)
+            if (kept.dtype, kept.shape) != (stated[name].dtype, stated[name].shape):
+                raise VerificationError(
+                    f"tensor {name!r} is {kept.dtype} {list(kept.shape)}, "
+                    f"in the source {stated[name].dtype} {list(stated[name].shape)}",
+                    where=self.file.path,
+                )
 
     def _order(self, block: FlashBlock) -> Order:
         data = self.file.read(block.order.tensor)

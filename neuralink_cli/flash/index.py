@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from neuralink_cli import __version__
 from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX
 from neuralink_cli.checkpoint.durable import sync_file
-from neuralink_cli.checkpoint.json_text import read_object, readable
+from neuralink_cli.checkpoint.json_text import canonical, read_object, readable
 from neuralink_cli.checkpoint.schema import check_document
-from neuralink_cli.errors import InputError
+from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.flash.plan import (
     FLASH_FILE,
     BundledPlan,
@@ -31,6 +32,7 @@ PERMUTED_INDEX = "model.permuted.json"
 PERMUTED_PLACEMENT = "neuralink/placement.safetensors"
 PERMUTED_ORIGINALS = "neuralink/original"
 FORMAT_VERSION = 1
+DIGEST_KEY = "document_sha256"
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ def permuted_document(
 
 
 def write_index(path: Path, document: Mapping[str, Any]) -> None:
-    """Write an index, the last file of a layout, flushed to the device."""
-    path.write_text(readable(document), encoding="utf-8")
+    """Write an index, the last file of a layout, with its own digest in it, flushed to the device."""
+    path.write_text(readable({**document, DIGEST_KEY: _digest(document)}), encoding="utf-8")
     sync_file(path)
 
 
@@ -103,6 +105,7 @@ def read_flash_index(directory: Path) -> FlashIndex:
 
     Raises:
         InputError: It is missing, malformed, or of another version.
+        VerificationError: It was changed after it was written.
     """
     document = _read(directory / FLASH_INDEX, "neuralink-flash", "flash index")
     return FlashIndex(
@@ -125,6 +128,7 @@ def read_permuted_index(directory: Path) -> dict[str, Any]:
 
     Raises:
         InputError: It is missing, malformed, or of another version.
+        VerificationError: It was changed after it was written.
     """
     return _read(directory / PERMUTED_INDEX, "neuralink-permuted", "permuted index")
 
@@ -162,7 +166,13 @@ def _read(path: Path, form: str, kind: str) -> dict[str, Any]:
             where=path,
         )
     check_document(document, kind, path)
+    if document[DIGEST_KEY] != _digest({key: value for key, value in document.items() if key != DIGEST_KEY}):
+        raise VerificationError(f"was changed after it was written: it does not match its {DIGEST_KEY}", where=path)
     return document
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(document).encode()).hexdigest()
 
 
 def _parse_range(spec: Mapping[str, Any]) -> TensorRange:

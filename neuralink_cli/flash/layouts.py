@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX
-from neuralink_cli.errors import InputError
+from neuralink_cli.checkpoint.tensor_file import TensorFile
+from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.flash.bundled_layout import BundledLayout
 from neuralink_cli.flash.index import PERMUTED_INDEX
 from neuralink_cli.flash.permuted_layout import PermutedLayout
 
 Layout = BundledLayout | PermutedLayout
+_CHUNK = 1 << 24
 
 
 def open_layout(directory: Path) -> Layout:
@@ -27,3 +33,41 @@ def open_layout(directory: Path) -> Layout:
     if (directory / PERMUTED_INDEX).is_file():
         return PermutedLayout(directory)
     raise InputError(f"has neither {FLASH_INDEX} nor {PERMUTED_INDEX}, so it is not a layout", where=directory)
+
+
+def weight_files(layout: Layout) -> list[tuple[TensorFile, str]]:
+    """The weight files of a layout, each with the SHA-256 that the index states."""
+    if isinstance(layout, BundledLayout):
+        return [(layout.file, layout.index.file_sha256)]
+    return [(file, layout.file_digests[file.path.name]) for file in layout.checkpoint.files]
+
+
+def check_weight_files(layout: Layout, progress: Callable[[int], object] | None = None) -> None:
+    """Read all weight files and compare their digests.
+
+    Args:
+        progress: Called with the bytes read since the last call.
+
+    Raises:
+        VerificationError: One was changed after it was written.
+    """
+    buffer = np.empty(_CHUNK, dtype=np.uint8)
+    for file, expected in weight_files(layout):
+        digest = hashlib.sha256()
+        for start in range(0, file.size, _CHUNK):
+            part = buffer[: min(_CHUNK, file.size - start)]
+            file.read_at(start, part)
+            digest.update(part.data)
+            if progress is not None:
+                progress(part.nbytes)
+        check_digest(file, digest.hexdigest(), expected)
+
+
+def check_digest(file: TensorFile, found: str, expected: str) -> None:
+    """Compare the digest of a file with that in the index.
+
+    Raises:
+        VerificationError: They differ.
+    """
+    if found != expected:
+        raise VerificationError(f"SHA-256 is {found}, the index says {expected}", where=file.path)

@@ -50,7 +50,8 @@ def _table(gains: list[Gain]) -> list[str]:
     orders = list(gains[-1].orders)
     rows = [["", "active", *orders], ["---", *["---:"] * (len(orders) + 1)]]
     for gain in gains:
-        figures = [gain.orders[order] for order in orders]
-        cells = [f"{f.reads_per_token:.1f} / {f.mean_read_length:.2f} / {f.gain:.2f}" for f in figures]
+        # A source too small to hold anything out has no figures.
+        figures = [gain.orders.get(order) for order in orders]
+        cells = [f"{f.reads_per_token:.1f} / {f.mean_read_length:.2f} / {f.gain:.2f}" if f else "-" for f in figures]
         rows.append([gain.name, f"{gain.active_ratio:.1%}", *cells])
     return ["| " + " | ".join(row) + " |" for row in rows]

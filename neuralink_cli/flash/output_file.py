@@ -12,6 +12,8 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.checkpoint.durable import write_all
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -49,9 +51,7 @@ class OutputFile:
         """Append bytes."""
         view = memoryview(data) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data
         hashed = self._hasher.submit(self._digest.update, view)
-        done = 0
-        while done < len(view):
-            done += self._handle.write(view[done:])
+        write_all(self._handle, view)
         hashed.result()
         self.size += len(view)
         if self._progress is not None:

@@ -106,11 +106,19 @@ class PermutedLayout:
             raise VerificationError(f"weight files are {found}, the index says {sizes}", where=where)
         if self.placement.content_sha256 != self.index["provenance"].get("placement_sha256"):
             raise VerificationError("the placement beside it is not the one it was made with", where=where)
+        for name in self.index["verbatim"]:
+            if not (self.directory / PERMUTED_ORIGINALS / name).is_file():
+                raise InputError("is missing", where=self.directory / PERMUTED_ORIGINALS / name)
         for block in self.index["blocks"]:
             if block["id"] not in self.placement.blocks:
                 raise VerificationError(f"block {block['id']} is not in the placement", where=where)
             neurons = self.placement.blocks[block["id"]].order.size
+            if block["neurons"] != neurons:
+                raise VerificationError(f"{block['id']} has {neurons} neurons, the index says otherwise", where=where)
             for name, axis in block["tensors"].items():
-                shape = self.checkpoint.place(name).entry.shape
-                if axis >= len(shape) or shape[axis] != neurons:
-                    raise VerificationError(f"tensor {name!r} {list(shape)} does not fit {block['id']}", where=where)
+                entry = self.checkpoint.place(name).entry
+                fits = axis < len(entry.shape) <= 2 and entry.shape[axis] == neurons
+                if not fits or DTYPE_BITS[entry.dtype] % 8:
+                    raise VerificationError(
+                        f"tensor {name!r} {entry.dtype} {list(entry.shape)} does not fit {block['id']}", where=where
+                    )

@@ -9,10 +9,13 @@ from neuralink_cli.checkpoint.blocks import BlockPart, FFNBlock
 from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS, Header, TensorEntry, build_header, tensor_bytes
 from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.placement.placement import PlacementBlock
 
 FLASH_FILE = "model.flash.safetensors"
 MODEL_CARD = "README.md"
 RESIDENT_CHOICES = ("none", "gate")
+# Bytes of an element of the widest dtype.
+_WIDEST = 8
 
 TensorSpec = tuple[str, str, tuple[int, ...]]
 
@@ -55,7 +58,11 @@ class ResidentTensor:
 
 @dataclass(frozen=True)
 class FlashBlock:
-    """One FFN block of a bundled layout: bundle k of `bundles` is that of neuron `order[k]`, `stride` bytes long."""
+    """One FFN block of a bundled layout: bundle k of `bundles` is that of neuron `order[k]`, `stride` bytes long.
+
+    Slots 0 to `pinned` - 1 hold the neurons that are to be kept in DRAM; `collapse_gap` is the longest gap of slots
+    worth reading across on the device that the order was made for.
+    """
 
     id: str
     neurons: int
@@ -63,6 +70,8 @@ class FlashBlock:
     dtype: str
     activation: str
     threshold: float
+    pinned: int
+    collapse_gap: int
     stride: int
     bundles: TensorRange
     parts: tuple[BundlePart, ...]
@@ -103,7 +112,7 @@ class BundledPlan:
 def plan_bundled(
     checkpoint: Checkpoint,
     blocks: Sequence[FFNBlock],
-    thresholds: Mapping[str, float],
+    placed: Mapping[str, PlacementBlock],
     *,
     resident: str = "none",
     alignment: int = 4096,
@@ -111,10 +120,11 @@ def plan_bundled(
     """Plan the bundled layout of a checkpoint.
 
     Bundles come first, each tensor of them on a multiple of `alignment`; where a tensor does not fill its last
-    page, a padding tensor follows it. All other tensors follow, wide dtypes first, so that each is naturally aligned.
+    page, a padding tensor follows it. All other tensors follow, wide dtypes first from a multiple of 8 on, so that each
+    is naturally aligned.
 
     Args:
-        thresholds: The firing threshold of every block, by id.
+        placed: What the placement says of every block, by id.
         resident: "none", or "gate" to keep the rows that decide firing out of the bundles.
 
     Raises:
@@ -125,7 +135,7 @@ def plan_bundled(
     rest = [*_small_specs(checkpoint, blocks, resident), *_source_specs(checkpoint), *_other_specs(checkpoint, blocks)]
     specs += sorted(rest, key=lambda spec: -DTYPE_BITS[spec[1]])
     try:
-        header = build_header(specs, {}, alignment=max(alignment, 8))
+        header = build_header(specs, {}, alignment=max(alignment, _WIDEST))
     except ValueError as error:
         raise UnsupportedError(f"cannot be laid out: {error}", where=checkpoint.directory) from None
     ranges = {entry.name: _range(entry, header.data_start) for entry in header.entries}
@@ -133,9 +143,7 @@ def plan_bundled(
         header=header,
         alignment=alignment,
         resident=resident,
-        blocks=tuple(
-            _flash_block(block, bundled[block.id], thresholds[block.id], ranges, resident) for block in blocks
-        ),
+        blocks=tuple(_flash_block(block, bundled[block.id], placed[block.id], ranges, resident) for block in blocks),
         sources=_source_files(checkpoint, ranges),
     )
 
@@ -170,7 +178,8 @@ def _bundle_specs(
         shape = (block.neurons, len(parts) * block.hidden)
         specs.append((f"{block.id}.bundles", parts[0].dtype, shape))
         gap = -tensor_bytes(parts[0].dtype, shape) % alignment
-    return specs
+    tail = -sum(tensor_bytes(dtype, shape) for _, dtype, shape in specs) % _WIDEST
+    return [*specs, (f"padding.{len(specs)}", "U8", (tail,))] if tail else specs
 
 
 def _small_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], resident: str) -> Iterable[TensorSpec]:
@@ -216,7 +225,11 @@ def _range(entry: TensorEntry, data_start: int) -> TensorRange:
 
 
 def _flash_block(
-    block: FFNBlock, bundled: Sequence[BlockPart], threshold: float, ranges: Mapping[str, TensorRange], resident: str
+    block: FFNBlock,
+    bundled: Sequence[BlockPart],
+    placed: PlacementBlock,
+    ranges: Mapping[str, TensorRange],
+    resident: str,
 ) -> FlashBlock:
     part_bytes = block.hidden * bundled[0].element_bytes
     parts = tuple(
@@ -239,7 +252,9 @@ def _flash_block(
         hidden=block.hidden,
         dtype=bundled[0].dtype,
         activation=block.activation,
-        threshold=threshold,
+        threshold=placed.threshold,
+        pinned=placed.pinned,
+        collapse_gap=placed.collapse_gap,
         stride=len(bundled) * part_bytes,
         bundles=ranges[f"{block.id}.bundles"],
         parts=parts,

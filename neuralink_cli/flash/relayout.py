@@ -18,7 +18,7 @@ from neuralink_cli.checkpoint.durable import (
     sync_directory,
     sync_file,
 )
-from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.errors import MismatchError, OptionError, OutputError
 from neuralink_cli.flash.bundled_writer import block_bytes, write_bundled
 from neuralink_cli.flash.companions import companion_files, copy_companions
 from neuralink_cli.flash.index import (
@@ -54,6 +54,7 @@ class RelayoutOptions:
 class RelayoutPlan:
     """What will be written: `bundled` is the plan of the flash file, none for a permuted layout."""
 
+    source: Path
     options: RelayoutOptions
     blocks: tuple[FFNBlock, ...]
     bundled: BundledPlan | None
@@ -85,10 +86,11 @@ def plan_relayout(
     bundled = None
     weight_bytes = sum(file.size for file in checkpoint.files)
     if options.layout == "bundled":
-        thresholds = {block.id: block.threshold for block in placement.info.blocks}
-        bundled = plan_bundled(checkpoint, blocks, thresholds, resident=options.resident, alignment=options.alignment)
+        placed = {block.id: block for block in placement.info.blocks}
+        bundled = plan_bundled(checkpoint, blocks, placed, resident=options.resident, alignment=options.alignment)
         weight_bytes = bundled.file_bytes
     return RelayoutPlan(
+        source=checkpoint.directory,
         options=options,
         blocks=blocks,
         bundled=bundled,
@@ -124,9 +126,11 @@ def check_output(plan: RelayoutPlan, output: Path, overwrite: bool) -> None:
     """Check that the planned layout may be written to `output` and fits there.
 
     Raises:
-        OutputError: It exists (and is not to be overwritten), or the disk is too small.
+        OutputError: It exists (and is not to be overwritten), is the model itself, or the disk is too small.
     """
     require_replaceable(output, overwrite, is_layout)
+    if output.exists() and output.samefile(plan.source):
+        raise OutputError("is the model itself", where=output, fix="choose another output")
     require_space(output, plan.total_bytes + _SPARE_BYTES)
 
 

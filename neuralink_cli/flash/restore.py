@@ -10,9 +10,9 @@ from pathlib import Path
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.durable import new_directory, require_replaceable, require_space, sync_file
-from neuralink_cli.errors import NeuralinkError
+from neuralink_cli.errors import NeuralinkError, VerificationError
 from neuralink_cli.flash.companions import companion_files, copy_companions
-from neuralink_cli.flash.layouts import Layout, open_layout
+from neuralink_cli.flash.layouts import Layout, check_weight_files, open_layout, weight_files
 from neuralink_cli.flash.output_file import OutputFile
 from neuralink_cli.flash.permuted_layout import PermutedLayout
 
@@ -32,18 +32,13 @@ def restore(
     """Write the source checkpoint of a layout to `output`.
 
     Raises:
-        OutputError: The output exists (and is not to be overwritten, or holds another model), or the disk is too small.
-        InputError: The layout is damaged.
+        OutputError: As `check_output`.
+        InputError, VerificationError: The layout is damaged.
     """
-
-    def replaceable(directory: Path) -> bool:
-        return _holds_model(directory, layout.fingerprint)
-
     headers = layout.source_headers
-    total = sum(header.data_start + header.data_bytes for header in headers.values())
-    require_replaceable(output, overwrite, replaceable)
-    require_space(output, total)
-    with new_directory(output, overwrite=overwrite, replaceable=replaceable) as directory:
+    check_output(layout, output, overwrite)
+    check_weight_files(layout, progress)
+    with new_directory(output, overwrite=overwrite, replaceable=_holds_source(layout)) as directory:
         copy_companions(companion_files(layout.directory), layout.directory, directory)
         for name, content in layout.verbatim.items():
             (directory / name).write_bytes(content)
@@ -54,7 +49,25 @@ def restore(
                 for entry in header.entries:
                     for chunk in layout.source_chunks(entry.name):
                         file.write(chunk)
-    return RestoreSummary(tuple(headers), sum(len(header.entries) for header in headers.values()), total)
+        _check_restored(directory, layout)
+    return RestoreSummary(
+        tuple(headers), sum(len(header.entries) for header in headers.values()), _weight_bytes(layout)
+    )
+
+
+def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
+    """Check that the source of a layout may be restored to `output` and fits there.
+
+    Raises:
+        OutputError: It exists (and is not to be overwritten, or holds another model), or the disk is too small.
+    """
+    require_replaceable(output, overwrite, _holds_source(layout))
+    require_space(output, _weight_bytes(layout))
+
+
+def restore_bytes(layout: Layout) -> int:
+    """Bytes that `restore` reads to check the layout and then writes."""
+    return sum(file.size for file, _ in weight_files(layout)) + _weight_bytes(layout)
 
 
 @contextlib.contextmanager
@@ -70,9 +83,26 @@ def loadable(directory: Path) -> Iterator[Path]:
             yield restored
 
 
-def _holds_model(directory: Path, fingerprint: str) -> bool:
-    try:
-        with Checkpoint(directory) as checkpoint:
-            return checkpoint.fingerprint == fingerprint
-    except NeuralinkError:
-        return False
+def _check_restored(directory: Path, layout: Layout) -> None:
+    with Checkpoint(directory) as checkpoint:
+        found = checkpoint.fingerprint
+    if found != layout.fingerprint:
+        raise VerificationError(
+            f"gives a checkpoint with fingerprint {found[:12]}, its source had {layout.fingerprint[:12]}",
+            where=layout.directory,
+        )
+
+
+def _weight_bytes(layout: Layout) -> int:
+    return sum(header.data_start + header.data_bytes for header in layout.source_headers.values())
+
+
+def _holds_source(layout: Layout) -> Callable[[Path], bool]:
+    def holds(directory: Path) -> bool:
+        try:
+            with Checkpoint(directory) as checkpoint:
+                return checkpoint.fingerprint == layout.fingerprint
+        except NeuralinkError:
+            return False
+
+    return holds

@@ -17,7 +17,7 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS, Header, TensorEntry
 from neuralink_cli.errors import MismatchError, VerificationError
 from neuralink_cli.flash.bundled_layout import BundledLayout
-from neuralink_cli.flash.layouts import Layout
+from neuralink_cli.flash.layouts import Layout, check_digest
 from neuralink_cli.flash.permuted_layout import PermutedLayout
 from neuralink_cli.placement.placement import inverse
 
@@ -128,10 +128,7 @@ def _verify_bundled(layout: BundledLayout, checkpoint: Checkpoint, progress: Pro
             seen.add(entry.name)
         if progress is not None:
             progress(entry.nbytes)
-    if digest.hexdigest() != layout.index.file_sha256:
-        raise VerificationError(
-            f"SHA-256 is {digest.hexdigest()}, the index says {layout.index.file_sha256}", where=layout.file.path
-        )
+    check_digest(layout.file, digest.hexdigest(), layout.index.file_sha256)
     return seen
 
 
@@ -153,11 +150,7 @@ def _verify_permuted(layout: PermutedLayout, checkpoint: Checkpoint, progress: P
             seen.add(entry.name)
             if progress is not None:
                 progress(entry.nbytes)
-        if digest.hexdigest() != layout.file_digests[file.path.name]:
-            raise VerificationError(
-                f"SHA-256 is {digest.hexdigest()}, the index says {layout.file_digests[file.path.name]}",
-                where=file.path,
-            )
+        check_digest(file, digest.hexdigest(), layout.file_digests[file.path.name])
     return seen
 
 

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from neuralink_cli.cli.output import human_bytes, print_table, progress_bar
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1234, "1.2 kB"), (5_000_000_000, "5.0 GB"),
+        (10**12, "1.0 TB"), (10**16, "10000.0 TB"),
+    ],
+)  # fmt: skip
+def test_sizes_are_decimal(count: int, text: str) -> None:
+    assert human_bytes(count) == text
+
+
+def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["", "active"], [["layers.0", "1%"], ["x", "100%"]])
+    assert capsys.readouterr().out.splitlines() == ["          active", "layers.0      1%", "x           100%"]
+    print_table(["a", "b"], [])
+    assert capsys.readouterr().out == "a  b\n"
+
+
+@pytest.mark.parametrize("total", [10, None])
+def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str], total: int | None) -> None:
+    with progress_bar("stage", total, "B") as advance:
+        advance(4)
+        advance(6)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "stage" in err
+    assert err.endswith("\n")
+
+
+def test_a_bar_on_a_terminal_goes_away_when_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar("stage", 10, "B") as advance:
+        advance(10)
+    assert "stage" in terminal.getvalue()
+    assert not terminal.getvalue().endswith("\n")

@@ -1,0 +1,151 @@
+"""Makes a chosen one of the operations that reach the disk fail, or the process die there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuralink_cli.checkpoint import durable
+from neuralink_cli.errors import OutputError
+
+
+def fail() -> None:
+    """The device reports an error."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def die() -> None:
+    """The process is killed, or the machine with it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Disk:
+    """Counts the operations that reach the disk, and acts in the one with number `at` (from 1) instead of doing it.
+
+    Of a write that is hit, half still happens.
+    """
+
+    def __init__(self, at: int, act: Callable[[], None] = fail) -> None:
+        self.at = at
+        self.act = act
+        self.done: list[str] = []
+
+    @property
+    def hit(self) -> bool:
+        """Whether the operation came."""
+        return len(self.done) >= self.at
+
+    def step(self, name: str) -> None:
+        """One more operation."""
+        self.done.append(name)
+        if len(self.done) == self.at:
+            self.act()
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[Disk]:
+        """Watch the operations inside the block."""
+        disk = self
+
+        class File(io.FileIO):
+            def write(self, data: Any) -> int:
+                if len(disk.done) + 1 == disk.at:
+                    super().write(memoryview(data)[: len(memoryview(data)) // 2])
+                disk.step("write")
+                return super().write(data)
+
+        def open_path(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+            if mode != "xb":
+                return whole_open(path, mode, *args, **options)
+            disk.step("create")
+            return File(path, "xb")
+
+        def open_descriptor(descriptor: int, mode: str, *args: Any, **options: Any) -> Any:
+            if "w" not in mode:
+                return whole_fdopen(descriptor, mode, *args, **options)
+            return File(descriptor, "r+b")
+
+        whole_open, whole_fdopen = Path.open, os.fdopen
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "open", open_path)
+            patch.setattr(os, "fdopen", open_descriptor)
+            for owner, name in (
+                (os, "fsync"),
+                (shutil, "copyfile"),
+                (Path, "mkdir"),
+                (Path, "rename"),
+                (Path, "replace"),
+                (Path, "write_text"),
+                (Path, "write_bytes"),
+                (durable, "_exchange_atomically"),
+            ):
+                patch.setattr(owner, name, self._watched(name, getattr(owner, name)))
+            yield self
+
+    def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **options: Any) -> Any:
+            self.step(name)
+            return function(*args, **options)
+
+        return watched
+
+
+def faults(run: Callable[[], object], act: Callable[[], None] = fail) -> Iterator[Disk]:
+    """Run again and again, the first operation failing, then the second, and so on, until a run needs no more of them.
+
+    Yields after each run that was hit. The last run, which succeeded, is not yielded.
+    """
+    for at in range(1, 1000):
+        disk = Disk(at, act)
+        with disk.installed():
+            try:
+                run()
+            except (OSError, OutputError) as error:
+                assert os.strerror(errno.EIO) in str(error)
+            else:
+                if disk.hit:
+                    raise AssertionError(f"the failure of operation {at}, {disk.done[-1]}, went unnoticed")
+                return
+        yield disk
+    raise AssertionError("no end of it")
+
+
+def deaths(run: Callable[[], object]) -> Iterator[int]:
+    """As `faults`, but each run is a process of its own that is killed; yields after each kill."""
+    for at in range(1, 1000):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with Disk(at, die).installed():
+                    run()
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            return
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        yield at
+    raise AssertionError("no end of it")
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file can grow beyond `size`: the write that reaches it is cut short, the next one fails. As on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

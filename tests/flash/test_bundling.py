@@ -1,0 +1,91 @@
+"""Gathering and scattering against numpy's own indexing."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuralink_cli.flash.bundling import gather_part, permute_neurons, scatter_part
+
+Elements = npt.NDArray[np.uint8]
+SIZES = (1, 2, 4, 8)
+# Around the tiles in which columns are moved, and small ones.
+lengths = st.sampled_from([1, 2, 3, 31, 32, 33, 63, 65, 255, 256, 257, 300, 513])
+
+
+def random_matrix(random: np.random.Generator, neurons: int, hidden: int, axis: int, size: int) -> Elements:
+    """Random elements, as a matrix of uint8 vectors: `[n, hidden, size]` or `[hidden, n, size]`."""
+    shape = (neurons, hidden) if axis == 0 else (hidden, neurons)
+    return random.integers(0, 256, (*shape, size), dtype=np.uint8)
+
+
+def by_neuron(matrix: Elements, axis: int) -> Elements:
+    return matrix if axis == 0 else matrix.transpose(1, 0, 2)
+
+
+@given(
+    neurons=lengths,
+    hidden=lengths,
+    size=st.sampled_from(SIZES),
+    axes=st.lists(st.sampled_from([0, 1]), min_size=1, max_size=3),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=120)
+def test_bundles_hold_what_indexing_gives(neurons: int, hidden: int, size: int, axes: list[int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    order = random.permutation(neurons).astype(np.int32)
+    matrices = [random_matrix(random, neurons, hidden, axis, size) for axis in axes]
+    part_bytes = hidden * size
+    stride = len(axes) * part_bytes
+    bundles = np.full(neurons * stride, 0xEE, dtype=np.uint8)
+    for k, (matrix, axis) in enumerate(zip(matrices, axes, strict=True)):
+        gather_part(matrix.reshape(-1), order, axis, size, bundles, stride, k * part_bytes)
+    expected = [by_neuron(matrix, axis)[order] for matrix, axis in zip(matrices, axes, strict=True)]
+    assert np.array_equal(bundles.reshape(neurons, -1), np.concatenate(expected, axis=1).reshape(neurons, -1))
+
+    for k, (matrix, axis) in enumerate(zip(matrices, axes, strict=True)):
+        restored = np.full(matrix.size, 0xEE, dtype=np.uint8)
+        scatter_part(bundles, stride, k * part_bytes, order, axis, size, restored)
+        assert np.array_equal(restored.reshape(matrix.shape), matrix)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_part_leaves_the_rest_of_the_bundles_alone(size: int, axis: int) -> None:
+    random = np.random.default_rng(size)
+    matrix = random_matrix(random, 260, 258, axis, size)
+    order = random.permutation(260).astype(np.int32)
+    part_bytes = 258 * size
+    stride = 3 * part_bytes
+    bundles = np.full(260 * stride, 0xEE, dtype=np.uint8)
+    gather_part(matrix.reshape(-1), order, axis, size, bundles, stride, part_bytes)
+    rows = bundles.reshape(260, stride)
+    assert np.all(rows[:, :part_bytes] == 0xEE)
+    assert np.all(rows[:, 2 * part_bytes :] == 0xEE)
+    assert np.array_equal(rows[:, part_bytes : 2 * part_bytes], by_neuron(matrix, axis)[order].reshape(260, -1))
+
+
+@given(neurons=lengths, others=st.sampled_from([1, 2, 33]), size=st.sampled_from(SIZES), seed=st.integers(0, 2**32))
+@settings(max_examples=40)
+def test_permuting_is_indexing(neurons: int, others: int, size: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    order = random.permutation(neurons).astype(np.int32)
+    for axis in (0, 1):
+        matrix = random_matrix(random, neurons, others, axis, size)
+        moved = permute_neurons(matrix.reshape(-1), order, axis, size)
+        assert np.array_equal(moved.reshape(matrix.shape), np.take(matrix, order, axis=axis))
+        back = permute_neurons(moved, np.argsort(order).astype(np.int32), axis, size)
+        assert np.array_equal(back, matrix.reshape(-1))
+
+
+def test_bytes_are_not_read_as_numbers() -> None:
+    """Signalling NaNs and negative zeros, which arithmetic would change, come through."""
+    patterns = np.array([0x7F800001, 0x80000000, 0xFFC00001, 0x7FBFFFFF], dtype="<u4")
+    matrix = np.ascontiguousarray(np.tile(patterns, (3, 1))).view(np.uint8).reshape(-1)
+    order = np.array([2, 0, 1], dtype=np.int32)
+    bundles = np.empty(48, dtype=np.uint8)
+    gather_part(matrix, order, 0, 4, bundles, 16, 0)
+    assert np.array_equal(bundles, matrix)
