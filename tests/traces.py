@@ -1,0 +1,43 @@
+"""Small traces without a model: clustered activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from neuralink_cli.activations.trace import TraceBlock, TraceHeader, TraceSource, write_trace
+
+
+def clustered(tokens: int, neurons: int, *, clusters: int, seed: int) -> np.ndarray:
+    """bool `[tokens, neurons]`: neurons fire in clusters spread over the block; every tenth neuron never fires."""
+    rng = np.random.default_rng(seed)
+    cluster = rng.integers(0, clusters, neurons)
+    on = rng.random((tokens, clusters)) < 0.2
+    fired = on[:, cluster] & (rng.random((tokens, neurons)) < 0.8)
+    fired[:, ::10] = False
+    return fired
+
+
+def write_clustered_trace(
+    path: Path, *, blocks: int = 3, neurons: int = 60, tokens: tuple[int, ...] = (400, 300), shuffle: bool = True
+) -> dict[str, np.ndarray]:
+    """Write a trace of several sources and return what fired, by block id; unshuffled, clusters lie side by side."""
+    total = sum(tokens)
+    fired = {f"layers.{k}": clustered(total, neurons, clusters=6, seed=k) for k in range(blocks)}
+    if not shuffle:
+        fired = {name: bits[:, np.lexsort((bits.sum(axis=0), bits.T @ bits[:, 1]))] for name, bits in fired.items()}
+    header = TraceHeader(
+        model={"fingerprint": "ab" * 32, "model_type": "opt", "architecture": "opt"},
+        signal="gate",
+        calibration=None,
+        blocks=tuple(TraceBlock(name, neurons, 16, "relu", 0.0, {"up": 2048, "down": 2048}) for name in fired),
+        sources=tuple(
+            TraceSource(f"source-{k}", f"{k:064x}", 0, -(-count // 50), -(-count // 50), count, {})
+            for k, count in enumerate(tokens)
+        ),
+    )
+    lengths = [min(50, count - start) for count in tokens for start in range(0, count, 50)]
+    packed = {name: np.packbits(bits, axis=1, bitorder="little") for name, bits in fired.items()}
+    write_trace(path, header, np.array(lengths, dtype=np.uint32), lambda name: [packed[name]])
+    return fired
