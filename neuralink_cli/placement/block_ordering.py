@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,18 +47,25 @@ class OrderedBlock:
 
 
 def order_block(
-    trace: Trace, block: TraceBlock, split: TokenSplit, source_names: Sequence[str], options: BlockOptions
+    trace: Trace,
+    block: TraceBlock,
+    split: TokenSplit,
+    source_names: Sequence[str],
+    options: BlockOptions,
+    between_sweeps: Callable[[], object] | None = None,
 ) -> OrderedBlock:
     """Order one block on the tokens given to the ordering and measure every order on those held out.
 
     The order asked for is stored unless the original order costs less on the held-out tokens. If the refined order is
-    asked for, the cheapest of those compared is stored.
+    asked for, the cheapest of those compared is stored. What `between_sweeps` raises ends the work.
     """
     bits = block_bits(trace, block, split.ordering)
     counts = activation_counts(bits)
     pinned = frequency_order(counts)[: options.pinned]
     rest = np.setdiff1d(np.arange(block.neurons, dtype=np.int32), pinned)
-    task = OrderingTask(bits[rest] if pinned.size else bits, options.operation_in_bundles, options.effort)
+    task = OrderingTask(
+        bits[rest] if pinned.size else bits, options.operation_in_bundles, options.effort, between_sweeps
+    )
     made = make_orders(task, {*COMPARED, options.order})
     orders = {name: _whole(name, order, pinned, rest, block.neurons) for name, order in made.items()}
     held_out = tuple(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +81,16 @@ def _check_options(options: ClusterOptions) -> None:
 def _order_blocks(trace: Trace, options: ClusterOptions, progress: Progress) -> list[OrderedBlock]:
     split = split_tokens(trace.source_ranges(), trace.source_sequence_lengths(), options.held_out)
     names = [source.name for source in trace.info.sources]
+    stop = threading.Event()
+
+    def stop_if_told() -> None:
+        if stop.is_set():
+            raise CancelledError
+
     with progress("cluster", len(trace.info.blocks), "block") as advance:
 
         def order(block: TraceBlock) -> OrderedBlock:
-            result = order_block(trace, block, split, names, _block_options(block, options))
+            result = order_block(trace, block, split, names, _block_options(block, options), stop_if_told)
             advance(1)
             return result
 
@@ -92,6 +99,8 @@ def _order_blocks(trace: Trace, options: ClusterOptions, progress: Progress) -> 
             try:
                 return [task.result() for task in running]
             except BaseException:
+                # Ctrl-C reaches this thread only: the others are told, or they would go on for minutes.
+                stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 

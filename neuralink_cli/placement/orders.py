@@ -26,11 +26,15 @@ class NeuronOrder:
 
 @dataclass(frozen=True, eq=False)
 class OrderingTask:
-    """What an order is made from: bit vectors of the neurons to order, and what a read operation costs in bundles."""
+    """What an order is made from: bit vectors of the neurons to order, and what a read operation costs in bundles.
+
+    `between_sweeps` is called now and then while refining; what it raises ends the work.
+    """
 
     bits: Bits
     operation_in_bundles: float
     effort: str
+    between_sweeps: Callable[[], object] | None = None
 
 
 def make_orders(task: OrderingTask, names: Collection[str]) -> dict[str, NeuronOrder]:
@@ -87,7 +91,14 @@ def _refined(task: OrderingTask, made: dict[str, NeuronOrder]) -> NeuronOrder:
 
     linked = made.get("linked") or _linked(task, made)
     partners = likely_partners(task.bits, PARTNERS)
-    refined = refine(task.bits, linked.order, partners, task.operation_in_bundles, sweeps=EFFORTS[task.effort])
+    refined = refine(
+        task.bits,
+        linked.order,
+        partners,
+        task.operation_in_bundles,
+        sweeps=EFFORTS[task.effort],
+        on_sweep=task.between_sweeps,
+    )
     return _unlinked(refined.order) if refined.moves else linked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -179,3 +180,26 @@ def test_graphs_are_readable_and_name_slots(trace: Path, tmp_path: Path) -> None
     (tmp_path / "graphs" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not deleted"):
         export_graphs(trace, tmp_path / "p", tmp_path / "graphs", overwrite=True)
+
+
+def test_an_interruption_stops_the_other_blocks_too(trace: Path, tmp_path: Path) -> None:
+    """As Ctrl-C does, an exception in the main thread ends refinements that would have taken minutes."""
+    seen = []
+
+    def order_or_stop(*arguments: object) -> object:
+        between_sweeps = arguments[-1]
+        if not seen:
+            seen.append("first")
+            raise KeyboardInterrupt
+        for _ in range(6000):
+            time.sleep(0.01)
+            between_sweeps()
+        raise AssertionError("was never told to stop")
+
+    start = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("neuralink_cli.placement.cluster.order_block", order_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(trace, tmp_path / "p", jobs=2)
+    assert time.monotonic() - start < 30
+    assert not list(tmp_path.iterdir())
