@@ -21,8 +21,8 @@ from typing import BinaryIO
 from neuralink_cli.errors import OutputError
 
 
-def require_free(path: Path, overwrite: bool) -> None:
-    """Check, before any work is done, that an output may be created at `path`.
+def require_free(path: Path, overwrite: bool, *, directory: bool = False) -> None:
+    """Check, before any work is done, that an output, a file or a directory, may be created at `path`.
 
     Raises:
         OutputError: It exists and `overwrite` is false, it is of the wrong kind, or its folder does not exist.
@@ -30,6 +30,8 @@ def require_free(path: Path, overwrite: bool) -> None:
     if path.is_symlink() or path.exists():
         if not overwrite:
             raise OutputError("already exists", where=path, fix="choose another output or pass --overwrite")
+        if path.is_dir() and not directory:
+            raise OutputError("is a directory, the output is a file", where=path, fix="choose another output")
     elif not path.absolute().parent.is_dir():
         raise OutputError("its folder does not exist", where=path, fix=f"create {path.absolute().parent} first")
 
@@ -54,11 +56,9 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     It is unbuffered: see `write_all`.
 
     Raises:
-        OutputError: As `require_free`, when `path` is a directory, or when another run is writing it.
+        OutputError: As `require_free`, or when another run is writing it.
     """
     require_free(path, overwrite)
-    if path.is_dir():
-        raise OutputError("is a directory, the output is a file", where=path)
     partial = _partial(path)
     descriptor = _open_locked(partial, os.O_RDWR | os.O_CREAT, path)
     with os.fdopen(descriptor, "w+b", buffering=0) as handle:
@@ -116,7 +116,7 @@ def require_replaceable(path: Path, overwrite: bool, replaceable: Callable[[Path
     Raises:
         OutputError: It must not be deleted.
     """
-    require_free(path, overwrite)
+    require_free(path, overwrite, directory=True)
     if not path.exists():
         return
     if path.is_symlink() or not path.is_dir():

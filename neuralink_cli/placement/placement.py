@@ -125,6 +125,8 @@ class Placement(StageFile):
         order = self.array(f"{block.id}.order", "I32")
         if not is_permutation(order, block.neurons):
             raise InputError(f"{block.id}.order is not a permutation of {block.neurons} neurons", where=self.path)
+        if block.pinned > block.neurons:
+            raise InputError(f"{block.id} pins {block.pinned} of {block.neurons} neurons", where=self.path)
         frequency = self.array(f"{block.id}.frequency", "F32")
         if frequency.shape != (block.neurons,):
             raise InputError(f"{block.id}.frequency has shape {list(frequency.shape)}", where=self.path)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
 
-from neuralink_cli.checkpoint.durable import new_file
+from neuralink_cli.checkpoint.durable import new_file, require_free
 from neuralink_cli.errors import OutputError
 from tests.faults import deaths, faults
 
@@ -86,6 +87,9 @@ def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(OutputError, match="x: is a directory, the output is a file"):
         write_new_file(tmp_path / "x")
+    # Known before any work is done.
+    with pytest.raises(OutputError, match="x: is a directory, the output is a file"):
+        require_free(tmp_path / "x", overwrite=True)
     assert names_in(tmp_path) == ["x"]
 
 
@@ -96,6 +100,26 @@ def test_a_file_being_written_by_another_run_is_left_alone(tmp_path: Path) -> No
             write_new_file(path)
         handle.write(b"first")
     assert path.read_bytes() == b"first"
+
+
+def test_a_run_that_ends_between_our_opening_and_locking_is_not_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, partial = tmp_path / "x", tmp_path / ".x.partial"
+    partial.write_bytes(b"another's")
+    flock = fcntl.flock
+
+    def flock_late(descriptor: int, operation: int) -> None:
+        if not path.exists():
+            partial.rename(path)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    with new_file(path, overwrite=True) as handle:
+        handle.write(b"new content")
+        assert path.read_bytes() == b"another's"
+    assert path.read_bytes() == b"new content"
+    assert names_in(tmp_path) == ["x"]
 
 
 def test_takes_over_what_a_killed_run_left(tmp_path: Path) -> None:
