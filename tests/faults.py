@@ -141,6 +141,30 @@ def deaths(run: Callable[[], object]) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def flushed() -> Iterator[Callable[[Path], list[str]]]:
+    """Watches what is flushed to the device, and tells which files and folders under a path were not, as they are."""
+    sizes: dict[int, int] = {}
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        sizes[status.st_ino] = status.st_size
+        fsync(descriptor)
+
+    def forgotten(path: Path) -> list[str]:
+        found = []
+        for each in (path, *path.rglob("*")):
+            status = each.stat()
+            if status.st_ino not in sizes or (each.is_file() and sizes[status.st_ino] != status.st_size):
+                found.append(str(each.relative_to(path)))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", watched)
+        yield forgotten
+
+
+@contextlib.contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
     """No file can grow beyond `size`: the write that reaches it is cut short, the next one fails. As on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -117,7 +117,8 @@ def _known_thresholds(request: ProfileRequest, subject: Subject) -> Thresholds |
 
 
 def _thresholds_of_trace(path: Path, request: ProfileRequest, subject: Subject) -> Thresholds:
-    with contextlib.closing(Trace(path)) as trace:
+    with Trace(path) as trace:
+        trace.check_content()
         info = trace.info
     if dict(info.model) != dict(subject.identity):
         raise MismatchError(f"was not made with the model {request.model}", where=path)

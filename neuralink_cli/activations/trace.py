@@ -136,6 +136,8 @@ class Trace(StageFile):
 
     def _check(self) -> None:
         info = self.info
+        if len({block.id for block in info.blocks}) != len(info.blocks):
+            raise InputError("names a block twice", where=self.path)
         for block in info.blocks:
             entry = self.entry(f"{block.id}.fired")
             if entry.dtype != "U8" or entry.shape != (info.tokens, block.row_bytes):

@@ -41,12 +41,13 @@ def model_card(source: Path, layout: str, placement: Placement) -> str:
         "On held-out tokens: reads per token / neurons per read, both without access collapse or cache, and the gain,",
         "the modelled cost of the original order over that of each, with access collapse.",
         "",
-        *_table([*block_gains(info), *source_gains(info), total_gain(info)]),
+        *table_rows([*block_gains(info), *source_gains(info), total_gain(info)]),
     ]
     return kept + "\n".join(lines) + "\n"
 
 
-def _table(gains: list[Gain]) -> list[str]:
+def table_rows(gains: list[Gain]) -> list[str]:
+    """The gain table in Markdown, one string per line."""
     orders = list(gains[-1].orders)
     rows = [["", "active", *orders], ["---", *["---:"] * (len(orders) + 1)]]
     for gain in gains:
@@ -54,4 +55,4 @@ def _table(gains: list[Gain]) -> list[str]:
         figures = [gain.orders.get(order) for order in orders]
         cells = [f"{f.reads_per_token:.1f} / {f.mean_read_length:.2f} / {f.gain:.2f}" if f else "-" for f in figures]
         rows.append([gain.name, f"{gain.active_ratio:.1%}", *cells])
-    return ["| " + " | ".join(row) + " |" for row in rows]
+    return ["| " + " | ".join(" ".join(cell.replace("|", r"\|").split()) for cell in row) + " |" for row in rows]

@@ -7,7 +7,7 @@ import pytest
 
 from neuralink_cli.checkpoint.durable import new_file, require_free
 from neuralink_cli.errors import OutputError
-from tests.faults import deaths, faults
+from tests.faults import deaths, faults, flushed
 
 
 def names_in(directory: Path) -> list[str]:
@@ -102,8 +102,9 @@ def test_a_file_being_written_by_another_run_is_left_alone(tmp_path: Path) -> No
     assert path.read_bytes() == b"first"
 
 
+@pytest.mark.parametrize("a_third_began", [False, True])
 def test_a_run_that_ends_between_our_opening_and_locking_is_not_written_into(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a_third_began: bool
 ) -> None:
     path, partial = tmp_path / "x", tmp_path / ".x.partial"
     partial.write_bytes(b"another's")
@@ -112,6 +113,8 @@ def test_a_run_that_ends_between_our_opening_and_locking_is_not_written_into(
     def flock_late(descriptor: int, operation: int) -> None:
         if not path.exists():
             partial.rename(path)
+            if a_third_began:
+                partial.write_bytes(b"a third's")
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock_late)
@@ -135,6 +138,23 @@ def test_a_link_in_place_of_the_partial_file_is_not_followed(tmp_path: Path) -> 
     with pytest.raises(OutputError, match="x: cannot be written"):
         write_new_file(tmp_path / "x")
     assert (tmp_path / "target").read_bytes() == b"precious"
+
+
+def test_the_content_is_on_the_device_before_the_name_and_then_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+    seen = []
+    with flushed() as forgotten:
+
+        def watched(path: Path, target: Path) -> Path:
+            seen.append((path.name, target.name, forgotten(path)))
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", watched)
+        write_new_file(tmp_path / "x")
+        assert seen == [(".x.partial", "x", [])]
+        assert forgotten(tmp_path) == []
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from neuralink_cli.errors import NeuralinkError
+from neuralink_cli.flash.layouts import open_layout
+from neuralink_cli.flash.restore import restore
 from tests.checkpoints import files_of
 from tests.damage import FLASH, INDEX, KINDS
-from tests.faults import deaths, faults, file_size_limit
+from tests.faults import deaths, faults, file_size_limit, flushed
 from tests.layouts import LayoutFactory, Made, relayout, verify
 
 # Both kinds as they are written here; the old output is a bundled layout aligned otherwise.
@@ -131,6 +133,31 @@ def test_a_disk_that_fills_up_leaves_the_old_layout(tmp_path: Path, layouts: Lay
     with file_size_limit(largest):
         relayout(old.model, old.placement, output, overwrite=True, **OPTIONS[kind])
     assert is_new(output)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", ["relayout", "restore"])
+def test_everything_is_on_the_device_before_it_has_its_name(
+    tmp_path: Path, layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch, kind: str, stage: str
+) -> None:
+    made = layouts.of_kind(kind, shards=2)
+    rename = Path.rename
+    seen = []
+    with flushed() as forgotten:
+
+        def watched(path: Path, target: Path) -> Path:
+            seen.append((target.name, forgotten(path)))
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", watched)
+        if stage == "relayout":
+            relayout(made.model, made.placement, tmp_path / "out", layout=kind)
+        else:
+            with open_layout(made.layout) as layout:
+                restore(layout, tmp_path / "out")
+        assert seen == [("out", [])]
+        # And then the folder that holds the name.
+        assert forgotten(tmp_path) == []
 
 
 # A process of its own, killed from outside

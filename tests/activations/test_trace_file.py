@@ -1,0 +1,34 @@
+"""Traces that are well-formed files and still make no sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuralink_cli.activations import trace as trace_module
+from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, TraceSource, write_trace
+from neuralink_cli.checkpoint.stage_file import write_stage_file
+from neuralink_cli.errors import InputError
+
+
+def test_a_block_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = TraceBlock("layers.0", 8, 4, "relu", 0.0, {"up": 8, "down": 8})
+    header = TraceHeader(
+        {"fingerprint": "0" * 64, "model_type": "opt", "architecture": "opt"},
+        "gate",
+        None,
+        (block, block),
+        (TraceSource("x", "0" * 64, 0, 1, 1, 3, {}),),
+    )
+
+    def write_once(path: Path, kind: str, document: dict, tensors: list, **options: object) -> str:
+        return write_stage_file(path, kind, document, tensors[1:], **options)
+
+    # A writer that is not ours: the document has the block twice, the tensors once.
+    monkeypatch.setattr(trace_module, "write_stage_file", write_once)
+    bits = np.zeros((3, 1), dtype=np.uint8)
+    write_trace(tmp_path / "t", header, np.array([3], dtype=np.uint32), lambda _: [bits])
+    with pytest.raises(InputError, match="names a block twice"):
+        Trace(tmp_path / "t")
