@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +103,11 @@ class BundledLayout:
     def fingerprint(self) -> str:
         """Fingerprint of the source checkpoint."""
         return self.index.fingerprint
+
+    @property
+    def companions(self) -> list[dict[str, Any]]:
+        """Name, size and SHA-256 of the small files of the layout."""
+        return list(self.index.document["companions"])
 
     @property
     def verbatim(self) -> dict[str, bytes]:

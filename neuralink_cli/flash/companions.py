@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX, SHARD_INDEX
 from neuralink_cli.checkpoint.durable import sync_file
+from neuralink_cli.errors import VerificationError
 from neuralink_cli.flash.plan import MODEL_CARD
 
 _WEIGHT_SUFFIXES = frozenset(
@@ -28,8 +32,31 @@ def companion_files(directory: Path) -> list[str]:
     )
 
 
-def copy_companions(names: list[str], source: Path, target: Path) -> None:
+def copy_companions(names: Iterable[str], source: Path, target: Path) -> None:
     """Copy files byte for byte, flushed to the device."""
     for name in names:
         shutil.copyfile(source / name, target / name)
         sync_file(target / name)
+
+
+def describe_companions(directory: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Name (relative to the layout's directory), size and SHA-256 of each file, for the index."""
+    contents = {name: (directory / name).read_bytes() for name in names}
+    return [
+        {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in sorted(contents.items())
+    ]
+
+
+def check_companions(directory: Path, described: Sequence[Mapping[str, Any]]) -> None:
+    """Compare the files beside the weights with what the index says of them.
+
+    Raises:
+        VerificationError: One is missing or was changed.
+    """
+    for expected in described:
+        path = directory / expected["name"]
+        if not path.is_file():
+            raise VerificationError("is missing", where=path)
+        if describe_companions(directory, [expected["name"]]) != [expected]:
+            raise VerificationError("was changed: its size or SHA-256 is not the index's", where=path)

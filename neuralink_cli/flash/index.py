@@ -50,8 +50,14 @@ class FlashIndex:
     document: Mapping[str, Any]
 
 
-def flash_document(plan: BundledPlan, placement: Placement, sha256: str, digests: Mapping[str, str]) -> dict[str, Any]:
-    """The index of a bundled layout."""
+def flash_document(
+    plan: BundledPlan,
+    placement: Placement,
+    sha256: str,
+    digests: Mapping[str, str],
+    companions: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The index of a bundled layout; `companions` as `describe_companions` gives them."""
     return {
         "format": "neuralink-flash",
         "version": FORMAT_VERSION,
@@ -64,13 +70,18 @@ def flash_document(plan: BundledPlan, placement: Placement, sha256: str, digests
         "blocks": [asdict(block) for block in plan.blocks],
         "sources": [asdict(source) for source in plan.sources],
         "digests": dict(digests),
+        "companions": list(companions),
     }
 
 
 def permuted_document(
-    blocks: Sequence[FFNBlock], placement: Placement, files: Sequence[Mapping[str, Any]], verbatim: Sequence[str]
+    blocks: Sequence[FFNBlock],
+    placement: Placement,
+    files: Sequence[Mapping[str, Any]],
+    verbatim: Sequence[str],
+    companions: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The index of a permuted layout; `files` are its weight files with size and SHA-256."""
+    """The index of a permuted layout; `files` are its weight files, `companions` the others, with size and SHA-256."""
     moved = moved_tensors(blocks)
     return {
         "format": "neuralink-permuted",
@@ -91,6 +102,7 @@ def permuted_document(
             for block in placement.info.blocks
         ],
         "verbatim": list(verbatim),
+        "companions": list(companions),
     }
 
 

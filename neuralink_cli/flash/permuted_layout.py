@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,11 @@ class PermutedLayout:
     def file_digests(self) -> dict[str, str]:
         """SHA-256 of each weight file, by name, as the index states it."""
         return {file["name"]: file["sha256"] for file in self.index["files"]}
+
+    @property
+    def companions(self) -> list[dict[str, Any]]:
+        """Name, size and SHA-256 of the small files of the layout."""
+        return list(self.index["companions"])
 
     @property
     def source_headers(self) -> dict[str, Header]:

@@ -20,7 +20,7 @@ from neuralink_cli.checkpoint.durable import (
 )
 from neuralink_cli.errors import MismatchError, OptionError, OutputError
 from neuralink_cli.flash.bundled_writer import block_bytes, write_bundled
-from neuralink_cli.flash.companions import companion_files, copy_companions
+from neuralink_cli.flash.companions import companion_files, copy_companions, describe_companions
 from neuralink_cli.flash.index import (
     PERMUTED_INDEX,
     PERMUTED_ORIGINALS,
@@ -150,9 +150,13 @@ def write_layout(
     """
     check_output(plan, output, overwrite)
     with new_directory(output, overwrite=overwrite, replaceable=is_layout) as directory:
-        copy_companions(list(plan.companions), checkpoint.directory, directory)
+        copy_companions(plan.companions, checkpoint.directory, directory)
         if plan.bundled is not None:
-            _write_bundled_layout(plan.bundled, checkpoint, placement, directory, progress)
+            sha256 = write_bundled(directory / FLASH_FILE, plan.bundled, checkpoint, placement.blocks, progress)
+            digests = small_digests(plan.bundled, checkpoint, placement)
+            companions = describe_companions(directory, plan.companions)
+            _write_card(directory, checkpoint, placement, "bundled")
+            write_index(directory / FLASH_INDEX, flash_document(plan.bundled, placement, sha256, digests, companions))
         else:
             _write_permuted_layout(plan, checkpoint, placement, directory, progress)
 
@@ -162,19 +166,6 @@ def _check_options(options: RelayoutOptions) -> None:
         raise OptionError(f"--alignment {options.alignment} is not a power of two up to {MAX_ALIGNMENT}")
     if options.layout == "permuted" and options.resident != "none":
         raise OptionError("--resident needs --layout bundled: a permuted layout keeps every tensor where it was")
-
-
-def _write_bundled_layout(
-    plan: BundledPlan,
-    checkpoint: Checkpoint,
-    placement: Placement,
-    directory: Path,
-    progress: Callable[[int], object] | None,
-) -> None:
-    sha256 = write_bundled(directory / FLASH_FILE, plan, checkpoint, placement.blocks, progress)
-    _write_card(directory, checkpoint, placement, "bundled")
-    digests = small_digests(plan, checkpoint, placement)
-    write_index(directory / FLASH_INDEX, flash_document(plan, placement, sha256, digests))
 
 
 def small_digests(plan: BundledPlan, checkpoint: Checkpoint, placement: Placement) -> dict[str, str]:
@@ -198,6 +189,7 @@ def _write_permuted_layout(
     progress: Callable[[int], object] | None,
 ) -> None:
     digests = write_permuted(directory, checkpoint, plan.blocks, placement.blocks, progress)
+    beside = [*plan.companions, SHARD_INDEX] if checkpoint.sharded else list(plan.companions)
     if checkpoint.sharded:
         copy_companions([SHARD_INDEX], checkpoint.directory, directory)
     kept = directory / PERMUTED_PLACEMENT
@@ -210,12 +202,14 @@ def _write_permuted_layout(
         originals.mkdir()
         copy_companions(verbatim, checkpoint.directory, originals)
         sync_directory(originals)
+        beside += [f"{PERMUTED_ORIGINALS}/{name}" for name in verbatim]
     sync_directory(kept.parent)
     _write_card(directory, checkpoint, placement, "permuted")
     files = [
         {"name": file.path.name, "bytes": file.size, "sha256": digests[file.path.name]} for file in checkpoint.files
     ]
-    write_index(directory / PERMUTED_INDEX, permuted_document(plan.blocks, placement, files, verbatim))
+    companions = describe_companions(directory, beside)
+    write_index(directory / PERMUTED_INDEX, permuted_document(plan.blocks, placement, files, verbatim, companions))
 
 
 def _write_card(directory: Path, checkpoint: Checkpoint, placement: Placement, layout: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.durable import new_directory, require_replaceable, require_space, sync_file
 from neuralink_cli.errors import NeuralinkError, VerificationError
-from neuralink_cli.flash.companions import companion_files, copy_companions
+from neuralink_cli.flash.companions import check_companions, copy_companions
 from neuralink_cli.flash.layouts import Layout, check_weight_files, open_layout, weight_files
 from neuralink_cli.flash.output_file import OutputFile
 from neuralink_cli.flash.permuted_layout import PermutedLayout
@@ -39,7 +39,10 @@ def restore(
     check_output(layout, output, overwrite)
     check_weight_files(layout, progress)
     with new_directory(output, overwrite=overwrite, replaceable=_holds_source(layout)) as directory:
-        copy_companions(companion_files(layout.directory), layout.directory, directory)
+        check_companions(layout.directory, layout.companions)
+        # Those kept under another name, or as a source file, come from `verbatim`.
+        names = [file["name"] for file in layout.companions if file["name"] not in layout.verbatim]
+        copy_companions([name for name in names if "/" not in name], layout.directory, directory)
         for name, content in layout.verbatim.items():
             (directory / name).write_bytes(content)
             sync_file(directory / name)

@@ -17,6 +17,7 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS, Header, TensorEntry
 from neuralink_cli.errors import MismatchError, VerificationError
 from neuralink_cli.flash.bundled_layout import BundledLayout
+from neuralink_cli.flash.companions import check_companions
 from neuralink_cli.flash.layouts import Layout, check_digest
 from neuralink_cli.flash.permuted_layout import PermutedLayout
 from neuralink_cli.placement.placement import inverse
@@ -53,7 +54,9 @@ def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
             where=layout.directory,
         )
     _compare_tensor_lists(layout.source_headers, checkpoint, layout.directory)
+    check_companions(layout.directory, layout.companions)
     checks = ["index against schema", "header and ranges", "orders are permutations", "tensor list of the source"]
+    checks.append("config, tokenizer and other small files")
     if isinstance(layout, BundledLayout):
         layout.check_digests()
         checks += ["alignment", "digests of small tensors"]
