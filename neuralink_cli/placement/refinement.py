@@ -1,14 +1,16 @@
-"""Refinement: lowers the exact device cost of an order by moving neurons, one at a time.
+"""Refinement: lowers the exact device cost of an order by moving neurons and turning stretches of the order around.
 
 Linking joins neighbours by pairs and knows nothing of gaps. On a device that reads across gaps of several slots it also
 matters which neurons lie within that reach of each other. Refinement takes a neuron out and puts it beside one of its
-co-activation partners, and costs this exactly, on all tokens (see `refinement_kernels`). It anneals: at first, moves
-that raise the cost a little are made too, then ever fewer of them, and in the last sweep none. Where there is much to
-gain, at ratios of 4 and more, that leads to about the same cost from any start.
+co-activation partners, or, where no neuron may move, turns a stretch around so that partners meet at its end, and costs
+this exactly (see `refinement_kernels`). It anneals: at first, moves that raise the cost a little are made too, then
+ever fewer of them, and in the last sweep none. The hotter the search, the fewer tokens suffice to steer it, so only the
+last quarter of it looks at all of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,16 +20,22 @@ import numpy.typing as npt
 
 from neuralink_cli.placement.bits import Bits
 from neuralink_cli.placement.cost import order_cost
-from neuralink_cli.placement.refinement_kernels import BLOCK, GROUP, anneal_sweep
+from neuralink_cli.placement.refinement_kernels import BLOCK, GROUP, plane_count
+from neuralink_cli.placement.refinement_moves import Search, anneal_sweep
 
-EFFORTS = {"fast": 10, "normal": 60, "max": 400}
+EFFORTS = {"fast": 15, "normal": 70, "max": 500}
 """Sweeps by effort; each visits as many places of the block as it has neurons."""
 
-PARTNERS = 24
+PARTNERS = 48
 """How many partners of a neuron to offer: with fewer the search gets stuck, more cost time and find little."""
 
 # Orders that are good at this ratio are good beyond, and the time of a sweep grows with the ratio.
 _LARGEST_RATIO = 64
+# At a ratio of 1 there is little to gain, and a third of the sweeps find it.
+_FEWER_AT_ONE = 3
+# A move is dropped when its loss so far is this many times its usual error above what is allowed: it would be worth
+# making too seldom to be worth costing further.
+_DOUBT = 2.0
 _SEED = 0x9E3779B97F4A7C15
 
 
@@ -81,40 +89,23 @@ def refine(
     if n < 2 or ratio == 0 or before == 0:
         return Refinement(start, before, before, 0)
 
-    # The kernels index without bounds checks; everything they need is laid out here, once.
     whole = max(int(min(ratio, _LARGEST_RATIO) + 0.5), 1)
-    refined = start.copy()
-    position = np.empty(n, dtype=np.int32)
-    position[refined] = np.arange(n, dtype=np.int32)
-    rows = _padded_rows(bits)
-    friends, friends_start = _friends(partners)
-    saving = np.full(n, -1, dtype=np.int64)
-    planes = np.zeros((rows.shape[1] // BLOCK, max(whole.bit_length(), 3) + 1, BLOCK), dtype=np.uint64)
-    other_planes = np.zeros_like(planes)
-    scratch = np.zeros(3 * BLOCK + 2 * (whole + GROUP), dtype=np.uint64)
-    random = np.array([_SEED], dtype=np.uint64)
-
-    hottest = _hottest(whole) * order_cost(bits, start, whole) / n
+    search = _search(bits, start, partners, whole)
+    per_neuron = order_cost(bits, start, whole) / n
+    if whole == 1:
+        sweeps = -(-sweeps // _FEWER_AT_ONE)
     moves = 0
     for sweep in range(sweeps):
-        temperature = hottest * (1 - (sweep + 1) / sweeps)
-        _, moved = anneal_sweep(
-            rows,
-            refined,
-            position,
-            saving,
-            friends,
-            friends_start,
-            whole,
-            temperature,
-            random,
-            scratch,
-            planes,
-            other_planes,
-        )
+        heat = 1 - (sweep + 1) / sweeps
+        shares = _shares(bits.shape[1], heat)
+        # The loss on some tokens is a sum over a sample: its error grows with the root of their number and then falls,
+        # as ever more of all tokens are among them.
+        slack = _DOUBT * np.sqrt(per_neuron * shares * (1 - shares / shares[-1]))
+        _, moved = anneal_sweep(search, _hottest(whole) * per_neuron * heat, shares, slack)
         moves += moved
         if on_sweep is not None:
             on_sweep()
+    refined = search.order
     after = order_cost(bits, refined, ratio)
     if after >= before:
         return Refinement(start, before, before, 0)
@@ -127,7 +118,16 @@ def _hottest(ratio: int) -> float:
     At a ratio of 1 linked orders are nearly as good as it gets, and more heat than this only destroys them; the more
     slots a read can reach across, the more there is to gain by leaving the start.
     """
-    return min(0.002 * ratio * ratio, 0.04)
+    return min(0.003 * ratio * ratio, 0.04)
+
+
+def _shares(words: int, heat: float) -> npt.NDArray[np.float64]:
+    """The share of all tokens up to each of the blocks to look at, `heat` being 1 at first and 0 in the last sweep."""
+    blocks = -(-words // BLOCK)
+    looked_at = math.ceil(blocks * (0.3 if heat >= 0.6 else 0.6 if heat >= 0.25 else 1))
+    ends = np.minimum(np.arange(1, looked_at + 1) * BLOCK, words)
+    shares: npt.NDArray[np.float64] = ends / words
+    return shares
 
 
 def _check(bits: Bits, order: npt.NDArray[np.int32], partners: npt.NDArray[np.int32]) -> None:
@@ -140,11 +140,42 @@ def _check(bits: Bits, order: npt.NDArray[np.int32], partners: npt.NDArray[np.in
         raise ValueError(f"partners must be neurons, 0 to {n - 1}, or -1")
 
 
+def _search(bits: Bits, order: npt.NDArray[np.int32], partners: npt.NDArray[np.int32], ratio: int) -> Search:
+    """Lay out everything the kernels need, once."""
+    n = order.size
+    rows = _padded_rows(bits)
+    blocks = rows.shape[1] // BLOCK
+    position = np.empty(n, dtype=np.int32)
+    position[order] = np.arange(n, dtype=np.int32)
+    friends, friends_start = _friends(partners)
+    planes = plane_count(ratio) * BLOCK
+    return Search(
+        flat=rows.ravel(),
+        words=rows.shape[1],
+        ratio=ratio,
+        order=order.copy(),
+        position=position,
+        saving=np.full((n, blocks), -1, dtype=np.int32),
+        friends=friends,
+        friends_start=friends_start,
+        random=np.array([_SEED], dtype=np.uint64),
+        planes=np.zeros(blocks * planes, dtype=np.uint64),
+        other_planes=np.zeros(planes, dtype=np.uint64),
+        offsets=np.zeros(4 * (ratio + GROUP), dtype=np.uint64),
+        other_offsets=np.zeros(2 * (ratio + GROUP), dtype=np.uint64),
+        scratch=np.zeros((ratio + 3) * BLOCK, dtype=np.uint64),
+    )
+
+
 def _padded_rows(bits: Bits) -> Bits:
-    """Copy the bit vectors as the kernels want them: padded to whole blocks, then a row of zeros and one of ones."""
+    """Copy the bit vectors as the kernels want them, then a row of zeros and one of ones.
+
+    They are padded to whole blocks, and the words shuffled, so that every block has tokens from all over the trace.
+    """
     n, words = bits.shape
-    rows = np.zeros((n + 2, -(-words // BLOCK) * BLOCK), dtype=np.uint64)
-    rows[:n, :words] = bits
+    blocks = -(-words // BLOCK)
+    rows = np.zeros((n + 2, blocks * BLOCK), dtype=np.uint64)
+    rows[:n, :words] = bits[:, np.argsort(np.arange(words) % max(blocks, 1), kind="stable")]
     rows[n + 1] = ~np.uint64(0)
     return rows
 

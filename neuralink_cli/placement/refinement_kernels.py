@@ -1,4 +1,4 @@
-"""Compiled loops of the refinement: what it costs to put a neuron into a place, and the annealing that moves neurons.
+"""Compiled loops of the refinement: what places cost a neuron, and what joins of two stretches of the order save.
 
 Let G be the whole price of a read operation in bundles. For a place between two slots and a token, let l and r be the
 numbers of inactive slots from there to the nearest active slot on either side, none counted beyond G. A gap of l + r
@@ -10,6 +10,13 @@ slots costs min(l + r, G), and a neuron put into it changes that, with e = l + r
 As e does not depend on the neuron, it is worked out once per place, as *planes*, bit vectors over tokens: the binary
 digits of max(e, 0), and the sign of e. What any neuron costs there is then a few population counts away. Taking a
 neuron out saves what it would cost to put it back, so relocations are costed exactly without touching other slots.
+
+Where a stretch of at least G slots is turned around, l and r stay what they were at its ends and only meet others. The
+cost there is the sum of l + r - max(e, 0), so only the sums of max(e, 0) matter, the *overlaps*: with L_k telling in
+which tokens the k nearest slots on the left are inactive, and R_k likewise, an overlap is the sum over k = 1..G of
+|L_k & R_(G+1-k)|.
+
+Everything is done in blocks of tokens, so that a move found bad on some of the tokens need not be costed on the rest.
 
 All indices in the inner loops are unsigned: numba lets negative ones count from the end, and the test for it would keep
 LLVM from using vector instructions. Costs are compared as integers, so that every machine takes the same decisions.
@@ -30,29 +37,26 @@ _TWICE = np.uint64(2 * BLOCK)
 _THRICE = np.uint64(3 * BLOCK)
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _NONE = np.uint64(0)
-_UNBOUNDED = np.int64(2**62)
 
 
 @kernel
-def work_out_planes(rows: Any, order: Any, slot: Any, without: int, ratio: int, scratch: Any, planes: Any) -> None:
-    """Works out the planes of the place before `slot`, as if neuron `without` were not in the order.
+def find_neighbours(order: Any, words: int, slot: Any, without: Any, ratio: int, offsets: Any) -> None:
+    """Finds the rows of the slots on either side of the place before `slot`, as if `without` were not in the order.
 
     Args:
-        rows: uint64 `[n + 2, words]`, words a multiple of `BLOCK`: bit vectors, a row of zeros, a row of ones.
         order: int32 `[n]`, `order[slot] = neuron`.
+        words: Words of a row, a multiple of `BLOCK`. After the rows of the neurons come one of zeros and one of ones.
         slot: 0..n.
         without: A neuron, or -1.
         ratio: G >= 1.
-        scratch: uint64 `[3 * BLOCK + 2 * (ratio + GROUP)]`.
-        planes: uint64 `[words / BLOCK, digits + 1, BLOCK]`, written: the digits of max(e, 0), lowest first, and e < 0;
-            digits >= 3 and 2**digits > ratio.
+        offsets: uint64 `[2 * (ratio + GROUP)]`, written: first words of the rows, nearest first, left then right, in
+            whole groups.
     """
-    n, words = order.size, rows.shape[1]
-    groups = (ratio + GROUP - 1) // GROUP
-    offsets = scratch[3 * BLOCK :]
+    n = order.size
+    whole = (ratio + GROUP - 1) // GROUP * GROUP
     for side in range(2):
         at = slot - 1 if side == 0 else slot
-        found = side * groups * GROUP
+        found = side * whole
         full = found + ratio
         while found < full:
             neuron = n  # nothing is active beyond the ends of the order, as in the row of zeros
@@ -66,24 +70,45 @@ def work_out_planes(rows: Any, order: Any, slot: Any, without: int, ratio: int, 
         while found % GROUP:  # the row of ones ends the count of inactive slots
             offsets[found] = np.uint64((n + 1) * words)
             found += 1
-    flat, out = rows.ravel(), planes.ravel()
-    at_block = _NONE
-    for word in range(_NONE, np.uint64(words), _WIDTH):
-        _count_nearest(flat, offsets, groups * GROUP, word, scratch, out, at_block)
-        for k in range(4, planes.shape[1]):
-            place = at_block + np.uint64(k) * _WIDTH
-            for w in range(_WIDTH):
-                out[place + w] = _NONE
-        for group in range(1, groups):
-            _count_further(flat, offsets, group * GROUP, word, scratch, _NONE, out, at_block, planes.shape[1])
-            _count_further(
-                flat, offsets, (groups + group) * GROUP, word, scratch, _WIDTH, out, at_block, planes.shape[1]
-            )
-        if planes.shape[1] == 4:
-            _subtract_from_four(ratio, out, at_block)
-        else:
-            _subtract(ratio, scratch, out, at_block, planes.shape[1])
-        at_block += np.uint64(planes.shape[1]) * _WIDTH
+
+
+@kernel
+def work_out_planes(flat: Any, offsets: Any, word: Any, ratio: int, scratch: Any, planes: Any, at: Any) -> None:
+    """Works out the planes of a place for the block of tokens that starts with `word`.
+
+    Args:
+        flat: uint64, the rows.
+        offsets: From `find_neighbours`.
+        word: uint64.
+        ratio: G >= 1.
+        scratch: uint64 `[3 * BLOCK]`.
+        planes: uint64, written from `at` on, `plane_count(ratio)` times `BLOCK`: the digits of max(e, 0), lowest first,
+            and e < 0.
+        at: uint64.
+    """
+    groups = (ratio + GROUP - 1) // GROUP
+    count = plane_count(ratio)
+    _count_nearest(flat, offsets, groups * GROUP, word, scratch, planes, at)
+    for k in range(4, count):
+        place = at + np.uint64(k) * _WIDTH
+        for w in range(_WIDTH):
+            planes[place + w] = _NONE
+    for group in range(1, groups):
+        _count_further(flat, offsets, group * GROUP, word, scratch, _NONE, planes, at, count)
+        _count_further(flat, offsets, (groups + group) * GROUP, word, scratch, _WIDTH, planes, at, count)
+    if count == 4:
+        _subtract_from_four(ratio, planes, at)
+    else:
+        _subtract(ratio, scratch, planes, at, count)
+
+
+@kernel
+def plane_count(ratio: int) -> int:
+    """Returns how many planes a place has: enough for the signed number 2 * `ratio`, and at least four."""
+    digits = 3
+    while ratio >> digits:
+        digits += 1
+    return digits + 1
 
 
 @kernel
@@ -195,169 +220,73 @@ def _subtract(ratio: int, scratch: Any, out: Any, at: Any, digits: int) -> None:
 
 
 @kernel
-def insertion_cost(rows: Any, neuron: int, planes: Any, digits: int, bound: Any) -> Any:
-    """Costs a neuron in the place the planes are of, in bundles over all tokens; stops early once above `bound`.
+def insertion_cost(flat: Any, start: Any, ratio: int, planes: Any, at: Any) -> Any:
+    """Costs a neuron in the place the planes from `at` on are of, in bundles over the tokens of their block.
 
-    Args:
-        rows: uint64 `[n + 2, words]` as in `work_out_planes`.
-        neuron: Row.
-        planes: uint64 `[words / BLOCK, 1 + most digits, BLOCK]` from `work_out_planes`.
-        digits: How many of the digits can be set, ratio.bit_length().
-        bound: The cost is exact if it does not exceed this, and else only known to exceed it.
+    The neuron's words of this block start at `start`.
     """
-    flat, out = rows.ravel(), planes.ravel()
-    words, places = np.uint64(rows.shape[1]), np.uint64(planes.shape[1])
-    row = np.uint64(neuron) * words
-    at = _NONE
-    cost = np.int64(0)
-    for word in range(_NONE, words, _WIDTH):
-        start = row + word
-        negative = at + (places - np.uint64(1)) * _WIDTH
-        added = _NONE
+    negative = at + np.uint64(plane_count(ratio) - 1) * _WIDTH
+    cost = _NONE
+    for w in range(_WIDTH):
+        cost += popcount(~flat[start + w] & planes[negative + w])
+    k = 0
+    while ratio >> k:
+        digit = at + np.uint64(k) * _WIDTH
+        count = _NONE
         for w in range(_WIDTH):
-            added += popcount(~flat[start + w] & out[negative + w])
-        for k in range(digits):
-            digit = at + np.uint64(k) * _WIDTH
-            count = _NONE
-            for w in range(_WIDTH):
-                count += popcount(flat[start + w] & out[digit + w])
-            added += count << np.uint64(k)
-        cost += np.int64(added)
-        if cost > bound:
-            break
-        at += places * _WIDTH
-    return cost
+            count += popcount(flat[start + w] & planes[digit + w])
+        cost += count << np.uint64(k)
+        k += 1
+    return np.int64(cost)
 
 
 @kernel
-def anneal_sweep(
-    rows: Any,
-    order: Any,
-    position: Any,
-    saving: Any,
-    friends: Any,
-    friends_start: Any,
-    ratio: int,
-    temperature: float,
-    random: Any,
-    scratch: Any,
-    planes: Any,
-    other_planes: Any,
-) -> Any:
-    """Visits as many random places as there are neurons, and moves the first friend there that may move.
+def find_stretch(order: Any, words: int, slot: Any, up: bool, ratio: int, offsets: Any, first: int) -> None:
+    """Writes the rows of `ratio` slots, from `slot` on up or down, to `offsets` from `first` on."""
+    n = order.size
+    for k in range(ratio):
+        neuron = order[slot] if 0 <= slot < n else n
+        offsets[first + k] = np.uint64(neuron * words)
+        slot += 1 if up else -1
 
-    The friends of a place are those of the neurons on either side of it. One may move if that raises the cost by no
-    more than a random allowance, exponentially distributed: a Metropolis step, whose threshold is drawn before the
-    cost is known, so that hopeless candidates are dropped after a few words.
+
+@kernel
+def find_quiet(flat: Any, offsets: Any, stretch: int, word: Any, ratio: int, quiet: Any) -> None:
+    """Works out where the nearest slots of a stretch are all inactive, for a block of tokens.
 
     Args:
-        rows: uint64 `[n + 2, words]` as in `work_out_planes`.
-        order: int32 `[n]`, changed in place.
-        position: int32 `[n]`, the inverse of `order`, kept so.
-        saving: int64 `[n]`, what taking a neuron out saves, or -1 if not known; kept up to date.
-        friends: int32 `[links]`, neurons to try beside neuron i from `friends_start[i]` to `friends_start[i + 1]`.
-        friends_start: int64 `[n + 1]`.
+        flat: uint64, the rows.
+        offsets: From `find_stretch`.
+        stretch: Where the stretch starts in `offsets`.
+        word: uint64, first word of the block.
         ratio: G >= 1.
-        temperature: The allowance that one move in two exceeds, in bundles over all tokens; 0: only moves that save.
-        random: uint64 `[1]`, state of the generator, not 0.
-        scratch: As for `work_out_planes`.
-        planes: As for `work_out_planes`.
-        other_planes: As for `work_out_planes`.
-
-    Returns:
-        (cost change, moves made).
+        quiet: uint64 `[(ratio + 1) * BLOCK]`, written: vectors for the nearest slot, the nearest two, up to G.
     """
-    n = order.size
-    digits = 0
-    while ratio >> digits:
-        digits += 1
-    change, moves = 0, 0
-    for _ in range(n):
-        slot = np.int64(_draw(random) % np.uint64(n + 1))
-        left, lefts, right, rights = 0, 0, 0, 0
-        if slot > 0:
-            left = friends_start[order[slot - 1]]
-            lefts = friends_start[order[slot - 1] + 1] - left
-        if slot < n:
-            right = friends_start[order[slot]]
-            rights = friends_start[order[slot] + 1] - right
-        if lefts + rights == 0:
-            continue
-        known = False
-        first = np.int64(_draw(random) % np.uint64(lefts + rights))
-        for k in range(lefts + rights):
-            pick = (first + k) % (lefts + rights)
-            neuron = friends[left + pick] if pick < lefts else friends[right + pick - lefts]
-            old = position[neuron]
-            if old == slot or old == slot - 1:
-                continue
-            if saving[neuron] < 0:
-                work_out_planes(rows, order, old, neuron, ratio, scratch, other_planes)
-                saving[neuron] = insertion_cost(rows, neuron, other_planes, digits, _UNBOUNDED)
-            bound = saving[neuron] - 1 if temperature == 0 else saving[neuron] + _allowance(random, temperature)
-            if bound < 0:
-                continue
-            if slot - 1 - ratio <= old <= slot + ratio:  # the place does not look the same without the neuron
-                work_out_planes(rows, order, slot, neuron, ratio, scratch, other_planes)
-                cost = insertion_cost(rows, neuron, other_planes, digits, bound)
-            else:
-                if not known:
-                    work_out_planes(rows, order, slot, -1, ratio, scratch, planes)
-                    known = True
-                cost = insertion_cost(rows, neuron, planes, digits, bound)
-            if cost <= bound:
-                change += cost - saving[neuron]
-                moves += 1
-                _forget(saving, order, old, ratio)
-                new = _relocate(order, position, old, slot)
-                _forget(saving, order, new, ratio)
-                saving[neuron] = cost
-                break
-    return change, moves
+    row = offsets[stretch] + word
+    for w in range(_WIDTH):
+        quiet[w] = ~flat[row + w]
+    for k in range(1, ratio):
+        row = offsets[stretch + k] + word
+        at = np.uint64(k) * _WIDTH
+        for w in range(_WIDTH):
+            quiet[at + w] = quiet[at - _WIDTH + w] & ~flat[row + w]
 
 
 @kernel
-def _forget(saving: Any, order: Any, slot: Any, ratio: int) -> None:
-    """Marks what depends on the neuron in `slot` as not known."""
-    for s in range(max(0, slot - ratio), min(order.size, slot + ratio + 1)):
-        saving[order[s]] = -1
+def overlap(flat: Any, offsets: Any, stretch: int, word: Any, ratio: int, quiet: Any) -> Any:
+    """Sums max(e, 0) over a block of tokens, where a stretch meets the one that `find_quiet` was called for.
 
-
-@kernel
-def _relocate(order: Any, position: Any, old: int, slot: Any) -> Any:
-    """Moves the neuron in slot `old` to before the one in `slot`, and returns its new slot."""
-    neuron = order[old]
-    new = slot - 1 if slot > old else slot
-    step = 1 if new > old else -1
-    for s in range(old, new, step):
-        order[s] = order[s + step]
-        position[order[s]] = s
-    order[new] = neuron
-    position[neuron] = new
-    return new
-
-
-@kernel
-def _draw(random: Any) -> Any:
-    """Draws 64 random bits: xorshift64*, the same on every machine and in every version of numba."""
-    x = random[0]
-    x ^= x >> np.uint64(12)
-    x ^= x << np.uint64(25)
-    x ^= x >> np.uint64(27)
-    random[0] = x
-    return x * np.uint64(0x2545F4914F6CDD1D) >> np.uint64(11)
-
-
-@kernel
-def _allowance(random: Any, temperature: float) -> Any:
-    """Draws an exponentially distributed number of median `temperature`, rounded down.
-
-    The number of tosses until heads plus a fraction interpolates the logarithm linearly between powers of two: close
-    enough, and unlike a library's logarithm equal to the last bit everywhere.
+    The last `BLOCK` words of `quiet` serve as scratch.
     """
-    bits = _draw(random)
-    tosses = 0
-    while bits & np.uint64(1) and tosses < 20:
-        bits >>= np.uint64(1)
-        tosses += 1
-    return np.int64(temperature * (tosses + np.float64(bits >> np.uint64(21)) / 2.0**32))
+    own = np.uint64(ratio) * _WIDTH
+    for w in range(_WIDTH):
+        quiet[own + w] = _ALL
+    total = _NONE
+    for k in range(ratio):
+        row = offsets[stretch + k] + word
+        at = np.uint64(ratio - 1 - k) * _WIDTH
+        for w in range(_WIDTH):
+            inactive = quiet[own + w] & ~flat[row + w]
+            quiet[own + w] = inactive
+            total += popcount(inactive & quiet[at + w])
+    return np.int64(total)
