@@ -76,7 +76,7 @@ def find_device(name: str) -> DeviceModel:
     if not path.is_file():
         raise OptionError(
             f"device {name!r} is neither a file nor built in (built in: {', '.join(known)})",
-            fix="measure it with fio and pass its JSON output",
+            fix="measure it with `neuralink probe`, or with fio, whose JSON output will do",
         )
     document = read_object(path)
     if is_fio_output(document):

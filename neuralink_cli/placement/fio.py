@@ -56,7 +56,7 @@ def _parse_job(job: Any, document: Mapping[str, Any], where: Path) -> tuple[int,
         options = {**document.get("global options", {}), **job.get("job options", {})}
         read = job["read"]
         reads, total = int(read["total_ios"]), int(read["io_bytes"])
-        rate = float(read.get("bw_bytes", 1024 * float(read["bw"])))
+        rate = float(read["bw_bytes"]) if "bw_bytes" in read else 1024 * float(read["bw"])
         depth = int(options.get("iodepth", 1)) * int(options.get("numjobs", 1))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"a job of this fio output lacks its figures ({error})", where=where) from None

@@ -131,6 +131,13 @@ def test_fio_output_is_a_device(tmp_path: Path) -> None:
     assert device.read_seconds([4096]) == pytest.approx([4096 / 3e8])
 
 
+def test_either_bandwidth_figure_of_fio_will_do(tmp_path: Path) -> None:
+    jobs = [fio_job(4096, 1e8), fio_job(65536, 1e9)]
+    del jobs[0]["read"]["bw"], jobs[1]["read"]["bw_bytes"]
+    device = find_device(write(tmp_path / "f.json", fio(*jobs)))
+    assert [read.bytes_per_second for read in device.reads] == pytest.approx([1e8, 1e9])
+
+
 def test_fio_jobs_of_a_group_add_up(tmp_path: Path) -> None:
     jobs = [fio_job(4096, 1e8, depth=4, numjobs=2) for _ in range(2)] + [fio_job(65536, 1e9, depth=8)]
     device = find_device(write(tmp_path / "f.json", fio(*jobs)))
