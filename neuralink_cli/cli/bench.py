@@ -1,0 +1,218 @@
+"""`neuralink bench`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neuralink_cli.cli.options import PATH, reporting_options
+from neuralink_cli.cli.output import human_bytes, print_json, print_table, progress_bar
+from neuralink_cli.errors import OptionError
+
+if TYPE_CHECKING:
+    from neuralink_cli.flash.bench import BenchReport, BenchRow
+
+POLICY_NAMES = ("linked-s3fifo", "s3fifo", "lru", "window", "none")
+
+
+@click.command(
+    "bench",
+    epilog="""\b
+Examples:
+  neuralink bench model-flash/ --trace model.trace.safetensors
+  neuralink bench old-flash/ new-flash/ --trace model.trace.safetensors \\
+      --device ufs4.0 --device ufs3.1 --csv bench.csv
+  neuralink bench model-flash/ --trace model.trace.safetensors --real
+  neuralink bench model-flash/ --trace model.trace.safetensors \\
+      --dram 20% --fail-below 1.2
+""",
+)
+@click.argument("layouts", metavar="FLASH...", nargs=-1, required=True, type=PATH)
+@click.option("--trace", required=True, type=PATH, metavar="TRACE", help="Trace of the same model, to replay.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="Device to model, as for `cluster`; may be repeated.  [default: that of the first layout]",
+)
+@click.option(
+    "--dram",
+    default="5%",
+    show_default=True,
+    metavar="SHARE|BYTES",
+    help="DRAM for the cache: a share of all bundles (5%) or an amount (64MB). Pinned neurons count.",
+)
+@click.option(
+    "--cache",
+    type=click.Choice(POLICY_NAMES),
+    default="linked-s3fifo",
+    show_default=True,
+    help="What the cache keeps. linked-s3fifo leaves out long runs, which are cheap to read again; window has the "
+    "neurons of the last tokens.",
+)
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="FRACTION",
+    help="Replay this share of each dataset's tokens, its last ones.  [default: those held out from the order]",
+)
+@click.option("--all-tokens", is_flag=True, help="Replay all tokens, also those that made the order.")
+@click.option("--tokens", type=click.IntRange(min=1), metavar="N", help="Replay at most N tokens.")
+@click.option(
+    "--real/--modelled",
+    "real",
+    default=False,
+    help="Read from the storage the layout lies on, past the page cache (256 tokens if not said otherwise), or "
+    "compute times from the device model.  [default: modelled]",
+)
+@click.option(
+    "--bundle-bytes",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Model bundles of this size instead; may be repeated.",
+)
+@click.option("--csv", "csv_path", type=PATH, metavar="FILE", help="Also write all figures as CSV, a line per row.")
+@click.option(
+    "--fail-below",
+    type=click.FloatRange(min=0),
+    metavar="GAIN",
+    help="Exit code 1 if a layout, read with collapse and cache, gains less over bundles in original order, read "
+    "without collapse, with the same cache.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the CSV file if it exists.")
+@reporting_options
+def command(
+    layouts: tuple[Path, ...],
+    trace: Path,
+    devices: tuple[str, ...],
+    dram: str,
+    cache: str,
+    held_out: float | None,
+    all_tokens: bool,
+    tokens: int | None,
+    real: bool,
+    bundle_bytes: tuple[int, ...],
+    csv_path: Path | None,
+    fail_below: float | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Measure what reading a layout takes, and what it gains.
+
+    Replays held-out tokens of TRACE against each layout FLASH (or placement file) and against the baselines: each
+    matrix on its own (unbundled), bundles in original order, bundles by frequency. Each row is read without and with
+    access collapse, without and with a cache. Gain is the mean I/O time of bundles in original order without
+    collapse, with the same cache, over that of the row.
+    """
+    from neuralink_cli.checkpoint.durable import require_free
+    from neuralink_cli.flash.bench import BenchOptions, bench
+    from neuralink_cli.flash.budget import parse_budget
+    from neuralink_cli.placement.device import find_device
+
+    if all_tokens and held_out is not None:
+        raise OptionError("--all-tokens does not go with --held-out")
+    if csv_path is not None:
+        require_free(csv_path, overwrite)
+    options = BenchOptions(
+        devices=tuple(find_device(name) for name in dict.fromkeys(devices)),
+        dram=parse_budget(dram),
+        policy=cache,
+        held_out=1.0 if all_tokens else held_out,
+        tokens=tokens,
+        real=real,
+        bundle_bytes=tuple(dict.fromkeys(bundle_bytes)),
+    )
+    report = bench(layouts, trace, options, progress=progress_bar)
+    if csv_path is not None:
+        _write_csv(csv_path, report, overwrite)
+    if as_json:
+        print_json(_document(report))
+    else:
+        _print_report(report)
+    if fail_below is not None:
+        report.check_gain(fail_below)
+
+
+def _document(report: BenchReport) -> dict[str, Any]:
+    return {
+        "trace": report.trace,
+        "real": report.real,
+        "direct": report.direct,
+        "tokens": [asdict(part) for part in report.tokens],
+        "rows": [{**asdict(row), "baseline": asdict(row.way.baseline)} for row in report.rows],
+    }
+
+
+def _write_csv(path: Path, report: BenchReport, overwrite: bool) -> None:
+    from neuralink_cli.checkpoint.durable import new_file
+
+    lines = [_csv_line(row) for row in report.rows]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    with new_file(path, overwrite=overwrite) as handle:
+        handle.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _csv_line(row: BenchRow) -> dict[str, Any]:
+    figures = asdict(row.figures)
+    del figures["name"]
+    way = {key: "" if value is None else value for key, value in asdict(row.way).items()}
+    return {**way, "capacity": row.capacity, "dram_bytes": row.dram_bytes, **figures, "gain": row.gain}
+
+
+def _print_report(report: BenchReport) -> None:
+    tokens = sum(part.tokens for part in report.tokens)
+    letters = {layout: chr(ord("A") + k) for k, layout in enumerate(_layouts(report))}
+    for layout, letter in letters.items() if len(letters) > 1 else ():
+        click.echo(f"{letter}: {layout}")
+    first = report.rows[0].figures
+    click.echo(
+        f"{tokens:,} tokens, {first.active:,.1f} neurons active per token"
+        + ("" if report.direct is not False else "; NO DIRECT I/O here: times are of the page cache")
+    )
+    groups: dict[tuple[str, int | None, str], list[BenchRow]] = {}
+    for row in report.rows:
+        groups.setdefault((row.way.device, row.way.bundle_bytes, row.way.cache), []).append(row)
+    slowest = max(row.figures.io_p99 for row in report.rows)
+    unit, scale = ("ms", 1e3) if slowest >= 1e-3 else ("us", 1e6)
+    times = (f"p50 {unit}", "p95", "p99", "mean")
+    header = ("", "hits", "reads", "length", "longest", "kB read", *times, "MB/s", "gain")
+    for (device, size, cache), rows in groups.items():
+        scaled = "" if size is None else f", bundles of {size:,} bytes"
+        room = f"cache {cache} of {rows[0].capacity:,} neurons, {human_bytes(rows[0].dram_bytes)}"
+        click.echo(f"\n{device}{scaled}, {room if rows[0].capacity else 'no cache'}")
+        print_table(header, [(_label(row, letters), *_cells(row, scale)) for row in rows])
+
+
+def _layouts(report: BenchReport) -> list[str]:
+    return list(dict.fromkeys(row.way.layout for row in report.rows if row.way.layout is not None))
+
+
+def _label(row: BenchRow, letters: dict[str, str]) -> str:
+    way = row.way
+    if way.collapse:
+        return "  + collapse"
+    return way.name if way.layout is None or len(letters) == 1 else f"{letters[way.layout]} {way.name}"
+
+
+def _cells(row: BenchRow, scale: float) -> tuple[str, ...]:
+    figures = row.figures
+    return (
+        f"{figures.hit_rate:.0%}",
+        f"{figures.reads:.1f}",
+        f"{figures.mean_read_length:.2f}",
+        str(figures.longest_read),
+        f"{figures.bytes_read / 1000:.0f}",
+        *(f"{scale * t:.2f}" for t in (figures.io_p50, figures.io_p95, figures.io_p99, figures.io_mean)),
+        f"{figures.useful_bytes_per_second / 1e6:.0f}",
+        f"{row.gain:.2f}",
+    )
