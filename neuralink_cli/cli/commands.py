@@ -16,6 +16,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "relayout": ("relayout", "Write a checkpoint in the order of a placement."),
     "verify": ("verify", "Prove that a layout holds its checkpoint."),
     "restore": ("restore", "Get the original checkpoint back from a layout."),
+    "bench": ("bench", "Measure what reading a layout takes, and what it gains."),
+    "run": ("run", "Generate text while FFN weights stay in flash."),
+    "probe": ("probe", "Measure the storage under a directory."),
     "architectures": ("architectures", "List the architectures that are built in."),
 }
 

@@ -1,0 +1,217 @@
+"""`neuralink run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from neuralink_cli.cli.options import PATH, architecture_option, reporting_options
+from neuralink_cli.cli.output import human_bytes, print_json, remark
+from neuralink_cli.errors import InputError, OptionError, VerificationError
+
+if TYPE_CHECKING:
+    from neuralink_cli.runtime.generation import Phase
+    from neuralink_cli.runtime.session import RunReport
+
+
+@click.command(
+    "run",
+    epilog="""\b
+Examples:
+  neuralink run model-flash/ --prompt "The river" --dram 20%
+  neuralink run model-flash/ --prompt-file story.txt --dram 64MB \\
+      --max-new-tokens 200 --device-profile ufs3.1
+  neuralink run model-flash/ --prompt "The river" --compare MODEL \\
+      --perplexity held-out.txt --json
+""",
+)
+@click.argument("layout", metavar="FLASH", type=PATH)
+@click.option("--prompt", metavar="TEXT", help="Text to go on from.")
+@click.option("--prompt-file", type=PATH, metavar="FILE", help="File with the text to go on from.")
+@click.option(
+    "--dram",
+    default="20%",
+    show_default=True,
+    metavar="PERCENT|BYTES",
+    help="Memory for cached bundles, like 5% (of all bundles), 64MB or 1.5GiB. Resident rows come on top.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Tokens to generate, at most.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Above 0: draw tokens at random, instead of the likeliest one each time.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For --temperature.")
+@click.option(
+    "--cache",
+    type=click.Choice(["linked-s3fifo", "s3fifo", "lru", "window", "none"]),
+    default="linked-s3fifo",
+    show_default=True,
+    help="Which neurons stay in DRAM between tokens.",
+)
+@click.option(
+    "--device-profile",
+    metavar="NAME|FILE",
+    help="Storage to plan reads for, as `cluster --device`.  [default: what the placement was made for]",
+)
+@click.option("--direct/--no-direct", default=None, help="Read past the page cache.  [default: if the file system can]")
+@click.option(
+    "--queue-depth", type=click.IntRange(1, 1024), default=32, show_default=True, metavar="N", help="Reads in flight."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Precision to compute in.",
+)
+@click.option(
+    "--compare",
+    type=PATH,
+    metavar="MODEL",
+    help="Also run the dense checkpoint; exit code 1 if it gives other tokens, the neurons that do not fire left out.",
+)
+@click.option("--perplexity", "text_file", type=PATH, metavar="FILE", help="Also measure perplexity on this text.")
+@click.option(
+    "--perplexity-tokens",
+    type=click.IntRange(min=2),
+    default=4096,
+    show_default=True,
+    metavar="N",
+    help="Tokens of the text for --perplexity.",
+)
+@architecture_option
+@reporting_options
+def command(
+    layout: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    dram: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    cache: str,
+    device_profile: str | None,
+    direct: bool | None,
+    queue_depth: int,
+    dtype: str,
+    compare: Path | None,
+    text_file: Path | None,
+    perplexity_tokens: int,
+    architecture_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Generate text while FFN weights stay in flash.
+
+    FLASH is a bundled layout with `--resident gate`: which neurons fire is computed from rows in DRAM, and only the
+    other weights of those are read. The text goes to stdout, figures to stderr, or both into the JSON.
+    """
+    from neuralink_cli.flash.budget import parse_budget
+    from neuralink_cli.placement.device import find_device
+    from neuralink_cli.runtime.session import RunRequest, run_layout
+    from neuralink_cli.runtime.settings import RunSettings
+
+    if prompt is not None and prompt_file is not None:
+        raise OptionError("--prompt and --prompt-file do not go together")
+    if prompt is None and prompt_file is None and text_file is None:
+        raise OptionError("there is nothing to do", fix="pass --prompt, --prompt-file or --perplexity")
+    request = RunRequest(
+        layout=layout,
+        settings=RunSettings(
+            dram=parse_budget(dram),
+            cache=cache,
+            device=None if device_profile is None else find_device(device_profile),
+            direct=direct,
+            queue_depth=queue_depth,
+            dtype=dtype,
+        ),
+        prompt=prompt if prompt_file is None else _read_text(prompt_file),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        compare=compare,
+        perplexity_text=None if text_file is None else _read_text(text_file),
+        perplexity_tokens=perplexity_tokens,
+        architecture_file=architecture_file,
+    )
+    report = run_layout(request)
+    if as_json:
+        print_json({"layout": str(layout), **report.as_document()})
+    else:
+        if report.generated is not None:
+            click.echo(report.generated.text)
+        _say(report)
+    _require_agreement(report, layout)
+
+
+def _say(report: RunReport) -> None:
+    """Figures on stderr."""
+    if report.generated is not None:
+        remark(f"prompt: {_phase(report.generated.prompt_phase)}")
+        remark(f"text:   {_phase(report.generated.token_phase)}")
+    memory = report.memory
+    remark(
+        f"DRAM: {human_bytes(memory.cache_bytes)} of cache and {human_bytes(memory.resident_bytes)} of resident rows, "
+        f"for {human_bytes(memory.flash_bytes)} in flash"
+    )
+    if not report.direct:
+        remark("reads go through the page cache: their time is not that of the storage")
+    dense = None if report.comparison is None else report.comparison.dense_perplexity
+    if report.perplexity is not None:
+        cost = (
+            "" if dense is None else f", dense {dense.value:.3f} ({_change(report.perplexity.value, dense.value):+.2%})"
+        )
+        remark(f"perplexity: {report.perplexity.value:.3f} on {report.perplexity.tokens:,} tokens{cost}")
+    if report.comparison is not None and report.comparison.masked is not None:
+        masked, plain = report.comparison.masked, report.comparison.dense
+        assert plain is not None
+        if masked.agrees:
+            whom = "the dense model" if report.exact else "the dense model with the same neurons masked"
+            rounding = "" if masked.logit_gap is None else " up to rounding"
+            remark(f"compare: {masked.same} of {masked.tokens} tokens as {whom}{rounding}")
+        if not report.exact:
+            remark(f"compare: {plain.same} of {plain.tokens} tokens before the whole model chose another")
+
+
+def _change(value: float, reference: float) -> float:
+    """Relative, to the hundredth of a percent; no minus before a zero."""
+    return round(value / reference - 1, 4) + 0.0
+
+
+def _phase(phase: Phase) -> str:
+    from neuralink_cli.runtime.session import phase_document
+
+    figures = phase_document(phase)
+    return (
+        f"{phase.tokens:,} tokens in {phase.seconds:.2f} s ({phase.tokens_per_second:.1f} tokens/s), "
+        f"{phase.io_share:.0%} of it waiting for reads; per token {figures['neurons_per_token']:.0f} neurons, "
+        f"{figures['hit_rate']:.1%} of them in DRAM, {figures['reads_per_token']:.1f} reads, "
+        f"{human_bytes(round(figures['bytes_read_per_token']))}"
+    )
+
+
+def _require_agreement(report: RunReport, layout: Path) -> None:
+    masked = None if report.comparison is None else report.comparison.masked
+    if masked is not None and not masked.agrees:
+        raise VerificationError(
+            f"token {masked.same + 1} is another than the dense model's, with the neurons that do not fire left out",
+            where=layout,
+        )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read as text ({error})", where=path) from None

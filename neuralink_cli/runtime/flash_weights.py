@@ -1,0 +1,80 @@
+"""The FFN weights of a running model: an open layout, a cache per block, and what fetching took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from neuralink_cli.flash.budget import split_budget
+from neuralink_cli.flash.reader import FlashReader
+from neuralink_cli.runtime.counters import FlashCounters
+from neuralink_cli.runtime.neuron_store import NeuronStore
+from neuralink_cli.runtime.settings import RunSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class FlashWeights:
+    """Opens a bundled layout for running. Use as a context manager, or call `close`.
+
+    Attributes:
+        reader: The open layout.
+        stores: One per block, in order.
+        resident_bytes: DRAM of the rows and biases that stay there, set by who loads them.
+
+    Raises:
+        InputError, VerificationError: As `FlashReader`.
+        OptionError: The DRAM budget is too small, or there is no such cache.
+    """
+
+    def __init__(self, directory: Path, settings: RunSettings) -> None:
+        self.reader = FlashReader(
+            directory, device=settings.device, direct=settings.direct, queue_depth=settings.queue_depth
+        )
+        self.resident_bytes = 0
+        try:
+            capacities = split_budget(settings.dram, self.reader.blocks)
+            self.stores = tuple(
+                NeuronStore(self.reader, block, capacity, settings.cache)
+                for block, capacity in zip(self.reader.blocks, capacities, strict=True)
+            )
+            # A throw-away fetch loads the compiled kernels, so that the first token is not charged for it.
+            first = NeuronStore(self.reader, self.reader.blocks[0], capacities[0], settings.cache)
+            first.fetch(np.zeros(1, dtype=np.int32))
+        except BaseException:
+            self.reader.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the layout; harmless when closed already. The model cannot run any more."""
+        self.reader.close()
+
+    @property
+    def counters(self) -> FlashCounters:
+        """What has been fetched so far, all blocks together."""
+        total = FlashCounters()
+        for store in self.stores:
+            total += store.counters
+        return total
+
+    @property
+    def cache_bytes(self) -> int:
+        """DRAM of the cached bundles."""
+        return sum(store.cache_bytes for store in self.stores)
+
+    @property
+    def flash_bytes(self) -> int:
+        """Bytes of all bundles in flash."""
+        return sum(store.block.bundles.bytes for store in self.stores)

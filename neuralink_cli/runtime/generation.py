@@ -1,0 +1,154 @@
+"""Generating text: tokens out, and what each phase took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from neuralink_cli.activations.hf_packages import quiet_transformers
+from neuralink_cli.activations.model import max_positions
+from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.runtime.counters import FlashCounters
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to go on from a prompt: the likeliest token each time, or drawn at a temperature above 0, from a seed."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What it took to compute some tokens: those of the prompt at once, or the others one by one."""
+
+    tokens: int
+    seconds: float
+    counters: FlashCounters
+
+    @property
+    def tokens_per_second(self) -> float:
+        """0.0 if there were none."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def io_share(self) -> float:
+        """Share of the time in which it waited for reads."""
+        return self.counters.io_seconds / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The tokens that followed a prompt, their text, and the two phases; the prompt's gives the first new token too."""
+
+    text: str
+    prompt_tokens: tuple[int, ...]
+    new_tokens: tuple[int, ...]
+    prompt_phase: Phase
+    token_phase: Phase
+
+
+def encode_prompt(model: Any, tokenizer: Any, prompt: str, options: GenerationOptions) -> tuple[int, ...]:
+    """The tokens of a prompt.
+
+    Raises:
+        InputError: It has none.
+        OptionError: Prompt and new tokens together are longer than the model has positions for.
+    """
+    with quiet_transformers():
+        tokens = tuple(tokenizer(prompt)["input_ids"])
+    if not tokens:
+        raise InputError("the prompt has no tokens")
+    limit = max_positions(model)
+    if limit is not None and len(tokens) + options.max_new_tokens > limit:
+        room = limit - len(tokens)
+        raise OptionError(
+            f"{len(tokens)} tokens of prompt and {options.max_new_tokens} new ones are more than the {limit} that the "
+            "model has positions for",
+            fix=f"pass --max-new-tokens {room}" if room > 0 else "shorten the prompt",
+        )
+    return tokens
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompt: tuple[int, ...],
+    options: GenerationOptions,
+    counters: Callable[[], FlashCounters] = FlashCounters,
+) -> Generated:
+    """Generate from the tokens of a prompt.
+
+    Args:
+        model: A causal language model of transformers.
+        counters: What has been fetched so far; nothing, for a dense model.
+    """
+    marks = _Marks(counters)
+    chosen: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if options.temperature > 0:
+        chosen = {"do_sample": True, "temperature": options.temperature}
+    ids = torch.tensor([prompt], device=model.device)
+    torch.manual_seed(options.seed)
+    with quiet_transformers(), torch.inference_mode():
+        marks.start()
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=options.max_new_tokens,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=_pad_token(model),
+            streamer=marks,
+            **chosen,
+        )
+    new = tuple(output[0, len(prompt) :].tolist())
+    first, rest = marks.phases(len(prompt))
+    return Generated(tokenizer.decode(new, skip_special_tokens=True), prompt, new, first, rest)
+
+
+def _pad_token(model: Any) -> int:
+    """What a batch of one never needs, but generate would like to know."""
+    config = model.generation_config
+    for token in (config.pad_token_id, config.eos_token_id):
+        if token is not None:
+            return int(token[0] if isinstance(token, list) else token)
+    return 0
+
+
+class _Marks(BaseStreamer):  # type: ignore[misc]
+    """Notes the time and the counters when the first token is there and when the last is."""
+
+    def __init__(self, counters: Callable[[], FlashCounters]) -> None:
+        self._counters = counters
+        self._marks: list[tuple[float, FlashCounters]] = []
+        self._new = 0
+
+    def start(self) -> None:
+        """The work begins."""
+        self._marks = [(time.perf_counter(), self._counters())]
+        self._new = -1
+
+    def put(self, value: torch.Tensor) -> None:  # noqa: ARG002
+        """A token is there; the first time it is the prompt."""
+        self._new += 1
+        if self._new == 1:
+            self._marks.append((time.perf_counter(), self._counters()))
+
+    def end(self) -> None:
+        """The last token was there."""
+        self._marks.append((time.perf_counter(), self._counters()))
+
+    def phases(self, prompt_tokens: int) -> tuple[Phase, Phase]:
+        """The prompt, up to the first new token, and the rest."""
+        (began, at_start), (first, at_first), (last, at_end) = self._marks
+        return (
+            Phase(prompt_tokens, first - began, at_first - at_start),
+            Phase(self._new - 1, last - first, at_end - at_first),
+        )

@@ -1,0 +1,269 @@
+"""A transformers model of a flash layout: its FFN blocks compute sparsely, everything else is the model's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from neuralink_cli.activations.hf_packages import first_line, quiet_transformers, require_hf_packages
+from neuralink_cli.checkpoint.architecture import Architecture, choose_architecture
+from neuralink_cli.checkpoint.blocks import BlockPart
+from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError
+from neuralink_cli.flash.budget import parse_budget
+from neuralink_cli.flash.bundled_layout import BundledLayout
+from neuralink_cli.flash.layouts import open_layout
+from neuralink_cli.flash.plan import FlashBlock
+from neuralink_cli.placement.device import find_device
+from neuralink_cli.runtime.flash_weights import FlashWeights
+from neuralink_cli.runtime.settings import RunSettings, require_runnable
+
+if TYPE_CHECKING:
+    import torch
+
+    from neuralink_cli.runtime.neuron_store import NeuronStore
+    from neuralink_cli.runtime.sparse_block import ResidentRows, SparseDown, SparseUp
+
+
+@dataclass(frozen=True)
+class BlockModules:
+    """The modules of a block that took the place of its projections; `up` is None in a block without a gate."""
+
+    firing: ResidentRows
+    up: SparseUp | None
+    down: SparseDown
+
+
+def load_flash_model(
+    directory: str | Path,
+    *,
+    dram: str = "20%",
+    cache: str = "linked-s3fifo",
+    device_profile: str | None = None,
+    direct: bool | None = None,
+    queue_depth: int = 32,
+    dtype: str = "float32",
+    architecture_file: Path | None = None,
+) -> Any:
+    """A bundled layout with resident gate rows as a transformers model whose other FFN weights stay in flash.
+
+    Use the model as a context manager, or call its `close`. What fetching took is in `model.flash` (`FlashWeights`).
+
+    >>> with load_flash_model("model-flash", dram="10%") as model:
+    ...     model.generate(**tokenizer("Hello", return_tensors="pt"), do_sample=False)
+
+    Args:
+        dram: Memory for cached bundles, as `5%` (of all bundles), `64MB` or `1.5GiB`.
+        cache: A key of `neuralink_cli.flash.cache.POLICIES`.
+        device_profile: Name or file of the storage that reads are planned for.
+        direct: Whether reads go past the page cache; by default if the file system can.
+        dtype: What is computed in; "float32" is exact for checkpoints of any usual dtype.
+        architecture_file: Description of an architecture that is not built in.
+
+    Raises:
+        InputError: Not a layout, or a damaged one; a weight is missing.
+        VerificationError: Index and file do not fit each other.
+        OptionError: A layout without resident rows; a DRAM budget that is too small; an unknown cache or device.
+        UnsupportedError: A layout of another kind, or a model that transformers does not have.
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    settings = RunSettings(
+        dram=parse_budget(dram),
+        cache=cache,
+        device=None if device_profile is None else find_device(device_profile),
+        direct=direct,
+        queue_depth=queue_depth,
+        dtype=dtype,
+    )
+    return load_with_settings(Path(directory), settings, architecture_file)
+
+
+def load_with_settings(directory: Path, settings: RunSettings, architecture_file: Path | None = None) -> Any:
+    """As `load_flash_model`, with settings that were checked before.
+
+    Raises:
+        As `load_flash_model`.
+    """
+    with open_layout(directory) as opened:
+        layout = require_runnable(opened)
+        layout.check_digests()
+        model_type = layout.index.document["model"]["model_type"]
+        architecture = choose_architecture(model_type, directory, architecture_file)
+        require_hf_packages("torch", "transformers")
+        weights = FlashWeights(directory, settings)
+        try:
+            with quiet_transformers():
+                return _build(layout, architecture, weights, settings)
+        except BaseException:
+            weights.close()
+            raise
+
+
+def _build(layout: BundledLayout, architecture: Architecture, weights: FlashWeights, settings: RunSettings) -> Any:
+    import torch
+
+    replaced: list[BlockModules] = []
+
+    def put_in_place(model: Any) -> None:
+        replaced[:] = [_replace_modules(model, block, architecture) for block in layout.index.blocks]
+
+    try:
+        config, model_class = _model_class(layout.directory, architecture)
+        sparse_class = _closing_class(model_class, put_in_place)
+        tensors = dict(_other_tensors(layout))
+        # Weights that are drawn at random are refused below; those that a checkpoint may lack are always the same.
+        torch.manual_seed(0)
+        model, report = sparse_class.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=getattr(torch, settings.dtype), output_loading_info=True
+        )
+        _load_generation_config(model, layout.directory)
+    except NeuralinkError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"transformers cannot build its model ({first_line(error)})", where=layout.directory
+        ) from error
+    _require_all(report["missing_keys"], architecture, layout.directory)
+    for modules, store in zip(replaced, weights.stores, strict=True):
+        weights.resident_bytes += _attach(modules, store, weights, settings, layout.directory)
+    model.flash = weights
+    return model.eval().requires_grad_(False)
+
+
+def _model_class(directory: Path, architecture: Architecture) -> tuple[Any, Any]:
+    """The config of a layout and the transformers class of its model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    mapping = MODEL_FOR_CAUSAL_LM_MAPPING if architecture.task == "causal-lm" else MODEL_MAPPING
+    if type(config) not in mapping:
+        raise UnsupportedError(f"transformers has no {architecture.task} of {config.model_type!r}", where=directory)
+    found = mapping[type(config)]
+    return config, found[0] if isinstance(found, tuple) else found
+
+
+class _InFlash:
+    """What is different about a model with weights in flash: it can be closed, and not be saved."""
+
+    flash: FlashWeights
+
+    def close(self) -> None:
+        """Close the layout; harmless when closed already. The model cannot run any more."""
+        self.flash.close()
+
+    def save_pretrained(self, *_arguments: Any, **_options: Any) -> None:
+        """Refuse: what would be written lacks the FFN weights.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            "a model whose FFN weights are in flash cannot be saved", fix="get its checkpoint with `neuralink restore`"
+        )
+
+    def __enter__(self) -> _InFlash:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _closing_class(model_class: Any, put_in_place: Any) -> Any:
+    """The model's class, but with other modules for its FFN blocks before any weight is allocated."""
+
+    def build(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
+        model_class.__init__(self, config, *arguments, **options)
+        put_in_place(self)
+
+    # transformers looks at the module of a model's class.
+    return type(
+        model_class.__name__,
+        (_InFlash, model_class),
+        {"__init__": build, "__module__": model_class.__module__, "__qualname__": model_class.__qualname__},
+    )
+
+
+def _replace_modules(model: Any, block: FlashBlock, architecture: Architecture) -> BlockModules:
+    from neuralink_cli.activations.model import find_module
+    from neuralink_cli.runtime.sparse_block import ResidentRows, SparseDown, SparseUp
+
+    gated = len(block.parts) > 1
+    firing = ResidentRows(gate=gated)
+    up = SparseUp(firing) if gated else None
+    made = BlockModules(firing, up, SparseDown(up))
+    rows = next(kept for kept in block.resident if kept.kind == "rows")
+    modules: dict[str, Any] = {"up": up, "down": made.down, rows.role: firing}
+    places = [(rows.role, rows.source, rows.neuron_axis)]
+    places += [(part.role, part.source, part.neuron_axis) for part in block.parts]
+    names = {id(module): name for name, module in model.named_modules()}
+    for role, source, axis in places:
+        shape = (block.neurons, block.hidden) if axis == 0 else (block.hidden, block.neurons)
+        found = find_module(model, BlockPart(role, source, axis, block.dtype, None), shape, architecture)
+        parent, _, name = names[id(found)].rpartition(".")
+        setattr(model.get_submodule(parent), name, modules[role])
+    return made
+
+
+def _other_tensors(layout: BundledLayout) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the source that are no part of a block, under the names that the source has for them."""
+    from neuralink_cli.runtime.tensors import as_tensor
+
+    of_blocks = {kept.source for block in layout.index.blocks for kept in block.resident} | layout.made_tensors.keys()
+    for header in layout.source_headers.values():
+        for entry in header.entries:
+            if entry.name not in of_blocks:
+                yield entry.name, as_tensor(layout.file.read(entry.name), entry.dtype, entry.shape, layout.file.path)
+
+
+def _load_generation_config(model: Any, directory: Path) -> None:
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (directory / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(directory), local_files_only=True)
+
+
+def _require_all(missing: Any, architecture: Architecture, directory: Path) -> None:
+    def may_lack(name: str) -> bool:
+        bare = [name.removeprefix(prefix) for prefix in architecture.prefixes]
+        return any(part.startswith(architecture.not_in_checkpoint) for part in bare)
+
+    lacking = sorted(name for name in missing if not may_lack(name))
+    if lacking:
+        raise InputError(f"weight {lacking[0]!r} is missing, so the model would run on random numbers", where=directory)
+
+
+def _attach(
+    modules: BlockModules, store: NeuronStore, weights: FlashWeights, settings: RunSettings, directory: Path
+) -> int:
+    """Give the modules of a block their weights; the bytes that stay in DRAM."""
+    import torch
+
+    from neuralink_cli.activations.firing import FiringRule, firing_rule
+    from neuralink_cli.runtime.sparse_block import FiringNeurons
+    from neuralink_cli.runtime.tensors import as_tensor
+
+    block = store.block
+    dtype = getattr(torch, settings.dtype)
+    raw = weights.reader.resident(block)
+    kept: Mapping[tuple[str, str], torch.Tensor] = {
+        (r.role, r.kind): as_tensor(raw[r.role, r.kind], r.place.dtype, r.place.shape, directory).to(dtype)
+        for r in block.resident
+    }
+    parts = len(block.parts)
+
+    def decode(bundles: torch.Tensor) -> torch.Tensor:
+        return as_tensor(bundles.numpy(), block.dtype, (bundles.shape[0], parts, block.hidden), directory)
+
+    role = next(role for role, kind in kept if kind == "rows")
+    rule = firing_rule(block.id, block.activation, "gate") if modules.up else FiringRule(block.id, None, False)
+    at_once = max(settings.working_bytes // (parts * block.hidden * dtype.itemsize), 1)
+    neurons = FiringNeurons(store, rule, decode, at_once)
+    modules.firing.attach(kept[role, "rows"], kept.get((role, "bias")))
+    if modules.up is not None:
+        modules.up.attach(neurons, kept.get(("up", "bias")))
+    modules.down.attach(neurons, kept.get(("down", "output_bias")))
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())

@@ -1,0 +1,91 @@
+"""The bundles of one block: from DRAM where they are cached, else from flash."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.flash.cache import NeuronCache
+from neuralink_cli.flash.plan import FlashBlock
+from neuralink_cli.flash.reader import BundleReads, FlashReader
+from neuralink_cli.runtime.counters import FlashCounters
+
+Bundles = npt.NDArray[np.uint8]
+Slots = npt.NDArray[np.int32]
+
+
+class NeuronStore:
+    """Fetches bundles of a block through a cache. Any number of threads may use it; they take turns.
+
+    Args:
+        capacity: Bundles to keep in DRAM, pinned ones included; 0 for no cache, not even of pinned neurons.
+        policy: A key of `neuralink_cli.flash.cache.POLICIES`.
+    """
+
+    def __init__(self, reader: FlashReader, block: FlashBlock, capacity: int, policy: str) -> None:
+        self.block = block
+        pinned = block.pinned if capacity else 0
+        self._reader = reader
+        self._lock = threading.Lock()
+        self._cache = NeuronCache(block.neurons, capacity, policy=policy, pinned=pinned)
+        self._pool = np.zeros((capacity, block.stride), dtype=np.uint8)
+        self._counters = FlashCounters()
+        if pinned:
+            reads = reader.read_bundles(block, np.arange(pinned, dtype=np.int32))
+            self._pool[:pinned] = reads.bundles[reads.wanted]
+
+    @property
+    def cache_bytes(self) -> int:
+        """DRAM that the cached bundles take."""
+        return self._pool.nbytes
+
+    @property
+    def counters(self) -> FlashCounters:
+        """What has been fetched so far; loading the pinned neurons is left out."""
+        with self._lock:
+            return self._counters
+
+    def fetch(self, slots: Slots) -> Bundles:
+        """The bundles of the neurons in some slots.
+
+        Args:
+            slots: int32 `[k]`, ascending, each once.
+
+        Returns:
+            uint8 `[k, stride]`, a copy.
+
+        Raises:
+            InputError: The file was cut while open, or the device fails.
+        """
+        with self._lock:
+            started = time.perf_counter()
+            rows = self._cache.look_up(slots)
+            cached = rows >= 0
+            bundles = np.empty((slots.size, self.block.stride), dtype=np.uint8)
+            # Before `admit`, which may give rows of the pool to others.
+            bundles[cached] = self._pool[rows[cached]]
+            missing = slots[~cached]
+            counted = FlashCounters(looked_up=slots.size, hits=slots.size - missing.size)
+            if missing.size:
+                reads = self._reader.read_bundles(self.block, missing)
+                bundles[~cached] = reads.bundles[reads.wanted]
+                self._keep(reads)
+                counted += FlashCounters(
+                    reads=reads.reads,
+                    bytes_read=reads.bytes_read,
+                    bytes_useful=reads.bytes_useful,
+                    io_seconds=reads.seconds,
+                )
+            counted += FlashCounters(fetch_seconds=time.perf_counter() - started)
+            self._counters += counted
+            return bundles
+
+    def _keep(self, reads: BundleReads) -> None:
+        wanted = np.zeros(reads.slots.size, dtype=np.bool_)
+        wanted[reads.wanted] = True
+        rows = self._cache.admit(reads.slots, wanted)
+        kept = rows >= 0
+        self._pool[rows[kept]] = reads.bundles[kept]

@@ -1,0 +1,43 @@
+"""How well a causal language model foretells a text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuralink_cli.activations.sequences import TokenIds
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean negative log-likelihood of `tokens` tokens, each foretold from those before it."""
+
+    value: float
+    tokens: int
+
+
+def perplexity(
+    model: Any, sequences: Sequence[TokenIds], progress: Callable[[int], object] | None = None
+) -> Perplexity | None:
+    """The perplexity of token sequences, each on its own; None if no sequence has two tokens.
+
+    Args:
+        progress: Called with the tokens done since the last call.
+    """
+    total, count = 0.0, 0
+    for sequence in sequences:
+        ids = torch.from_numpy(sequence.astype(np.int64))[None].to(model.device)
+        if ids.shape[1] > 1:
+            with torch.inference_mode():
+                logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+            total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+            count += ids.shape[1] - 1
+        if progress is not None:
+            progress(ids.shape[1])
+    # A mean beyond the reach of exp is a model that knows nothing, not a failure.
+    return Perplexity(math.exp(min(total / count, 700.0)), count) if count else None

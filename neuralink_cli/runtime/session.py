@@ -1,0 +1,212 @@
+"""One run of a layout: generate, measure, and hold it against the dense checkpoint. Imports torch when it starts."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuralink_cli.activations.hf_packages import require_hf_packages
+from neuralink_cli.checkpoint.architecture import Architecture, choose_architecture
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import InputError, MismatchError, OptionError, UnsupportedError
+from neuralink_cli.flash.layouts import open_layout
+from neuralink_cli.flash.plan import FlashBlock
+from neuralink_cli.runtime.settings import RunSettings, is_exact, require_runnable
+
+if TYPE_CHECKING:
+    from neuralink_cli.activations.sequences import TokenIds
+    from neuralink_cli.runtime.comparison import DenseComparison
+    from neuralink_cli.runtime.generation import Generated, Phase
+    from neuralink_cli.runtime.perplexity import Perplexity
+
+# Tokens of a sequence that perplexity is measured on, if the model has positions for so many.
+PERPLEXITY_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run.
+
+    Attributes:
+        prompt: Text to go on from; None to generate nothing.
+        compare: The checkpoint that the layout was made of.
+        perplexity_text: Text to measure perplexity on, its first `perplexity_tokens` tokens; None not to.
+    """
+
+    layout: Path
+    settings: RunSettings
+    prompt: str | None = None
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+    compare: Path | None = None
+    perplexity_text: str | None = None
+    perplexity_tokens: int = 4096
+    architecture_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the bundles in flash, and of what is in DRAM for them: cached bundles, and resident rows and biases."""
+
+    flash_bytes: int
+    cache_bytes: int
+    resident_bytes: int
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What came of it. `exact` says that no threshold was calibrated; `direct` that reads went past the page cache."""
+
+    exact: bool
+    direct: bool
+    load_seconds: float
+    memory: Memory
+    generated: Generated | None
+    perplexity: Perplexity | None
+    comparison: DenseComparison | None = None
+
+    def as_document(self) -> dict[str, Any]:
+        """For `--json`."""
+        generated, compared = self.generated, self.comparison
+        return {
+            "exact": self.exact,
+            "direct": self.direct,
+            "load_seconds": self.load_seconds,
+            "dram": asdict(self.memory),
+            "text": None if generated is None else generated.text,
+            "prompt_tokens": None if generated is None else list(generated.prompt_tokens),
+            "new_tokens": None if generated is None else list(generated.new_tokens),
+            "prompt": None if generated is None else phase_document(generated.prompt_phase),
+            "tokens": None if generated is None else phase_document(generated.token_phase),
+            "perplexity": None if self.perplexity is None else asdict(self.perplexity),
+            "comparison": None if compared is None else asdict(compared),
+        }
+
+
+def phase_document(phase: Phase) -> dict[str, Any]:
+    """A phase's figures, in total and per token; tokens that are computed together, a prompt's, share their neurons."""
+    counters, tokens = phase.counters, max(phase.tokens, 1)
+    return {
+        "tokens": phase.tokens,
+        "seconds": phase.seconds,
+        "tokens_per_second": phase.tokens_per_second,
+        "io_share": phase.io_share,
+        "hit_rate": counters.hit_rate,
+        "neurons_per_token": counters.looked_up / tokens,
+        "reads_per_token": counters.reads / tokens,
+        "bytes_read_per_token": counters.bytes_read / tokens,
+        "bytes_useful_per_token": counters.bytes_useful / tokens,
+    }
+
+
+@dataclass(frozen=True)
+class _Subject:
+    architecture: Architecture
+    blocks: Sequence[FlashBlock]
+    exact: bool
+
+
+def run_layout(request: RunRequest) -> RunReport:
+    """Run a layout as asked. The sparse model is gone before the dense one is loaded.
+
+    Raises:
+        OptionError: Nothing to do, or options that do not go together or with this layout.
+        InputError, VerificationError, UnsupportedError: The layout or the text cannot be used.
+        MismatchError: `compare` is not the checkpoint that the layout was made of.
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    if request.prompt is None and request.perplexity_text is None:
+        raise OptionError("there is nothing to do", fix="pass a prompt, or a text to measure perplexity on")
+    if request.compare is not None and request.temperature > 0:
+        raise OptionError("tokens drawn at random cannot be compared", fix="leave out --temperature or --compare")
+    subject = _check(request)
+    require_hf_packages("torch", "transformers")
+    from neuralink_cli.runtime.generation import GenerationOptions
+
+    options = GenerationOptions(request.max_new_tokens, request.temperature, request.seed)
+    report, sequences = _run_sparse(request, subject, options)
+    if request.compare is None:
+        return report
+    gc.collect()
+    from neuralink_cli.runtime.comparison import compare_with_dense
+
+    comparison = compare_with_dense(
+        request.compare,
+        subject.architecture,
+        subject.blocks,
+        report.generated,
+        options,
+        sequences,
+        exact=report.exact,
+        dtype=request.settings.dtype,
+    )
+    return replace(report, comparison=comparison)
+
+
+def _check(request: RunRequest) -> _Subject:
+    with open_layout(request.layout) as opened:
+        layout = require_runnable(opened)
+        model_type = layout.index.document["model"]["model_type"]
+        architecture = choose_architecture(model_type, request.layout, request.architecture_file)
+        if architecture.task != "causal-lm":
+            raise UnsupportedError(
+                f"is an encoder ({model_type}), which generates no text",
+                where=request.layout,
+                fix="run it from Python with neuralink_cli.runtime.load_flash_model",
+            )
+        if request.compare is not None:
+            with Checkpoint(request.compare) as checkpoint:
+                if checkpoint.fingerprint != layout.fingerprint:
+                    raise MismatchError(
+                        f"has fingerprint {checkpoint.fingerprint[:12]}, but the layout {request.layout} is of a "
+                        f"checkpoint with {layout.fingerprint[:12]}",
+                        where=request.compare,
+                    )
+        return _Subject(architecture, layout.index.blocks, is_exact(layout))
+
+
+def _run_sparse(request: RunRequest, subject: _Subject, options: Any) -> tuple[RunReport, list[TokenIds]]:
+    from neuralink_cli.activations.model import load_tokenizer
+    from neuralink_cli.runtime.generation import encode_prompt, generate
+    from neuralink_cli.runtime.loading import load_with_settings
+    from neuralink_cli.runtime.perplexity import perplexity
+
+    started = time.perf_counter()
+    tokenizer = load_tokenizer(request.layout)
+    with load_with_settings(request.layout, request.settings, request.architecture_file) as model:
+        load_seconds = time.perf_counter() - started
+        weights = model.flash
+        generated = None
+        if request.prompt is not None:
+            prompt = encode_prompt(model, tokenizer, request.prompt, options)
+            generated = generate(model, tokenizer, prompt, options, lambda: weights.counters)
+        sequences = _sequences(request, model)
+        report = RunReport(
+            exact=subject.exact,
+            direct=weights.reader.direct,
+            load_seconds=load_seconds,
+            memory=Memory(weights.flash_bytes, weights.cache_bytes, weights.resident_bytes),
+            generated=generated,
+            perplexity=perplexity(model, sequences) if sequences else None,
+        )
+    return report, sequences
+
+
+def _sequences(request: RunRequest, model: Any) -> list[TokenIds]:
+    if request.perplexity_text is None:
+        return []
+    from neuralink_cli.activations.logits import read_token_sequences
+    from neuralink_cli.activations.model import max_positions
+
+    length = min(PERPLEXITY_LENGTH, max_positions(model) or PERPLEXITY_LENGTH, request.perplexity_tokens)
+    wanted = -(-request.perplexity_tokens // length)
+    found = read_token_sequences(request.layout, request.perplexity_text, sequences=wanted, length=length)
+    found[-1] = found[-1][: request.perplexity_tokens - length * (len(found) - 1)]
+    if all(sequence.size < 2 for sequence in found):
+        raise InputError("the text to measure perplexity on has fewer than two tokens")
+    return found

@@ -1,0 +1,88 @@
+"""How a layout is to be run, and whether it can be. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuralink_cli.errors import OptionError, UnsupportedError
+from neuralink_cli.flash.budget import DramBudget
+from neuralink_cli.flash.bundled_layout import BundledLayout
+from neuralink_cli.flash.layouts import Layout
+from neuralink_cli.placement.device import DeviceModel
+
+# Dtypes of weights that are the numbers to compute with.
+_WEIGHTS = ("F64", "F32", "F16", "BF16")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How the weights of a layout are fetched and computed with.
+
+    Attributes:
+        dram: For the cache of bundles; the resident rows and everything that is not FFN come on top.
+        cache: A key of `neuralink_cli.flash.cache.POLICIES`.
+        device: Storage that reads are planned for; None for what the placement was made for.
+        direct: Whether reads go past the page cache; None if the file system can.
+        queue_depth: Reads kept in flight.
+        dtype: One of `DTYPES`, what is computed in.
+        working_bytes: Decoded weights of one block at a time at most; more firing neurons are computed in turns.
+
+    Raises:
+        OptionError: A dtype that is not in `DTYPES`.
+    """
+
+    dram: DramBudget
+    cache: str = "linked-s3fifo"
+    device: DeviceModel | None = None
+    direct: bool | None = None
+    queue_depth: int = 32
+    dtype: str = "float32"
+    working_bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise OptionError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+
+
+def require_runnable(layout: Layout) -> BundledLayout:
+    """A layout that tells from what it keeps in DRAM which neurons fire.
+
+    Raises:
+        UnsupportedError: It is a permuted layout, fires by the input of the down projection, or has 8-bit weights.
+        OptionError: It keeps no rows in DRAM.
+    """
+    where: Path = layout.directory
+    if not isinstance(layout, BundledLayout):
+        raise UnsupportedError(
+            "is a permuted layout, an ordinary checkpoint that keeps nothing in flash",
+            where=where,
+            fix="load it with transformers, or make a bundled layout with `neuralink relayout --resident gate`",
+        )
+    if layout.index.document["signal"] != "gate":
+        raise UnsupportedError(
+            "fires by the input of the down projection (signal 'intermediate'), which is known only after all up rows "
+            "have been read",
+            where=where,
+            fix="profile with --signal gate, then cluster and relayout again",
+        )
+    if layout.index.resident != "gate":
+        raise OptionError(
+            "keeps no rows in DRAM that would tell which neurons fire",
+            where=where,
+            fix="write it again with `neuralink relayout --resident gate`",
+        )
+    for block in layout.index.blocks:
+        if block.dtype not in _WEIGHTS:
+            raise UnsupportedError(
+                f"{block.id} has weights of dtype {block.dtype}, which need scales that the layout knows nothing of "
+                f"(known: {', '.join(_WEIGHTS)})",
+                where=where,
+            )
+    return layout
+
+
+def is_exact(layout: BundledLayout) -> bool:
+    """Whether leaving out neurons that do not fire changes nothing: no threshold was calibrated."""
+    return layout.index.document["calibration"] is None

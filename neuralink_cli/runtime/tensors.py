@@ -1,0 +1,36 @@
+"""Bytes of a safetensors file as torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from neuralink_cli.errors import UnsupportedError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def as_tensor(data: npt.NDArray[np.uint8], dtype: str, shape: Sequence[int], where: Path) -> torch.Tensor:
+    """A tensor that shares the memory of its bytes (uint8, contiguous).
+
+    Raises:
+        UnsupportedError: torch has no such dtype here.
+    """
+    if dtype not in _DTYPES:
+        raise UnsupportedError(f"tensors of dtype {dtype} cannot be computed with", where=where)
+    return torch.from_numpy(data.reshape(-1)).view(_DTYPES[dtype]).reshape(tuple(shape))

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neuralink_cli.cli.entry import run
+from tests.models import TEXT, build_model
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A dense model and the layout that the pipeline made of it."""
+
+    family: str
+    model: Path
+    layout: Path
+
+
+RunnableFactory = Callable[..., Runnable]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other cost these tiny models more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def runnable(tmp_path_factory: pytest.TempPathFactory) -> RunnableFactory:
+    """Makes each layout once: `runnable("llama", active_ratio=0.3)`. Do not write into its directories."""
+    made: dict[tuple[Any, ...], Runnable] = {}
+
+    def get(
+        family: str,
+        *,
+        active_ratio: float | None = None,
+        signal: str = "gate",
+        pin_hot: float = 0.0,
+        relayout: tuple[str, ...] = ("--resident", "gate"),
+        generation_config: str | None = None,
+        **model_options: Any,
+    ) -> Runnable:
+        key = (family, active_ratio, signal, pin_hot, relayout, generation_config, *sorted(model_options.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(family)
+            model = build_model(folder / "model", family, **model_options)
+            (folder / "text.txt").write_text(TEXT)
+            if generation_config is not None:
+                (model / "generation_config.json").write_text(generation_config)
+
+            def go(*arguments: object) -> None:
+                assert run([*map(str, arguments), "-q", "--json"]) == 0
+
+            ratio = () if active_ratio is None else ("--active-ratio", active_ratio)
+            go("profile", model, "--dataset", folder / "text.txt", "-o", folder / "t", "--signal", signal, *ratio)
+            go("cluster", folder / "t", "-o", folder / "p", "--pin-hot", pin_hot, "--effort", "fast")
+            go("relayout", model, "--placement", folder / "p", "-o", folder / "flash", *relayout)
+            made[key] = Runnable(family, model, folder / "flash")
+        return made[key]
+
+    return get

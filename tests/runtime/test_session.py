@@ -1,0 +1,144 @@
+"""What a run reports, and that it is true."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from neuralink_cli.activations.hf_packages import quiet_transformers
+from neuralink_cli.activations.logits import read_token_sequences
+from neuralink_cli.errors import InputError, MismatchError, OptionError, UnsupportedError
+from neuralink_cli.flash.budget import parse_budget
+from neuralink_cli.runtime.comparison import TokenComparison
+from neuralink_cli.runtime.perplexity import perplexity
+from neuralink_cli.runtime.session import RunReport, RunRequest, run_layout
+from neuralink_cli.runtime.settings import RunSettings
+from tests.models import MAX_POSITIONS, TEXT
+from tests.runtime.conftest import Runnable, RunnableFactory
+
+PROMPT = "The river rises in the hills"
+
+
+def go(made: Runnable, **options: Any) -> RunReport:
+    return run_layout(RunRequest(made.layout, RunSettings(parse_budget("30%")), **{"max_new_tokens": 8, **options}))
+
+
+def dense_of(made: Runnable) -> Any:
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(made.model, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(("family", "ratio"), [("opt", None), ("qwen2", 0.3)])
+def test_a_comparison_finds_the_same_tokens(runnable: RunnableFactory, family: str, ratio: float | None) -> None:
+    made = runnable(family, active_ratio=ratio)
+    report = go(made, prompt=PROMPT, compare=made.model, perplexity_text=TEXT, perplexity_tokens=100)
+    assert report.exact == (ratio is None)
+    assert report.generated is not None
+    assert report.comparison is not None
+    masked, dense = report.comparison.masked, report.comparison.dense
+    assert masked == TokenComparison(len(report.generated.new_tokens), len(report.generated.new_tokens), None, 1e-4)
+    assert dense is not None
+    assert dense.agrees == (ratio is None)
+    assert report.perplexity is not None
+    assert report.comparison.dense_perplexity is not None
+    cost = report.perplexity.value / report.comparison.dense_perplexity.value
+    assert (abs(cost - 1) < 1e-4) == (ratio is None)
+    assert report.perplexity.tokens == report.comparison.dense_perplexity.tokens == 100 - 2
+
+
+def test_the_text_is_that_of_the_dense_model(runnable: RunnableFactory) -> None:
+    made = runnable("opt")
+    report = go(made, prompt=PROMPT)
+    tokenizer = AutoTokenizer.from_pretrained(made.model)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    with quiet_transformers(), torch.inference_mode():
+        expected = dense_of(made).generate(ids, do_sample=False, max_new_tokens=8)[0]
+    assert report.generated is not None
+    assert [*report.generated.prompt_tokens, *report.generated.new_tokens] == expected.tolist()
+    assert report.generated.text == tokenizer.decode(expected[ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_the_figures_fit_each_other(runnable: RunnableFactory) -> None:
+    made = runnable("llama", active_ratio=0.3)
+    report = go(made, prompt=PROMPT, max_new_tokens=20)
+    assert report.generated is not None
+    first, rest = report.generated.prompt_phase, report.generated.token_phase
+    assert first.tokens == len(report.generated.prompt_tokens)
+    assert rest.tokens == len(report.generated.new_tokens) - 1
+    for phase in (first, rest):
+        assert 0 < phase.counters.io_seconds <= phase.counters.fetch_seconds < phase.seconds
+        assert 0 <= phase.counters.hits < phase.counters.looked_up
+        assert 0 < phase.counters.bytes_useful <= phase.counters.bytes_read
+    memory = report.memory
+    assert 0 < memory.cache_bytes <= 0.3 * memory.flash_bytes
+    document = report.as_document()
+    assert document["tokens"]["tokens_per_second"] == pytest.approx(rest.tokens / rest.seconds)
+    assert document["tokens"]["reads_per_token"] == pytest.approx(rest.counters.reads / rest.tokens)
+
+
+def test_one_token_is_all_in_the_first_phase(runnable: RunnableFactory) -> None:
+    report = go(runnable("opt"), prompt=PROMPT, max_new_tokens=1)
+    assert report.generated is not None
+    assert len(report.generated.new_tokens) == 1
+    assert report.generated.token_phase.tokens == 0
+    assert report.generated.token_phase.tokens_per_second >= 0
+    assert report.as_document()["tokens"]["reads_per_token"] == 0
+
+
+def test_drawing_depends_on_the_seed_alone(runnable: RunnableFactory) -> None:
+    made = runnable("opt")
+    drawn = [go(made, prompt=PROMPT, temperature=3.0, seed=seed).generated for seed in (1, 1, 2)]
+    assert drawn[0] is not None
+    assert drawn[1] is not None
+    assert drawn[2] is not None
+    assert drawn[0].new_tokens == drawn[1].new_tokens != drawn[2].new_tokens
+
+
+def test_perplexity_is_that_of_the_definition(runnable: RunnableFactory) -> None:
+    made = runnable("gpt2", activation="relu")
+    report = go(made, perplexity_text=TEXT, perplexity_tokens=150)
+    sequences = read_token_sequences(made.model, TEXT, sequences=3, length=MAX_POSITIONS)
+    sequences[-1] = sequences[-1][: 150 - 2 * MAX_POSITIONS]
+    dense, total, count = dense_of(made), 0.0, 0
+    for sequence in sequences:
+        ids = torch.from_numpy(sequence.astype(np.int64))
+        with torch.inference_mode():
+            chances = dense(input_ids=ids[None]).logits[0].double().log_softmax(dim=1)
+        total -= sum(float(chances[k, ids[k + 1]]) for k in range(len(ids) - 1))
+        count += len(ids) - 1
+    assert report.generated is None
+    assert report.perplexity is not None
+    assert report.perplexity.value == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert report.perplexity.tokens == count
+    assert perplexity(dense, [np.array([1], dtype=np.int32)]) is None
+
+
+def test_what_does_not_go_together(runnable: RunnableFactory, tmp_path: Path) -> None:
+    made, other = runnable("opt"), runnable("opt", dtype="float16")
+    with pytest.raises(OptionError, match="there is nothing to do"):
+        go(made)
+    with pytest.raises(OptionError, match=r"tokens drawn at random .* leave out --temperature or --compare"):
+        go(made, prompt=PROMPT, temperature=1.0, compare=made.model)
+    with pytest.raises(MismatchError, match="has fingerprint"):
+        go(made, prompt=PROMPT, compare=other.model)
+    with pytest.raises(OptionError, match=rf"more than the {MAX_POSITIONS} .*; pass --max-new-tokens \d+$"):
+        go(made, prompt=PROMPT, max_new_tokens=MAX_POSITIONS)
+    with pytest.raises(OptionError, match="shorten the prompt"):
+        go(made, prompt=TEXT)
+    with pytest.raises(InputError, match="has fewer than two tokens"):
+        go(made, perplexity_text="")
+    with pytest.raises(InputError, match="the prompt has no tokens"):
+        go(runnable("gpt2", activation="relu"), prompt="")
+    with pytest.raises(UnsupportedError, match="is an encoder"):
+        go(runnable("bert", activation="relu"), prompt=PROMPT)
+
+
+@pytest.mark.parametrize(("gap", "agrees"), [(None, True), (0.0, True), (1e-4, True), (2e-4, False), (math.nan, False)])
+def test_rounding_is_no_difference(gap: float | None, agrees: bool) -> None:
+    assert TokenComparison(8, 3, gap, 1e-4).agrees == agrees
