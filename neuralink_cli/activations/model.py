@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def load_model(
         model = model.to(place)
     except Exception as error:
         raise _load_error("model", directory, error) from error
-    _require_all_weights(report["missing_keys"], architecture, directory)
+    require_all_weights(report["missing_keys"], architecture, directory)
     model.config.use_cache = False
     return model.eval().requires_grad_(False)
 
@@ -139,7 +139,15 @@ def find_module(model: Any, part: BlockPart, shape: Sequence[int], architecture:
     )
 
 
-def _require_all_weights(missing: Sequence[str], architecture: Architecture, directory: Path) -> None:
+def require_all_weights(missing: Iterable[str], architecture: Architecture, directory: Path) -> None:
+    """Check that a checkpoint had all weights that its model needs.
+
+    Args:
+        missing: Names of the parameters that it did not have.
+
+    Raises:
+        InputError: One is not among those that the architecture says may be missing.
+    """
     lacking = sorted(
         name for name in missing if not _without_prefix(name, architecture).startswith(architecture.not_in_checkpoint)
     )

@@ -9,7 +9,8 @@ import click
 
 from neuralink_cli.cli.options import PATH, architecture_option, reporting_options
 from neuralink_cli.cli.output import human_bytes, print_json, remark
-from neuralink_cli.errors import InputError, OptionError, VerificationError
+from neuralink_cli.cli.text_file import read_text
+from neuralink_cli.errors import OptionError, VerificationError
 
 if TYPE_CHECKING:
     from neuralink_cli.runtime.generation import Phase
@@ -136,12 +137,12 @@ def command(
             queue_depth=queue_depth,
             dtype=dtype,
         ),
-        prompt=prompt if prompt_file is None else _read_text(prompt_file),
+        prompt=prompt if prompt_file is None else read_text(prompt_file),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
         compare=compare,
-        perplexity_text=None if text_file is None else _read_text(text_file),
+        perplexity_text=None if text_file is None else read_text(text_file),
         perplexity_tokens=perplexity_tokens,
         architecture_file=architecture_file,
     )
@@ -208,10 +209,3 @@ def _require_agreement(report: RunReport, layout: Path) -> None:
             f"token {masked.same + 1} is another than the dense model's, with the neurons that do not fire left out",
             where=layout,
         )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read as text ({error})", where=path) from None

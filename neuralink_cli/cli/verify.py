@@ -10,7 +10,8 @@ import click
 
 from neuralink_cli.cli.options import PATH, architecture_option, model_argument, reporting_options
 from neuralink_cli.cli.output import human_bytes, print_json, progress_bar
-from neuralink_cli.errors import InputError, OptionError, VerificationError
+from neuralink_cli.cli.text_file import read_text
+from neuralink_cli.errors import OptionError, VerificationError
 
 
 @click.command(
@@ -112,7 +113,7 @@ def _compare_outputs(
 
     with Checkpoint(model) as checkpoint:
         architecture = choose_architecture(checkpoint.model_type, model, architecture_file)
-    sequences = read_token_sequences(model, _read_text(text_file))
+    sequences = read_token_sequences(model, read_text(text_file))
     with loadable(directory) as rewritten:
         comparison = compare_outputs(
             model, rewritten, sequences, architecture, tolerance=tolerance, trust_remote_code=trust_remote_code
@@ -124,10 +125,3 @@ def _compare_outputs(
             where=directory,
         )
     return asdict(comparison)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read as text ({error})", where=path) from None

@@ -104,6 +104,8 @@ def load_with_settings(directory: Path, settings: RunSettings, architecture_file
 def _build(layout: BundledLayout, architecture: Architecture, weights: FlashWeights, settings: RunSettings) -> Any:
     import torch
 
+    from neuralink_cli.activations.model import require_all_weights
+
     replaced: list[BlockModules] = []
 
     def put_in_place(model: Any) -> None:
@@ -125,7 +127,7 @@ def _build(layout: BundledLayout, architecture: Architecture, weights: FlashWeig
         raise InputError(
             f"transformers cannot build its model ({first_line(error)})", where=layout.directory
         ) from error
-    _require_all(report["missing_keys"], architecture, layout.directory)
+    require_all_weights(report["missing_keys"], architecture, layout.directory)
     for modules, store in zip(replaced, weights.stores, strict=True):
         weights.resident_bytes += _attach(modules, store, weights, settings, layout.directory)
     model.flash = weights
@@ -224,16 +226,6 @@ def _load_generation_config(model: Any, directory: Path) -> None:
 
     if model.can_generate() and (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(directory), local_files_only=True)
-
-
-def _require_all(missing: Any, architecture: Architecture, directory: Path) -> None:
-    def may_lack(name: str) -> bool:
-        bare = [name.removeprefix(prefix) for prefix in architecture.prefixes]
-        return any(part.startswith(architecture.not_in_checkpoint) for part in bare)
-
-    lacking = sorted(name for name in missing if not may_lack(name))
-    if lacking:
-        raise InputError(f"weight {lacking[0]!r} is missing, so the model would run on random numbers", where=directory)
 
 
 def _attach(
