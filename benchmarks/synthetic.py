@@ -28,16 +28,26 @@ def clustered_chunks(neurons: int, tokens: int, active: float, seed: int) -> Ite
         yield np.packbits(draws < rate * on[:, cluster], axis=1, bitorder="little")
 
 
-def write_synthetic_trace(path: Path, *, blocks: int, neurons: int, tokens: int, hidden: int, active: float) -> None:
-    """Write a trace of a model that does not exist, generated block by block."""
-    part = hidden * 2
+def write_synthetic_trace(
+    path: Path,
+    *,
+    blocks: int,
+    neurons: int,
+    tokens: int,
+    hidden: int,
+    active: float,
+    model_type: str = "llama",
+    fingerprint: str = "0" * 64,
+) -> None:
+    """Write a trace of a model that never ran, generated block by block."""
+    roles = ("gate", "up", "down") if model_type == "llama" else ("up", "down")
     source = TraceSource("synthetic", "0" * 64, 0, tokens // 512, tokens // 512, tokens, {})
     header = TraceHeader(
-        model={"fingerprint": "0" * 64, "model_type": "llama", "architecture": "llama"},
+        model={"fingerprint": fingerprint, "model_type": model_type, "architecture": model_type},
         signal="gate",
         calibration=None,
         blocks=tuple(
-            TraceBlock(f"layers.{k}", neurons, hidden, "relu", 0.0, {"gate": part, "up": part, "down": part})
+            TraceBlock(f"layers.{k}", neurons, hidden, "relu", 0.0, dict.fromkeys(roles, hidden * 2))
             for k in range(blocks)
         ),
         sources=(source,),
