@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 from hypothesis import settings
 
@@ -13,3 +15,11 @@ settings.load_profile("neuralink")
 @pytest.fixture(scope="session")
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> LayoutFactory:
     return LayoutFactory(tmp_path_factory.mktemp("layouts"))
+
+
+@pytest.fixture(autouse=True)
+def undisturbed_logger() -> None:
+    """Commands that ran in this process, for fixtures too, have set up the package's logger: undone before each test."""
+    logger = logging.getLogger("neuralink_cli")
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
