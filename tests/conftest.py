@@ -19,7 +19,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> LayoutFactory:
 
 @pytest.fixture(autouse=True)
 def undisturbed_logger() -> None:
-    """Commands that ran in this process, for fixtures too, have set up the package's logger: undone before each test."""
+    """Commands that ran in this process, for fixtures too, set up the package's logger: undone before each test."""
     logger = logging.getLogger("neuralink_cli")
     logger.handlers[:], logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
