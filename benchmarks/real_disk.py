@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--neurons", type=int, default=8192)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=4096, help="of the trace")
-    parser.add_argument("--replayed", type=int, default=200, help="tokens that are really read")
+    parser.add_argument("--replayed", type=int, default=30, help="tokens that are really read")
     parser.add_argument("--active", type=float, default=0.05)
     parser.add_argument("--device", default="nvme", help="that the order is made for")
     options = parser.parse_args()
