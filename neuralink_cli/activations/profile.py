@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,15 +30,12 @@ from neuralink_cli.checkpoint.blocks import FFNBlock, find_blocks
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.durable import require_free, require_space
 from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.progress import Progress
 
 if TYPE_CHECKING:
     from neuralink_cli.activations.recorder import HookedBlock, HookedModel
 
 logger = logging.getLogger(__name__)
-
-
-# Shows a stage (its name, its total if that is known, its unit): a context that yields what to call with each advance.
-Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], object]]]
 
 
 @contextlib.contextmanager

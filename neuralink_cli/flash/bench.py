@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,8 +33,7 @@ from neuralink_cli.flash.cache import cache_policy
 from neuralink_cli.flash.replay import BlockCache, BlockReads, TokenFigures, firing_slots, read_prices, replay_block
 from neuralink_cli.placement.counting import available_cpus
 from neuralink_cli.placement.device import DeviceModel
-
-Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], object]]]
+from neuralink_cli.progress import Progress
 
 REAL = "real"
 REAL_TOKENS = 256

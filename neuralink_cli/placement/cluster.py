@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from neuralink_cli.placement.device import DeviceModel
 from neuralink_cli.placement.orders import ORDER_MAKERS
 from neuralink_cli.placement.placement import PlacementBlock, PlacementHeader, write_placement
 from neuralink_cli.placement.split import split_tokens
-
-Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], object]]]
+from neuralink_cli.progress import Progress
 
 
 @dataclass(frozen=True)

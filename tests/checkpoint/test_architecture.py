@@ -19,6 +19,7 @@ from neuralink_cli.checkpoint.architecture import (
 )
 from neuralink_cli.checkpoint.schema import SCHEMAS, load_schema
 from neuralink_cli.errors import InputError, UnsupportedError
+from tests.models import FAMILIES
 
 FOLDER = resources.files("neuralink_cli").joinpath("checkpoint/architectures")
 BUILT_IN = sorted(item.name for item in FOLDER.iterdir() if item.name.count(".") == 1 and item.name.endswith(".json"))
@@ -80,7 +81,7 @@ def test_an_unknown_model_type_lists_the_known_ones() -> None:
     with pytest.raises(UnsupportedError) as caught:
         find_architecture("mamba9", Path("the/model"))
     assert str(caught.value).startswith("the/model: architecture 'mamba9' is not known (known: ")
-    assert "bert, camembert" in str(caught.value)
+    assert "bert, gemma" in str(caught.value)
     assert str(caught.value).endswith("and pass --architecture FILE")
 
 
@@ -198,3 +199,8 @@ def test_refuses_files_that_are_no_json(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"name": "a", "name": "b"}')
     with pytest.raises(InputError, match="duplicate key 'name'"):
         read_architecture(tmp_path / "x.json")
+
+
+def test_every_model_type_that_is_listed_is_run_through_the_pipeline() -> None:
+    listed = {model_type for architecture in builtin_architectures() for model_type in architecture.model_types}
+    assert listed == set(FAMILIES)

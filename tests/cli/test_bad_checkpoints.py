@@ -120,7 +120,7 @@ def change_tensor(model: Path, change: Callable[[dict[str, Any]], object]) -> No
 # The same for what only those commands notice that look for the FFN blocks.
 BLOCKS: dict[str, tuple[Damage, int, str]] = {
     "unknown architecture": (
-        set_config(model_type="mamba9"), 4, "architecture 'mamba9' is not known (known: bert, camembert, "
+        set_config(model_type="mamba9"), 4, "architecture 'mamba9' is not known (known: bert, gemma, "
     ),
     "tensor missing": (drop_tensor, 3, f"tensor '{UP}' is missing"),
     "tensor of wrong shape": (reshape_tensor, 3, "'model.decoder.layers.1.fc2.weight' of shape [20, 37] does not fit"),
