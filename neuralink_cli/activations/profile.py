@@ -26,7 +26,8 @@ from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, trace_block, write_trace
 from neuralink_cli.checkpoint.architecture import Architecture, choose_architecture
-from neuralink_cli.checkpoint.blocks import FFNBlock, find_blocks
+from neuralink_cli.checkpoint.block_search import find_blocks
+from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.durable import require_free, require_space
 from neuralink_cli.errors import MismatchError, OptionError

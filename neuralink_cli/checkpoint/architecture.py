@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -16,62 +16,93 @@ from neuralink_cli.errors import InputError, UnsupportedError
 _FOLDER = "checkpoint/architectures"
 # In bundle order.
 _ROLES = ("gate", "up", "down")
+_EXPERT = "${expert}"
 
 
 @dataclass(frozen=True)
 class WeightPattern:
-    """A weight of a block as a name pattern, the axis along which its neurons run, and its bias if it may have one."""
+    """A weight of a block as a name pattern, the axis along which its neurons run, and its bias if it may have one.
+
+    Attributes:
+        share: (k, n) if the weight is the k-th of n, counted from 1, that stand one after the other in one tensor.
+        module: The module that holds the weight in transformers, if it is not called as the tensor is.
+    """
 
     weight: str
     neuron_axis: int
     bias: str | None = None
+    share: tuple[int, int] = (1, 1)
+    module: str | None = None
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether every expert has a tensor of its own."""
+        return _EXPERT in self.weight
+
+
+@dataclass(frozen=True)
+class ExpertsPattern:
+    """Blocks that run only on the tokens routed to them: config keys of their number, and the module that runs them."""
+
+    count_keys: tuple[str, ...]
+    module: str
 
 
 @dataclass(frozen=True)
 class BlockPattern:
-    """One kind of FFN block: its id and its weights by role, in bundle order (gate, up, down)."""
+    """One kind of FFN block: its id, its weights by role in bundle order (gate, up, down), and where it occurs."""
 
     id: str
     parts: Mapping[str, WeightPattern]
+    layer_keys: tuple[str, ...]
+    experts: ExpertsPattern | None = None
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What `architectures/*.json` says; see `architecture.schema.json` for the meaning of each field."""
+    """What `architectures/*.json` says; see `architecture.schema.json` for the meaning of each field.
+
+    Attributes:
+        runs_as: A model type of transformers that computes the same, for checkpoints that come with code of their own.
+        up_activation: Whether the up projection's values go through the activation too, which `runs_as` does not know.
+    """
 
     name: str
     model_types: tuple[str, ...]
     task: str
     prefixes: tuple[str, ...]
-    layer_keys: tuple[str, ...]
     activation_keys: tuple[str, ...]
     activation_default: str | None
     not_in_checkpoint: tuple[str, ...]
     blocks: tuple[BlockPattern, ...]
+    activation_names: Mapping[str, str] = field(default_factory=dict)
+    runs_as: str | None = None
+    up_activation: bool = False
 
 
 def parse_architecture(document: dict[str, Any], where: str | Path) -> Architecture:
     """Check an architecture document and turn it into an `Architecture`.
 
     Raises:
-        InputError: It does not meet the schema (unknown keys included), or uses an id or a tensor twice.
+        InputError: It does not meet the schema (unknown keys included), or uses a tensor twice.
     """
     check_document(document, "architecture", where)
-    _require_distinct(document["blocks"], where)
-    blocks = []
-    for block in document["blocks"]:
-        parts = {role: WeightPattern(**block[role]) for role in _ROLES if role in block}
-        blocks.append(BlockPattern(block["id"], parts))
+    layer_keys = tuple(document.get("layers", ()))
+    blocks = tuple(_parse_block(block, layer_keys, where) for block in document["blocks"])
+    _require_distinct(blocks, where)
+    activation, runs_as = document["activation"], document.get("runs_as", {})
     return Architecture(
         name=document["name"],
         model_types=tuple(document["model_types"]),
         task=document["task"],
         prefixes=tuple(document["prefixes"]),
-        layer_keys=tuple(document.get("layers", ())),
-        activation_keys=tuple(document["activation"].get("config", ())),
-        activation_default=document["activation"].get("default"),
+        activation_keys=tuple(activation.get("config", ())),
+        activation_default=activation.get("default"),
         not_in_checkpoint=tuple(document.get("not_in_checkpoint", ())),
-        blocks=tuple(blocks),
+        blocks=blocks,
+        activation_names=activation.get("names", {}),
+        runs_as=runs_as.get("model_type"),
+        up_activation=runs_as.get("up_activation", False),
     )
 
 
@@ -95,7 +126,7 @@ def find_architecture(model_type: str, where: Path) -> Architecture:
         raise UnsupportedError(
             f"architecture {model_type!r} is not known (known: {', '.join(sorted(by_type))})",
             where=where,
-            fix="describe it in a JSON file (docs/architectures.md) and pass --architecture FILE",
+            fix="try --infer-architecture, or describe it in a JSON file (docs/architectures.md) for --architecture",
         )
     name, document = by_type[model_type]
     return parse_architecture(document, name)
@@ -116,13 +147,47 @@ def builtin_architectures() -> list[Architecture]:
     return [parse_architecture(document, name) for name, document in sorted(documents.items())]
 
 
-def _require_distinct(blocks: Sequence[Mapping[str, Any]], where: str | Path) -> None:
-    parts = [block[role] for block in blocks for role in _ROLES if role in block]
-    names = [part[key] for part in parts for key in ("weight", "bias") if key in part]
-    for kind, used in (("block", [block["id"] for block in blocks]), ("tensor", names)):
-        if len(set(used)) < len(used):
-            twice = next(name for name in used if used.count(name) > 1)
-            raise InputError(f"{kind} {twice!r} is in it twice", where=where)
+def _parse_block(document: Mapping[str, Any], layer_keys: tuple[str, ...], where: str | Path) -> BlockPattern:
+    experts = document.get("experts")
+    if (experts is not None) != (_EXPERT in document["id"]):
+        raise InputError(f"block {document['id']!r}: `experts` and {_EXPERT} in the id go together", where=where)
+    parts = {role: _parse_part(document[role]) for role in _ROLES if role in document}
+    for part in parts.values():
+        if experts is None and _EXPERT in part.weight + (part.bias or ""):
+            raise InputError(f"tensor {part.weight!r} has {_EXPERT}, its block {document['id']!r} has not", where=where)
+        if part.share[0] > part.share[1]:
+            raise InputError(f"tensor {part.weight!r}: part {part.share[0]} of {part.share[1]}", where=where)
+    return BlockPattern(
+        id=document["id"],
+        parts=parts,
+        layer_keys=tuple(document.get("layers", layer_keys)),
+        experts=None if experts is None else ExpertsPattern(tuple(experts.get("count", ())), experts["module"]),
+    )
+
+
+def _parse_part(document: Mapping[str, Any]) -> WeightPattern:
+    share = document.get("share", {"part": 1, "of": 1})
+    return WeightPattern(**{**document, "share": (share["part"], share["of"])})
+
+
+def _require_distinct(blocks: tuple[BlockPattern, ...], where: str | Path) -> None:
+    """Every tensor, or share of one, belongs to one part of one block, which may be stored in several ways."""
+    owners: dict[tuple[str, tuple[int, int]], str] = {}
+    for block in blocks:
+        for name, share in (found := list(_tensors(block))):
+            if owners.setdefault((name, share), block.id) != block.id or found.count((name, share)) > 1:
+                raise InputError(f"tensor {name!r} is in it twice", where=where)
+    ways = [(block.id, block.parts["up"].weight) for block in blocks]
+    if len(set(ways)) < len(ways):
+        twice = next(way for way in ways if ways.count(way) > 1)
+        raise InputError(f"block {twice[0]!r} is in it twice", where=where)
+
+
+def _tensors(block: BlockPattern) -> Iterator[tuple[str, tuple[int, int]]]:
+    for part in block.parts.values():
+        yield part.weight, part.share
+        if part.bias is not None:
+            yield part.bias, part.share
 
 
 @cache

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from string import Template
 
-from neuralink_cli.checkpoint.architecture import Architecture, BlockPattern, WeightPattern
-from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS
-from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.checkpoint.regions import Region
 
 FIRING_ROLES = ("gate", "up")
 
 
 @dataclass(frozen=True)
 class BlockPart:
-    """One projection of a block. Neuron i is row i (`neuron_axis` 0) or column i (1) of the 2-D tensor `weight`.
+    """One projection of a block. Neuron i is row i (`neuron_axis` 0) or column i (1) of a matrix.
 
     `bias` has one entry per neuron (gate, up) or one per output, which no permutation of neurons touches (down).
+
+    Attributes:
+        weight: The tensor that the matrix is, or lies in.
+        start: Elements of the tensor before the matrix.
+        pitch: Elements from a line of the matrix to the next; 0 if they follow each other.
+        bias_start: Elements of the bias's tensor before the first neuron's.
+        module: The module that holds the weight in transformers; None if it is called as the tensor is.
     """
 
     role: str
@@ -26,6 +30,10 @@ class BlockPart:
     neuron_axis: int
     dtype: str
     bias: str | None
+    start: int = 0
+    pitch: int = 0
+    bias_start: int = 0
+    module: str | None = None
 
     @property
     def element_bytes(self) -> int:
@@ -34,14 +42,26 @@ class BlockPart:
 
 
 @dataclass(frozen=True)
+class ExpertPlace:
+    """Expert number `index` of those that a module of transformers runs, each on the tokens routed to it."""
+
+    module: str
+    index: int
+
+
+@dataclass(frozen=True)
 class FFNBlock:
-    """One feed-forward block: `neurons` bundles of one vector of `hidden` weights per part (gate, up, down)."""
+    """One feed-forward block: `neurons` bundles of one vector of `hidden` weights per part (gate, up, down).
+
+    `expert` is None if the block runs on every token.
+    """
 
     id: str
     neurons: int
     hidden: int
     activation: str
     parts: tuple[BlockPart, ...]
+    expert: ExpertPlace | None = None
 
     def part(self, role: str) -> BlockPart:
         """The part of a role, which must be there."""
@@ -57,96 +77,25 @@ class FFNBlock:
         """Bytes of one neuron's weights."""
         return sum(self.hidden * part.element_bytes for part in self.parts)
 
+    def region(self, part: BlockPart) -> Region:
+        """Where the weights of a part lie in their tensor."""
+        size = part.element_bytes
+        lines, width = (self.neurons, self.hidden) if part.neuron_axis == 0 else (self.hidden, self.neurons)
+        pitch = part.pitch or width
+        return Region(part.weight, part.neuron_axis, part.start * size, pitch * size, lines, width * size)
 
-def find_blocks(checkpoint: Checkpoint, architecture: Architecture) -> tuple[FFNBlock, ...]:
-    """All FFN blocks of a checkpoint, in layer order.
+    def bias_region(self, part: BlockPart, dtype: str) -> Region:
+        """Where the bias of a part that has one per neuron lies in its tensor, of this dtype."""
+        assert part.bias is not None
+        size = DTYPE_BITS[dtype] // 8
+        return Region(part.bias, 0, part.bias_start * size, size, self.neurons, size)
 
-    Raises:
-        InputError: A tensor is missing or its shape does not fit the others.
-        UnsupportedError: A dtype whose columns are not whole bytes.
-    """
-    prefix = _find_prefix(checkpoint, architecture)
-    activation = _activation(checkpoint, architecture)
-    return tuple(
-        _build_block(checkpoint, pattern, prefix, layer, activation)
-        for layer in range(_count_layers(checkpoint, architecture, prefix))
-        for pattern in architecture.blocks
-    )
+
+def biases_by_neuron(block: FFNBlock) -> Iterator[BlockPart]:
+    """The parts that have a bias with an entry per neuron."""
+    return (part for part in block.parts if part.bias is not None and part.role != "down")
 
 
 def module_of(part: BlockPart) -> str:
     """The module that holds a part: its weight's name without the last step."""
-    return part.weight.rpartition(".")[0]
-
-
-def _find_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
-    first = _name(architecture.blocks[0].parts["up"].weight, 0)
-    for prefix in architecture.prefixes:
-        if prefix + first in checkpoint:
-            return prefix
-    raise InputError(
-        f"tensor {architecture.prefixes[0] + first!r} of architecture {architecture.name!r} is missing",
-        where=checkpoint.directory,
-    )
-
-
-def _count_layers(checkpoint: Checkpoint, architecture: Architecture, prefix: str) -> int:
-    for key in architecture.layer_keys:
-        if type(checkpoint.config.get(key)) is int and checkpoint.config[key] > 0:
-            return int(checkpoint.config[key])
-    layers = 0
-    while prefix + _name(architecture.blocks[0].parts["up"].weight, layers) in checkpoint:
-        layers += 1
-    return layers
-
-
-def _activation(checkpoint: Checkpoint, architecture: Architecture) -> str:
-    for key in architecture.activation_keys:
-        if isinstance(checkpoint.config.get(key), str):
-            return str(checkpoint.config[key])
-    if architecture.activation_default is None:
-        keys: Sequence[str] = architecture.activation_keys
-        raise InputError(
-            f"does not name the activation ({' or '.join(keys)})", where=checkpoint.directory / "config.json"
-        )
-    return architecture.activation_default
-
-
-def _build_block(checkpoint: Checkpoint, pattern: BlockPattern, prefix: str, layer: int, activation: str) -> FFNBlock:
-    parts = tuple(_build_part(checkpoint, role, weight, prefix, layer) for role, weight in pattern.parts.items())
-    shapes = [checkpoint.place(part.weight).entry.shape for part in parts]
-    neurons, hidden = shapes[0][parts[0].neuron_axis], shapes[0][1 - parts[0].neuron_axis]
-    for part, shape in zip(parts, shapes, strict=True):
-        if (shape[part.neuron_axis], shape[1 - part.neuron_axis]) != (neurons, hidden):
-            raise InputError(
-                f"tensor {part.weight!r} of shape {list(shape)} does not fit {parts[0].weight!r} of {list(shapes[0])}",
-                where=checkpoint.directory,
-            )
-        expected = hidden if part.role == "down" else neurons
-        if part.bias is not None and checkpoint.place(part.bias).entry.shape != (expected,):
-            found = list(checkpoint.place(part.bias).entry.shape)
-            raise InputError(f"tensor {part.bias!r} has shape {found}, not [{expected}]", where=checkpoint.directory)
-    return FFNBlock(_name(pattern.id, layer), neurons, hidden, activation, parts)
-
-
-def _build_part(checkpoint: Checkpoint, role: str, pattern: WeightPattern, prefix: str, layer: int) -> BlockPart:
-    weight = prefix + _name(pattern.weight, layer)
-    entry = checkpoint.place(weight).entry
-    if len(entry.shape) != 2 or 0 in entry.shape:
-        raise InputError(
-            f"tensor {weight!r} has shape {list(entry.shape)}, a matrix is needed", where=checkpoint.directory
-        )
-    bias = None if pattern.bias is None else prefix + _name(pattern.bias, layer)
-    if bias is not None and bias not in checkpoint:
-        bias = None
-    for name in (weight, bias):
-        if name is not None and DTYPE_BITS[checkpoint.place(name).entry.dtype] % 8:
-            raise UnsupportedError(
-                f"tensor {name!r} has dtype {checkpoint.place(name).entry.dtype}, whose columns are not whole bytes",
-                where=checkpoint.directory,
-            )
-    return BlockPart(role, weight, pattern.neuron_axis, entry.dtype, bias)
-
-
-def _name(pattern: str, layer: int) -> str:
-    return Template(pattern).substitute(layer=layer)
+    return part.weight.rpartition(".")[0] if part.module is None else part.module

@@ -14,37 +14,33 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.checkpoint.header import DTYPE_BITS, LENGTH_BYTES, Header, parse_header
+from neuralink_cli.checkpoint.regions import Region, Slab, cut_into_slabs
 from neuralink_cli.checkpoint.tensor_file import TensorFile
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.flash.index import read_flash_index
-from neuralink_cli.flash.plan import FLASH_FILE, FlashBlock, ResidentTensor, TensorRange
-from neuralink_cli.placement.placement import Order, inverse, is_permutation
+from neuralink_cli.flash.plan import FLASH_FILE, BundlePart, FlashBlock, ResidentTensor, TensorRange
+from neuralink_cli.placement.placement import Order, is_permutation
 
 Bytes = npt.NDArray[np.uint8]
 _CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
-class SourceTensor:
-    """How a tensor of the source is made again: from a resident tensor, or else from `offset` of each bundle."""
+class SourcePiece:
+    """What a stretch of a source tensor is made from: a resident tensor, or else `offset` of each bundle of a block."""
 
     block: FlashBlock
-    neuron_axis: int
-    offset: int = 0
-    resident: ResidentTensor | None = None
+    part: BundlePart | ResidentTensor
+
+    @property
+    def region(self) -> Region:
+        """Where it lies in the source tensor."""
+        return self.block.source_region(self.part)
 
     @property
     def dtype(self) -> str:
         """Its dtype."""
-        return self.block.dtype if self.resident is None else self.resident.place.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape in the source."""
-        if self.resident is not None and self.resident.kind == "bias":
-            return (self.block.neurons,)
-        shape = (self.block.neurons, self.block.hidden)
-        return shape if self.neuron_axis == 0 else shape[::-1]
+        return self.part.place.dtype if isinstance(self.part, ResidentTensor) else self.block.dtype
 
 
 class BundledLayout:
@@ -77,16 +73,36 @@ class BundledLayout:
         self.file.close()
 
     @cached_property
-    def made_tensors(self) -> dict[str, SourceTensor]:
-        """The source tensors that the layout holds in another form, by name."""
+    def made_slabs(self) -> dict[str, tuple[Slab[SourcePiece], ...]]:
+        """The source tensors that the layout holds in another form, by name, in stretches made of whole pieces.
+
+        Raises:
+            VerificationError: A tensor that is not made whole, or that the source has not.
+        """
+        stated = {entry.name: entry for header in self.source_headers.values() for entry in header.entries}
+        pieces: dict[str, list[SourcePiece]] = {}
+        for piece in self._pieces():
+            pieces.setdefault(piece.part.source, []).append(piece)
         made = {}
-        for block in self.index.blocks:
-            for part in block.parts:
-                made[part.source] = SourceTensor(block, part.neuron_axis, offset=part.offset)
-            for resident in block.resident:
-                if resident.kind != "output_bias":
-                    made[resident.source] = SourceTensor(block, resident.neuron_axis, resident=resident)
+        for name, found in pieces.items():
+            if name not in stated or {piece.dtype for piece in found} != {stated[name].dtype}:
+                raise VerificationError(
+                    f"{found[0].block.id} makes tensor {name!r} {found[0].dtype}, which the source has not",
+                    where=self.directory,
+                )
+            made[name] = self._cut(name, found, stated[name].nbytes)
         return made
+
+    def _pieces(self) -> Iterator[SourcePiece]:
+        for block in self.index.blocks:
+            yield from (SourcePiece(block, part) for part in block.parts)
+            yield from (SourcePiece(block, kept) for kept in block.resident if kept.kind != "output_bias")
+
+    def _cut(self, name: str, pieces: list[SourcePiece], nbytes: int) -> tuple[Slab[SourcePiece], ...]:
+        try:
+            return cut_into_slabs(pieces, nbytes)
+        except ValueError as error:
+            raise VerificationError(f"tensor {name!r} of the source: {error}", where=self.directory) from None
 
     @cached_property
     def source_headers(self) -> dict[str, Header]:
@@ -117,33 +133,29 @@ class BundledLayout:
 
     def source_chunks(self, name: str) -> Iterator[Bytes]:
         """The bytes of a source tensor, as they were in the source checkpoint."""
-        if name in self.made_tensors:
-            yield self.made_tensor(name)
+        if name in self.made_slabs:
+            yield from (self.made_slab(slab) for slab in self.made_slabs[name])
             return
         nbytes = self.file.entry(name).nbytes
         for start in range(0, nbytes, _CHUNK):
             yield self.file.read(name, start, min(start + _CHUNK, nbytes))
 
-    def made_tensor(self, name: str) -> Bytes:
-        """All bytes of a source tensor that is a key of `made_tensors`; the last block's bundles stay in memory."""
+    def made_slab(self, slab: Slab[SourcePiece]) -> Bytes:
+        """All bytes of a slab of a source tensor; the last block's bundles stay in memory."""
         # Imported here because numba takes time that a quick look at a layout does not need.
-        from neuralink_cli.flash.bundling import permute_neurons, scatter_part
+        from neuralink_cli.flash.bundling import scatter_part
 
-        source = self.made_tensors[name]
-        block, order = source.block, self.orders[source.block.id]
-        if source.resident is None:
-            element_bytes = DTYPE_BITS[block.dtype] // 8
-            matrix = np.empty(block.neurons * block.hidden * element_bytes, dtype=np.uint8)
-            bundles = self.bundles(block)
-            scatter_part(bundles, block.stride, source.offset, order, source.neuron_axis, element_bytes, matrix)
-            return matrix
-        data = self.file.read(source.resident.place.tensor)
-        element_bytes = DTYPE_BITS[source.resident.place.dtype] // 8
-        if source.resident.kind == "bias":
-            return permute_neurons(data, inverse(order), 0, element_bytes)
-        matrix = np.empty_like(data)
-        scatter_part(data, data.size // order.size, 0, order, source.neuron_axis, element_bytes, matrix)
-        return matrix
+        made = np.empty(slab.nbytes, dtype=np.uint8)
+        for piece in slab.pieces:
+            block, part, region = piece.block, piece.part, piece.region
+            if isinstance(part, ResidentTensor):
+                stored, offset = self.file.read(part.place.tensor), 0
+                stride = stored.size // block.neurons
+            else:
+                stored, offset, stride = self.bundles(block), part.offset, block.stride
+            target = made[region.start - slab.start : region.stop - slab.start]
+            scatter_part(stored, stride, offset, self.orders[block.id], region, DTYPE_BITS[piece.dtype] // 8, target)
+        return made
 
     def bundles(self, block: FlashBlock) -> Bytes:
         """All bundles of a block, uint8 `[n * stride]`."""
@@ -207,14 +219,27 @@ class BundledLayout:
             self._check_place(place, dtype, (block.neurons,))
         if block.pinned > block.neurons:
             raise VerificationError(f"{block.id} has more pinned slots than neurons", where=self.directory)
-        wanted = {"rows": (block.neurons, block.hidden), "bias": (block.neurons,), "output_bias": (block.hidden,)}
         for resident in block.resident:
             dtype = block.dtype if resident.kind == "rows" else resident.place.dtype
-            self._check_place(resident.place, dtype, wanted[resident.kind])
-            if resident.kind == "output_bias" and resident.place.tensor != resident.source:
-                raise VerificationError(
-                    f"{block.id} takes {resident.place.tensor!r} for {resident.source!r}", where=self.directory
-                )
+            if resident.kind == "output_bias":
+                self._check_output_bias(block, resident)
+            else:
+                shape = (block.neurons, block.hidden) if resident.kind == "rows" else (block.neurons,)
+                self._check_place(resident.place, dtype, shape)
+
+    def _check_output_bias(self, block: FlashBlock, bias: ResidentTensor) -> None:
+        """A tensor of the source: the block's own, or one of all experts of its layer."""
+        place = bias.place
+        if place.tensor != bias.source:
+            raise VerificationError(f"{block.id} takes {place.tensor!r} for {bias.source!r}", where=self.directory)
+        stack = place.shape[:-1] if block.expert is not None else ()
+        self._check_place(place, place.dtype, (*stack, block.hidden))
+        size = DTYPE_BITS.get(place.dtype, 0) // 8
+        index = (block.expert or 0) if stack else 0
+        if (bias.source_start, bias.source_pitch) != (index * block.hidden * size, size) or index >= (
+            stack[0] if stack else 1
+        ):
+            raise VerificationError(f"{block.id} takes the wrong part of {place.tensor!r}", where=self.directory)
 
     def _check_place(self, place: TensorRange, dtype: str, shape: tuple[int, ...]) -> None:
         if (place.dtype, place.shape) != (dtype, shape):
@@ -226,14 +251,7 @@ class BundledLayout:
     def _check_sources(self) -> None:
         """Check that every tensor of the source is there, in its own form or in one that it can be made from."""
         stated = {entry.name: entry for header in self.source_headers.values() for entry in header.entries}
-        for name, made in self.made_tensors.items():
-            form = (made.dtype, made.shape)
-            if name not in stated or (stated[name].dtype, stated[name].shape) != form or DTYPE_BITS[made.dtype] % 8:
-                raise VerificationError(
-                    f"{made.block.id} makes tensor {name!r} {made.dtype} {list(made.shape)}, which the source has not",
-                    where=self.directory,
-                )
-        for name in sorted(stated.keys() - self.made_tensors.keys()):
+        for name in sorted(stated.keys() - self.made_slabs.keys()):
             kept = self.file.entry(name)
             if (kept.dtype, kept.shape) != (stated[name].dtype, stated[name].shape):
                 raise VerificationError(

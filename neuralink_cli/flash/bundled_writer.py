@@ -12,7 +12,8 @@ import numpy.typing as npt
 from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS
-from neuralink_cli.flash.bundling import gather_part, permute_neurons
+from neuralink_cli.checkpoint.regions import Region
+from neuralink_cli.flash.bundling import gather_part
 from neuralink_cli.flash.output_file import OutputFile
 from neuralink_cli.flash.plan import BundledPlan, FlashBlock, ResidentTensor, SourceFile
 from neuralink_cli.placement.placement import Order, PlacedBlock
@@ -68,7 +69,7 @@ def _producers(
         producers[block.frequency.tensor] = partial(_array_chunks, arrays.frequency)
         for resident in block.resident:
             if resident.kind != "output_bias":
-                producers[resident.place.tensor] = partial(_resident_chunks, resident, checkpoint, arrays.order)
+                producers[resident.place.tensor] = partial(_resident_chunks, block, resident, checkpoint, arrays.order)
     for source in plan.sources:
         producers[source.stored.tensor] = partial(_source_chunks, source, checkpoint)
     return producers
@@ -77,20 +78,22 @@ def _producers(
 def _bundle_chunks(block: FlashBlock, checkpoint: Checkpoint, order: Order) -> Chunks:
     bundles = np.empty(block.bundles.bytes, dtype=np.uint8)
     for part in block.parts:
-        matrix = checkpoint.place(part.source).file.read(part.source)
-        gather_part(matrix, order, part.neuron_axis, DTYPE_BITS[block.dtype] // 8, bundles, block.stride, part.offset)
+        region = block.source_region(part)
+        matrix = _read_region(checkpoint, region)
+        gather_part(matrix, region, order, DTYPE_BITS[block.dtype] // 8, bundles, block.stride, part.offset)
     yield bundles
 
 
-def _resident_chunks(resident: ResidentTensor, checkpoint: Checkpoint, order: Order) -> Chunks:
-    data = checkpoint.place(resident.source).file.read(resident.source)
+def _resident_chunks(block: FlashBlock, resident: ResidentTensor, checkpoint: Checkpoint, order: Order) -> Chunks:
+    region = block.source_region(resident)
+    rows = np.empty(resident.place.bytes, dtype=np.uint8)
     element_bytes = DTYPE_BITS[resident.place.dtype] // 8
-    if resident.kind == "bias":
-        yield permute_neurons(data, order, 0, element_bytes)
-        return
-    rows = np.empty_like(data)
-    gather_part(data, order, resident.neuron_axis, element_bytes, rows, data.size // order.size, 0)
+    gather_part(_read_region(checkpoint, region), region, order, element_bytes, rows, rows.size // order.size, 0)
     yield rows
+
+
+def _read_region(checkpoint: Checkpoint, region: Region) -> Bytes:
+    return checkpoint.place(region.tensor).file.read(region.tensor, region.start, region.stop)
 
 
 def _source_chunks(source: SourceFile, checkpoint: Checkpoint) -> Chunks:

@@ -7,11 +7,16 @@ so every visit is a miss of the TLB: tiles are copied in and out in long stretch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+
+from neuralink_cli.checkpoint.header import DTYPE_BITS
+from neuralink_cli.checkpoint.regions import Region, Slab
+from neuralink_cli.flash.moved import MovedPiece
 
 Bytes = npt.NDArray[np.uint8]
 Order = npt.NDArray[np.int32]
@@ -20,45 +25,56 @@ _MICRO_TILE = 32
 
 
 def gather_part(
-    matrix: Bytes, order: Order, neuron_axis: int, element_bytes: int, bundles: Bytes, stride: int, offset: int
+    matrix: Bytes, region: Region, order: Order, element_bytes: int, bundles: Bytes, stride: int, offset: int
 ) -> None:
-    """Put one part of every bundle in place: bundle k gets the row or column `order[k]` of the matrix.
+    """Put one part of every bundle in place: bundle k gets the row or column `order[k]` of a matrix.
 
     Args:
-        matrix: All bytes of a C-contiguous 2-D tensor with n neurons along `neuron_axis`.
+        matrix: The bytes of a tensor from the start of `region` to its stop, n neurons.
         bundles: uint8 `[n * stride]`, written at `offset` of each stride. Stride and offset are in bytes and multiples
             of `element_bytes`.
     """
     source, target = _elements(matrix, element_bytes), _elements(bundles, element_bytes)
-    hidden = source.size // order.size
-    step, start = stride // element_bytes, offset // element_bytes
-    if neuron_axis == 0:
-        _gather_rows(source, order, hidden, target, step, start)
+    pitch, step, start = region.pitch // element_bytes, stride // element_bytes, offset // element_bytes
+    if region.neuron_axis == 0:
+        _gather_rows(source, pitch, order, region.line_bytes // element_bytes, target, step, start)
     else:
-        _gather_columns(source, _slots(order), hidden, target, step, start)
+        _gather_columns(source, pitch, _slots(order), region.lines, target, step, start)
 
 
 def scatter_part(
-    bundles: Bytes, stride: int, offset: int, order: Order, neuron_axis: int, element_bytes: int, matrix: Bytes
+    bundles: Bytes, stride: int, offset: int, order: Order, region: Region, element_bytes: int, matrix: Bytes
 ) -> None:
-    """The inverse of `gather_part`: restore the bytes of a matrix from the bundles."""
+    """The inverse of `gather_part`: restore the bytes of a matrix from the bundles; those between its lines stay."""
     source, target = _elements(bundles, element_bytes), _elements(matrix, element_bytes)
-    hidden = target.size // order.size
-    step, start = stride // element_bytes, offset // element_bytes
-    if neuron_axis == 0:
-        _scatter_rows(source, step, start, order, hidden, target)
+    pitch, step, start = region.pitch // element_bytes, stride // element_bytes, offset // element_bytes
+    if region.neuron_axis == 0:
+        _scatter_rows(source, step, start, order, region.line_bytes // element_bytes, target, pitch)
     else:
-        _scatter_columns(source, step, start, _slots(order), hidden, target)
+        _scatter_columns(source, step, start, _slots(order), region.lines, target, pitch)
 
 
-def permute_neurons(tensor: Bytes, order: Order, neuron_axis: int, element_bytes: int) -> Bytes:
-    """The bytes of a tensor with neuron `order[k]` moved to place k along `neuron_axis` (0 for rows and vectors)."""
-    elements = _elements(tensor, element_bytes)
-    if neuron_axis == 0:
-        moved = np.take(elements.reshape(order.size, -1), order, axis=0)
-    else:
-        moved = np.take(elements.reshape(-1, order.size), order, axis=1)
-    return moved.reshape(-1).view(np.uint8)
+def permute_neurons(source: Bytes, target: Bytes, region: Region, order: Order, element_bytes: int) -> None:
+    """Fill a region of `target` with that of `source`, neuron `order[k]` moved to place k.
+
+    Both are the bytes of a tensor from the start of the region to its stop; those between its lines stay.
+    """
+    moved = np.take(_lines(source, region, element_bytes), order, axis=region.neuron_axis)
+    _lines(target, region, element_bytes)[...] = moved
+
+
+def permute_slab(data: Bytes, slab: Slab[MovedPiece], dtype: str, order_of: Callable[[str], Order]) -> Bytes:
+    """The bytes of a slab with the neurons of every piece moved, by the order of its block."""
+    moved = np.empty_like(data)
+    for piece in slab.pieces:
+        place = slice(piece.region.start - slab.start, piece.region.stop - slab.start)
+        permute_neurons(data[place], moved[place], piece.region, order_of(piece.block), DTYPE_BITS[dtype] // 8)
+    return moved
+
+
+def _lines(data: Bytes, region: Region, element_bytes: int) -> npt.NDArray[Any]:
+    shape = (region.lines, region.line_bytes // element_bytes)
+    return np.lib.stride_tricks.as_strided(_elements(data, element_bytes), shape, (region.pitch, element_bytes))
 
 
 def _elements(data: Bytes, element_bytes: int) -> npt.NDArray[Any]:
@@ -81,19 +97,19 @@ def _copy(source: Any, begin: int, target: Any, place: int, count: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _gather_rows(source: Any, order: Any, hidden: int, target: Any, step: int, start: int) -> None:
+def _gather_rows(source: Any, pitch: int, order: Any, hidden: int, target: Any, step: int, start: int) -> None:
     for slot in range(order.size):
-        _copy(source, order[slot] * hidden, target, slot * step + start, hidden)
+        _copy(source, order[slot] * pitch, target, slot * step + start, hidden)
 
 
 @njit(cache=True, nogil=True)
-def _scatter_rows(source: Any, step: int, start: int, order: Any, hidden: int, target: Any) -> None:
+def _scatter_rows(source: Any, step: int, start: int, order: Any, hidden: int, target: Any, pitch: int) -> None:
     for slot in range(order.size):
-        _copy(source, slot * step + start, target, order[slot] * hidden, hidden)
+        _copy(source, slot * step + start, target, order[slot] * pitch, hidden)
 
 
 @njit(cache=True, nogil=True)
-def _gather_columns(source: Any, slots: Any, hidden: int, target: Any, step: int, start: int) -> None:
+def _gather_columns(source: Any, pitch: int, slots: Any, hidden: int, target: Any, step: int, start: int) -> None:
     neurons = slots.size
     lines = np.empty(_TILE * _TILE, source.dtype)
     columns = np.empty(_TILE * _TILE, source.dtype)
@@ -102,14 +118,14 @@ def _gather_columns(source: Any, slots: Any, hidden: int, target: Any, step: int
         for line in range(0, hidden, _TILE):
             height = min(_TILE, hidden - line)
             for i in range(height):
-                _copy(source, (line + i) * neurons + neuron, lines, i * _TILE, width)
+                _copy(source, (line + i) * pitch + neuron, lines, i * _TILE, width)
             _transpose(lines, height, width, columns)
             for j in range(width):
                 _copy(columns, j * _TILE, target, slots[neuron + j] * step + start + line, height)
 
 
 @njit(cache=True, nogil=True)
-def _scatter_columns(source: Any, step: int, start: int, slots: Any, hidden: int, target: Any) -> None:
+def _scatter_columns(source: Any, step: int, start: int, slots: Any, hidden: int, target: Any, pitch: int) -> None:
     neurons = slots.size
     lines = np.empty(_TILE * _TILE, source.dtype)
     columns = np.empty(_TILE * _TILE, source.dtype)
@@ -121,7 +137,7 @@ def _scatter_columns(source: Any, step: int, start: int, slots: Any, hidden: int
                 _copy(source, slots[neuron + j] * step + start + line, columns, j * _TILE, height)
             _transpose(columns, width, height, lines)
             for i in range(height):
-                _copy(lines, i * _TILE, target, (line + i) * neurons + neuron, width)
+                _copy(lines, i * _TILE, target, (line + i) * pitch + neuron, width)
 
 
 @njit(cache=True, nogil=True)

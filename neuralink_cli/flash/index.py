@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli import __version__
-from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX
 from neuralink_cli.checkpoint.durable import sync_file
 from neuralink_cli.checkpoint.json_text import canonical, read_object, readable
+from neuralink_cli.checkpoint.regions import Region
 from neuralink_cli.checkpoint.schema import check_document
 from neuralink_cli.errors import InputError, VerificationError
+from neuralink_cli.flash.moved import MovedPiece
 from neuralink_cli.flash.plan import (
     FLASH_FILE,
     BundledPlan,
@@ -23,7 +24,6 @@ from neuralink_cli.flash.plan import (
     ResidentTensor,
     SourceFile,
     TensorRange,
-    moved_tensors,
 )
 from neuralink_cli.placement.gain import source_gains, total_gain
 from neuralink_cli.placement.placement import Placement
@@ -75,14 +75,22 @@ def flash_document(
 
 
 def permuted_document(
-    blocks: Sequence[FFNBlock],
+    moved: Mapping[str, Sequence[MovedPiece]],
     placement: Placement,
     files: Sequence[Mapping[str, Any]],
     verbatim: Sequence[str],
     companions: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The index of a permuted layout; `files` are its weight files, `companions` the others, with size and SHA-256."""
-    moved = moved_tensors(blocks)
+    """The index of a permuted layout.
+
+    Args:
+        moved: As `moved_pieces` gives it.
+        files: Its weight files, `companions` the others, with size and SHA-256.
+    """
+    regions: dict[str, list[Region]] = {}
+    for pieces in moved.values():
+        for piece in pieces:
+            regions.setdefault(piece.block, []).append(piece.region)
     return {
         "format": "neuralink-permuted",
         "version": FORMAT_VERSION,
@@ -97,7 +105,7 @@ def permuted_document(
                 "neurons": block.neurons,
                 "activation": block.activation,
                 "threshold": block.threshold,
-                "tensors": {name: axis for name, (owner, _, axis) in moved.items() if owner.id == block.id},
+                "regions": [asdict(region) for region in regions[block.id]],
             }
             for block in placement.info.blocks
         ],

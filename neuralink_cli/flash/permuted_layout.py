@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS, Header
+from neuralink_cli.checkpoint.regions import Region, Slab, cut_into_slabs
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.flash.index import PERMUTED_INDEX, PERMUTED_ORIGINALS, read_permuted_index
+from neuralink_cli.flash.moved import MovedPiece
 from neuralink_cli.placement.placement import Order, Placement, inverse
 
 Bytes = npt.NDArray[np.uint8]
@@ -79,30 +81,43 @@ class PermutedLayout:
         return kept
 
     @cached_property
-    def moved(self) -> dict[str, tuple[Order, int]]:
-        """Order and neuron axis of every permuted tensor, by name."""
-        return {
-            name: (self.placement.blocks[block["id"]].order, axis)
-            for block in self.index["blocks"]
-            for name, axis in block["tensors"].items()
-        }
+    def moved_slabs(self) -> dict[str, tuple[Slab[MovedPiece], ...]]:
+        """The permuted tensors by name, in stretches made of whole pieces.
+
+        Raises:
+            VerificationError: The index does not describe them whole.
+        """
+        pieces: dict[str, list[MovedPiece]] = {}
+        for block in self.index["blocks"]:
+            for region in block["regions"]:
+                pieces.setdefault(region["tensor"], []).append(MovedPiece(block["id"], Region(**region)))
+        sizes = {name: self.checkpoint.place(name).entry.nbytes for name in pieces}
+        try:
+            return {(last := name): cut_into_slabs(found, sizes[name]) for name, found in pieces.items()}
+        except ValueError as error:
+            raise VerificationError(f"tensor {last!r}: {error}", where=self.directory / PERMUTED_INDEX) from None
 
     def source_chunks(self, name: str) -> Iterator[Bytes]:
         """The bytes of a source tensor, as they were in the source checkpoint."""
         place = self.checkpoint.place(name)
-        if name in self.moved:
-            yield self.unpermuted(name, place.file.read(name))
+        if name in self.moved_slabs:
+            for slab in self.moved_slabs[name]:
+                yield self.unpermuted(name, slab, place.file.read(name, slab.start, slab.stop))
             return
         for start in range(0, place.entry.nbytes, _CHUNK):
             yield place.file.read(name, start, min(start + _CHUNK, place.entry.nbytes))
 
-    def unpermuted(self, name: str, data: Bytes) -> Bytes:
-        """The bytes of a moved tensor with its neurons back in source order."""
+    def unpermuted(self, name: str, slab: Slab[MovedPiece], data: Bytes) -> Bytes:
+        """The bytes of a slab of a permuted tensor with its neurons back in source order."""
         # Imported here because numba takes time that a quick look at a layout does not need.
-        from neuralink_cli.flash.bundling import permute_neurons
+        from neuralink_cli.flash.bundling import permute_slab
 
-        order, axis = self.moved[name]
-        return permute_neurons(data, inverse(order), axis, DTYPE_BITS[self.checkpoint.place(name).entry.dtype] // 8)
+        dtype = self.checkpoint.place(name).entry.dtype
+        return permute_slab(data, slab, dtype, lambda block: inverse(self.order(block)))
+
+    def order(self, block: str) -> Order:
+        """The neuron in each slot of a block, int32 `[n]`."""
+        return self.placement.blocks[block].order
 
     def _check(self) -> None:
         where = self.directory / PERMUTED_INDEX
@@ -121,10 +136,15 @@ class PermutedLayout:
             neurons = self.placement.blocks[block["id"]].order.size
             if block["neurons"] != neurons:
                 raise VerificationError(f"{block['id']} has {neurons} neurons, the index says otherwise", where=where)
-            for name, axis in block["tensors"].items():
-                entry = self.checkpoint.place(name).entry
-                fits = axis < len(entry.shape) <= 2 and entry.shape[axis] == neurons
-                if not fits or DTYPE_BITS[entry.dtype] % 8:
+            for region in block["regions"]:
+                entry = self.checkpoint.place(region["tensor"]).entry
+                found = region["lines"] * 8 if region["neuron_axis"] == 0 else 8 * region["line_bytes"]
+                size = DTYPE_BITS[entry.dtype] if region["neuron_axis"] else 8
+                whole = not any(region[key] * 8 % DTYPE_BITS[entry.dtype] for key in ("start", "pitch", "line_bytes"))
+                if found != neurons * size or DTYPE_BITS[entry.dtype] % 8 or not whole:
                     raise VerificationError(
-                        f"tensor {name!r} {entry.dtype} {list(entry.shape)} does not fit {block['id']}", where=where
+                        f"tensor {entry.name!r} {entry.dtype} {list(entry.shape)} does not fit {block['id']}",
+                        where=where,
                     )
+        # Described whole, or this says where not.
+        assert self.moved_slabs is not None

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.header import DTYPE_BITS
+from neuralink_cli.checkpoint.regions import cut_into_slabs
 from neuralink_cli.flash.bundled_writer import tensor_chunks
-from neuralink_cli.flash.bundling import permute_neurons
+from neuralink_cli.flash.bundling import permute_slab
+from neuralink_cli.flash.moved import moved_pieces
 from neuralink_cli.flash.output_file import OutputFile
-from neuralink_cli.flash.plan import moved_tensors
 from neuralink_cli.placement.placement import PlacedBlock
 
 
@@ -23,16 +23,16 @@ def write_permuted(
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, str]:
     """Write every weight file into `directory`, with the header bytes it had, and return their SHA-256 by name."""
-    moved = moved_tensors(blocks)
+    moved = moved_pieces(checkpoint, blocks)
     digests = {}
     for file in checkpoint.files:
         with OutputFile(directory / file.path.name, progress) as output:
             output.write(file.header.prelude)
             for entry in file.header.entries:
                 if entry.name in moved:
-                    block, _, axis = moved[entry.name]
-                    data = file.read(entry.name)
-                    output.write(permute_neurons(data, placed[block.id].order, axis, DTYPE_BITS[entry.dtype] // 8))
+                    for slab in cut_into_slabs(moved[entry.name], entry.nbytes):
+                        data = file.read(entry.name, slab.start, slab.stop)
+                        output.write(permute_slab(data, slab, entry.dtype, lambda block: placed[block].order))
                 else:
                     for chunk in tensor_chunks(checkpoint, entry.name):
                         output.write(chunk)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from neuralink_cli.checkpoint.blocks import BlockPart, FFNBlock
+from neuralink_cli.checkpoint.blocks import BlockPart, FFNBlock, biases_by_neuron
 from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS, Header, TensorEntry, build_header, tensor_bytes
+from neuralink_cli.checkpoint.regions import Region
 from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.flash.moved import moved_pieces
 from neuralink_cli.placement.placement import PlacementBlock
 
 FLASH_FILE = "model.flash.safetensors"
@@ -33,20 +35,26 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class BundlePart:
-    """A stretch of every bundle: `bytes` bytes at `offset`, from the row or column of tensor `source`."""
+    """A stretch of every bundle: `bytes` bytes at `offset`, from a row or column of a matrix in tensor `source`.
+
+    The matrix starts at byte `source_start` of the tensor, its lines are `source_pitch` bytes apart.
+    """
 
     role: str
     source: str
     neuron_axis: int
     offset: int
     bytes: int
+    source_start: int
+    source_pitch: int
 
 
 @dataclass(frozen=True)
 class ResidentTensor:
     """FFN weights kept out of the bundles, for DRAM.
 
-    `kind` is "rows" (dense `[n, hidden]`, by slot), "bias" (`[n]`, by slot) or "output_bias" (`[hidden]`, as it was).
+    `kind` is "rows" (dense `[n, hidden]`, by slot), "bias" (`[n]`, by slot) or "output_bias" (a tensor of the
+    source as it was, `[hidden]` from `source_start` on). The source is described as that of a `BundlePart`.
     """
 
     role: str
@@ -54,17 +62,21 @@ class ResidentTensor:
     source: str
     neuron_axis: int
     place: TensorRange
+    source_start: int
+    source_pitch: int
 
 
 @dataclass(frozen=True)
 class FlashBlock:
     """One FFN block of a bundled layout: bundle k of `bundles` is that of neuron `order[k]`, `stride` bytes long.
 
-    Slots 0 to `pinned` - 1 hold the neurons that are to be kept in DRAM; `collapse_gap` is the longest gap of slots
-    worth reading across on the device that the order was made for.
+    `expert` is its number among the experts of its layer; None if it runs on every token. Slots 0 to `pinned` - 1 hold
+    the neurons that are to be kept in DRAM; `collapse_gap` is the longest gap of slots worth reading across on the
+    device that the order was made for.
     """
 
     id: str
+    expert: int | None
     neurons: int
     hidden: int
     dtype: str
@@ -78,6 +90,13 @@ class FlashBlock:
     resident: tuple[ResidentTensor, ...]
     order: TensorRange
     frequency: TensorRange
+
+    def source_region(self, part: BundlePart | ResidentTensor) -> Region:
+        """Where a part of the bundles, or what is resident of each neuron, lies in the source."""
+        size = DTYPE_BITS[part.place.dtype if isinstance(part, ResidentTensor) else self.dtype] // 8
+        width = 1 if isinstance(part, ResidentTensor) and part.kind == "bias" else self.hidden
+        lines, line = (self.neurons, width) if part.neuron_axis == 0 else (width, self.neurons)
+        return Region(part.source, part.neuron_axis, part.source_start, part.source_pitch, lines, line * size)
 
 
 @dataclass(frozen=True)
@@ -189,9 +208,9 @@ def _small_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], resident: s
         if resident == "gate":
             part = block.firing_part
             yield f"{block.id}.{part.role}", part.dtype, (block.neurons, block.hidden)
-        for part in block.parts:
-            if part.bias is not None and part.role != "down":
-                yield f"{block.id}.{part.role}.bias", checkpoint.place(part.bias).entry.dtype, (block.neurons,)
+        for part in biases_by_neuron(block):
+            assert part.bias is not None
+            yield f"{block.id}.{part.role}.bias", checkpoint.place(part.bias).entry.dtype, (block.neurons,)
 
 
 def _source_specs(checkpoint: Checkpoint) -> Iterable[TensorSpec]:
@@ -202,22 +221,11 @@ def _source_specs(checkpoint: Checkpoint) -> Iterable[TensorSpec]:
 
 
 def _other_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> Iterable[TensorSpec]:
-    moved = moved_tensors(blocks)
+    moved = moved_pieces(checkpoint, blocks)
     for name in sorted(checkpoint.tensors):
         if name not in moved:
             entry = checkpoint.place(name).entry
             yield name, entry.dtype, entry.shape
-
-
-def moved_tensors(blocks: Sequence[FFNBlock]) -> dict[str, tuple[FFNBlock, BlockPart, int]]:
-    """The tensors that a permutation of neurons changes, each with its block, part and the axis of its neurons."""
-    moved = {}
-    for block in blocks:
-        for part in block.parts:
-            moved[part.weight] = (block, part, part.neuron_axis)
-            if part.bias is not None and part.role != "down":
-                moved[part.bias] = (block, part, 0)
-    return moved
 
 
 def _range(entry: TensorEntry, data_start: int) -> TensorRange:
@@ -233,21 +241,28 @@ def _flash_block(
 ) -> FlashBlock:
     part_bytes = block.hidden * bundled[0].element_bytes
     parts = tuple(
-        BundlePart(part.role, part.weight, part.neuron_axis, k * part_bytes, part_bytes)
+        BundlePart(part.role, part.weight, part.neuron_axis, k * part_bytes, part_bytes, *_place(block, part))
         for k, part in enumerate(bundled)
     )
     kept = []
     if resident == "gate":
         firing = block.firing_part
         place = ranges[f"{block.id}.{firing.role}"]
-        kept.append(ResidentTensor(firing.role, "rows", firing.weight, firing.neuron_axis, place))
+        kept.append(
+            ResidentTensor(firing.role, "rows", firing.weight, firing.neuron_axis, place, *_place(block, firing))
+        )
     for part in block.parts:
-        if part.bias is not None and part.role != "down":
-            kept.append(ResidentTensor(part.role, "bias", part.bias, 0, ranges[f"{block.id}.{part.role}.bias"]))
+        if part.bias is not None and part.role == "down":
+            place = ranges[part.bias]
+            size = DTYPE_BITS[place.dtype] // 8
+            kept.append(ResidentTensor("down", "output_bias", part.bias, 0, place, part.bias_start * size, size))
         elif part.bias is not None:
-            kept.append(ResidentTensor(part.role, "output_bias", part.bias, 0, ranges[part.bias]))
+            place = ranges[f"{block.id}.{part.role}.bias"]
+            region = block.bias_region(part, place.dtype)
+            kept.append(ResidentTensor(part.role, "bias", part.bias, 0, place, region.start, region.pitch))
     return FlashBlock(
         id=block.id,
+        expert=None if block.expert is None else block.expert.index,
         neurons=block.neurons,
         hidden=block.hidden,
         dtype=bundled[0].dtype,
@@ -262,6 +277,11 @@ def _flash_block(
         order=ranges[f"{block.id}.order"],
         frequency=ranges[f"{block.id}.frequency"],
     )
+
+
+def _place(block: FFNBlock, part: BlockPart) -> tuple[int, int]:
+    region = block.region(part)
+    return region.start, region.pitch
 
 
 def _source_files(checkpoint: Checkpoint, ranges: Mapping[str, TensorRange]) -> tuple[SourceFile, ...]:

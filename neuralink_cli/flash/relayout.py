@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuralink_cli.checkpoint.architecture import Architecture
-from neuralink_cli.checkpoint.blocks import FFNBlock, find_blocks
+from neuralink_cli.checkpoint.block_search import find_blocks
+from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX, SHARD_INDEX, Checkpoint
 from neuralink_cli.checkpoint.durable import (
     new_directory,
@@ -31,6 +32,7 @@ from neuralink_cli.flash.index import (
     write_index,
 )
 from neuralink_cli.flash.model_card import model_card
+from neuralink_cli.flash.moved import moved_pieces
 from neuralink_cli.flash.permuted_writer import write_permuted
 from neuralink_cli.flash.plan import FLASH_FILE, MODEL_CARD, BundledPlan, plan_bundled
 from neuralink_cli.placement.placement import Placement
@@ -188,6 +190,7 @@ def _write_permuted_layout(
     directory: Path,
     progress: Callable[[int], object] | None,
 ) -> None:
+    moved = moved_pieces(checkpoint, plan.blocks)
     digests = write_permuted(directory, checkpoint, plan.blocks, placement.blocks, progress)
     beside = [*plan.companions, SHARD_INDEX] if checkpoint.sharded else list(plan.companions)
     if checkpoint.sharded:
@@ -209,7 +212,7 @@ def _write_permuted_layout(
         {"name": file.path.name, "bytes": file.size, "sha256": digests[file.path.name]} for file in checkpoint.files
     ]
     companions = describe_companions(directory, beside)
-    write_index(directory / PERMUTED_INDEX, permuted_document(plan.blocks, placement, files, verbatim, companions))
+    write_index(directory / PERMUTED_INDEX, permuted_document(moved, placement, files, verbatim, companions))
 
 
 def _write_card(directory: Path, checkpoint: Checkpoint, placement: Placement, layout: str) -> None:

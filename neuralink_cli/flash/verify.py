@@ -6,6 +6,7 @@ The full check reads each side once: the layout in file order, taking its digest
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.header import DTYPE_BITS, Header, TensorEntry
+from neuralink_cli.checkpoint.header import Header, TensorEntry
+from neuralink_cli.checkpoint.regions import Region, Slab
 from neuralink_cli.errors import MismatchError, VerificationError
-from neuralink_cli.flash.bundled_layout import BundledLayout
+from neuralink_cli.flash.bundled_layout import BundledLayout, SourcePiece
 from neuralink_cli.flash.companions import check_companions
 from neuralink_cli.flash.layouts import Layout, check_digest
 from neuralink_cli.flash.permuted_layout import PermutedLayout
-from neuralink_cli.placement.placement import inverse
+from neuralink_cli.placement.placement import Order, inverse
 
 Bytes = npt.NDArray[np.uint8]
 Progress = Callable[[int], object] | None
@@ -74,15 +76,14 @@ def verify_full(layout: Layout, checkpoint: Checkpoint, progress: Progress = Non
         VerificationError: With the tensor, and the neuron if it is one's.
     """
     quick = verify_quick(layout, checkpoint)
+    comparison = _Comparison(layout, checkpoint)
     if isinstance(layout, BundledLayout):
-        seen = _verify_bundled(layout, checkpoint, progress)
+        _verify_bundled(layout, comparison, progress)
     else:
-        seen = _verify_permuted(layout, checkpoint, progress)
-    missing = sorted(set(checkpoint.tensors) - seen)
-    if missing:
-        raise VerificationError(f"source tensor {missing[0]!r} is not in the layout", where=layout.directory)
+        _verify_permuted(layout, comparison, progress)
+    comparison.require_all()
     checks = (*quick.checks, "file digests", "every source tensor byte for byte")
-    return VerifyReport(quick.layout, "full", checks, len(seen), checkpoint.total_bytes)
+    return VerifyReport(quick.layout, "full", checks, len(checkpoint.tensors), checkpoint.total_bytes)
 
 
 def layout_bytes(layout: Layout) -> int:
@@ -105,56 +106,86 @@ def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, wh
         raise VerificationError(f"tensor {name!r} is {ours} in the layout, {theirs} in the source", where=where)
 
 
-def _verify_bundled(layout: BundledLayout, checkpoint: Checkpoint, progress: Progress) -> set[str]:
+class _Comparison:
+    """Compares what a layout makes with the source, and keeps count of how much of each tensor has been compared."""
+
+    def __init__(self, layout: Layout, checkpoint: Checkpoint) -> None:
+        self._layout = layout
+        self._checkpoint = checkpoint
+        self._compared: Counter[str] = Counter()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._checkpoint
+
+    def compare(self, name: str, start: int, data: Bytes) -> None:
+        """Compare bytes of a source tensor, from byte `start` on.
+
+        Raises:
+            VerificationError: They differ.
+        """
+        source = self._checkpoint.place(name).file.read(name, start, start + data.nbytes)
+        if not np.array_equal(data, source):
+            byte = start + int(np.flatnonzero(data != source)[0])
+            raise VerificationError(
+                f"tensor {name!r} differs from the source at byte {byte}{_neuron_at(self._layout, name, byte)}",
+                where=self._layout.directory,
+            )
+        self._compared[name] += data.nbytes
+
+    def require_all(self) -> None:
+        """Require that every byte of the source was compared.
+
+        Raises:
+            VerificationError: One was not.
+        """
+        for name, place in self._checkpoint.tensors.items():
+            if self._compared[name] != place.entry.nbytes:
+                raise VerificationError(f"source tensor {name!r} is not in the layout", where=self._layout.directory)
+
+
+def _verify_bundled(layout: BundledLayout, comparison: _Comparison, progress: Progress) -> None:
     digest = hashlib.sha256(layout.file.header.prelude)
     blocks = {block.bundles.tensor: block for block in layout.index.blocks}
-    resident = {s.resident.place.tensor: name for name, s in layout.made_tensors.items() if s.resident is not None}
-    seen: set[str] = set()
+    made_of: dict[str, list[tuple[str, Slab[SourcePiece]]]] = {}
+    for name, slabs in layout.made_slabs.items():
+        for slab in slabs:
+            made_of.setdefault(slab.pieces[0].block.id, []).append((name, slab))
     for entry in layout.file.header.entries:
         if entry.name in blocks:
             block = blocks[entry.name]
             digest.update(layout.bundles(block).data)
-            sources = [part.source for part in block.parts]
+            for name, slab in made_of.get(block.id, ()):
+                comparison.compare(name, slab.start, layout.made_slab(slab))
         else:
-            sources = [resident[entry.name]] if entry.name in resident else []
             for chunk, start in _chunks(layout, entry):
                 digest.update(chunk.data)
-                if entry.name in checkpoint and not sources:
-                    _compare(chunk, checkpoint, entry.name, start, layout)
-                    seen.add(entry.name)
+                if entry.name in comparison and entry.name not in layout.made_slabs:
+                    comparison.compare(entry.name, start, chunk)
                 elif entry.name.startswith("padding.") and chunk.any():
                     raise VerificationError(f"{entry.name} is not zero", where=layout.file.path)
-        for name in sources:
-            _compare(layout.made_tensor(name), checkpoint, name, 0, layout)
-            seen.add(name)
-        if entry.name in checkpoint and entry.nbytes == 0:
-            seen.add(entry.name)
         if progress is not None:
             progress(entry.nbytes)
     check_digest(layout.file, digest.hexdigest(), layout.index.file_sha256)
-    return seen
 
 
-def _verify_permuted(layout: PermutedLayout, checkpoint: Checkpoint, progress: Progress) -> set[str]:
-    seen: set[str] = set()
+def _verify_permuted(layout: PermutedLayout, comparison: _Comparison, progress: Progress) -> None:
     for file in layout.checkpoint.files:
         digest = hashlib.sha256(file.header.prelude)
         for entry in file.header.entries:
-            if entry.name in layout.moved:
-                data = file.read(entry.name)
-                digest.update(data.data)
-                _compare(layout.unpermuted(entry.name, data), checkpoint, entry.name, 0, layout)
+            if entry.name in layout.moved_slabs:
+                for slab in layout.moved_slabs[entry.name]:
+                    data = file.read(entry.name, slab.start, slab.stop)
+                    digest.update(data.data)
+                    comparison.compare(entry.name, slab.start, layout.unpermuted(entry.name, slab, data))
             else:
                 start = 0
                 for chunk in layout.source_chunks(entry.name):
                     digest.update(chunk.data)
-                    _compare(chunk, checkpoint, entry.name, start, layout)
+                    comparison.compare(entry.name, start, chunk)
                     start += chunk.nbytes
-            seen.add(entry.name)
             if progress is not None:
                 progress(entry.nbytes)
         check_digest(file, digest.hexdigest(), layout.file_digests[file.path.name])
-    return seen
 
 
 def _chunks(layout: BundledLayout, entry: TensorEntry) -> Iterator[tuple[Bytes, int]]:
@@ -162,32 +193,22 @@ def _chunks(layout: BundledLayout, entry: TensorEntry) -> Iterator[tuple[Bytes, 
         yield layout.file.read(entry.name, start, min(start + _CHUNK, entry.nbytes)), start
 
 
-def _compare(data: Bytes, checkpoint: Checkpoint, name: str, start: int, layout: Layout) -> None:
-    source = checkpoint.place(name).file.read(name, start, start + data.nbytes)
-    if np.array_equal(data, source):
-        return
-    byte = start + int(np.flatnonzero(data != source)[0])
-    raise VerificationError(
-        f"tensor {name!r} differs from the source at byte {byte}{_neuron_at(layout, checkpoint, name, byte)}",
-        where=layout.directory,
-    )
-
-
-def _neuron_at(layout: Layout, checkpoint: Checkpoint, name: str, byte: int) -> str:
+def _neuron_at(layout: Layout, name: str, byte: int) -> str:
     """Names the neuron that a byte of a source tensor belongs to, if it belongs to one."""
-    entry = checkpoint.place(name).entry
-    element = byte // (DTYPE_BITS[entry.dtype] // 8 or 1)
+    for block, region, order in _regions(layout, name):
+        place = region.line_at(byte)
+        if place is not None:
+            line, within = place
+            neuron = line if region.neuron_axis == 0 else within * order.size // region.line_bytes
+            return f": {block}, neuron {neuron}, slot {int(inverse(order)[neuron])}"
+    return ""
+
+
+def _regions(layout: Layout, name: str) -> Iterator[tuple[str, Region, Order]]:
+    """The blocks that have neurons in a tensor, with where, and their orders."""
     if isinstance(layout, BundledLayout):
-        if name not in layout.made_tensors:
-            return ""
-        made = layout.made_tensors[name]
-        block, order, axis = made.block.id, layout.orders[made.block.id], made.neuron_axis
+        for slab in layout.made_slabs.get(name, ()):
+            yield from ((p.block.id, p.region, layout.orders[p.block.id]) for p in slab.pieces)
     else:
-        if name not in layout.moved:
-            return ""
-        order, axis = layout.moved[name]
-        block = next(block["id"] for block in layout.index["blocks"] if name in block["tensors"])
-    neuron = (
-        element % order.size if axis == 1 else element // (entry.nbytes * 8 // DTYPE_BITS[entry.dtype] // order.size)
-    )
-    return f": {block}, neuron {neuron}, slot {int(inverse(order)[neuron])}"
+        for moved in layout.moved_slabs.get(name, ()):
+            yield from ((p.block, p.region, layout.order(p.block)) for p in moved.pieces)

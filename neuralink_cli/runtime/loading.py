@@ -214,7 +214,7 @@ def _other_tensors(layout: BundledLayout) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of the source that are no part of a block, under the names that the source has for them."""
     from neuralink_cli.runtime.tensors import as_tensor
 
-    of_blocks = {kept.source for block in layout.index.blocks for kept in block.resident} | layout.made_tensors.keys()
+    of_blocks = {kept.source for block in layout.index.blocks for kept in block.resident} | layout.made_slabs.keys()
     for header in layout.source_headers.values():
         for entry in header.entries:
             if entry.name not in of_blocks:

@@ -9,6 +9,7 @@ from neuralink_cli.errors import OptionError, UnsupportedError
 from neuralink_cli.flash.budget import DramBudget
 from neuralink_cli.flash.bundled_layout import BundledLayout
 from neuralink_cli.flash.layouts import Layout
+from neuralink_cli.flash.plan import BundlePart, FlashBlock, ResidentTensor
 from neuralink_cli.placement.device import DeviceModel
 
 # Dtypes of weights that are the numbers to compute with.
@@ -74,6 +75,13 @@ def require_runnable(layout: Layout) -> BundledLayout:
             fix="write it again with `neuralink relayout --resident gate`",
         )
     for block in layout.index.blocks:
+        parts: tuple[BundlePart | ResidentTensor, ...] = (*block.parts, *block.resident)
+        if block.expert is not None or any(_shares(block, part) for part in parts):
+            raise UnsupportedError(
+                f"{block.id} is one of several blocks or parts in a tensor or module, which run cannot take apart",
+                where=where,
+                fix="measure the layout with `neuralink bench`",
+            )
         if block.dtype not in _WEIGHTS:
             raise UnsupportedError(
                 f"{block.id} has weights of dtype {block.dtype}, which need scales that the layout knows nothing of "
@@ -81,6 +89,14 @@ def require_runnable(layout: Layout) -> BundledLayout:
                 where=where,
             )
     return layout
+
+
+def _shares(block: FlashBlock, part: BundlePart | ResidentTensor) -> bool:
+    """Whether a part is not the whole of its tensor."""
+    if isinstance(part, ResidentTensor) and part.kind == "output_bias":
+        return part.source_start > 0
+    region = block.source_region(part)
+    return region.start > 0 or region.pitch != region.line_bytes
 
 
 def is_exact(layout: BundledLayout) -> bool:

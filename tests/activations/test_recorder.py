@@ -13,7 +13,8 @@ from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.recorder import HookedBlock, HookedModel
 from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.checkpoint.architecture import find_architecture
-from neuralink_cli.checkpoint.blocks import BlockPart, find_blocks
+from neuralink_cli.checkpoint.block_search import find_blocks
+from neuralink_cli.checkpoint.blocks import BlockPart
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
 from tests.models import ENCODERS, FAMILIES, MAX_POSITIONS

@@ -81,8 +81,8 @@ def test_an_unknown_model_type_lists_the_known_ones() -> None:
     with pytest.raises(UnsupportedError) as caught:
         find_architecture("mamba9", Path("the/model"))
     assert str(caught.value).startswith("the/model: architecture 'mamba9' is not known (known: ")
-    assert "bert, gemma" in str(caught.value)
-    assert str(caught.value).endswith("and pass --architecture FILE")
+    assert "bert, bloom" in str(caught.value)
+    assert str(caught.value).endswith("(docs/architectures.md) for --architecture")
 
 
 def test_reads_a_file_of_the_user(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_reads_a_file_of_the_user(tmp_path: Path) -> None:
     path.write_text(json.dumps(VALID))
     found = read_architecture(path)
     assert (found.name, found.model_types, found.task) == ("mine", ("mine",), "causal-lm")
-    assert (found.prefixes, found.layer_keys) == (("model.", ""), ("depth",))
+    assert (found.prefixes, found.blocks[0].layer_keys) == (("model.", ""), ("depth",))
     assert (found.activation_keys, found.activation_default) == (("act",), "relu")
     assert found.not_in_checkpoint == ("head.",)
     assert list(found.blocks[0].parts) == ["gate", "up", "down"]
@@ -145,11 +145,11 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str, Any]] = {
     "axis is a boolean": (at("blocks", 0, "up"), "neuron_axis", True),
     "axis is text": (at("blocks", 0, "up"), "neuron_axis", "0"),
     "weight without layer": (at("blocks", 0, "up"), "weight", "l.u"),
-    "weight with another placeholder": (at("blocks", 0, "up"), "weight", "l.${layer}.${expert}"),
+    "weight with another placeholder": (at("blocks", 0, "up"), "weight", "l.${layer}.${neuron}"),
     "weight with a bare placeholder": (at("blocks", 0, "up"), "weight", "l.${layer}.$expert"),
     "weight with a stray dollar": (at("blocks", 0, "up"), "weight", "l.${layer}.$"),
-    "bias with another placeholder": (at("blocks", 0, "up"), "bias", "l.${layer}.${expert}"),
-    "id with another placeholder": (at("blocks", 0), "id", "layers.${layer}.${expert}"),
+    "bias with another placeholder": (at("blocks", 0, "up"), "bias", "l.${layer}.${neuron}"),
+    "id with another placeholder": (at("blocks", 0), "id", "layers.${layer}.${neuron}"),
     "id of another form": (at("blocks", 0), "id", "block.${layer}"),
     "id with a slash": (at("blocks", 0), "id", "layers.${layer}/../x"),
 }

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from neuralink_cli.checkpoint.architecture import Architecture, parse_architecture
-from neuralink_cli.checkpoint.blocks import FFNBlock, find_blocks, module_of
+from neuralink_cli.checkpoint.block_search import find_blocks
+from neuralink_cli.checkpoint.blocks import FFNBlock, module_of
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError
 from tests.checkpoints import HIDDEN, LAYERS, NEURONS, RawTensor, blocks_of, random_tensor, tensors_of, write_checkpoint

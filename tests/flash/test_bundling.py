@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuralink_cli.checkpoint.regions import Region
 from neuralink_cli.flash.bundling import gather_part, permute_neurons, scatter_part
 
 Elements = npt.NDArray[np.uint8]
@@ -22,6 +23,21 @@ def random_matrix(random: np.random.Generator, neurons: int, hidden: int, axis: 
     return random.integers(0, 256, (*shape, size), dtype=np.uint8)
 
 
+def region_of(matrix: Elements, axis: int) -> Region:
+    """Where a matrix lies in a tensor that it is alone in."""
+    lines, width, size = matrix.shape
+    return Region("t", axis, 0, width * size, lines, width * size)
+
+
+def spread(matrix: Elements, axis: int, gap: int) -> tuple[Elements, Region]:
+    """The same with `gap` elements of something else after each line but the last, as bytes, and where it lies."""
+    lines, width, size = matrix.shape
+    wide = np.full((lines, width + gap, size), 0xAB, dtype=np.uint8)
+    wide[:, :width] = matrix
+    region = Region("t", axis, 0, (width + gap) * size, lines, width * size)
+    return wide.reshape(-1)[: region.stop], region
+
+
 def by_neuron(matrix: Elements, axis: int) -> Elements:
     return matrix if axis == 0 else matrix.transpose(1, 0, 2)
 
@@ -31,10 +47,13 @@ def by_neuron(matrix: Elements, axis: int) -> Elements:
     hidden=lengths,
     size=st.sampled_from(SIZES),
     axes=st.lists(st.sampled_from([0, 1]), min_size=1, max_size=3),
+    gap=st.sampled_from([0, 0, 1, 37]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=120)
-def test_bundles_hold_what_indexing_gives(neurons: int, hidden: int, size: int, axes: list[int], seed: int) -> None:
+def test_bundles_hold_what_indexing_gives(
+    neurons: int, hidden: int, size: int, axes: list[int], gap: int, seed: int
+) -> None:
     random = np.random.default_rng(seed)
     order = random.permutation(neurons).astype(np.int32)
     matrices = [random_matrix(random, neurons, hidden, axis, size) for axis in axes]
@@ -42,14 +61,16 @@ def test_bundles_hold_what_indexing_gives(neurons: int, hidden: int, size: int, 
     stride = len(axes) * part_bytes
     bundles = np.full(neurons * stride, 0xEE, dtype=np.uint8)
     for k, (matrix, axis) in enumerate(zip(matrices, axes, strict=True)):
-        gather_part(matrix.reshape(-1), order, axis, size, bundles, stride, k * part_bytes)
+        data, region = spread(matrix, axis, gap)
+        gather_part(data, region, order, size, bundles, stride, k * part_bytes)
     expected = [by_neuron(matrix, axis)[order] for matrix, axis in zip(matrices, axes, strict=True)]
     assert np.array_equal(bundles.reshape(neurons, -1), np.concatenate(expected, axis=1).reshape(neurons, -1))
 
     for k, (matrix, axis) in enumerate(zip(matrices, axes, strict=True)):
-        restored = np.full(matrix.size, 0xEE, dtype=np.uint8)
-        scatter_part(bundles, stride, k * part_bytes, order, axis, size, restored)
-        assert np.array_equal(restored.reshape(matrix.shape), matrix)
+        wanted, region = spread(matrix, axis, gap)
+        restored = np.full(wanted.size, 0xAB, dtype=np.uint8)
+        scatter_part(bundles, stride, k * part_bytes, order, region, size, restored)
+        assert np.array_equal(restored, wanted)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -61,24 +82,32 @@ def test_a_part_leaves_the_rest_of_the_bundles_alone(size: int, axis: int) -> No
     part_bytes = 258 * size
     stride = 3 * part_bytes
     bundles = np.full(260 * stride, 0xEE, dtype=np.uint8)
-    gather_part(matrix.reshape(-1), order, axis, size, bundles, stride, part_bytes)
+    gather_part(matrix.reshape(-1), region_of(matrix, axis), order, size, bundles, stride, part_bytes)
     rows = bundles.reshape(260, stride)
     assert np.all(rows[:, :part_bytes] == 0xEE)
     assert np.all(rows[:, 2 * part_bytes :] == 0xEE)
     assert np.array_equal(rows[:, part_bytes : 2 * part_bytes], by_neuron(matrix, axis)[order].reshape(260, -1))
 
 
-@given(neurons=lengths, others=st.sampled_from([1, 2, 33]), size=st.sampled_from(SIZES), seed=st.integers(0, 2**32))
+@given(
+    neurons=lengths,
+    others=st.sampled_from([1, 2, 33]),
+    size=st.sampled_from(SIZES),
+    gap=st.sampled_from([0, 3]),
+    seed=st.integers(0, 2**32),
+)
 @settings(max_examples=40)
-def test_permuting_is_indexing(neurons: int, others: int, size: int, seed: int) -> None:
+def test_permuting_is_indexing(neurons: int, others: int, size: int, gap: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     order = random.permutation(neurons).astype(np.int32)
     for axis in (0, 1):
         matrix = random_matrix(random, neurons, others, axis, size)
-        moved = permute_neurons(matrix.reshape(-1), order, axis, size)
-        assert np.array_equal(moved.reshape(matrix.shape), np.take(matrix, order, axis=axis))
-        back = permute_neurons(moved, np.argsort(order).astype(np.int32), axis, size)
-        assert np.array_equal(back, matrix.reshape(-1))
+        data, region = spread(matrix, axis, gap)
+        moved, back = np.full(data.size, 0xAB, dtype=np.uint8), np.full(data.size, 0xAB, dtype=np.uint8)
+        permute_neurons(data, moved, region, order, size)
+        assert np.array_equal(moved, spread(np.take(matrix, order, axis=axis), axis, gap)[0])
+        permute_neurons(moved, back, region, np.argsort(order).astype(np.int32), size)
+        assert np.array_equal(back, data)
 
 
 def test_bytes_are_not_read_as_numbers() -> None:
@@ -87,5 +116,5 @@ def test_bytes_are_not_read_as_numbers() -> None:
     matrix = np.ascontiguousarray(np.tile(patterns, (3, 1))).view(np.uint8).reshape(-1)
     order = np.array([2, 0, 1], dtype=np.int32)
     bundles = np.empty(48, dtype=np.uint8)
-    gather_part(matrix, order, 0, 4, bundles, 16, 0)
+    gather_part(matrix, Region("t", 0, 0, 16, 3, 16), order, 4, bundles, 16, 0)
     assert np.array_equal(bundles, matrix)

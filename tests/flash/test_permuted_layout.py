@@ -12,7 +12,7 @@ import safetensors
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.schema import load_schema
 from neuralink_cli.placement.placement import Placement
-from tests.checkpoints import ELEMENT_BYTES, FAMILIES, RawTensor, decode, files_of, tensors_of
+from tests.checkpoints import ELEMENT_BYTES, FAMILIES, HIDDEN, NEURONS, RawTensor, decode, files_of, tensors_of
 from tests.layouts import LayoutFactory
 
 # By the end of the name: the axis of the neurons.
@@ -88,11 +88,14 @@ def test_the_index_says_what_was_done(layouts: LayoutFactory, shards: int) -> No
     }
     assert content["neuralink/placement.safetensors"] == made.placement.read_bytes()
     assert content["neuralink/original/README.md"] == (made.model / "README.md").read_bytes()
-    assert [block["tensors"] for block in index["blocks"]] == [
-        {f"transformer.h.{k}.mlp.c_fc.weight": 1, f"transformer.h.{k}.mlp.c_fc.bias": 0,
-         f"transformer.h.{k}.mlp.c_proj.weight": 0}
-        for k in range(2)
-    ]  # fmt: skip
+    neurons, hidden = 4 * NEURONS, 4 * HIDDEN
+    for k, block in enumerate(index["blocks"]):
+        stem = f"transformer.h.{k}.mlp."
+        assert [tuple(region.values()) for region in block["regions"]] == [
+            (f"{stem}c_fc.weight", 1, 0, neurons, HIDDEN, neurons),
+            (f"{stem}c_proj.weight", 0, 0, hidden, NEURONS, hidden),
+            (f"{stem}c_fc.bias", 0, 0, 4, NEURONS, 4),
+        ]
     with Checkpoint(made.model) as checkpoint:
         assert index["model"]["fingerprint"] == checkpoint.fingerprint
 

@@ -5,7 +5,6 @@ import shutil
 import struct
 from collections import namedtuple
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from neuralink_cli.checkpoint.regions import Slab
 from neuralink_cli.errors import InputError, OutputError, VerificationError
-from neuralink_cli.flash.bundled_layout import BundledLayout
+from neuralink_cli.flash.bundled_layout import BundledLayout, SourcePiece
 from neuralink_cli.flash.layouts import open_layout
 from neuralink_cli.flash.restore import RestoreSummary, loadable, restore, restore_bytes
 from tests.checkpoints import FAMILIES, files_of, tensors_of, write_checkpoint, write_random_placement
@@ -234,10 +234,10 @@ def test_what_is_restored_is_looked_at_once_more(
     """Should the code that makes the tensors ever be wrong, no wrong checkpoint appears."""
     made = layouts.bundled()
 
-    def zeros(layout: BundledLayout, name: str) -> npt.NDArray[np.uint8]:
-        return np.zeros(4 * prod(layout.made_tensors[name].shape), dtype=np.uint8)
+    def zeros(_layout: BundledLayout, slab: Slab[SourcePiece]) -> npt.NDArray[np.uint8]:
+        return np.zeros(slab.nbytes, dtype=np.uint8)
 
-    monkeypatch.setattr(BundledLayout, "made_tensor", zeros)
+    monkeypatch.setattr(BundledLayout, "made_slab", zeros)
     with pytest.raises(VerificationError, match="gives a checkpoint with fingerprint"):
         restored(made.layout, tmp_path / "model")
     assert not any(tmp_path.iterdir())

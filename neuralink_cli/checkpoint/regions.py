@@ -1,0 +1,91 @@
+"""Where neurons lie in a tensor: a tensor may hold one matrix, several one after the other, or several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+
+@dataclass(frozen=True)
+class Region:
+    """`lines` stretches of `line_bytes` bytes, `pitch` bytes from one to the next, the first at byte `start`.
+
+    With `neuron_axis` 0 each line is a neuron's; with 1 each has an element of every neuron, `neurons` in all.
+    """
+
+    tensor: str
+    neuron_axis: int
+    start: int
+    pitch: int
+    lines: int
+    line_bytes: int
+
+    @property
+    def stop(self) -> int:
+        """The byte after its last."""
+        return self.start + (self.lines - 1) * self.pitch + self.line_bytes
+
+    def line_at(self, byte: int) -> tuple[int, int] | None:
+        """Line, and byte in it, of a byte of the tensor; None if it lies elsewhere."""
+        line, place = divmod(byte - self.start, self.pitch)
+        return (line, place) if 0 <= line < self.lines and place < self.line_bytes else None
+
+
+class Placed(Protocol):
+    """Anything that lies in a region."""
+
+    @property
+    def region(self) -> Region:
+        """Where."""
+        ...
+
+
+Piece = TypeVar("Piece", bound=Placed)
+
+
+@dataclass(frozen=True)
+class Slab(Generic[Piece]):
+    """Bytes `start` to `stop` of a tensor, which are one piece or several side by side."""
+
+    start: int
+    stop: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.stop - self.start
+
+
+def cut_into_slabs(pieces: Iterable[Piece], nbytes: int) -> tuple[Slab[Piece], ...]:
+    """Cut a tensor of `nbytes` bytes into the stretches that its pieces fill.
+
+    Raises:
+        ValueError: The pieces overlap, or leave something of the tensor out.
+    """
+    groups: list[list[Piece]] = []
+    for piece in sorted(pieces, key=lambda piece: piece.region.start):
+        if groups and piece.region.start < groups[-1][0].region.stop:
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    slabs = tuple(_slab(group) for group in groups)
+    ends = [0, *(slab.stop for slab in slabs)]
+    if [slab.start for slab in slabs] != ends[:-1] or ends[-1] != nbytes:
+        raise ValueError("its parts do not fill it")
+    return slabs
+
+
+def _slab(group: Sequence[Piece]) -> Slab[Piece]:
+    """Pieces side by side: lines of the same number and pitch that add up to the pitch."""
+    first = group[0].region
+    position = first.start
+    for piece in group:
+        region = piece.region
+        if (region.start, region.pitch, region.lines) != (position, first.pitch, first.lines):
+            raise ValueError("its parts overlap")
+        position += region.line_bytes
+    if position - first.start != first.pitch:
+        raise ValueError("its parts do not fill it")
+    return Slab(first.start, first.start + first.lines * first.pitch, tuple(group))
