@@ -196,12 +196,13 @@ def placement_block(block: FFNBlock, threshold: float = 0.25) -> PlacementBlock:
         neurons=block.neurons,
         activation=block.activation,
         threshold=threshold,
+        tokens=400,
         order="linked",
         pinned=3,
         bundle_bytes=block.bundle_bytes,
         operation_in_bundles=4.5,
         collapse_gap=4,
-        held_out=(HeldOutReads("text", 100, 95, orders),),
+        held_out=(HeldOutReads("text", 100, 100, 95, orders),),
     )
 
 

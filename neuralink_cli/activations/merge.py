@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralink_cli.activations.trace import Bits, Trace, TraceBlock, TraceHeader, TraceSource, write_trace
+from neuralink_cli.activations.trace import Bits, Positions, Trace, TraceBlock, TraceHeader, TraceSource, write_trace
 from neuralink_cli.checkpoint.durable import require_free
 from neuralink_cli.errors import MismatchError, OptionError
 
@@ -50,14 +50,19 @@ def merge_traces(
             trace.check_content()
         first = traces[0].info
         header = TraceHeader(
-            first.model, first.signal, first.calibration, first.blocks, _join(s for t in traces for s in t.info.sources)
+            first.model,
+            first.signal,
+            first.calibration,
+            tuple(_joined_block(traces, index) for index in range(len(first.blocks))),
+            _join(s for t in traces for s in t.info.sources),
         )
-        block_of = {block.id: block for block in first.blocks}
+        index_of = {block.id: index for index, block in enumerate(first.blocks)}
         write_trace(
             output,
             header,
             np.concatenate([trace.sequence_lengths for trace in traces]),
-            lambda block_id: _all_bits(traces, block_of[block_id]),
+            lambda block_id: _all_bits(traces, index_of[block_id]),
+            lambda block_id: _all_tokens(traces, index_of[block_id]),
             overwrite=overwrite,
             progress=progress,
         )
@@ -80,7 +85,7 @@ def _require_same_run(first: Trace, other: Trace) -> None:
                 f"thresholds {ours.threshold} and {theirs.threshold} in block {ours.id!r}",
                 fix=f"profile with --thresholds-from {first.path}",
             )
-        if ours != theirs:
+        if replace(ours, routed=None) != replace(theirs, routed=None):
             raise _mismatch(first, other, f"blocks {ours} and {theirs}")
 
 
@@ -119,11 +124,26 @@ def _end(source: TraceSource) -> int:
     return source.first_sequence + source.sequences
 
 
-def _all_bits(traces: Sequence[Trace], block: TraceBlock) -> Iterator[Bits]:
-    rows = max(_CHUNK_BYTES // block.row_bytes, 1)
+def _joined_block(traces: Sequence[Trace], index: int) -> TraceBlock:
+    """A block, an expert with all tokens that were routed to it."""
+    blocks = [trace.info.blocks[index] for trace in traces]
+    routed = [block.routed for block in blocks if block.routed is not None]
+    return replace(blocks[0], routed=sum(routed) if routed else None)
+
+
+def _all_bits(traces: Sequence[Trace], index: int) -> Iterator[Bits]:
     for trace in traces:
+        block = trace.info.blocks[index]
+        rows = max(_CHUNK_BYTES // block.row_bytes, 1)
         for start in range(0, trace.info.tokens, rows):
             yield trace.fired(block, start, min(start + rows, trace.info.tokens))
+
+
+def _all_tokens(traces: Sequence[Trace], index: int) -> Iterator[Positions]:
+    before = 0
+    for trace in traces:
+        yield (trace.tokens_of(trace.info.blocks[index]).astype(np.int64) + before).astype(np.uint32)
+        before += trace.info.tokens
 
 
 def _mismatch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 
 from neuralink_cli.activations.hf_packages import first_line
 from neuralink_cli.checkpoint.architecture import Architecture
-from neuralink_cli.checkpoint.blocks import BlockPart, module_of
 from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -115,30 +114,6 @@ def max_positions(model: Any) -> int | None:
     return limit
 
 
-def find_module(model: Any, part: BlockPart, shape: Sequence[int], architecture: Architecture) -> Any:
-    """The module that holds a part, whatever of the tensor names' prefix the model leaves out or adds.
-
-    Args:
-        shape: The shape that its weight has in the checkpoint.
-
-    Raises:
-        UnsupportedError: There is none, or its weight is of another shape.
-    """
-    modules = dict(model.named_modules())
-    wanted = module_of(part)
-    bare = _without_prefix(wanted, architecture)
-    candidates = [wanted, *(prefix + bare for prefix in architecture.prefixes), bare]
-    candidates += [name for name in modules if name.endswith("." + bare)]
-    for name in candidates:
-        weight = getattr(modules.get(name), "weight", None)
-        if weight is not None and tuple(weight.shape) == tuple(shape):
-            return modules[name]
-    raise UnsupportedError(
-        f"{type(model).__name__} of transformers has no module {wanted!r} with a weight of shape {list(shape)}",
-        fix="check the architecture's names against the model's modules",
-    )
-
-
 def require_all_weights(missing: Iterable[str], architecture: Architecture, directory: Path) -> None:
     """Check that a checkpoint had all weights that its model needs.
 
@@ -149,20 +124,13 @@ def require_all_weights(missing: Iterable[str], architecture: Architecture, dire
         InputError: One is not among those that the architecture says may be missing.
     """
     lacking = sorted(
-        name for name in missing if not _without_prefix(name, architecture).startswith(architecture.not_in_checkpoint)
+        name for name in missing if not architecture.bare_name(name).startswith(architecture.not_in_checkpoint)
     )
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise InputError(
             f"weight {lacking[0]!r}{more} is missing, so the model would run on random numbers", where=directory
         )
-
-
-def _without_prefix(name: str, architecture: Architecture) -> str:
-    for prefix in architecture.prefixes:
-        if prefix and name.startswith(prefix):
-            return name[len(prefix) :]
-    return name
 
 
 def _load_error(thing: str, directory: Path, error: Exception) -> NeuralinkError:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.progress import Progress
 
 if TYPE_CHECKING:
-    from neuralink_cli.activations.recorder import HookedBlock, HookedModel
+    from neuralink_cli.activations.recorder import HookedModel
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,12 @@ def no_progress(_stage: str, _total: int | None, _unit: str) -> Iterator[Callabl
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that is profiled, as its checkpoint describes it."""
+    """The model that is profiled, as its checkpoint describes it; `shapes` are those of all tensors."""
 
     identity: Mapping[str, str]
     architecture: Architecture
     blocks: tuple[FFNBlock, ...]
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def _read_subject(request: ProfileRequest) -> Subject:
             "model_type": checkpoint.model_type,
             "architecture": architecture.name,
         }
-        return Subject(identity, architecture, find_blocks(checkpoint, architecture))
+        shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items()}
+        return Subject(identity, architecture, find_blocks(checkpoint, architecture), shapes)
 
 
 def _known_thresholds(request: ProfileRequest, subject: Subject) -> Thresholds | None:
@@ -123,7 +125,7 @@ def _thresholds_of_trace(path: Path, request: ProfileRequest, subject: Subject) 
     if info.signal != request.signal:
         raise MismatchError(f"has the thresholds of signal {info.signal!r}, not {request.signal!r}", where=path)
     for block, other in zip(subject.blocks, info.blocks, strict=False):
-        if trace_block(block, other.threshold) != other:
+        if trace_block(block, other.threshold) != _routed(other, 0):
             raise MismatchError(f"its block {other.id!r} is not that of the model {request.model}", where=path)
     if len(info.blocks) != len(subject.blocks):
         raise MismatchError(f"has {len(info.blocks)} blocks, the model {len(subject.blocks)}", where=path)
@@ -132,6 +134,7 @@ def _thresholds_of_trace(path: Path, request: ProfileRequest, subject: Subject) 
 
 def _prepare(request: ProfileRequest, subject: Subject, progress: Progress) -> tuple[HookedModel, CalibrationData]:
     """Load the model and tokenise the data, looking at the first sample of each dataset before the model is loaded."""
+    from neuralink_cli.activations.block_modules import hooked_blocks
     from neuralink_cli.activations.model import load_model, load_tokenizer, max_positions
     from neuralink_cli.activations.recorder import HookedModel
 
@@ -146,26 +149,11 @@ def _prepare(request: ProfileRequest, subject: Subject, progress: Progress) -> t
             dtype=request.dtype,
             trust_remote_code=request.trust_remote_code,
         )
-    hooked = HookedModel(model, _hooked_blocks(request, subject, model))
+    blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, request.signal)
+    hooked = HookedModel(model, blocks)
     packing = subject.architecture.task == "causal-lm" if request.packing is None else request.packing
     options = SequenceOptions(_sequence_length(request, max_positions(model)), packing, request.max_tokens)
     return hooked, _tokenize(request, corpora, options, model, progress)
-
-
-def _hooked_blocks(request: ProfileRequest, subject: Subject, model: Any) -> list[HookedBlock]:
-    from neuralink_cli.activations.firing import firing_rule
-    from neuralink_cli.activations.model import find_module
-    from neuralink_cli.activations.recorder import HookedBlock
-
-    before = request.signal == "intermediate"
-    found = []
-    for block in subject.blocks:
-        part = block.part("down") if before else block.firing_part
-        shape = (block.neurons, block.hidden) if part.neuron_axis == 0 else (block.hidden, block.neurons)
-        module = find_module(model, part, shape, subject.architecture)
-        rule = firing_rule(block.id, block.activation, request.signal)
-        found.append(HookedBlock(module, before, block.neurons, rule))
-    return found
 
 
 def _sequence_length(request: ProfileRequest, limit: int | None) -> int:
@@ -230,23 +218,32 @@ def _record(
     with Spool(request.output, row_bytes) as spool:
         with progress("recording", header.tokens, "token") as advance:
             active = record(hooked, thresholds.values, data.arrays(batches), spool, advance)
+        header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
         index_of = {block.id: index for index, block in enumerate(blocks)}
         lengths = data.sequence_lengths(batches)
-        with progress("writing", header.tokens * sum(row_bytes) + lengths.nbytes, "B") as advance:
+        rows = sum(spool.count(index) * size for index, size in enumerate(row_bytes))
+        with progress("writing", rows + lengths.nbytes, "B") as advance:
             digest = write_trace(
                 request.output,
                 header,
                 lengths,
                 lambda block: spool.rows(index_of[block]),
+                lambda block: spool.tokens(index_of[block]),
                 overwrite=request.overwrite,
                 progress=advance,
             )
     return _summarize(header, active, digest)
 
 
+def _routed(block: TraceBlock, rows: int) -> TraceBlock:
+    return block if block.routed is None else replace(block, routed=rows)
+
+
 def _summarize(header: TraceHeader, active: Sequence[int], digest: str) -> ProfileSummary:
     def summarize_block(block: TraceBlock, fired: int) -> BlockSummary:
-        return BlockSummary(block.id, block.neurons, block.threshold, fired / (header.tokens * block.neurons))
+        tokens = header.tokens if block.routed is None else block.routed
+        ratio = fired / (tokens * block.neurons) if tokens else 0.0
+        return BlockSummary(block.id, block.neurons, block.threshold, tokens, ratio)
 
     return ProfileSummary(
         content_sha256=digest,

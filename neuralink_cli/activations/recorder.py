@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from neuralink_cli.activations.experts import experts_seen
 from neuralink_cli.activations.firing import FiringRule, magnitude_counts, pack_bits
 from neuralink_cli.activations.hf_packages import first_line
 from neuralink_cli.activations.spool import Spool
@@ -20,16 +22,30 @@ from neuralink_cli.errors import InputError, UnsupportedError
 
 BatchArrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 Advance = Callable[[int], object]
+# An expert that saw fewer tokens has too few values for a threshold of its own.
+_FEWEST_CALIBRATION_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class HookedBlock:
-    """Where the firing signal of a block is seen: the output of `module`, or what goes into it."""
+    """Where the firing signal of a block is seen: the output of `module`, or what goes into it.
+
+    Attributes:
+        first: Where the block's neurons start in the output, which may be that of several parts.
+        expert: The number of the expert that the block is of those that `module` runs; None if it runs on all tokens.
+    """
 
     module: Any
     before: bool
     neurons: int
     rule: FiringRule
+    first: int = 0
+    expert: int | None = None
+
+
+# Called with the index of a block, its values `[tokens, neurons]` without those of padding, and which tokens of the
+# batch they are of, padding not counted, ascending; None if of all.
+Receive = Callable[[int, torch.Tensor, torch.Tensor | None], None]
 
 
 class HookedModel:
@@ -39,18 +55,23 @@ class HookedModel:
         self._model = model
         self.blocks = blocks
         self._hooks = ExitStack()
-        self._receive: Callable[[int, torch.Tensor], None] = lambda _index, _values: None
+        self._receive: Receive = lambda _index, _values, _tokens: None
         self._mask: torch.Tensor | None = None
         self._shape: tuple[int, ...] = ()
         self._seen: set[int] = set()
 
     def __enter__(self) -> HookedModel:
+        experts: dict[int, dict[int, int]] = {}
         for index, block in enumerate(self.blocks):
-            if block.before:
-                handle = block.module.register_forward_pre_hook(self._before(index))
+            if block.expert is not None:
+                experts.setdefault(id(block.module), {})[block.expert] = index
+            elif block.before:
+                self._hooks.callback(block.module.register_forward_pre_hook(self._before(index)).remove)
             else:
-                handle = block.module.register_forward_hook(self._after(index))
-            self._hooks.callback(handle.remove)
+                self._hooks.callback(block.module.register_forward_hook(self._after(index)).remove)
+        modules = {id(block.module): block.module for block in self.blocks}
+        seen = [(modules[key], partial(self._see_expert, indexes)) for key, indexes in experts.items()]
+        self._hooks.enter_context(experts_seen(seen))
         return self
 
     def __exit__(
@@ -58,12 +79,12 @@ class HookedModel:
     ) -> None:
         self._hooks.close()
 
-    def run(self, batch: BatchArrays, receive: Callable[[int, torch.Tensor], None]) -> None:
+    def run(self, batch: BatchArrays, receive: Receive) -> None:
         """Run a batch of token ids and their mask, both `[sequences, width]`, through the model.
 
         Args:
-            receive: Called once per block, in the order in which the model runs them, with the block's index and its
-                values `[tokens, neurons]`: those of padding are left out, the others in the order of the sequences.
+            receive: Called once per block, in the order in which the model runs them, and for an expert only if tokens
+                are routed to it; values are in the order of the sequences.
 
         Raises:
             InputError: Not enough memory on the device.
@@ -84,7 +105,7 @@ class HookedModel:
                 fix="lower --batch-size or --max-seq-length, or use --device cpu",
             ) from None
         for index, block in enumerate(self.blocks):
-            if index not in self._seen:
+            if index not in self._seen and block.expert is None:
                 raise UnsupportedError(f"the model did not run block {block.rule.block!r}")
 
     def _before(self, index: int) -> Callable[[Any, tuple[Any, ...]], None]:
@@ -96,15 +117,33 @@ class HookedModel:
     def _hand_over(self, index: int, values: torch.Tensor) -> None:
         block = self.blocks[index]
         tokens = self._shape[0] * self._shape[1]
-        if index in self._seen or values.shape[-1] != block.neurons or values.numel() != tokens * block.neurons:
+        width = values.shape[-1]
+        if index in self._seen or width < block.first + block.neurons or values.numel() != tokens * width:
             raise UnsupportedError(
                 f"block {block.rule.block!r} does not run once on all tokens (it sees {list(values.shape)}, "
                 f"the tokens are {list(self._shape)} and its neurons {block.neurons})"
             )
         self._seen.add(index)
         # Some models run their FFNs on [tokens, hidden], some on [sequences, width, hidden]: the order is the same.
-        rows = values.detach().reshape(tokens, block.neurons)
-        self._receive(index, rows if self._mask is None else rows[self._mask])
+        rows = values.detach().reshape(tokens, width)[:, block.first : block.first + block.neurons]
+        self._receive(index, rows if self._mask is None else rows[self._mask], None)
+
+    def _see_expert(
+        self, indexes: Mapping[int, int], expert: int, tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor
+    ) -> None:
+        index = indexes.get(expert)
+        if index is None:
+            return
+        block = self.blocks[index]
+        values = product if block.before else gate
+        if index in self._seen or values.shape[-1] != block.neurons:
+            raise UnsupportedError(f"block {block.rule.block!r} runs more than once on a batch, or is not its tensors")
+        self._seen.add(index)
+        if self._mask is not None:
+            kept = self._mask[tokens]
+            tokens, values = (self._mask.cumsum(0) - 1)[tokens[kept]], values[kept]
+        if tokens.numel():
+            self._receive(index, values.detach(), tokens)
 
 
 def record(
@@ -121,14 +160,20 @@ def record(
     """
     active = [0] * len(model.blocks)
 
-    def receive(index: int, values: torch.Tensor) -> None:
+    before = 0
+
+    def receive(index: int, values: torch.Tensor, tokens: torch.Tensor | None) -> None:
         fired = model.blocks[index].rule.fires(values, thresholds[index])
         active[index] += int(torch.count_nonzero(fired))
         spool.append(index, pack_bits(fired))
+        if tokens is not None:
+            spool.append_tokens(index, (tokens + before).to(torch.int32).cpu().numpy())
 
     for batch in batches:
         model.run(batch, receive)
-        advance(int(batch[1].sum()))
+        count = int(batch[1].sum())
+        before += count
+        advance(count)
     return active
 
 
@@ -140,15 +185,27 @@ def calibrate(
 ) -> list[float]:
     """Run the batches and return the threshold of each block at which its neurons fire at `active_ratio`.
 
+    An expert that hardly any of their tokens are routed to gets the threshold of all experts of its layer together.
+
     Raises:
         InputError: A signal is not a number.
     """
     histograms = [MagnitudeHistogram() for _ in model.blocks]
+    of_layers = {id(block.module): MagnitudeHistogram() for block in model.blocks if block.expert is not None}
 
-    def receive(index: int, values: torch.Tensor) -> None:
-        histograms[index].add(magnitude_counts(model.blocks[index].rule.magnitude(values)))
+    def receive(index: int, values: torch.Tensor, _tokens: torch.Tensor | None) -> None:
+        block = model.blocks[index]
+        counts = magnitude_counts(block.rule.magnitude(values))
+        histograms[index].add(counts)
+        if block.expert is not None:
+            of_layers[id(block.module)].add(counts)
 
     for batch in batches:
         model.run(batch, receive)
         advance(int(batch[1].sum()))
-    return [histogram.threshold(active_ratio) for histogram in histograms]
+
+    def histogram_of(index: int, block: HookedBlock) -> MagnitudeHistogram:
+        few = histograms[index].total < _FEWEST_CALIBRATION_TOKENS * block.neurons
+        return of_layers[id(block.module)] if few and block.expert is not None else histograms[index]
+
+    return [histogram_of(index, block).threshold(active_ratio) for index, block in enumerate(model.blocks)]

@@ -48,11 +48,12 @@ class ProfileRequest:
 
 @dataclass(frozen=True)
 class BlockSummary:
-    """What came out for a block; `active_ratio` is that of all recorded tokens."""
+    """What came out for a block; `active_ratio` is that of the recorded tokens that it ran on."""
 
     id: str
     neurons: int
     threshold: float
+    tokens: int
     active_ratio: float
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Bits
 from neuralink_cli.errors import OutputError
+
+_TOKEN_BYTES = 4
 
 
 class Spool:
@@ -31,8 +34,9 @@ class Spool:
     def __init__(self, output: Path, row_bytes: list[int]) -> None:
         self._output = output
         self._row_bytes = row_bytes
-        self._starts = [array("q") for _ in row_bytes]
-        self._rows = [array("q") for _ in row_bytes]
+        # The rows of each block, then the tokens that they are of.
+        self._starts = [array("q") for _ in range(2 * len(row_bytes))]
+        self._rows = [array("q") for _ in range(2 * len(row_bytes))]
         self._end = 0
         try:
             self._file = tempfile.TemporaryFile(dir=output.absolute().parent, buffering=0)  # noqa: SIM115
@@ -55,6 +59,29 @@ class Spool:
         """
         if rows.shape[1] != self._row_bytes[block]:
             raise ValueError(f"rows of block {block} have {rows.shape[1]} bytes, not {self._row_bytes[block]}")
+        self._append(block, rows)
+
+    def append_tokens(self, block: int, tokens: npt.NDArray[np.int32]) -> None:
+        """Note which tokens the last rows of a block are of.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        self._append(len(self._row_bytes) + block, tokens.view(np.uint8).reshape(tokens.size, _TOKEN_BYTES))
+
+    def count(self, block: int) -> int:
+        """How many rows of a block there are."""
+        return sum(self._rows[block])
+
+    def rows(self, block: int) -> Iterator[Bits]:
+        """The rows of a block, in chunks as they came."""
+        return self._chunks(block, self._row_bytes[block])
+
+    def tokens(self, block: int) -> Iterator[npt.NDArray[np.uint32]]:
+        """The tokens that were noted for a block, in chunks as they came."""
+        return (chunk.reshape(-1).view("<u4") for chunk in self._chunks(len(self._row_bytes) + block, _TOKEN_BYTES))
+
+    def _append(self, stream: int, rows: Bits) -> None:
         try:
             self._file.seek(self._end)
             left = np.ascontiguousarray(rows).reshape(-1).data
@@ -62,14 +89,12 @@ class Spool:
                 left = left[self._file.write(left) :]
         except OSError as error:
             raise self._error(error) from None
-        self._starts[block].append(self._end)
-        self._rows[block].append(rows.shape[0])
+        self._starts[stream].append(self._end)
+        self._rows[stream].append(rows.shape[0])
         self._end += rows.nbytes
 
-    def rows(self, block: int) -> Iterator[Bits]:
-        """The rows of a block, in chunks as they came."""
-        row_bytes = self._row_bytes[block]
-        for start, count in zip(self._starts[block], self._rows[block], strict=True):
+    def _chunks(self, stream: int, row_bytes: int) -> Iterator[Bits]:
+        for start, count in zip(self._starts[stream], self._rows[stream], strict=True):
             self._file.seek(start)
             yield np.frombuffer(self._file.read(count * row_bytes), dtype=np.uint8).reshape(count, row_bytes)
 

@@ -23,12 +23,17 @@ class MagnitudeHistogram:
         """Add values that have been counted into bins, int64 `[BINS]`."""
         self._counts += counts
 
+    @property
+    def total(self) -> int:
+        """How many values have been added."""
+        return int(self._counts.sum())
+
     def threshold(self, active_ratio: float) -> float:
         """The t, a float32, for which about `active_ratio` of the values are greater; between two edges, linearly.
 
         It is 0 when fewer values than that are beyond the smallest bin.
         """
-        wanted = active_ratio * int(self._counts.sum())
+        wanted = active_ratio * self.total
         at_least = np.cumsum(self._counts[::-1])[::-1]
         index = int(np.flatnonzero(at_least >= wanted)[-1])
         if index == 0:

@@ -16,12 +16,18 @@ from neuralink_cli.checkpoint.stage_file import StageFile, StreamedTensor, array
 from neuralink_cli.errors import InputError
 
 Bits = npt.NDArray[np.uint8]
+Positions = npt.NDArray[np.uint32]
 SEQUENCE_LENGTHS = "sequence_lengths"
 
 
 @dataclass(frozen=True)
 class TraceBlock:
-    """What the trace knows of one block; `part_bytes` maps each role to the bytes of one neuron's weights."""
+    """What the trace knows of one block.
+
+    Attributes:
+        part_bytes: For each role, the bytes of one neuron's weights.
+        routed: For an expert, how many tokens were routed to it; None for a block that runs on all.
+    """
 
     id: str
     neurons: int
@@ -29,6 +35,7 @@ class TraceBlock:
     activation: str
     threshold: float
     part_bytes: Mapping[str, int]
+    routed: int | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -69,9 +76,10 @@ class TraceHeader:
 
 
 def trace_block(block: FFNBlock, threshold: float) -> TraceBlock:
-    """The trace's entry for a block of a checkpoint."""
+    """The trace's entry for a block of a checkpoint, of an expert before any token was routed to it."""
     part_bytes = {part.role: block.hidden * part.element_bytes for part in block.parts}
-    return TraceBlock(block.id, block.neurons, block.hidden, block.activation, threshold, part_bytes)
+    routed = None if block.expert is None else 0
+    return TraceBlock(block.id, block.neurons, block.hidden, block.activation, threshold, part_bytes, routed)
 
 
 def write_trace(
@@ -79,6 +87,7 @@ def write_trace(
     header: TraceHeader,
     sequence_lengths: npt.NDArray[np.uint32],
     fired: Callable[[str], Iterable[Bits]],
+    tokens: Callable[[str], Iterable[Positions]] | None = None,
     *,
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
@@ -88,15 +97,19 @@ def write_trace(
     Args:
         sequence_lengths: Tokens of each sequence, in order, over all sources.
         fired: For a block id, yields its bits in token order: uint8 arrays `[tokens, ceil(neurons / 8)]`, bit j % 8 of
-            byte j // 8 being neuron j.
+            byte j // 8 being neuron j. Of an expert, those of the tokens routed to it.
+        tokens: For the id of an expert, yields which tokens these are: uint32 arrays, ascending.
 
     Raises:
         OutputError: As `write_stage_file`.
     """
-    tensors = [
-        StreamedTensor(f"{block.id}.fired", "U8", (header.tokens, block.row_bytes), partial(fired, block.id))
-        for block in header.blocks
-    ]
+    tensors = []
+    for block in header.blocks:
+        rows = header.tokens if block.routed is None else block.routed
+        tensors.append(StreamedTensor(f"{block.id}.fired", "U8", (rows, block.row_bytes), partial(fired, block.id)))
+        if block.routed is not None:
+            assert tokens is not None
+            tensors.append(StreamedTensor(f"{block.id}.tokens", "U32", (rows,), partial(tokens, block.id)))
     tensors.append(array_tensor(SEQUENCE_LENGTHS, sequence_lengths))
     return write_stage_file(path, "trace", asdict(header), tensors, overwrite=overwrite, progress=progress)
 
@@ -119,10 +132,28 @@ class Trace(StageFile):
             raise
 
     def fired(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Bits:
-        """Bits of the tokens `start` to `stop` of a block: uint8 `[stop - start, ceil(neurons / 8)]`."""
-        stop = self.info.tokens if stop is None else stop
+        """Bits of those of the tokens `start` to `stop` that a block ran on: uint8 `[tokens, ceil(neurons / 8)]`."""
+        start, stop = self._rows(block, start, self.info.tokens if stop is None else stop)
         rows = self.read(f"{block.id}.fired", start * block.row_bytes, stop * block.row_bytes)
         return rows.reshape(stop - start, block.row_bytes)
+
+    def tokens_of(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Positions:
+        """Which of the tokens `start` to `stop` a block ran on: uint32, ascending."""
+        stop = self.info.tokens if stop is None else stop
+        if block.routed is None:
+            return np.arange(start, stop, dtype=np.uint32)
+        first, last = self._rows(block, start, stop)
+        return self._positions(block)[first:last]
+
+    def fired_by_token(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Bits:
+        """Bits of all tokens `start` to `stop`; none of those of tokens that a block did not run on."""
+        fired = self.fired(block, start, stop)
+        if block.routed is None:
+            return fired
+        stop = self.info.tokens if stop is None else stop
+        bits = np.zeros((stop - start, block.row_bytes), dtype=np.uint8)
+        bits[self.tokens_of(block, start, stop).astype(np.int64) - start] = fired
+        return bits
 
     def source_ranges(self) -> tuple[tuple[int, int], ...]:
         """First token and end of each source."""
@@ -134,23 +165,40 @@ class Trace(StageFile):
         counts = [source.sequences for source in self.info.sources]
         return tuple(np.split(self.sequence_lengths, np.cumsum(counts)[:-1]))
 
+    def _rows(self, block: TraceBlock, start: int, stop: int) -> tuple[int, int]:
+        """The rows of a block that are of the tokens `start` to `stop`."""
+        if block.routed is None:
+            return start, stop
+        first, last = np.searchsorted(self._positions(block), [start, stop]).tolist()
+        return first, last
+
+    def _positions(self, block: TraceBlock) -> Positions:
+        return self.read(f"{block.id}.tokens").view("<u4")
+
     def _check(self) -> None:
         info = self.info
         if len({block.id for block in info.blocks}) != len(info.blocks):
             raise InputError("names a block twice", where=self.path)
         for block in info.blocks:
-            entry = self.entry(f"{block.id}.fired")
-            if entry.dtype != "U8" or entry.shape != (info.tokens, block.row_bytes):
-                raise InputError(
-                    f"tensor {entry.name!r} is {entry.dtype} {list(entry.shape)}, "
-                    f"not U8 [{info.tokens}, {block.row_bytes}]",
-                    where=self.path,
-                )
+            rows = info.tokens if block.routed is None else block.routed
+            self._require(f"{block.id}.fired", "U8", (rows, block.row_bytes))
+            if block.routed is not None:
+                self._require(f"{block.id}.tokens", "U32", (rows,))
+                positions = self._positions(block).astype(np.int64)
+                if rows and (positions[-1] >= info.tokens or (np.diff(positions) <= 0).any()):
+                    raise InputError(f"{block.id}.tokens are not ascending tokens of the trace", where=self.path)
         if self.sequence_lengths.shape != (sum(source.sequences for source in info.sources),):
             raise InputError("sequence_lengths does not fit the sources", where=self.path)
         for source, lengths in zip(info.sources, self.source_sequence_lengths(), strict=True):
             if int(lengths.sum(dtype=np.int64)) != source.tokens:
                 raise InputError(f"sequence lengths of {source.name!r} do not add up to its tokens", where=self.path)
+
+    def _require(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        entry = self.entry(name)
+        if (entry.dtype, entry.shape) != (dtype, shape):
+            raise InputError(
+                f"tensor {name!r} is {entry.dtype} {list(entry.shape)}, not {dtype} {list(shape)}", where=self.path
+            )
 
 
 def _parse(document: Mapping[str, Any]) -> TraceHeader:

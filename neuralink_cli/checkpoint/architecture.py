@@ -79,6 +79,10 @@ class Architecture:
     runs_as: str | None = None
     up_activation: bool = False
 
+    def bare_name(self, name: str) -> str:
+        """A name of a tensor or module without the first prefix that it starts with."""
+        return next((name[len(prefix) :] for prefix in self.prefixes if prefix and name.startswith(prefix)), name)
+
 
 def parse_architecture(document: dict[str, Any], where: str | Path) -> Architecture:
     """Check an architecture document and turn it into an `Architecture`.
@@ -119,12 +123,12 @@ def find_architecture(model_type: str, where: Path) -> Architecture:
     """The built-in architecture for a `model_type`.
 
     Raises:
-        UnsupportedError: None is known; the message lists those that are.
+        UnsupportedError: None is known.
     """
     by_type = _documents_by_model_type()
     if model_type not in by_type:
         raise UnsupportedError(
-            f"architecture {model_type!r} is not known (known: {', '.join(sorted(by_type))})",
+            f"architecture {model_type!r} is not known (`neuralink architectures` lists those that are)",
             where=where,
             fix="try --infer-architecture, or describe it in a JSON file (docs/architectures.md) for --architecture",
         )

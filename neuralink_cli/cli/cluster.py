@@ -7,9 +7,12 @@ from pathlib import Path
 import click
 
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
-from neuralink_cli.cli.output import print_json, print_table, progress_bar
-from neuralink_cli.placement.gain import Gain, block_gains, source_gains, total_gain
-from neuralink_cli.placement.placement import ORDER_NAMES
+from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
+from neuralink_cli.placement.gain import Gain, block_gains, layer_gains, source_gains, total_gain
+from neuralink_cli.placement.placement import ORDER_NAMES, PlacementHeader
+
+# How many experts a remark names.
+_SHOWN_EXPERTS = 5
 
 
 @click.command(
@@ -80,6 +83,14 @@ Examples:
     help="Share of each dataset's tokens, its last ones, kept from the ordering to measure it on.",
 )
 @click.option(
+    "--min-tokens",
+    type=click.IntRange(min=0),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Experts that fewer tokens of the ordering were routed to keep their original order.",
+)
+@click.option(
     "--export-graph",
     "graphs",
     type=PATH,
@@ -99,6 +110,7 @@ def command(
     resident: str,
     pin_hot: float,
     held_out: float,
+    min_tokens: int,
     graphs: Path | None,
     jobs: int | None,
     overwrite: bool,
@@ -122,6 +134,7 @@ def command(
         bundle_bytes=bundle_bytes,
         resident=resident,
         pin_hot=pin_hot,
+        fewest_tokens=min_tokens,
         jobs=jobs,
     )
     if graphs is not None:
@@ -137,7 +150,12 @@ def command(
                 "content_sha256": digest,
                 "device": options.device.name,
                 "blocks": [
-                    {**gain.as_document(), "collapse_gap": block.collapse_gap, "pinned": block.pinned}
+                    {
+                        **gain.as_document(),
+                        "tokens": block.tokens,
+                        "collapse_gap": block.collapse_gap,
+                        "pinned": block.pinned,
+                    }
                     for gain, block in zip(blocks, header.blocks, strict=True)
                 ],
                 "by_source": [gain.as_document() for gain in sources],
@@ -145,12 +163,24 @@ def command(
             }
         )
         return
-    print_gains([*blocks, *(sources if len(sources) > 1 else []), total])
+    _warn_of_rare_experts(header, min_tokens)
+    print_gains([*layer_gains(header), *(sources if len(sources) > 1 else []), total])
     kept = sum(block.order == "original" for block in header.blocks)
     if kept and order != "original":
         click.echo(f"{kept} of {len(header.blocks)} blocks stay in original order, which costs less there")
     gaps = sorted({block.collapse_gap for block in header.blocks})
     click.echo(f"{options.device.name}: worth reading across gaps of up to {'/'.join(map(str, gaps))} neurons")
+
+
+def _warn_of_rare_experts(header: PlacementHeader, min_tokens: int) -> None:
+    rare = [block for block in header.blocks if ".experts." in block.id and block.tokens < min_tokens]
+    if rare:
+        shown = ", ".join(f"{block.id} ({block.tokens:,})" for block in rare[:_SHOWN_EXPERTS])
+        more = f" and {len(rare) - _SHOWN_EXPERTS} more" if len(rare) > _SHOWN_EXPERTS else ""
+        remark(
+            f"{len(rare)} experts saw fewer than {min_tokens:,} tokens and keep their original order: {shown}{more}; "
+            "profile more text, or lower --min-tokens"
+        )
 
 
 def print_gains(gains: list[Gain]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +17,9 @@ from neuralink_cli.cli.options import (
     reporting_options,
 )
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from neuralink_cli.activations.request import BlockSummary
 
 
 class PartType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -172,10 +176,11 @@ def command(
     if as_json:
         print_json({"output": str(output), **asdict(summary)})
         return
-    rows = [
-        [block.id, str(block.neurons), f"{block.threshold:.6g}", f"{block.active_ratio:.1%}"]
-        for block in summary.blocks
-    ]
-    print_table(["block", "neurons", "threshold", "active"], rows)
+    print_table(["block", "neurons", "threshold", "active"], [_row(block, summary.tokens) for block in summary.blocks])
     recorded = ", ".join(f"{source.name} {source.tokens:,}" for source in summary.sources)
     click.echo(f"{output}: {summary.tokens:,} tokens ({recorded})")
+
+
+def _row(block: BlockSummary, tokens: int) -> list[str]:
+    routed = "" if block.tokens == tokens else f" of {block.tokens:,} tokens"
+    return [block.id, str(block.neurons), f"{block.threshold:.6g}", f"{block.active_ratio:.1%}{routed}"]

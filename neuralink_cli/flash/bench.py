@@ -242,7 +242,7 @@ def _replay_block_of_all(
 ) -> None:
     """Replay one block in every way, as many at a time as there are CPUs."""
     block = trace.info.blocks[index]
-    fired = np.concatenate([trace.fired(block, part.start, part.stop) for part in tokens])
+    fired = np.concatenate([trace.fired_by_token(block, part.start, part.stop) for part in tokens])
     orders = {task.order(task.contender.blocks[index]).tobytes() for task in tasks}
     firing = {key: firing_slots(fired, np.frombuffer(key, dtype=np.int32)) for key in orders}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neuralink_cli import __version__
 from neuralink_cli.flash.plan import MODEL_CARD
-from neuralink_cli.placement.gain import Gain, block_gains, source_gains, total_gain
+from neuralink_cli.placement.gain import Gain, layer_gains, source_gains, total_gain
 from neuralink_cli.placement.placement import Placement
 
 _WHAT = {
@@ -41,7 +41,7 @@ def model_card(source: Path, layout: str, placement: Placement) -> str:
         "On held-out tokens: reads per token / neurons per read, both without access collapse or cache, and the gain,",
         "the modelled cost of the original order over that of each, with access collapse.",
         "",
-        *table_rows([*block_gains(info), *source_gains(info), total_gain(info)]),
+        *table_rows([*layer_gains(info), *source_gains(info), total_gain(info)]),
     ]
     return kept + "\n".join(lines) + "\n"
 

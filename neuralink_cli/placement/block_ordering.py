@@ -29,20 +29,23 @@ class BlockOptions:
         pinned: How many of the hottest neurons live in DRAM and are left out of the ordering.
         operation_in_bundles: What a read operation costs on the device, in bundles.
         effort: Of the refinement.
+        fewest_tokens: An expert that saw fewer keeps its original order.
     """
 
     order: str
     pinned: int
     operation_in_bundles: float
     effort: str
+    fewest_tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class OrderedBlock:
-    """The order that is stored, its name, and the held-out figures of all orders that were compared."""
+    """The order that is stored, its name, how many tokens made it, and the held-out figures of all compared."""
 
     placed: PlacedBlock
     chosen: str
+    tokens: int
     held_out: tuple[HeldOutReads, ...]
 
 
@@ -56,8 +59,9 @@ def order_block(
 ) -> OrderedBlock:
     """Order one block on the tokens given to the ordering and measure every order on those held out.
 
-    The order asked for is stored unless the original order costs less on the held-out tokens. If the refined order is
-    asked for, the cheapest of those compared is stored. What `between_sweeps` raises ends the work.
+    An expert that too few tokens were routed to is not ordered. Of the others the order asked for is stored unless the
+    original order costs less on the held-out tokens; if the refined order is asked for, the cheapest of those compared.
+    What `between_sweeps` raises ends the work.
     """
     bits = block_bits(trace, block, split.ordering)
     counts = activation_counts(bits)
@@ -66,21 +70,24 @@ def order_block(
     task = OrderingTask(
         bits[rest] if pinned.size else bits, options.operation_in_bundles, options.effort, between_sweeps
     )
-    made = make_orders(task, {*COMPARED, options.order})
+    tokens = int(sum(trace.tokens_of(block, *ordering).size for ordering in split.ordering))
+    compared = {*COMPARED, options.order}
+    too_few = block.routed is not None and tokens < options.fewest_tokens
+    made = dict.fromkeys(compared, _unchanged(rest.size)) if too_few else make_orders(task, compared)
     orders = {name: _whole(name, order, pinned, rest, block.neurons) for name, order in made.items()}
     held_out = tuple(
         _measure(trace, block, held, name, orders, pinned, options)
         for held, name in zip(split.held_out, source_names, strict=True)
     )
-    chosen = _choose(options.order, held_out)
-    tokens = sum(stop - start for start, stop in split.ordering)
+    chosen = "original" if too_few else _choose(options.order, held_out)
     order = orders[chosen]
-    frequency = (counts[order.order] / max(tokens, 1)).astype(np.float32)
-    return OrderedBlock(PlacedBlock(order.order, frequency, order.links), chosen, held_out)
+    all_tokens = sum(stop - start for start, stop in split.ordering)
+    frequency = (counts[order.order] / max(all_tokens, 1)).astype(np.float32)
+    return OrderedBlock(PlacedBlock(order.order, frequency, order.links), chosen, tokens, held_out)
 
 
 def block_bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
-    """Bit vectors of a block over the tokens of some ranges, one after the other: uint64 `[neurons, words]`."""
+    """Bit vectors of a block over those tokens of some ranges that it ran on: uint64 `[neurons, words]`."""
     fired = [trace.fired(block, start, stop) for start, stop in ranges]
     return transpose_bits(fired[0] if len(fired) == 1 else np.concatenate(fired), block.neurons)
 
@@ -88,9 +95,13 @@ def block_bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits
 def _whole(name: str, order: NeuronOrder, pinned: IntArray, rest: IntArray, neurons: int) -> NeuronOrder:
     """The original order is the checkpoint's, pinned or not; every other has the pinned neurons first."""
     if name == "original":
-        as_it_was = np.arange(neurons, dtype=np.int32)
-        return NeuronOrder(as_it_was, as_it_was)
+        return _unchanged(neurons)
     return pinned_first(pinned, rest, order)
+
+
+def _unchanged(neurons: int) -> NeuronOrder:
+    as_it_was = np.arange(neurons, dtype=np.int32)
+    return NeuronOrder(as_it_was, as_it_was)
 
 
 def _measure(
@@ -103,12 +114,13 @@ def _measure(
     options: BlockOptions,
 ) -> HeldOutReads:
     tokens = held_out[1] - held_out[0]
+    routed = trace.tokens_of(block, *held_out).size
     bits = block_bits(trace, block, [held_out])
     # Pinned neurons are never read from flash, wherever an order has them.
     bits[pinned] = 0
-    figures = {name: _cost(bits, order.order, tokens, options.operation_in_bundles) for name, order in orders.items()}
+    figures = {name: _cost(bits, order.order, routed, options.operation_in_bundles) for name, order in orders.items()}
     active = int(activation_counts(bits).sum())
-    return HeldOutReads(source=source, tokens=tokens, active=active, orders=figures)
+    return HeldOutReads(source=source, tokens=tokens, routed=routed, active=active, orders=figures)
 
 
 def _cost(bits: Bits, order: npt.NDArray[np.int32], tokens: int, operation_in_bundles: float) -> OrderCost:

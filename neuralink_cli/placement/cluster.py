@@ -34,6 +34,7 @@ class ClusterOptions:
         resident: "gate" if the rows that decide firing will be kept out of the bundles.
         pin_hot: Share of the neurons of each block that will live in DRAM.
         effort: Of the refinement: "fast", "normal" or "max".
+        fewest_tokens: An expert that fewer tokens of the ordering were routed to keeps its original order.
         jobs: Blocks at a time; all CPUs by default.
     """
 
@@ -44,6 +45,7 @@ class ClusterOptions:
     resident: str = "none"
     pin_hot: float = 0.0
     effort: str = "normal"
+    fewest_tokens: int = 128
     jobs: int | None = None
 
 
@@ -109,6 +111,7 @@ def _block_options(block: TraceBlock, options: ClusterOptions) -> BlockOptions:
         pinned=int(block.neurons * options.pin_hot),
         operation_in_bundles=options.device.operation_in_bundles(_bundle_bytes(block, options)),
         effort=options.effort,
+        fewest_tokens=options.fewest_tokens,
     )
 
 
@@ -151,6 +154,7 @@ def _parameters(options: ClusterOptions) -> Mapping[str, Any]:
         "resident": options.resident,
         "pin_hot": options.pin_hot,
         "effort": options.effort,
+        "fewest_tokens": options.fewest_tokens,
     }
 
 
@@ -161,6 +165,7 @@ def _placement_block(block: TraceBlock, result: OrderedBlock, options: ClusterOp
         neurons=block.neurons,
         activation=block.activation,
         threshold=block.threshold,
+        tokens=result.tokens,
         order=result.chosen,
         pinned=chosen.pinned,
         bundle_bytes=_bundle_bytes(block, options),

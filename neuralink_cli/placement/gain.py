@@ -45,6 +45,18 @@ def block_gains(header: PlacementHeader) -> list[Gain]:
     return [_gain(block.id, [(block, block.held_out)]) for block in header.blocks]
 
 
+def layer_gains(header: PlacementHeader) -> list[Gain]:
+    """As `block_gains`, the experts of a layer as one."""
+    groups: dict[str, list[PlacementBlock]] = {}
+    for block in header.blocks:
+        layer, experts, _ = block.id.partition(".experts")
+        groups.setdefault(layer + experts, []).append(block)
+    return [
+        _gain(f"{name} ({len(blocks)})" if name.endswith(".experts") else name, [(b, b.held_out) for b in blocks])
+        for name, blocks in groups.items()
+    ]
+
+
 def source_gains(header: PlacementHeader) -> list[Gain]:
     """One `Gain` per source, all blocks together."""
     names = [part.source for part in header.blocks[0].held_out]
@@ -61,7 +73,7 @@ def total_gain(header: PlacementHeader) -> Gain:
 
 def _gain(name: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutReads]]]) -> Gain:
     parts = [part for _, held_out in blocks for part in held_out if part.tokens]
-    possible = sum(part.tokens * (block.neurons - block.pinned) for block, held_out in blocks for part in held_out)
+    possible = sum(part.routed * (block.neurons - block.pinned) for block, held_out in blocks for part in held_out)
     active = sum(part.active for part in parts)
     chosen = {block.order for block, _ in blocks}
     names = [order for order in parts[0].orders if all(order in part.orders for part in parts)] if parts else []

@@ -28,10 +28,17 @@ class OrderCost:
 
 @dataclass(frozen=True)
 class HeldOutReads:
-    """What each order reads on the held-out tokens of one source; `active` counts what fired and is not pinned."""
+    """What each order reads on the held-out tokens of one source.
+
+    Attributes:
+        tokens: Held out of the source.
+        routed: Those of them that the block ran on: all, but for an expert.
+        active: How often a neuron fired that is not pinned.
+    """
 
     source: str
     tokens: int
+    routed: int
     active: int
     orders: Mapping[str, OrderCost]
 
@@ -41,6 +48,7 @@ class PlacementBlock:
     """What the placement says of one block.
 
     Attributes:
+        tokens: Tokens that made the order: those of the ordering that the block ran on.
         order: Name of the order that was chosen.
         pinned: Slots from 0 on that hold the hottest neurons, which live in DRAM.
         bundle_bytes: Bytes of a bundle that the order was made for.
@@ -52,6 +60,7 @@ class PlacementBlock:
     neurons: int
     activation: str
     threshold: float
+    tokens: int
     order: str
     pinned: int
     bundle_bytes: int

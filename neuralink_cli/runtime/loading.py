@@ -190,7 +190,7 @@ def _closing_class(model_class: Any, put_in_place: Any) -> Any:
 
 
 def _replace_modules(model: Any, block: FlashBlock, architecture: Architecture) -> BlockModules:
-    from neuralink_cli.activations.model import find_module
+    from neuralink_cli.activations.block_modules import find_module
     from neuralink_cli.runtime.sparse_block import ResidentRows, SparseDown, SparseUp
 
     gated = len(block.parts) > 1

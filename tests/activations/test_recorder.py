@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from neuralink_cli.activations.block_modules import find_module
 from neuralink_cli.activations.firing import firing_rule
-from neuralink_cli.activations.model import find_module, load_model, max_positions
+from neuralink_cli.activations.model import load_model, max_positions
 from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.recorder import HookedBlock, HookedModel
 from neuralink_cli.activations.request import ProfileRequest
@@ -40,7 +41,7 @@ def seen_by_hooks(toy, ids, mask):
     seen = []
     rule = firing_rule("layers.0", "relu", "gate")
     with HookedModel(toy, [HookedBlock(toy.up, False, 5, rule)]) as hooked:
-        hooked.run((ids, mask), lambda index, values: seen.append((index, values)))
+        hooked.run((ids, mask), lambda index, values, _tokens: seen.append((index, values)))
     assert not toy.up._forward_hooks
     return seen
 

@@ -26,6 +26,7 @@ BLOCK = {
     "activation": "relu",
     "threshold": 0.5,
     "part_bytes": {"up": 16, "down": 16},
+    "routed": None,
 }
 DOCUMENT: dict[str, Any] = {
     "model": {"fingerprint": "ab" * 32, "model_type": "opt", "architecture": "opt"},

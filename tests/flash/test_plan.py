@@ -32,7 +32,9 @@ def plan_of(model: Path, *, resident: str = "none", alignment: int = 4096) -> Bu
     with Checkpoint(model) as checkpoint:
         blocks = blocks_of(checkpoint)
         placed = {
-            block.id: PlacementBlock(block.id, block.neurons, "relu", 0.5, "linked", 3, block.bundle_bytes, 2.5, 2, ())
+            block.id: PlacementBlock(
+                block.id, block.neurons, "relu", 0.5, 400, "linked", 3, block.bundle_bytes, 2.5, 2, ()
+            )
             for block in blocks
         }
         return plan_bundled(checkpoint, blocks, placed, resident=resident, alignment=alignment)

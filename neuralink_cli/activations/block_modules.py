@@ -1,0 +1,93 @@
+"""Which modules of a running model compute the FFN blocks of its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from neuralink_cli.activations.firing import firing_rule
+from neuralink_cli.activations.recorder import HookedBlock
+from neuralink_cli.checkpoint.architecture import Architecture
+from neuralink_cli.checkpoint.blocks import BlockPart, ExpertPlace, FFNBlock, module_of
+from neuralink_cli.errors import UnsupportedError
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def hooked_blocks(
+    model: Any, blocks: Sequence[FFNBlock], shapes: Shapes, architecture: Architecture, signal: str
+) -> list[HookedBlock]:
+    """Where the firing signal of every block is seen in a model.
+
+    Args:
+        shapes: Of the tensors of the checkpoint, by name.
+
+    Raises:
+        UnsupportedError: The model has no module for a block, or its activation is not known.
+    """
+    before = signal == "intermediate"
+    found = []
+    for block in blocks:
+        part = block.part("down") if before else block.firing_part
+        rule = firing_rule(block.id, block.activation, signal)
+        if block.expert is not None:
+            module = find_experts(model, block.expert, architecture)
+            found.append(HookedBlock(module, before, block.neurons, rule, expert=block.expert.index))
+        else:
+            module = find_module(model, part, shapes[part.weight], architecture)
+            found.append(HookedBlock(module, before, block.neurons, rule, first=0 if before else _first(block, part)))
+    return found
+
+
+def find_module(model: Any, part: BlockPart, shape: Sequence[int], architecture: Architecture) -> Any:
+    """The module that holds a part, whatever of the tensor names' prefix the model leaves out or adds.
+
+    Args:
+        shape: The shape that its weight has in the checkpoint.
+
+    Raises:
+        UnsupportedError: There is none, or its weight is of another shape.
+    """
+
+    def fits(module: Any) -> bool:
+        weight = getattr(module, "weight", None)
+        return weight is not None and tuple(weight.shape) == tuple(shape)
+
+    return _find(model, module_of(part), f"with a weight of shape {list(shape)}", architecture, fits)
+
+
+def find_experts(model: Any, place: ExpertPlace, architecture: Architecture) -> Any:
+    """The module that runs the experts of a layer.
+
+    Raises:
+        UnsupportedError: There is none that holds all their weights itself.
+    """
+
+    def fits(module: Any) -> bool:
+        return getattr(module, "num_experts", 0) > place.index and hasattr(module, "down_proj")
+
+    return _find(model, place.module, f"that runs {place.index + 1} experts or more", architecture, fits)
+
+
+def _find(model: Any, wanted: str, kind: str, architecture: Architecture, fits: Callable[[Any], bool]) -> Any:
+    modules = dict(model.named_modules())
+    for name in _candidates(wanted, modules, architecture):
+        if name in modules and fits(modules[name]):
+            return modules[name]
+    raise UnsupportedError(
+        f"{type(model).__name__} of transformers has no module {wanted!r} {kind}",
+        fix="check the architecture's names against the model's modules",
+    )
+
+
+def _candidates(wanted: str, modules: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
+    bare = architecture.bare_name(wanted)
+    yield wanted
+    yield from (prefix + bare for prefix in architecture.prefixes)
+    yield bare
+    yield from (name for name in modules if name.endswith("." + bare))
+
+
+def _first(block: FFNBlock, part: BlockPart) -> int:
+    """Where a part's neurons start among the outputs of its module."""
+    return part.start // block.hidden if part.neuron_axis == 0 else part.start

@@ -1,0 +1,87 @@
+"""The experts of a layer as transformers runs them, one after the other, so that each can be seen with its tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from neuralink_cli.errors import UnsupportedError
+
+# Number of an expert, the tokens routed to it in ascending order, the values of its gate (without one: of its up
+# projection) for them, and the inputs of its down projection.
+SeeExpert = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
+_NAME = "neuralink"
+
+
+@contextlib.contextmanager
+def experts_seen(modules: Sequence[tuple[Any, SeeExpert]]) -> Iterator[None]:
+    """Within the block, every experts module calls what stands beside it for each expert that it runs.
+
+    Raises:
+        UnsupportedError: A module of a kind whose computation is not known.
+    """
+    if not modules:
+        yield
+        return
+    try:
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    except ImportError:
+        raise UnsupportedError(
+            "mixtures of experts need a newer transformers", fix="pip install -U 'transformers>=5'"
+        ) from None
+    see_of = {id(module): see for module, see in modules}
+
+    def forward(
+        module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        return run_experts(module, hidden_states, top_k_index, top_k_weights, see_of[id(module)])
+
+    with contextlib.ExitStack() as stack:
+        ALL_EXPERTS_FUNCTIONS[_NAME] = forward
+        stack.callback(ALL_EXPERTS_FUNCTIONS.__delitem__, _NAME)
+        for module, _ in modules:
+            if not hasattr(module, "_apply_gate") or not hasattr(module, "config"):
+                raise UnsupportedError(f"experts of the kind {type(module).__name__} cannot be run one by one")
+            config = module.config
+            stack.callback(setattr, config, "_experts_implementation", config._experts_implementation)
+            config._experts_implementation = _NAME
+        yield
+
+
+def run_experts(
+    module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, see: SeeExpert
+) -> torch.Tensor:
+    """What an experts module of transformers computes.
+
+    Args:
+        hidden_states: `[tokens, hidden]`.
+        top_k_index, top_k_weights: `[tokens, k]`, the experts of each token and how much they count.
+    """
+    output = torch.zeros_like(hidden_states)
+    for expert in top_k_index.unique().tolist():
+        if expert >= module.num_experts:
+            continue
+        tokens, choice = torch.where(top_k_index == expert)
+        gated = getattr(module, "has_gate", True)
+        values = _project(module, "gate_up_proj" if gated else "up_proj", expert, hidden_states[tokens])
+        if gated:
+            gate = values.chunk(2, dim=-1)[0] if getattr(module, "is_concatenated", True) else values[..., ::2]
+            product = module._apply_gate(values)
+        else:
+            gate, product = values, module.act_fn(values)
+        see(int(expert), tokens, gate, product)
+        found = _project(module, "down_proj", expert, product)
+        if getattr(module, "has_post_expert_norm", False):
+            found = module.post_expert_norm(found)
+        output.index_add_(0, tokens, (found * top_k_weights[tokens, choice, None]).to(output.dtype))
+    return output
+
+
+def _project(module: Any, name: str, expert: int, values: torch.Tensor) -> torch.Tensor:
+    weight = getattr(module, name)[expert]
+    bias = getattr(module, f"{name}_bias")[expert] if getattr(module, "has_bias", False) else None
+    return linear(values, weight.T if getattr(module, "is_transposed", False) else weight, bias)
