@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.activations.batches import ModelBatch, TextBatch
 from neuralink_cli.activations.corpus import Corpus
 from neuralink_cli.activations.sequences import (
     Batch,
@@ -24,14 +25,42 @@ from neuralink_cli.activations.trace import TraceSource
 from neuralink_cli.errors import InputError, OptionError
 
 
-@dataclass(frozen=True)
 class Source:
-    """A dataset as sequences; `parameters` are those of the run that can change its bits."""
+    """A dataset as sequences of tokens, `lengths[i]` in the i-th.
 
-    name: str
-    sha256: str
-    sequences: tuple[TokenIds, ...]
-    parameters: Mapping[str, Any]
+    `sha256` is of what goes into the model; `parameters` are those of the run that can change its bits.
+    """
+
+    def __init__(self, name: str, sha256: str, lengths: Sequence[int], parameters: Mapping[str, Any]) -> None:
+        self.name = name
+        self.sha256 = sha256
+        self.lengths = tuple(lengths)
+        self.parameters = parameters
+
+    def batch(self, first: int, stop: int) -> ModelBatch:
+        """The sequences from `first` to `stop`, together."""
+        raise NotImplementedError
+
+
+class TextSource(Source):
+    """A dataset of texts, as token ids."""
+
+    def __init__(
+        self,
+        name: str,
+        sequences: Sequence[TokenIds],
+        parameters: Mapping[str, Any],
+        to_batch: TextBatch,
+        pad_id: int,
+    ) -> None:
+        super().__init__(name, sequences_sha256(sequences), [ids.size for ids in sequences], parameters)
+        self._sequences = sequences
+        self._to_batch = to_batch
+        self._pad_id = pad_id
+
+    def batch(self, first: int, stop: int) -> ModelBatch:
+        """The sequences from `first` to `stop`, padded to the longest."""
+        return self._to_batch(*batch_arrays(self._sequences[first:stop], self._pad_id))
 
 
 @dataclass(frozen=True)
@@ -40,7 +69,6 @@ class CalibrationData:
 
     sources: tuple[Source, ...]
     batches: tuple[Batch, ...]
-    pad_id: int
 
     def part(self, part: tuple[int, int]) -> tuple[Batch, ...]:
         """The i-th of n contiguous parts of the batches, for (i, n) counted from 1.
@@ -66,13 +94,14 @@ class CalibrationData:
             before += batch.tokens
         return self.batches
 
-    def arrays(self, batches: Iterable[Batch]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
-        """Token ids and mask of each batch, as `batch_arrays`."""
-        return (batch_arrays(self._sequences(batch), self.pad_id) for batch in batches)
+    def inputs(self, batches: Iterable[Batch]) -> Iterator[ModelBatch]:
+        """What goes into the model for each batch."""
+        return (self.sources[batch.source].batch(batch.first, batch.stop) for batch in batches)
 
     def sequence_lengths(self, batches: Iterable[Batch]) -> npt.NDArray[np.uint32]:
         """Tokens of each sequence of the batches."""
-        return np.array([ids.size for batch in batches for ids in self._sequences(batch)], dtype=np.uint32)
+        lengths = (self.sources[batch.source].lengths[batch.first : batch.stop] for batch in batches)
+        return np.array([length for of_batch in lengths for length in of_batch], dtype=np.uint32)
 
     def trace_sources(self, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
         """What consecutive batches hold of each source."""
@@ -86,30 +115,31 @@ class CalibrationData:
                     sha256=source.sha256,
                     first_sequence=of_source[0].first,
                     sequences=of_source[-1].stop - of_source[0].first,
-                    total_sequences=len(source.sequences),
+                    total_sequences=len(source.lengths),
                     tokens=sum(batch.tokens for batch in of_source),
                     parameters=source.parameters,
                 )
             )
         return tuple(found)
 
-    def _sequences(self, batch: Batch) -> Sequence[TokenIds]:
-        return self.sources[batch.source].sequences[batch.first : batch.stop]
-
 
 def tokenize_source(
     corpus: Corpus,
     options: SequenceOptions,
     parameters: Mapping[str, Any],
+    to_batch: TextBatch,
     *,
     vocabulary: int,
+    pad_id: int,
     advance: Callable[[int], object],
 ) -> Source:
     """Tokenise a dataset.
 
     Args:
         parameters: Those of the run that can change the bits of any dataset; the dataset's own are added.
+        to_batch: Makes what goes into the model of token ids.
         vocabulary: How many token ids the model has embeddings for.
+        pad_id: What shorter sequences of a batch are filled up with.
         advance: Called with the number of tokens since the last call.
 
     Raises:
@@ -136,10 +166,10 @@ def tokenize_source(
         "max_seq_length": options.max_length,
         "packing": options.packing,
     }
-    return Source(corpus.name, sequences_sha256(sequences), tuple(sequences), {**own, **parameters})
+    return TextSource(corpus.name, sequences, {**own, **parameters}, to_batch, pad_id)
 
 
-def plan(sources: Sequence[Source], batch_size: int, packing: bool, pad_id: int) -> CalibrationData:
+def plan(sources: Sequence[Source], batch_size: int, packing: bool) -> CalibrationData:
     """The batches over all sources."""
-    batches = plan_batches([source.sequences for source in sources], batch_size, packing)
-    return CalibrationData(tuple(sources), tuple(batches), pad_id)
+    batches = plan_batches([source.lengths for source in sources], batch_size, packing)
+    return CalibrationData(tuple(sources), tuple(batches))

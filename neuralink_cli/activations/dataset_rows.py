@@ -84,22 +84,24 @@ def _open_file(path: Path) -> Rows:
         )
     if path.stat().st_size == 0:
         raise InputError("is empty", where=path)
-    from datasets import load_dataset
-
     builder, options = _BUILDERS[suffix]
-    # The library leaves a lock file per dataset in its cache, even when it caches nothing.
-    with _explained(str(path)), tempfile.TemporaryDirectory() as cache:
-        table = load_dataset(
-            builder,
-            data_files=[escape(str(path.absolute()))],
-            split="train",
-            streaming=True,
-            cache_dir=cache,
-            **options,
-        )
+    table = streamed_table(builder, str(path), escape(str(path.absolute())), **options)
     # A name of bytes that are no UTF-8 could not be written into the trace.
     name = os.fsencode(path.name).decode(errors="replace")
     return Rows(name, str(path), builder == "text", None, table)
+
+
+def streamed_table(builder: str, where: str, pattern: str, **options: Any) -> Any:
+    """The rows of local files, given by a pattern, as a builder of `datasets` reads them.
+
+    Raises:
+        InputError: They cannot be read.
+    """
+    from datasets import load_dataset
+
+    # The library leaves a lock file per dataset in its cache, even when it caches nothing.
+    with _explained(where), tempfile.TemporaryDirectory() as cache:
+        return load_dataset(builder, data_files=[pattern], split="train", streaming=True, cache_dir=cache, **options)
 
 
 def _open_hub(dataset: str, hub_id: str, config: str | None, revision: str | None, split: str) -> Rows:

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.activations.batches import ModelBatch, encoder_decoder_batch, image_batch, text_batch
 from neuralink_cli.activations.corpus import Sample
 from neuralink_cli.activations.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.activations.images import load_image_processor, random_images
+from neuralink_cli.activations.model_class import TASKS_WITH_HEAD
 from neuralink_cli.activations.sequences import SequenceOptions, TokenIds, tokenize
 from neuralink_cli.checkpoint.architecture import Architecture
-from neuralink_cli.errors import InputError, MismatchError
+from neuralink_cli.errors import InputError, MismatchError, OptionError
 
 Outputs = npt.NDArray[np.float32]
 
@@ -64,7 +67,7 @@ def read_token_sequences(
 def compare_outputs(
     original: Path,
     other: Path,
-    sequences: Sequence[TokenIds],
+    batches: Sequence[ModelBatch],
     architecture: Architecture,
     *,
     tolerance: float = 1e-4,
@@ -72,7 +75,7 @@ def compare_outputs(
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> OutputComparison:
-    """Run two local checkpoints, one after the other, on the same token sequences.
+    """Run two local checkpoints, one after the other, on the same batches, each of one sequence.
 
     Args:
         tolerance: What `OutputComparison.agrees` allows, as a share of the original's greatest absolute output.
@@ -86,7 +89,7 @@ def compare_outputs(
 
     def outputs(directory: Path) -> list[Outputs]:
         with quiet_transformers():
-            return list(_run(directory, sequences, architecture, device, dtype, trust_remote_code))
+            return list(_run(directory, batches, architecture, device, dtype, trust_remote_code))
 
     expected, found = outputs(original), outputs(other)
     for a, b in zip(expected, found, strict=True):
@@ -104,9 +107,29 @@ def compare_outputs(
     )
 
 
+def comparison_batches(
+    directory: Path, architecture: Architecture, text: str | None, *, trust_remote_code: bool = False
+) -> list[ModelBatch]:
+    """What to compare the outputs of two models on: the start of a text, or images of noise.
+
+    Raises:
+        OptionError: A model that reads text, and there is none.
+        InputError: As `read_token_sequences`, or the checkpoint does not say how images are prepared.
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    if architecture.task == "image-encoder":
+        processor = load_image_processor(directory)
+        return [image_batch(image[None], 1) for image in random_images(processor, 4)]
+    if text is None:
+        raise OptionError("--forward needs text to run on", fix="pass --text FILE")
+    to_batch = encoder_decoder_batch(0) if architecture.task == "seq2seq" else text_batch
+    sequences = read_token_sequences(directory, text, trust_remote_code=trust_remote_code)
+    return [to_batch(ids.astype(np.int64)[None], np.ones((1, ids.size), dtype=bool)) for ids in sequences]
+
+
 def _run(
     directory: Path,
-    sequences: Sequence[TokenIds],
+    batches: Sequence[ModelBatch],
     architecture: Architecture,
     device: str,
     dtype: str,
@@ -117,7 +140,7 @@ def _run(
 
     from neuralink_cli.activations.model import load_model
 
-    with_head = architecture.task == "causal-lm"
+    with_head = architecture.task in TASKS_WITH_HEAD
     model: Any = load_model(
         directory,
         architecture,
@@ -126,10 +149,10 @@ def _run(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    for sequence in sequences:
-        ids = torch.from_numpy(sequence.astype(np.int64))[None].to(model.device)
+    for batch in batches:
+        inputs = {name: torch.from_numpy(array).to(model.device) for name, array in batch.inputs.items()}
         with torch.inference_mode():
-            output = model(input_ids=ids)
+            output = model(**inputs)
         values = output.logits if with_head else output.last_hidden_state
         yield values[0].float().cpu().numpy()
     # Only one model at a time fits where one just fits.

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from neuralink_cli.activations.hf_packages import first_line
+from neuralink_cli.activations.model_class import activate_up_projections, model_class, stand_in_config
 from neuralink_cli.checkpoint.architecture import Architecture
 from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError
 
@@ -49,7 +52,7 @@ def load_model(
     """A local checkpoint as a transformers model, ready for inference.
 
     Args:
-        with_head: Load what computes logits (of a causal-lm), not the base model alone.
+        with_head: Load what computes logits, not the base model alone.
         device: A torch device, or "auto": an accelerator if there is one.
         dtype: One of `DTYPES`; "auto" is float32 on the CPU and the checkpoint's own elsewhere.
 
@@ -57,8 +60,6 @@ def load_model(
         InputError: Weights are missing or do not fit, or anything else that transformers complains about.
         OptionError: The device or dtype is not there.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
-
     if dtype not in DTYPES:
         raise OptionError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     place = find_device(device)
@@ -66,22 +67,26 @@ def load_model(
         dtype = "float32"
     # Weights that are drawn at random are refused below; those that a checkpoint may lack are at least always the same.
     torch.manual_seed(0)
+    config = stand_in_config(directory, architecture)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, report = (AutoModelForCausalLM if with_head else AutoModel).from_pretrained(
+            model, report = model_class(architecture.task, with_head=with_head).from_pretrained(
                 str(directory),
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **({} if config is None else {"config": config}),
             )
         model = model.to(place)
     except Exception as error:
         raise _load_error("model", directory, error) from error
     require_all_weights(report["missing_keys"], architecture, directory)
     model.config.use_cache = False
+    if config is not None and architecture.up_activation:
+        activate_up_projections(model, architecture, config.hidden_act)
     return model.eval().requires_grad_(False)
 
 
@@ -112,6 +117,21 @@ def max_positions(model: Any) -> int | None:
         if name.endswith("position_embeddings") and padding is not None:
             limit -= padding + 1
     return limit
+
+
+def count_image_tokens(model: Any, pixels: npt.NDArray[np.float32]) -> int:
+    """How many tokens a model makes of an image, float32 `[1, channels, height, width]`.
+
+    Raises:
+        InputError: It does not take such images.
+    """
+    try:
+        with torch.inference_mode():
+            output = model(pixel_values=torch.from_numpy(pixels).to(model.device, model.dtype))
+    except (RuntimeError, ValueError) as error:
+        problem = f"the model does not take images of shape {list(pixels.shape)} ({first_line(error)})"
+        raise InputError(problem) from error
+    return int(output.last_hidden_state.shape[1])
 
 
 def require_all_weights(missing: Iterable[str], architecture: Architecture, directory: Path) -> None:

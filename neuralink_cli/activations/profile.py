@@ -10,18 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuralink_cli.activations.calibration_data import CalibrationData, plan, tokenize_source
-from neuralink_cli.activations.corpus import Corpus, CorpusOptions, open_corpus
+from neuralink_cli.activations.calibration_data import CalibrationData
+from neuralink_cli.activations.calibration_readers import ImageReader, TextReader
 from neuralink_cli.activations.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.activations.request import (
-    DEFAULT_SEQUENCE_LENGTH,
     BlockSummary,
     ProfileRequest,
     ProfileSummary,
     SourceSummary,
     check_request,
 )
-from neuralink_cli.activations.sequences import Batch, SequenceOptions
+from neuralink_cli.activations.sequences import Batch
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, trace_block, write_trace
@@ -133,14 +132,13 @@ def _thresholds_of_trace(path: Path, request: ProfileRequest, subject: Subject) 
 
 
 def _prepare(request: ProfileRequest, subject: Subject, progress: Progress) -> tuple[HookedModel, CalibrationData]:
-    """Load the model and tokenise the data, looking at the first sample of each dataset before the model is loaded."""
+    """Load the model and read the data, looking at the first sample of each dataset before the model is loaded."""
     from neuralink_cli.activations.block_modules import hooked_blocks
-    from neuralink_cli.activations.model import load_model, load_tokenizer, max_positions
+    from neuralink_cli.activations.model import load_model
     from neuralink_cli.activations.recorder import HookedModel
 
-    tokenizer = load_tokenizer(request.model, trust_remote_code=request.trust_remote_code)
-    corpus_options = CorpusOptions(request.text_columns, request.split, request.num_samples, request.seed)
-    corpora = [open_corpus(dataset, corpus_options, tokenizer) for dataset in request.datasets]
+    images = subject.architecture.task == "image-encoder"
+    reader = ImageReader(request) if images else TextReader(request, subject.architecture.task)
     with progress("loading the model", None, "B"):
         model = load_model(
             request.model,
@@ -150,39 +148,7 @@ def _prepare(request: ProfileRequest, subject: Subject, progress: Progress) -> t
             trust_remote_code=request.trust_remote_code,
         )
     blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, request.signal)
-    hooked = HookedModel(model, blocks)
-    packing = subject.architecture.task == "causal-lm" if request.packing is None else request.packing
-    options = SequenceOptions(_sequence_length(request, max_positions(model)), packing, request.max_tokens)
-    return hooked, _tokenize(request, corpora, options, model, progress)
-
-
-def _sequence_length(request: ProfileRequest, limit: int | None) -> int:
-    wanted = request.max_seq_length or DEFAULT_SEQUENCE_LENGTH
-    if limit is None or wanted <= limit:
-        return wanted
-    if request.max_seq_length is not None:
-        logger.warning("sequences are cut at %d tokens: the model has no more positions", limit)
-    return limit
-
-
-def _tokenize(
-    request: ProfileRequest, corpora: Sequence[Corpus], options: SequenceOptions, model: Any, progress: Progress
-) -> CalibrationData:
-    parameters = {
-        "batch_size": request.batch_size,
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    with progress("tokenising", None, "token") as advance:
-        sources = [
-            tokenize_source(corpus, options, parameters, vocabulary=vocabulary, advance=advance) for corpus in corpora
-        ]
-    tokenizer = corpora[0].tokenizer
-    # Padding is masked and never recorded: any token that the model knows will do.
-    pad_ids = [token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None]
-    pad_id = next((token for token in pad_ids if token < vocabulary), 0)
-    return plan(sources, request.batch_size, options.packing, pad_id)
+    return HookedModel(model, blocks), reader.read(model, progress)
 
 
 def _calibrate(request: ProfileRequest, hooked: HookedModel, data: CalibrationData, progress: Progress) -> Thresholds:
@@ -193,7 +159,7 @@ def _calibrate(request: ProfileRequest, hooked: HookedModel, data: CalibrationDa
     batches = data.first_batches(request.calibration_tokens)
     tokens = sum(batch.tokens for batch in batches)
     with progress("calibrating thresholds", tokens, "token") as advance:
-        values = calibrate(hooked, data.arrays(batches), request.active_ratio, advance)
+        values = calibrate(hooked, data.inputs(batches), request.active_ratio, advance)
     return Thresholds(tuple(values), {"active_ratio": request.active_ratio, "tokens": tokens})
 
 
@@ -217,7 +183,7 @@ def _record(
     require_space(request.output, 2 * header.tokens * sum(row_bytes))
     with Spool(request.output, row_bytes) as spool:
         with progress("recording", header.tokens, "token") as advance:
-            active = record(hooked, thresholds.values, data.arrays(batches), spool, advance)
+            active = record(hooked, thresholds.values, data.inputs(batches), spool, advance)
         header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
         index_of = {block.id: index for index, block in enumerate(blocks)}
         lengths = data.sequence_lengths(batches)

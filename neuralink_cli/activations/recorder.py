@@ -9,10 +9,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from neuralink_cli.activations.batches import ModelBatch
 from neuralink_cli.activations.experts import experts_seen
 from neuralink_cli.activations.firing import FiringRule, magnitude_counts, pack_bits
 from neuralink_cli.activations.hf_packages import first_line
@@ -20,7 +19,6 @@ from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import MagnitudeHistogram
 from neuralink_cli.errors import InputError, UnsupportedError
 
-BatchArrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 Advance = Callable[[int], object]
 # An expert that saw fewer tokens has too few values for a threshold of its own.
 _FEWEST_CALIBRATION_TOKENS = 16
@@ -79,8 +77,8 @@ class HookedModel:
     ) -> None:
         self._hooks.close()
 
-    def run(self, batch: BatchArrays, receive: Receive) -> None:
-        """Run a batch of token ids and their mask, both `[sequences, width]`, through the model.
+    def run(self, batch: ModelBatch, receive: Receive) -> None:
+        """Run a batch through the model.
 
         Args:
             receive: Called once per block, in the order in which the model runs them, and for an expert only if tokens
@@ -90,12 +88,12 @@ class HookedModel:
             InputError: Not enough memory on the device.
             UnsupportedError: A block did not run exactly once on every token.
         """
-        device = self._model.device
-        ids, mask = (torch.from_numpy(array).to(device) for array in batch)
-        padded = not batch[1].all()
-        self._receive, self._shape, self._mask = receive, tuple(ids.shape), mask.reshape(-1) if padded else None
+        device, dtype = self._model.device, self._model.dtype
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.inputs.items()}
+        inputs = {name: array.to(dtype) if array.is_floating_point() else array for name, array in inputs.items()}
+        self._receive, self._shape = receive, batch.mask.shape
+        self._mask = None if batch.mask.all() else torch.from_numpy(batch.mask).to(device).reshape(-1)
         self._seen.clear()
-        inputs = {"input_ids": ids, **({"attention_mask": mask.long()} if padded else {})}
         try:
             with torch.inference_mode():
                 self._model(**inputs)
@@ -149,7 +147,7 @@ class HookedModel:
 def record(
     model: HookedModel,
     thresholds: Sequence[float],
-    batches: Iterable[BatchArrays],
+    batches: Iterable[ModelBatch],
     spool: Spool,
     advance: Advance,
 ) -> list[int]:
@@ -171,15 +169,14 @@ def record(
 
     for batch in batches:
         model.run(batch, receive)
-        count = int(batch[1].sum())
-        before += count
-        advance(count)
+        before += batch.tokens
+        advance(batch.tokens)
     return active
 
 
 def calibrate(
     model: HookedModel,
-    batches: Iterable[BatchArrays],
+    batches: Iterable[ModelBatch],
     active_ratio: float,
     advance: Advance,
 ) -> list[float]:
@@ -202,7 +199,7 @@ def calibrate(
 
     for batch in batches:
         model.run(batch, receive)
-        advance(int(batch[1].sum()))
+        advance(batch.tokens)
 
     def histogram_of(index: int, block: HookedBlock) -> MagnitudeHistogram:
         few = histograms[index].total < _FEWEST_CALIBRATION_TOKENS * block.neurons

@@ -61,14 +61,13 @@ def sequences_sha256(sequences: Iterable[TokenIds]) -> str:
     return digest.hexdigest()
 
 
-def plan_batches(sources: Sequence[Sequence[TokenIds]], batch_size: int, packing: bool) -> list[Batch]:
-    """Group consecutive sequences of each source into batches of at most `batch_size`.
+def plan_batches(sources: Sequence[Sequence[int]], batch_size: int, packing: bool) -> list[Batch]:
+    """Group consecutive sequences of each source, given by their lengths, into batches of at most `batch_size`.
 
     With packing only sequences of the same length share a batch, so that nothing needs padding.
     """
     batches = []
-    for index, sequences in enumerate(sources):
-        lengths = [sequence.size for sequence in sequences]
+    for index, lengths in enumerate(sources):
         first = 0
         for stop in range(1, len(lengths) + 1):
             full = stop - first == batch_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,13 @@ from neuralink_cli.cli.options import PATH, architecture_option, model_argument,
 from neuralink_cli.cli.output import human_bytes, print_json, progress_bar
 from neuralink_cli.cli.text_file import read_text
 from neuralink_cli.errors import OptionError, VerificationError
+
+if TYPE_CHECKING:
+    from neuralink_cli.activations.batches import ModelBatch
+    from neuralink_cli.checkpoint.architecture import Architecture
+
+    # What is run, and on what.
+    Comparison = tuple[Architecture, list[ModelBatch]]
 
 
 @click.command(
@@ -27,7 +34,9 @@ Examples:
 @click.argument("layout_directory", metavar="LAYOUT", type=PATH)
 @click.option("--quick", is_flag=True, help="Structure, permutations and small digests only; reads no weights.")
 @click.option("--forward", is_flag=True, help="Also run both models with transformers and compare what they compute.")
-@click.option("--text", "text_file", type=PATH, metavar="FILE", help="Text for --forward.")
+@click.option(
+    "--text", "text_file", type=PATH, metavar="FILE", help="Text for --forward; a model of images is run on noise."
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
@@ -56,14 +65,13 @@ def command(
     """
     if quick and forward:
         raise OptionError("--quick reads no weights, so it does not go with --forward")
-    if forward and text_file is None:
-        raise OptionError("--forward needs text to run on", fix="pass --text FILE")
+    comparison = None
+    if forward:
+        comparison = _prepare_comparison(model, text_file, architecture_file, trust_remote_code)
     try:
         document = _verify(model, layout_directory, quick=quick)
-        if text_file is not None and forward:
-            document["forward"] = _compare_outputs(
-                model, layout_directory, text_file, tolerance, architecture_file, trust_remote_code
-            )
+        if comparison is not None:
+            document["forward"] = _compare_outputs(model, layout_directory, comparison, tolerance, trust_remote_code)
     except VerificationError as error:
         if as_json:
             print_json({"verified": False, "problem": str(error)})
@@ -98,25 +106,29 @@ def _verify(model: Path, directory: Path, *, quick: bool) -> dict[str, Any]:
             return asdict(verify_full(layout, checkpoint, advance))
 
 
-def _compare_outputs(
-    model: Path,
-    directory: Path,
-    text_file: Path,
-    tolerance: float,
-    architecture_file: Path | None,
-    trust_remote_code: bool,
-) -> dict[str, Any]:
-    from neuralink_cli.activations.logits import compare_outputs, read_token_sequences
+def _prepare_comparison(
+    model: Path, text_file: Path | None, architecture_file: Path | None, trust_remote_code: bool
+) -> Comparison:
+    from neuralink_cli.activations.logits import comparison_batches
     from neuralink_cli.checkpoint.architecture import choose_architecture
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
-    from neuralink_cli.flash.restore import loadable
 
     with Checkpoint(model) as checkpoint:
         architecture = choose_architecture(checkpoint.model_type, model, architecture_file)
-    sequences = read_token_sequences(model, read_text(text_file))
+    text = None if text_file is None else read_text(text_file)
+    return architecture, comparison_batches(model, architecture, text, trust_remote_code=trust_remote_code)
+
+
+def _compare_outputs(
+    model: Path, directory: Path, prepared: Comparison, tolerance: float, trust_remote_code: bool
+) -> dict[str, Any]:
+    from neuralink_cli.activations.logits import compare_outputs
+    from neuralink_cli.flash.restore import loadable
+
+    architecture, batches = prepared
     with loadable(directory) as rewritten:
         comparison = compare_outputs(
-            model, rewritten, sequences, architecture, tolerance=tolerance, trust_remote_code=trust_remote_code
+            model, rewritten, batches, architecture, tolerance=tolerance, trust_remote_code=trust_remote_code
         )
     if not comparison.agrees:
         raise VerificationError(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from neuralink_cli.activations.batches import text_batch
 from neuralink_cli.activations.logits import compare_outputs, read_token_sequences
 from neuralink_cli.checkpoint.architecture import find_architecture
 from neuralink_cli.errors import InputError, MismatchError, MissingDependencyError
@@ -30,6 +31,10 @@ NEURON_TENSORS = {
         ["bert.encoder.layer.0.output.dense.weight"],
     ),
 }
+
+
+def batches_of(sequences):
+    return [text_batch(ids.astype(np.int64)[None], np.ones((1, ids.size), dtype=bool)) for ids in sequences]
 
 
 def changed_copy(source, target, change):
@@ -58,17 +63,18 @@ def test_permuted_neurons_compute_the_same(model, family, tmp_path):
 
     original, architecture = model(family), find_architecture(family, tmp_path)
     sequences = read_token_sequences(original, TEXT, sequences=3, length=20)
+    batches = batches_of(sequences)
     assert [s.size for s in sequences] == [20, 20, 20]
-    same = compare_outputs(original, changed_copy(original, tmp_path / "same", permute), sequences, architecture)
+    same = compare_outputs(original, changed_copy(original, tmp_path / "same", permute), batches, architecture)
     assert same.agrees
     assert 0 <= same.max_abs_difference < 1e-4
     assert (same.tokens, same.same_argmax) == (60, 1.0)
     assert same.reference_scale > 0.1
     wrong_copy = changed_copy(original, tmp_path / "wrong", permute_rows_only)
-    wrong = compare_outputs(original, wrong_copy, sequences, architecture)
+    wrong = compare_outputs(original, wrong_copy, batches, architecture)
     assert not wrong.agrees
     assert wrong.max_abs_difference > 1e-2
-    assert compare_outputs(original, wrong_copy, sequences, architecture, tolerance=10).agrees
+    assert compare_outputs(original, wrong_copy, batches, architecture, tolerance=10).agrees
 
 
 def test_nan_never_agrees(model, tmp_path):
@@ -78,15 +84,17 @@ def test_nan_never_agrees(model, tmp_path):
     original = model("opt")
     broken = changed_copy(original, tmp_path / "nan", poison)
     sequences = read_token_sequences(original, TEXT)
-    assert not compare_outputs(original, broken, sequences, find_architecture("opt", tmp_path), tolerance=1e9).agrees
+    batches = batches_of(sequences)
+    assert not compare_outputs(original, broken, batches, find_architecture("opt", tmp_path), tolerance=1e9).agrees
 
 
 def test_missing_weights_are_not_made_up(model, tmp_path):
     original = model("llama")
     headless = changed_copy(original, tmp_path / "headless", lambda tensors: tensors.pop("lm_head.weight"))
     sequences = read_token_sequences(original, TEXT)
+    batches = batches_of(sequences)
     with pytest.raises(InputError, match=r"lm_head\.weight' is missing"):
-        compare_outputs(original, headless, sequences, find_architecture("llama", tmp_path))
+        compare_outputs(original, headless, batches, find_architecture("llama", tmp_path))
 
 
 def test_models_of_other_shapes(model, tmp_path):
@@ -98,9 +106,9 @@ def test_models_of_other_shapes(model, tmp_path):
     smaller = changed_copy(original, tmp_path / "smaller", cut_vocabulary)
     config = json.loads((smaller / "config.json").read_text())
     (smaller / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
-    sequences = [np.arange(9, dtype=np.int32)]
+    batches = batches_of([np.arange(9, dtype=np.int32)])
     with pytest.raises(MismatchError, match=r"outputs of shape \(9, 300\), .* of \(9, 320\)"):
-        compare_outputs(original, smaller, sequences, find_architecture("llama", tmp_path))
+        compare_outputs(original, smaller, batches, find_architecture("llama", tmp_path))
 
 
 def test_text_without_tokens(model):

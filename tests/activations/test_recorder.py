@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from neuralink_cli.activations.batches import text_batch
 from neuralink_cli.activations.block_modules import find_module
 from neuralink_cli.activations.firing import firing_rule
 from neuralink_cli.activations.model import load_model, max_positions
@@ -24,7 +25,7 @@ from tests.models import ENCODERS, FAMILIES, MAX_POSITIONS
 class Toy(nn.Module):
     """One FFN that runs `times` times on `fed` of its tokens."""
 
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, times: int = 1, fed: slice = slice(None), flat: bool = False) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ def seen_by_hooks(toy, ids, mask):
     seen = []
     rule = firing_rule("layers.0", "relu", "gate")
     with HookedModel(toy, [HookedBlock(toy.up, False, 5, rule)]) as hooked:
-        hooked.run((ids, mask), lambda index, values, _tokens: seen.append((index, values)))
+        hooked.run(text_batch(ids, mask), lambda index, values, _tokens: seen.append((index, values)))
     assert not toy.up._forward_hooks
     return seen
 

@@ -100,12 +100,8 @@ def test_digest_is_of_lengths_and_ids():
     assert sequences_sha256(sequences) == expected
 
 
-def sequences_of(*lengths):
-    return [np.zeros(length, dtype=np.int32) for length in lengths]
-
-
 def test_packed_batches_hold_equal_lengths_of_one_source():
-    sources = [sequences_of(8, 8, 8, 3), sequences_of(8, 8)]
+    sources = [(8, 8, 8, 3), (8, 8)]
     assert plan_batches(sources, 2, packing=True) == [
         Batch(0, 0, 2, 16),
         Batch(0, 2, 3, 8),
