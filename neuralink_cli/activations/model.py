@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from neuralink_cli.activations.hf_packages import first_line
 from neuralink_cli.checkpoint.architecture import Architecture
-from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError
+from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError, first_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, architecture_option, model_argument, reporting_options
+from neuralink_cli.cli.options import PATH, architecture_option, model_argument, reporting_options, revision_option
 from neuralink_cli.cli.output import human_bytes, print_json, progress_bar
 from neuralink_cli.cli.text_file import read_text
 from neuralink_cli.errors import OptionError, VerificationError
@@ -24,6 +24,7 @@ Examples:
 """,
 )
 @model_argument
+@revision_option
 @click.argument("layout_directory", metavar="LAYOUT", type=PATH)
 @click.option("--quick", is_flag=True, help="Structure, permutations and small digests only; reads no weights.")
 @click.option("--forward", is_flag=True, help="Also run both models with transformers and compare what they compute.")
@@ -39,7 +40,8 @@ Examples:
 @architecture_option
 @reporting_options
 def command(
-    model: Path,
+    model: str,
+    revision: str | None,
     layout_directory: Path,
     quick: bool,
     forward: bool,
@@ -58,11 +60,14 @@ def command(
         raise OptionError("--quick reads no weights, so it does not go with --forward")
     if forward and text_file is None:
         raise OptionError("--forward needs text to run on", fix="pass --text FILE")
+    from neuralink_cli.checkpoint.hub import find_model
+
+    directory = find_model(model, revision).directory
     try:
-        document = _verify(model, layout_directory, quick=quick)
+        document = _verify(directory, layout_directory, quick=quick)
         if text_file is not None and forward:
             document["forward"] = _compare_outputs(
-                model, layout_directory, text_file, tolerance, architecture_file, trust_remote_code
+                directory, layout_directory, text_file, tolerance, architecture_file, trust_remote_code
             )
     except VerificationError as error:
         if as_json:
