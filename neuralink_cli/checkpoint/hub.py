@@ -57,7 +57,7 @@ class DatasetSource:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is looked up; `kind` is "model" or "dataset", and `revision` None for the default branch."""
+    """What is looked up; `kind` is "model" or "dataset", and `revision` None for main."""
 
     kind: str
     id: str
@@ -85,7 +85,7 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelSource:
 
     Args:
         model: A directory or a hub id, `org/name` or `name`. A `Path` is always local, and what exists locally wins.
-        revision: Branch, tag or commit of a hub model; its default branch if None.
+        revision: Branch, tag or commit of a hub model; None for main.
 
     Raises:
         OptionError: A revision of a local directory.
@@ -148,8 +148,13 @@ def _ask(wanted: _Wanted) -> Any:
 
     api = HfApi(library_name="neuralink", library_version=__version__)
     if wanted.kind == "dataset":
-        return api.dataset_info(wanted.id, revision=wanted.revision)
-    return api.model_info(wanted.id, revision=wanted.revision, files_metadata=True)
+        info: Any = api.dataset_info(wanted.id, revision=wanted.revision)
+    else:
+        info = api.model_info(wanted.id, revision=wanted.revision, files_metadata=True)
+    # Anybody may know what there is, but not have its files.
+    if getattr(info, "gated", False):
+        api.auth_check(wanted.id, repo_type=wanted.kind)
+    return info
 
 
 def _fetch(wanted: _Wanted, info: Any) -> Path:
@@ -158,11 +163,7 @@ def _fetch(wanted: _Wanted, info: Any) -> Path:
 
     try:
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-        cached = {
-            name
-            for name in sizes
-            if isinstance(try_to_load_from_cache(wanted.id, name, revision=info.sha), (str, Path))
-        }
+        cached = {name for name in sizes if isinstance(try_to_load_from_cache(wanted.id, name, revision=info.sha), str)}
         with quiet_hub():
             if CONFIG_FILE in sizes:
                 # First of all: what it rules out need not be fetched.

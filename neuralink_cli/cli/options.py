@@ -18,7 +18,7 @@ PATH = click.Path(path_type=Path)
 model_argument = click.argument("model")
 
 revision_option = click.option(
-    "--revision", metavar="REVISION", help="Branch, tag or commit of a hub MODEL.  [default: the default branch]"
+    "--revision", metavar="REVISION", help="Branch, tag or commit of a hub MODEL.  [default: main]"
 )
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")

@@ -48,7 +48,7 @@ Examples:
   neuralink profile MODEL --dataset alpaca.json --text-column instruction \\
       --text-column input --text-column output --active-ratio 0.3 \\
       -o model.trace.safetensors
-  neuralink profile facebook/opt-125m --revision main \\
+  neuralink profile Qwen/Qwen2.5-0.5B --revision main --active-ratio 0.3 \\
       --dataset Salesforce/wikitext:wikitext-2-raw-v1@main \\
       -o model.trace.safetensors
 """,

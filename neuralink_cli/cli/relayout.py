@@ -76,7 +76,8 @@ def command(
 ) -> None:
     """Write a checkpoint in the order of a placement.
 
-    The bytes of MODEL are moved, never decoded. The output is complete or not there.
+    The bytes of MODEL, a directory or hub id as for `profile`, are moved, never decoded. The output is complete or not
+    there.
     """
     from neuralink_cli.checkpoint.architecture import choose_architecture
     from neuralink_cli.checkpoint.checkpoint import Checkpoint

@@ -53,8 +53,9 @@ def command(
 ) -> None:
     """Prove that a layout holds its checkpoint.
 
-    Exit code 1 means that LAYOUT does not hold MODEL. By default every byte is checked: the digests of the files, and
-    each tensor of MODEL against what the layout gives back. The first difference is named with its tensor and neuron.
+    MODEL is a directory or hub id as for `profile`. Exit code 1 means that LAYOUT does not hold MODEL. By default every
+    byte is checked: the digests of the files, and each tensor of MODEL against what the layout gives back. The first
+    difference is named with its tensor and neuron.
     """
     if quick and forward:
         raise OptionError("--quick reads no weights, so it does not go with --forward")
