@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = r"\w(?:[\w.-]{0,94}\w)?"
 _HUB_ID = re.compile(rf"(?!.*(?:--|\.\.))(?:{_NAME}/)?{_NAME}", re.ASCII)
+# Seconds for the first answer, after which the hub counts as out of reach.
+_TIMEOUT = 20.0
 # A cache on a full or read-only disk is no fault of the hub.
 _DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES))
 
@@ -148,9 +150,9 @@ def _ask(wanted: _Wanted) -> Any:
 
     api = HfApi(library_name="neuralink", library_version=__version__)
     if wanted.kind == "dataset":
-        info: Any = api.dataset_info(wanted.id, revision=wanted.revision)
+        info: Any = api.dataset_info(wanted.id, revision=wanted.revision, timeout=_TIMEOUT)
     else:
-        info = api.model_info(wanted.id, revision=wanted.revision, files_metadata=True)
+        info = api.model_info(wanted.id, revision=wanted.revision, timeout=_TIMEOUT, files_metadata=True)
     # Anybody may know what there is, but not have its files.
     if getattr(info, "gated", False):
         api.auth_check(wanted.id, repo_type=wanted.kind)
@@ -249,12 +251,14 @@ def _cached_folder(wanted: _Wanted) -> Path | None:
                 repo_type=wanted.kind,
                 revision=wanted.revision,
                 local_files_only=True,
-                # Not all files of a model were fetched; whether they are enough shows when it is opened.
+                # Of a model only what makes the checkpoint was fetched.
                 allow_patterns=[CONFIG_FILE] if wanted.kind == "model" else None,
             )
     except LocalEntryNotFoundError:
         return None
-    return Path(folder)
+    # Others may have fetched only the tokenizer, say. A shard that is missing is named when the checkpoint is opened.
+    whole = wanted.kind == "dataset" or all(any(Path(folder).glob(name)) for name in (CONFIG_FILE, "*.safetensors"))
+    return Path(folder) if whole else None
 
 
 def _refusal(wanted: _Wanted, error: Exception) -> InputError | None:

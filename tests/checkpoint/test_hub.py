@@ -43,6 +43,10 @@ def hub_fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
 
 
+def without(files: dict[str, bytes], suffix: str) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if not name.endswith(suffix)}
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, bytes]:
     return files_of(write_checkpoint(tmp_path / "original", shards=2))
@@ -127,6 +131,13 @@ def test_an_unknown_revision_is_not_replaced_by_another(
         find_model("org/name", revision)
 
 
+@pytest.mark.parametrize("lacking", ["config.json", ".safetensors"])
+def test_a_cached_tokenizer_is_no_cached_model(hub_cache: Path, files: dict[str, bytes], lacking: str) -> None:
+    write_cached(hub_cache, "model", "org/name", without(files, lacking))
+    with pytest.raises(InputError, match="nor completely in the local cache of the Hugging Face hub"):
+        find_model("org/name")
+
+
 def test_what_is_nowhere_is_said_to_be_nowhere(hub_cache: Path) -> None:
     with pytest.raises(InputError) as caught:
         find_model("org/nmae")
@@ -183,11 +194,15 @@ def test_what_the_hub_answers_is_said_in_one_line(
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_what_the_hub_does_not_give_comes_from_the_cache_with_a_remark(
-    hub_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: str
+    hub_cache: Path,
+    files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    answer: str,
 ) -> None:
     error, what, _ = ANSWERS[answer]
     hub_fails(monkeypatch, error)
-    write_cached(hub_cache, "model", "org/name", {"config.json": b"{}"}, ref="v1")
+    write_cached(hub_cache, "model", "org/name", files, ref="v1")
     folder = write_cached(hub_cache, "dataset", "org/data", {"train.txt": b"x"}, ref="v1")
     assert find_model("org/name", "v1").origin == Origin("org/name", COMMIT)
     assert f"org/name@v1: {what}; taking commit {COMMIT} from the local cache" in caplog.messages
@@ -196,7 +211,7 @@ def test_what_the_hub_does_not_give_comes_from_the_cache_with_a_remark(
 
 
 def test_a_dataset_is_pinned_to_its_commit(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def dataset_info(_api: object, name: str, *, revision: str | None) -> Any:
+    def dataset_info(_api: object, name: str, *, revision: str | None, **_options: object) -> Any:
         assert (name, revision) == ("org/data", "v1")
         return SimpleNamespace(sha=COMMIT)
 
@@ -242,10 +257,6 @@ def test_what_is_cached_is_not_announced_as_fetched(
     with caplog.at_level(logging.INFO):
         find_model("org/name", "main")
     assert caplog.messages == [f"org/name@main: commit {COMMIT} is in the local cache"]
-
-
-def without(files: dict[str, bytes], suffix: str) -> dict[str, bytes]:
-    return {name: content for name, content in files.items() if not name.endswith(suffix)}
 
 
 UNUSABLE: dict[str, tuple[Any, type[Exception], str]] = {
