@@ -44,6 +44,7 @@ def write_synthetic_trace(
     source = TraceSource("synthetic", "0" * 64, 0, tokens // 512, tokens // 512, tokens, {})
     header = TraceHeader(
         model={"fingerprint": fingerprint, "model_type": model_type, "architecture": model_type},
+        origin=None,
         signal="gate",
         calibration=None,
         blocks=tuple(

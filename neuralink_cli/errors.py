@@ -55,3 +55,9 @@ class OutputError(NeuralinkError):
 
 class MissingDependencyError(NeuralinkError):
     """An optional package is needed and not installed."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error, or its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .:") if lines else type(error).__name__

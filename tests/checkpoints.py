@@ -224,9 +224,11 @@ def write_random_placement(model: Path, path: Path, *, seed: int = 0, threshold:
         )
         for block in blocks
     }
+    source = {"name": "text", "revision": None, "sha256": "cd" * 32, "tokens": 500}
     header = PlacementHeader(
         model=identity,
-        trace={"content_sha256": "ab" * 32, "sources": [{"name": "text", "sha256": "cd" * 32, "tokens": 500}]},
+        origin=None,
+        trace={"content_sha256": "ab" * 32, "sources": [source]},
         signal="gate",
         calibration={"active_ratio": 0.3, "tokens": 400},
         parameters={"order": "linked", "held_out": 0.2},
@@ -248,7 +250,7 @@ def write_random_trace(model: Path, path: Path, *, tokens: int = 600, seed: int 
         }
     lengths = np.array([tokens // 3, tokens - tokens // 3], dtype=np.uint32)
     source = TraceSource("text.txt", f"{seed:02x}" * 32, 0, 2, 2, tokens, {"batch_size": 8})
-    header = TraceHeader(identity, "gate", {"active_ratio": 0.3, "tokens": 400}, tuple(blocks), (source,))
+    header = TraceHeader(identity, None, "gate", {"active_ratio": 0.3, "tokens": 400}, tuple(blocks), (source,))
     bits = {}
     for block in blocks:
         group = random.integers(0, 5, block.neurons)

@@ -29,6 +29,7 @@ def write_clustered_trace(
         fired = {name: bits[:, np.lexsort((bits.sum(axis=0), bits.T @ bits[:, 1]))] for name, bits in fired.items()}
     header = TraceHeader(
         model={"fingerprint": "ab" * 32, "model_type": "opt", "architecture": "opt"},
+        origin=None,
         signal="gate",
         calibration=None,
         blocks=tuple(TraceBlock(name, neurons, 16, "relu", 0.0, {"up": 2048, "down": 2048}) for name in fired),

@@ -160,6 +160,7 @@ def tokenize_source(
     own = {
         "text_columns": None if corpus.rows.lines else list(corpus.columns),
         "split": corpus.rows.split,
+        "revision": corpus.rows.revision,
         "num_samples": corpus.options.num_samples,
         "seed": corpus.options.seed,
         "max_tokens": options.max_tokens,

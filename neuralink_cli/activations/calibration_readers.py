@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from neuralink_cli.activations.batches import TextBatch, encoder_decoder_batch, text_batch
@@ -23,12 +24,12 @@ PACKED_TASKS = ("causal-lm", "seq2seq")
 class TextReader:
     """The texts of a run: opened when it is made, tokenised when the model is there."""
 
-    def __init__(self, request: ProfileRequest, task: str) -> None:
+    def __init__(self, request: ProfileRequest, directory: Path, task: str) -> None:
         from neuralink_cli.activations.model import load_tokenizer
 
         self._request = request
         self._task = task
-        self._tokenizer = load_tokenizer(request.model, trust_remote_code=request.trust_remote_code)
+        self._tokenizer = load_tokenizer(directory, trust_remote_code=request.trust_remote_code)
         options = CorpusOptions(request.text_columns, request.split, request.num_samples, request.seed)
         self._corpora = [open_corpus(dataset, options, self._tokenizer) for dataset in request.datasets]
 
@@ -68,10 +69,10 @@ class TextReader:
 class ImageReader:
     """The images of a run: opened when it is made, prepared when the model is there."""
 
-    def __init__(self, request: ProfileRequest) -> None:
+    def __init__(self, request: ProfileRequest, directory: Path) -> None:
         require_image_options(request.packing, request.text_columns)
         self._request = request
-        self._processor = load_image_processor(request.model)
+        self._processor = load_image_processor(directory)
         self._rows = [open_images(dataset, request.split) for dataset in request.datasets]
 
     def read(self, model: Any, progress: Progress) -> CalibrationData:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuralink_cli.activations.dataset_rows import Rows, open_rows
-from neuralink_cli.activations.hf_packages import first_line
-from neuralink_cli.errors import InputError
+from neuralink_cli.errors import InputError, first_line
 
 MESSAGES = "messages"
 

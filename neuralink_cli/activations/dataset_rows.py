@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import tempfile
@@ -13,10 +12,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.activations.hf_packages import first_line, quiet_datasets, require_hf_packages
-from neuralink_cli.errors import InputError, UnsupportedError
-
-logger = logging.getLogger(__name__)
+from neuralink_cli.activations.hf_packages import quiet_datasets, require_hf_packages
+from neuralink_cli.checkpoint.hub import DatasetSource, find_dataset
+from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
 
 # What a local file ends in, the `datasets` builder that reads it, and how: nothing is guessed into another type.
 _BUILDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -35,13 +33,15 @@ class Rows:
     """The rows of a dataset, read from the start at every iteration.
 
     `name` is what the trace calls the dataset: the name of a local file without its folder, or the hub id. `lines`
-    tells that the rows are the lines of one text. `split` is None for local files, which have only one.
+    tells that the rows are the lines of one text. `split` and `revision`, the commit, are None for local files, which
+    have only one.
     """
 
     name: str
     where: str
     lines: bool
     split: str | None
+    revision: str | None
     table: Any
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
@@ -51,16 +51,17 @@ class Rows:
     def shuffled(self, seed: int) -> Rows:
         """The same rows in an order that only the seed decides (a buffer of 10,000 rows, drawn from at random)."""
         table = self.table.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-        return Rows(self.name, self.where, False, self.split, table)
+        return Rows(self.name, self.where, False, self.split, self.revision, table)
 
 
 def open_rows(dataset: str, split: str = "train") -> Rows:
     """Open a dataset: a local .txt, .json, .jsonl, .parquet or .csv file, or else the hub's `id[:config][@revision]`.
 
-    Nothing is written outside a temporary folder for local files; that a hub dataset is being fetched is logged.
+    Nothing is written outside a temporary folder for local files. Of a hub dataset it is logged where its rows come
+    from, see `find_dataset`.
 
     Raises:
-        InputError: There is no such file or dataset, or it cannot be read.
+        InputError: There is no such file, dataset, config or split, or it cannot be read.
         UnsupportedError: A local file of another type.
         MissingDependencyError: `datasets` is not installed.
     """
@@ -88,7 +89,7 @@ def _open_file(path: Path) -> Rows:
     table = streamed_table(builder, str(path), escape(str(path.absolute())), **options)
     # A name of bytes that are no UTF-8 could not be written into the trace.
     name = os.fsencode(path.name).decode(errors="replace")
-    return Rows(name, str(path), builder == "text", None, table)
+    return Rows(name, str(path), builder == "text", None, None, table)
 
 
 def streamed_table(builder: str, where: str, pattern: str, **options: Any) -> Any:
@@ -107,10 +108,42 @@ def streamed_table(builder: str, where: str, pattern: str, **options: Any) -> An
 def _open_hub(dataset: str, hub_id: str, config: str | None, revision: str | None, split: str) -> Rows:
     from datasets import load_dataset
 
-    logger.warning("%s is no local file: streaming the dataset of that id from the Hugging Face hub", dataset)
-    with _explained(dataset):
-        table = load_dataset(hub_id, config, revision=revision, split=split, streaming=True)
-    return Rows(dataset, dataset, False, split, table)
+    source = find_dataset(hub_id, revision)
+    # A cache of its own: from the usual one the library would serve any revision, if it could not have this one.
+    with _explained(dataset), tempfile.TemporaryDirectory() as cache:
+        try:
+            table = load_dataset(
+                source.location, config, revision=source.revision, split=split, streaming=True, cache_dir=cache
+            )
+        except FileNotFoundError as error:
+            if source.location == hub_id:
+                raise
+            raise InputError(
+                "is only partly in the local cache of the Hugging Face hub",
+                where=dataset,
+                fix=f"run `hf download --repo-type dataset {hub_id} --revision {source.revision}` with a connection",
+            ) from error
+        except ValueError:
+            _explain_choice(dataset, source, config, split)
+            raise
+    return Rows(dataset, dataset, False, split, source.revision, table)
+
+
+def _explain_choice(dataset: str, source: DatasetSource, config: str | None, split: str) -> None:
+    """Say which configs or splits there are, if the one asked for is not among them."""
+    from datasets import get_dataset_config_names, get_dataset_default_config_name, get_dataset_split_names
+
+    configs = get_dataset_config_names(source.location, revision=source.revision)
+    if config is None:
+        config = get_dataset_default_config_name(source.location, revision=source.revision)
+    if config not in configs:
+        wrong = "several configs" if config is None else f"no config {config!r}"
+        raise InputError(f"has {wrong}, there are {', '.join(configs)}", where=dataset, fix="name one as NAME:CONFIG")
+    splits = get_dataset_split_names(source.location, config, revision=source.revision)
+    if split not in splits:
+        raise InputError(
+            f"has no split {split!r}, there are {', '.join(splits)}", where=dataset, fix="name one with --split"
+        )
 
 
 @contextlib.contextmanager
@@ -119,6 +152,8 @@ def _explained(where: str) -> Iterator[None]:
     try:
         with quiet_datasets():
             yield
+    except NeuralinkError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(f"is not UTF-8 text (byte {error.object[error.start]:#04x})", where=where) from None
     except Exception as error:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 
+from neuralink_cli.checkpoint.hub import quiet_hub
 from neuralink_cli.errors import MissingDependencyError
 
 
@@ -43,18 +44,13 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Silence datasets within the block: its errors are raised as well, and once is enough."""
+    """Silence datasets, and the hub library below it, within the block: its errors are raised, and once is enough."""
     from datasets.utils import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
-        yield
+        with quiet_hub():
+            yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a foreign error, or its class if it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from neuralink_cli.activations.batches import ModelBatch, image_batch
 from neuralink_cli.activations.calibration_data import Source
 from neuralink_cli.activations.dataset_rows import Rows, open_rows, streamed_table
-from neuralink_cli.activations.hf_packages import first_line, require_hf_packages
-from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.activations.hf_packages import require_hf_packages
+from neuralink_cli.errors import InputError, OptionError, first_line
 
 Pixels = npt.NDArray[np.float32]
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
@@ -55,7 +55,7 @@ def open_images(dataset: str, split: str) -> Rows:
     if not path.exists():
         raise InputError("no such file", where=dataset)
     pattern = f"{escape(str(path.absolute()))}/**" if path.is_dir() else escape(str(path.absolute()))
-    return Rows(path.absolute().name, dataset, False, None, streamed_table("imagefolder", dataset, pattern))
+    return Rows(path.absolute().name, dataset, False, None, None, streamed_table("imagefolder", dataset, pattern))
 
 
 class ImageSource(Source):
@@ -94,7 +94,13 @@ def prepare_images(
     Raises:
         InputError: A row without an image, or no rows.
     """
-    own = {"split": rows.split, "num_samples": num_samples, "seed": seed, "max_tokens": max_tokens}
+    own = {
+        "split": rows.split,
+        "revision": rows.revision,
+        "num_samples": num_samples,
+        "seed": seed,
+        "max_tokens": max_tokens,
+    }
     chosen = rows if seed is None else rows.shuffled(seed)
     digest, images, tokens, shape = hashlib.sha256(), 0, 0, (0, 0, 0)
     file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115

@@ -49,12 +49,12 @@ def merge_traces(
         for trace in traces:
             trace.check_content()
         first = traces[0].info
-        header = TraceHeader(
-            first.model,
-            first.signal,
-            first.calibration,
-            tuple(_joined_block(traces, index) for index in range(len(first.blocks))),
-            _join(s for t in traces for s in t.info.sources),
+        header = replace(
+            first,
+            # The same checkpoint, whether from the hub or from a local copy.
+            origin=next((trace.info.origin for trace in traces if trace.info.origin is not None), None),
+            blocks=tuple(_joined_block(traces, index) for index in range(len(first.blocks))),
+            sources=_join(source for trace in traces for source in trace.info.sources),
         )
         index_of = {block.id: index for index, block in enumerate(first.blocks)}
         write_trace(

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from neuralink_cli.activations.hf_packages import first_line
 from neuralink_cli.activations.model_class import activate_up_projections, model_class, stand_in_config
 from neuralink_cli.checkpoint.architecture import Architecture
-from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError
+from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError, first_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

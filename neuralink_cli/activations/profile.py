@@ -29,6 +29,8 @@ from neuralink_cli.checkpoint.block_search import find_blocks
 from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.durable import require_free, require_space
+from neuralink_cli.checkpoint.hub import find_model
+from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.progress import Progress
 
@@ -48,6 +50,8 @@ def no_progress(_stage: str, _total: int | None, _unit: str) -> Iterator[Callabl
 class Subject:
     """The model that is profiled, as its checkpoint describes it; `shapes` are those of all tensors."""
 
+    directory: Path
+    origin: Origin | None
     identity: Mapping[str, str]
     architecture: Architecture
     blocks: tuple[FFNBlock, ...]
@@ -88,15 +92,22 @@ def profile(request: ProfileRequest, progress: Progress = no_progress) -> Profil
 
 
 def _read_subject(request: ProfileRequest) -> Subject:
-    with Checkpoint(request.model) as checkpoint:
-        architecture = choose_architecture(checkpoint.model_type, request.model, request.architecture_file)
+    source = find_model(request.model, request.revision)
+    with Checkpoint(source.directory, source.origin) as checkpoint:
+        architecture = choose_architecture(checkpoint.model_type, checkpoint.directory, request.architecture_file)
         identity = {
             "fingerprint": checkpoint.fingerprint,
             "model_type": checkpoint.model_type,
             "architecture": architecture.name,
         }
-        shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items()}
-        return Subject(identity, architecture, find_blocks(checkpoint, architecture), shapes)
+        return Subject(
+            directory=checkpoint.directory,
+            origin=checkpoint.origin,
+            identity=identity,
+            architecture=architecture,
+            blocks=find_blocks(checkpoint, architecture),
+            shapes={name: place.entry.shape for name, place in checkpoint.tensors.items()},
+        )
 
 
 def _known_thresholds(request: ProfileRequest, subject: Subject) -> Thresholds | None:
@@ -109,7 +120,7 @@ def _known_thresholds(request: ProfileRequest, subject: Subject) -> Thresholds |
         if block.activation not in EXACT_AT_ZERO:
             raise OptionError(
                 f"activation {block.activation!r} is hardly ever exactly zero, so every neuron would count as firing",
-                where=request.model,
+                where=subject.directory,
                 fix="pass --active-ratio 0.3, or --thresholds-from TRACE",
             )
     return Thresholds((0.0,) * len(subject.blocks), None)
@@ -138,10 +149,11 @@ def _prepare(request: ProfileRequest, subject: Subject, progress: Progress) -> t
     from neuralink_cli.activations.recorder import HookedModel
 
     images = subject.architecture.task == "image-encoder"
-    reader = ImageReader(request) if images else TextReader(request, subject.architecture.task)
+    directory, task = subject.directory, subject.architecture.task
+    reader = ImageReader(request, directory) if images else TextReader(request, directory, task)
     with progress("loading the model", None, "B"):
         model = load_model(
-            request.model,
+            subject.directory,
             subject.architecture,
             device=request.device,
             dtype=request.dtype,
@@ -177,7 +189,14 @@ def _record(
     blocks = tuple(
         trace_block(block, threshold) for block, threshold in zip(subject.blocks, thresholds.values, strict=True)
     )
-    header = TraceHeader(subject.identity, request.signal, thresholds.calibration, blocks, data.trace_sources(batches))
+    header = TraceHeader(
+        model=subject.identity,
+        origin=subject.origin,
+        signal=request.signal,
+        calibration=thresholds.calibration,
+        blocks=blocks,
+        sources=data.trace_sources(batches),
+    )
     row_bytes = [block.row_bytes for block in blocks]
     # Once in the spool and once in the trace.
     require_space(request.output, 2 * header.tokens * sum(row_bytes))
@@ -213,6 +232,7 @@ def _summarize(header: TraceHeader, active: Sequence[int], digest: str) -> Profi
 
     return ProfileSummary(
         content_sha256=digest,
+        origin=header.origin,
         tokens=header.tokens,
         signal=header.signal,
         calibration=header.calibration,

@@ -14,10 +14,9 @@ import torch
 from neuralink_cli.activations.batches import ModelBatch
 from neuralink_cli.activations.experts import experts_seen
 from neuralink_cli.activations.firing import FiringRule, magnitude_counts, pack_bits
-from neuralink_cli.activations.hf_packages import first_line
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import MagnitudeHistogram
-from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.errors import InputError, UnsupportedError, first_line
 
 Advance = Callable[[int], object]
 # An expert that saw fewer tokens has too few values for a threshold of its own.

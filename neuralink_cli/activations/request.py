@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import OptionError
 
 SIGNALS = ("gate", "intermediate")
@@ -20,10 +21,11 @@ class ProfileRequest:
     None stands for a default that depends on the input: `packing` for causal language models only, sequences of 512
     tokens or what the model has positions for; for the others it means without limit. `num_samples` and `max_tokens`
     hold for every dataset. `part` (i, n) runs the i-th of n contiguous parts of all batches. `architecture_file`
-    describes a model type that is not built in.
+    describes a model type that is not built in. A `model` that is a string may be a hub id, of which `revision` is a
+    branch, tag or commit, see `find_model`.
     """
 
-    model: Path
+    model: str | Path
     output: Path
     datasets: tuple[str, ...]
     signal: str = "gate"
@@ -42,6 +44,7 @@ class ProfileRequest:
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
+    revision: str | None = None
     architecture_file: Path | None = None
     overwrite: bool = False
 
@@ -71,6 +74,7 @@ class ProfileSummary:
     """What a profiling run recorded; `calibration` is that of the trace."""
 
     content_sha256: str
+    origin: Origin | None
     tokens: int
     signal: str
     calibration: Mapping[str, Any] | None

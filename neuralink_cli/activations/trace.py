@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.checkpoint.blocks import FFNBlock
+from neuralink_cli.checkpoint.origin import Origin, parse_origin
 from neuralink_cli.checkpoint.stage_file import StageFile, StreamedTensor, array_tensor, write_stage_file
 from neuralink_cli.errors import InputError
 
@@ -61,9 +62,13 @@ class TraceSource:
 
 @dataclass(frozen=True)
 class TraceHeader:
-    """Everything a trace says beside its bits."""
+    """Everything a trace says beside its bits.
+
+    `model` identifies the checkpoint; `origin` only says where it came from.
+    """
 
     model: Mapping[str, str]
+    origin: Origin | None
     signal: str
     calibration: Mapping[str, Any] | None
     blocks: tuple[TraceBlock, ...]
@@ -205,6 +210,7 @@ def _parse(document: Mapping[str, Any]) -> TraceHeader:
     blocks: Sequence[Mapping[str, Any]] = document["blocks"]
     return TraceHeader(
         model=document["model"],
+        origin=parse_origin(document["origin"]),
         signal=document["signal"],
         calibration=document["calibration"],
         blocks=tuple(TraceBlock(**block) for block in blocks),

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from neuralink_cli.checkpoint.header import TensorEntry
 from neuralink_cli.checkpoint.json_text import canonical, read_object
+from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.checkpoint.tensor_file import TensorFile
 from neuralink_cli.errors import InputError, UnsupportedError
 
+CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 FLASH_INDEX = "model.flash.json"
+_WEIGHT_SUFFIXES = frozenset(
+    (
+        *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"),
+        *(".onnx", ".onnx_data", ".gguf", ".ot", ".pkl", ".tflite"),
+    )
+)
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
 _SAMPLE_BYTES = 4096
 _SAMPLES = 4
@@ -35,15 +43,18 @@ class TensorPlace:
 class Checkpoint:
     """An open checkpoint. Use as a context manager; reads may come from any number of threads.
 
+    Args:
+        origin: Where the directory came from, if it is not simply a local one.
+
     Raises:
         InputError: Not a checkpoint directory, or a malformed one.
         UnsupportedError: Pickled or quantised weights, or a flash layout.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, origin: Origin | None = None) -> None:
         self.directory = directory
-        self.config = _read_config(directory)
-        _refuse_quantised(self.config, directory)
+        self.origin = origin
+        self.config = read_config(directory)
         self._stack = ExitStack()
         self.files: tuple[TensorFile, ...] = ()
         self._places: dict[str, TensorPlace] = {}
@@ -127,9 +138,19 @@ class Checkpoint:
             self._places[entry.name] = TensorPlace(file, entry)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The config of a checkpoint, checked as far as it alone decides whether the checkpoint can be used.
+
+    Raises:
+        InputError: Not a checkpoint directory, or a malformed config.
+        UnsupportedError: Quantised weights, or a flash layout.
+    """
     if not directory.exists():
-        raise InputError("no such directory", where=directory, fix="MODEL is a local HuggingFace checkpoint directory")
+        raise InputError(
+            "no such directory",
+            where=directory,
+            fix="MODEL is a local HuggingFace checkpoint directory, or a hub id like org/name",
+        )
     if not directory.is_dir():
         raise InputError("is a file", where=directory, fix="MODEL is the directory that holds config.json")
     if (directory / FLASH_INDEX).is_file():
@@ -138,12 +159,56 @@ def _read_config(directory: Path) -> dict[str, Any]:
             where=directory,
             fix="get the checkpoint back with `neuralink restore`",
         )
-    if not (directory / "config.json").is_file():
-        raise InputError("has no config.json, so it is not a HuggingFace checkpoint", where=directory)
-    config = read_object(directory / "config.json")
+    if not (directory / CONFIG_FILE).is_file():
+        raise InputError(f"has no {CONFIG_FILE}, so it is not a HuggingFace checkpoint", where=directory)
+    config = read_object(directory / CONFIG_FILE)
     if not isinstance(config.get("model_type"), str):
-        raise InputError("has no model_type", where=directory / "config.json")
+        raise InputError("has no model_type", where=directory / CONFIG_FILE)
+    _refuse_quantised(config, directory)
     return config
+
+
+def is_small_file(name: str) -> bool:
+    """Whether a file beside the weights belongs to the checkpoint, as tokenizer and config do.
+
+    Weights in any form, their indexes and hidden files do not.
+    """
+    return not name.startswith(".") and not name.endswith(".index.json") and Path(name).suffix not in _WEIGHT_SUFFIXES
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """The shard of every tensor, from the index of a sharded checkpoint; whether the shards are there is not looked at.
+
+    Raises:
+        InputError: It is malformed, or names a shard that is not a plain file name.
+    """
+    weight_map = read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError("has no weight_map", where=path)
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_shard_name(shard):
+            raise InputError(f"shard name {shard!r} of tensor {tensor!r} is not a plain *.safetensors name", where=path)
+    return weight_map
+
+
+def refuse_without_weights(names: Collection[str], where: str | Path) -> NoReturn:
+    """Say what is wrong with a checkpoint that has neither a weight file nor an index of shards.
+
+    Args:
+        names: The files that it does have.
+
+    Raises:
+        UnsupportedError: It has pickled weights instead.
+        InputError: It has none.
+    """
+    for name in _PICKLES:
+        if name in names:
+            raise UnsupportedError(
+                f"has only pickled weights ({name}), which can run code when loaded and are never opened",
+                where=where,
+                fix="convert them to safetensors, for example with `save_pretrained` of transformers",
+            )
+    raise InputError(f"has neither {SINGLE_FILE} nor {SHARD_INDEX}", where=where)
 
 
 def _refuse_quantised(config: dict[str, Any], directory: Path) -> None:
@@ -162,30 +227,13 @@ def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
     if (directory / SINGLE_FILE).exists():
         return [SINGLE_FILE], {}
     if (directory / SHARD_INDEX).exists():
-        listed = _read_weight_map(directory)
-        return sorted(set(listed.values())), listed
-    for name in _PICKLES:
-        if (directory / name).exists():
-            raise UnsupportedError(
-                f"has only pickled weights ({name}), which can run code when loaded and are never opened",
-                where=directory,
-                fix="convert them to safetensors, for example with `save_pretrained` of transformers",
-            )
-    raise InputError(f"has neither {SINGLE_FILE} nor {SHARD_INDEX}", where=directory)
-
-
-def _read_weight_map(directory: Path) -> dict[str, str]:
-    path = directory / SHARD_INDEX
-    weight_map = read_object(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError("has no weight_map", where=path)
-    for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_shard_name(shard):
-            raise InputError(f"shard name {shard!r} of tensor {tensor!r} is not a plain *.safetensors name", where=path)
-    for shard in sorted(set(weight_map.values())):
-        if not (directory / shard).exists():
-            raise InputError(f"shard {shard} is missing", where=directory, fix="download the checkpoint completely")
-    return weight_map
+        listed = read_weight_map(directory / SHARD_INDEX)
+        shards = sorted(set(listed.values()))
+        for shard in shards:
+            if not (directory / shard).exists():
+                raise InputError(f"shard {shard} is missing", where=directory, fix="download the checkpoint completely")
+        return shards, listed
+    refuse_without_weights({child.name for child in directory.iterdir()}, directory)
 
 
 def _is_shard_name(name: str) -> bool:

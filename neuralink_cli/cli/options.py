@@ -14,7 +14,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
 
-model_argument = click.argument("model", type=PATH)
+# A string: a directory and a hub id are told apart by looking, and a path would lose how it was written.
+model_argument = click.argument("model")
+
+revision_option = click.option(
+    "--revision", metavar="REVISION", help="Branch, tag or commit of a hub MODEL.  [default: main]"
+)
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 

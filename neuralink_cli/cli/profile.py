@@ -15,6 +15,7 @@ from neuralink_cli.cli.options import (
     output_option,
     overwrite_option,
     reporting_options,
+    revision_option,
 )
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
 
@@ -47,9 +48,13 @@ Examples:
   neuralink profile MODEL --dataset alpaca.json --text-column instruction \\
       --text-column input --text-column output --active-ratio 0.3 \\
       -o model.trace.safetensors
+  neuralink profile Qwen/Qwen2.5-0.5B --revision main --active-ratio 0.3 \\
+      --dataset Salesforce/wikitext:wikitext-2-raw-v1@main \\
+      -o model.trace.safetensors
 """,
 )
 @model_argument
+@revision_option
 @click.option(
     "--dataset",
     "datasets",
@@ -148,7 +153,7 @@ Examples:
 @overwrite_option
 @reporting_options
 def command(
-    model: Path,
+    model: str,
     output: Path,
     datasets: tuple[str, ...],
     num_samples: int,
@@ -158,8 +163,8 @@ def command(
 ) -> None:
     """Record which FFN neurons fire on calibration data.
 
-    MODEL, a local HuggingFace checkpoint directory, is run over the data, and every neuron noted token by token.
-    Padding is left out of the trace, nothing else is.
+    MODEL is run over the data, and every neuron noted token by token. Padding is left out of the trace, nothing else
+    is. MODEL is a local HuggingFace checkpoint directory, or else a model of the hub, which is fetched into its cache.
     """
     from neuralink_cli.activations.profile import profile
     from neuralink_cli.activations.request import ProfileRequest

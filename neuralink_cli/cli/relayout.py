@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from neuralink_cli.cli.options import (
     output_option,
     overwrite_option,
     reporting_options,
+    revision_option,
 )
 from neuralink_cli.cli.output import human_bytes, print_json, print_table, progress_bar
 
@@ -30,6 +32,7 @@ Examples:
 """,
 )
 @model_argument
+@revision_option
 @click.option("--placement", "placement_path", required=True, type=PATH, metavar="PLACEMENT", help="From `cluster`.")
 @output_option("DIR", "Directory to write.")
 @click.option(
@@ -59,7 +62,8 @@ Examples:
 @overwrite_option
 @reporting_options
 def command(
-    model: Path,
+    model: str,
+    revision: str | None,
     placement_path: Path,
     output: Path,
     layout: str,
@@ -72,24 +76,30 @@ def command(
 ) -> None:
     """Write a checkpoint in the order of a placement.
 
-    The bytes of MODEL are moved, never decoded. The output is complete or not there.
+    The bytes of MODEL, a directory or hub id as for `profile`, are moved, never decoded. The output is complete or not
+    there.
     """
     from neuralink_cli.checkpoint.architecture import choose_architecture
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
+    from neuralink_cli.checkpoint.hub import find_model
     from neuralink_cli.flash.relayout import RelayoutOptions, check_output, plan_relayout, write_layout
     from neuralink_cli.placement.placement import Placement
 
     options = RelayoutOptions(layout=layout, resident=resident, alignment=alignment)
-    with Checkpoint(model) as checkpoint, Placement(placement_path) as placement:
-        architecture = choose_architecture(checkpoint.model_type, model, architecture_file)
-        plan = plan_relayout(checkpoint, architecture, placement, options)
-        check_output(plan, output, overwrite)
-        if not dry_run:
-            with progress_bar("relayout", plan.weight_bytes, "B") as advance:
-                write_layout(plan, checkpoint, placement, output, overwrite=overwrite, progress=advance)
+    with Placement(placement_path) as placement:
+        # Only now: a model may take long to fetch.
+        source = find_model(model, revision)
+        with Checkpoint(source.directory, source.origin) as checkpoint:
+            architecture = choose_architecture(checkpoint.model_type, source.directory, architecture_file)
+            plan = plan_relayout(checkpoint, architecture, placement, options)
+            check_output(plan, output, overwrite)
+            if not dry_run:
+                with progress_bar("relayout", plan.weight_bytes, "B") as advance:
+                    write_layout(plan, checkpoint, placement, output, overwrite=overwrite, progress=advance)
     summary = {
         "output": str(output),
         "written": not dry_run,
+        "origin": None if source.origin is None else asdict(source.origin),
         "layout": layout,
         "resident": resident,
         "alignment": alignment,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from neuralink_cli.cli.options import PATH, architecture_option, reporting_options
+from neuralink_cli.cli.options import PATH, architecture_option, reporting_options, revision_option
 from neuralink_cli.cli.output import human_bytes, print_json, remark
 from neuralink_cli.cli.text_file import read_text
 from neuralink_cli.errors import OptionError, VerificationError
@@ -79,10 +79,10 @@ Examples:
 )
 @click.option(
     "--compare",
-    type=PATH,
     metavar="MODEL",
     help="Also run the dense checkpoint; exit code 1 if it gives other tokens, the neurons that do not fire left out.",
 )
+@revision_option
 @click.option("--perplexity", "text_file", type=PATH, metavar="FILE", help="Also measure perplexity on this text.")
 @click.option(
     "--perplexity-tokens",
@@ -107,7 +107,8 @@ def command(
     direct: bool | None,
     queue_depth: int,
     dtype: str,
-    compare: Path | None,
+    compare: str | None,
+    revision: str | None,
     text_file: Path | None,
     perplexity_tokens: int,
     architecture_file: Path | None,
@@ -142,6 +143,7 @@ def command(
         temperature=temperature,
         seed=seed,
         compare=compare,
+        compare_revision=revision,
         perplexity_text=None if text_file is None else read_text(text_file),
         perplexity_tokens=perplexity_tokens,
         architecture_file=architecture_file,

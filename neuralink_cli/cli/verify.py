@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, architecture_option, model_argument, reporting_options
+from neuralink_cli.cli.options import PATH, architecture_option, model_argument, reporting_options, revision_option
 from neuralink_cli.cli.output import human_bytes, print_json, progress_bar
 from neuralink_cli.cli.text_file import read_text
 from neuralink_cli.errors import OptionError, VerificationError
@@ -31,6 +31,7 @@ Examples:
 """,
 )
 @model_argument
+@revision_option
 @click.argument("layout_directory", metavar="LAYOUT", type=PATH)
 @click.option("--quick", is_flag=True, help="Structure, permutations and small digests only; reads no weights.")
 @click.option("--forward", is_flag=True, help="Also run both models with transformers and compare what they compute.")
@@ -48,7 +49,8 @@ Examples:
 @architecture_option
 @reporting_options
 def command(
-    model: Path,
+    model: str,
+    revision: str | None,
     layout_directory: Path,
     quick: bool,
     forward: bool,
@@ -60,18 +62,24 @@ def command(
 ) -> None:
     """Prove that a layout holds its checkpoint.
 
-    Exit code 1 means that LAYOUT does not hold MODEL. By default every byte is checked: the digests of the files, and
-    each tensor of MODEL against what the layout gives back. The first difference is named with its tensor and neuron.
+    MODEL is a directory or hub id as for `profile`. Exit code 1 means that LAYOUT does not hold MODEL. By default every
+    byte is checked: the digests of the files, and each tensor of MODEL against what the layout gives back. The first
+    difference is named with its tensor and neuron.
     """
     if quick and forward:
         raise OptionError("--quick reads no weights, so it does not go with --forward")
+    from neuralink_cli.checkpoint.hub import find_model
+
+    directory = find_model(model, revision).directory
     comparison = None
     if forward:
-        comparison = _prepare_comparison(model, text_file, architecture_file, trust_remote_code)
+        comparison = _prepare_comparison(directory, text_file, architecture_file, trust_remote_code)
     try:
-        document = _verify(model, layout_directory, quick=quick)
+        document = _verify(directory, layout_directory, quick=quick)
         if comparison is not None:
-            document["forward"] = _compare_outputs(model, layout_directory, comparison, tolerance, trust_remote_code)
+            document["forward"] = _compare_outputs(
+                directory, layout_directory, comparison, tolerance, trust_remote_code
+            )
     except VerificationError as error:
         if as_json:
             print_json({"verified": False, "problem": str(error)})

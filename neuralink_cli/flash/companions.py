@@ -8,14 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX, SHARD_INDEX
+from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX, SHARD_INDEX, is_small_file
 from neuralink_cli.checkpoint.durable import sync_file
 from neuralink_cli.errors import VerificationError
 from neuralink_cli.flash.plan import MODEL_CARD
 
-_WEIGHT_SUFFIXES = frozenset(
-    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".pkl")
-)
 _OWN_FILES = frozenset((SHARD_INDEX, FLASH_INDEX, "model.permuted.json", MODEL_CARD))
 
 
@@ -24,11 +21,7 @@ def companion_files(directory: Path) -> list[str]:
     return sorted(
         child.name
         for child in directory.iterdir()
-        if child.is_file()
-        and not child.name.startswith(".")
-        and child.suffix not in _WEIGHT_SUFFIXES
-        and not child.name.endswith(".index.json")
-        and child.name not in _OWN_FILES
+        if child.is_file() and is_small_file(child.name) and child.name not in _OWN_FILES
     )
 
 

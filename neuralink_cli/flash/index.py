@@ -12,6 +12,7 @@ from neuralink_cli import __version__
 from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX
 from neuralink_cli.checkpoint.durable import sync_file
 from neuralink_cli.checkpoint.json_text import canonical, read_object, readable
+from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.checkpoint.regions import Region
 from neuralink_cli.checkpoint.schema import check_document
 from neuralink_cli.errors import InputError, VerificationError
@@ -56,8 +57,9 @@ def flash_document(
     sha256: str,
     digests: Mapping[str, str],
     companions: Sequence[Mapping[str, Any]],
+    origin: Origin | None,
 ) -> dict[str, Any]:
-    """The index of a bundled layout; `companions` as `describe_companions` gives them."""
+    """The index of a bundled layout; `companions` as `describe_companions` gives them, `origin` of the checkpoint."""
     return {
         "format": "neuralink-flash",
         "version": FORMAT_VERSION,
@@ -66,7 +68,7 @@ def flash_document(
         "resident": plan.resident,
         "alignment": plan.alignment,
         "file": {"name": FLASH_FILE, "bytes": plan.file_bytes, "sha256": sha256},
-        **_common(placement),
+        **_common(placement, origin),
         "blocks": [asdict(block) for block in plan.blocks],
         "sources": [asdict(source) for source in plan.sources],
         "digests": dict(digests),
@@ -80,6 +82,7 @@ def permuted_document(
     files: Sequence[Mapping[str, Any]],
     verbatim: Sequence[str],
     companions: Sequence[Mapping[str, Any]],
+    origin: Origin | None,
 ) -> dict[str, Any]:
     """The index of a permuted layout.
 
@@ -98,7 +101,7 @@ def permuted_document(
         "layout": "permuted",
         "files": list(files),
         "placement": PERMUTED_PLACEMENT,
-        **_common(placement),
+        **_common(placement, origin),
         "blocks": [
             {
                 "id": block.id,
@@ -158,10 +161,11 @@ def is_layout(directory: Path) -> bool:
     return (directory / FLASH_INDEX).is_file() or (directory / PERMUTED_INDEX).is_file()
 
 
-def _common(placement: Placement) -> dict[str, Any]:
+def _common(placement: Placement, origin: Origin | None) -> dict[str, Any]:
     info = placement.info
     return {
         "model": dict(info.model),
+        "origin": None if origin is None else asdict(origin),
         "signal": info.signal,
         "calibration": info.calibration,
         "provenance": {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from neuralink_cli import __version__
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.flash.plan import MODEL_CARD
 from neuralink_cli.placement.gain import Gain, layer_gains, source_gains, total_gain
 from neuralink_cli.placement.placement import Placement
@@ -22,20 +24,20 @@ _WHAT = {
 }
 
 
-def model_card(source: Path, layout: str, placement: Placement) -> str:
-    """The text of the card for a layout of the checkpoint in `source`."""
-    original = source / MODEL_CARD
+def model_card(checkpoint: Checkpoint, layout: str, placement: Placement) -> str:
+    """The text of the card for a layout of a checkpoint."""
+    original = checkpoint.directory / MODEL_CARD
     kept = original.read_text(encoding="utf-8", errors="replace").rstrip("\n") + "\n\n" if original.is_file() else ""
     info = placement.info
-    datasets = ", ".join(f"{entry['name']} ({entry['tokens']:,} tokens)" for entry in info.trace["sources"])
+    origin = "" if checkpoint.origin is None else f", `{checkpoint.origin.id}` at commit `{checkpoint.origin.revision}`"
     lines = [
         "## Neuron order",
         "",
         f"Written by neuralink {__version__} (`--layout {layout}`).",
         _WHAT[layout],
         "",
-        f"- Calibrated on: {datasets}",
-        f"- Source model: `{info.model['model_type']}`, fingerprint `{info.model['fingerprint']}`",
+        f"- Calibrated on: {', '.join(map(_dataset, info.trace['sources']))}",
+        f"- Source model: `{info.model['model_type']}`{origin}, fingerprint `{info.model['fingerprint']}`",
         f"- Placement: `{placement.content_sha256}`",
         "",
         "On held-out tokens: reads per token / neurons per read, both without access collapse or cache, and the gain,",
@@ -44,6 +46,11 @@ def model_card(source: Path, layout: str, placement: Placement) -> str:
         *table_rows([*layer_gains(info), *source_gains(info), total_gain(info)]),
     ]
     return kept + "\n".join(lines) + "\n"
+
+
+def _dataset(source: Mapping[str, Any]) -> str:
+    commit = "" if source["revision"] is None else f" at commit `{source['revision']}`"
+    return f"{source['name']}{commit} ({source['tokens']:,} tokens)"
 
 
 def table_rows(gains: list[Gain]) -> list[str]:

@@ -158,7 +158,8 @@ def write_layout(
             digests = small_digests(plan.bundled, checkpoint, placement)
             companions = describe_companions(directory, plan.companions)
             _write_card(directory, checkpoint, placement, "bundled")
-            write_index(directory / FLASH_INDEX, flash_document(plan.bundled, placement, sha256, digests, companions))
+            document = flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin)
+            write_index(directory / FLASH_INDEX, document)
         else:
             _write_permuted_layout(plan, checkpoint, placement, directory, progress)
 
@@ -212,10 +213,11 @@ def _write_permuted_layout(
         {"name": file.path.name, "bytes": file.size, "sha256": digests[file.path.name]} for file in checkpoint.files
     ]
     companions = describe_companions(directory, beside)
-    write_index(directory / PERMUTED_INDEX, permuted_document(moved, placement, files, verbatim, companions))
+    document = permuted_document(moved, placement, files, verbatim, companions, checkpoint.origin)
+    write_index(directory / PERMUTED_INDEX, document)
 
 
 def _write_card(directory: Path, checkpoint: Checkpoint, placement: Placement, layout: str) -> None:
     card = directory / MODEL_CARD
-    card.write_text(model_card(checkpoint.directory, layout, placement), encoding="utf-8")
+    card.write_text(model_card(checkpoint, layout, placement), encoding="utf-8")
     sync_file(card)

@@ -125,9 +125,18 @@ def _bundle_bytes(block: TraceBlock, options: ClusterOptions) -> int:
 
 def _header(trace: Trace, ordered: list[OrderedBlock], options: ClusterOptions) -> PlacementHeader:
     info = trace.info
-    sources = [{"name": source.name, "sha256": source.sha256, "tokens": source.tokens} for source in info.sources]
+    sources = [
+        {
+            "name": source.name,
+            "revision": source.parameters.get("revision"),
+            "sha256": source.sha256,
+            "tokens": source.tokens,
+        }
+        for source in info.sources
+    ]
     return PlacementHeader(
         model=info.model,
+        origin=info.origin,
         trace={"content_sha256": trace.content_sha256, "sources": sources},
         signal=info.signal,
         calibration=info.calibration,

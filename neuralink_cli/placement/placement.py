@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.checkpoint.origin import Origin, parse_origin
 from neuralink_cli.checkpoint.stage_file import StageFile, array_tensor, write_stage_file
 from neuralink_cli.errors import InputError
 
@@ -74,6 +75,7 @@ class PlacementHeader:
     """Everything a placement says beside its arrays."""
 
     model: Mapping[str, str]
+    origin: Origin | None
     trace: Mapping[str, Any]
     signal: str
     calibration: Mapping[str, Any] | None
@@ -162,7 +164,8 @@ def _parse(document: Mapping[str, Any]) -> PlacementHeader:
         for block in document["blocks"]
     )
     keys = ("model", "trace", "signal", "calibration", "parameters")
-    return PlacementHeader(**{key: document[key] for key in keys}, blocks=blocks)
+    origin = parse_origin(document["origin"])
+    return PlacementHeader(**{key: document[key] for key in keys}, origin=origin, blocks=blocks)
 
 
 def _parse_held_out(part: Mapping[str, Any]) -> HeldOutReads:

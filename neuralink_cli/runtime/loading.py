@@ -8,10 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from neuralink_cli.activations.hf_packages import first_line, quiet_transformers, require_hf_packages
+from neuralink_cli.activations.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.checkpoint.architecture import Architecture, choose_architecture
 from neuralink_cli.checkpoint.blocks import BlockPart
-from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError
+from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
 from neuralink_cli.flash.budget import parse_budget
 from neuralink_cli.flash.bundled_layout import BundledLayout
 from neuralink_cli.flash.layouts import open_layout

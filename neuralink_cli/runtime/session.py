@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neuralink_cli.activations.hf_packages import require_hf_packages
 from neuralink_cli.checkpoint.architecture import Architecture, choose_architecture
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import InputError, MismatchError, OptionError, UnsupportedError
 from neuralink_cli.flash.layouts import open_layout
 from neuralink_cli.flash.plan import FlashBlock
@@ -33,7 +34,8 @@ class RunRequest:
 
     Attributes:
         prompt: Text to go on from; None to generate nothing.
-        compare: The checkpoint that the layout was made of.
+        compare: The checkpoint that the layout was made of; a string may be a hub id, see `find_model`.
+        compare_revision: Branch, tag or commit of a hub model to compare with.
         perplexity_text: Text to measure perplexity on, its first `perplexity_tokens` tokens; None not to.
     """
 
@@ -43,7 +45,8 @@ class RunRequest:
     max_new_tokens: int = 64
     temperature: float = 0.0
     seed: int = 0
-    compare: Path | None = None
+    compare: str | Path | None = None
+    compare_revision: str | None = None
     perplexity_text: str | None = None
     perplexity_tokens: int = 4096
     architecture_file: Path | None = None
@@ -109,6 +112,7 @@ class _Subject:
     architecture: Architecture
     blocks: Sequence[FlashBlock]
     exact: bool
+    dense: Path | None
 
 
 def run_layout(request: RunRequest) -> RunReport:
@@ -116,12 +120,14 @@ def run_layout(request: RunRequest) -> RunReport:
 
     Raises:
         OptionError: Nothing to do, or options that do not go together or with this layout.
-        InputError, VerificationError, UnsupportedError: The layout or the text cannot be used.
+        InputError, VerificationError, UnsupportedError: The layout, the text or the model cannot be used.
         MismatchError: `compare` is not the checkpoint that the layout was made of.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
     if request.prompt is None and request.perplexity_text is None:
         raise OptionError("there is nothing to do", fix="pass a prompt, or a text to measure perplexity on")
+    if request.compare is None and request.compare_revision is not None:
+        raise OptionError("--revision is that of the model to compare with", fix="pass --compare, or leave it out")
     if request.compare is not None and request.temperature > 0:
         raise OptionError("tokens drawn at random cannot be compared", fix="leave out --temperature or --compare")
     subject = _check(request)
@@ -130,13 +136,13 @@ def run_layout(request: RunRequest) -> RunReport:
 
     options = GenerationOptions(request.max_new_tokens, request.temperature, request.seed)
     report, sequences = _run_sparse(request, subject, options)
-    if request.compare is None:
+    if subject.dense is None:
         return report
     gc.collect()
     from neuralink_cli.runtime.comparison import compare_with_dense
 
     comparison = compare_with_dense(
-        request.compare,
+        subject.dense,
         subject.architecture,
         subject.blocks,
         report.generated,
@@ -159,15 +165,17 @@ def _check(request: RunRequest) -> _Subject:
                 where=request.layout,
                 fix="run it from Python with neuralink_cli.runtime.load_flash_model",
             )
+        dense = None
         if request.compare is not None:
-            with Checkpoint(request.compare) as checkpoint:
+            dense = find_model(request.compare, request.compare_revision).directory
+            with Checkpoint(dense) as checkpoint:
                 if checkpoint.fingerprint != layout.fingerprint:
                     raise MismatchError(
                         f"has fingerprint {checkpoint.fingerprint[:12]}, but the layout {request.layout} is of a "
                         f"checkpoint with {layout.fingerprint[:12]}",
                         where=request.compare,
                     )
-        return _Subject(architecture, layout.index.blocks, is_exact(layout))
+        return _Subject(architecture, layout.index.blocks, is_exact(layout), dense)
 
 
 def _run_sparse(request: RunRequest, subject: _Subject, options: Any) -> tuple[RunReport, list[TokenIds]]:

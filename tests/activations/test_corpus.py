@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from neuralink_cli.activations.corpus import CorpusOptions, Sample, open_corpus
-from neuralink_cli.activations.dataset_rows import open_rows
 from neuralink_cli.errors import InputError, MissingDependencyError, NeuralinkError, UnsupportedError
 
 
@@ -170,38 +168,6 @@ def test_local_files_leave_no_trace_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     assert texts(write_rows(tmp_path / "x.jsonl", ROWS))
     assert not (tmp_path / "cache").exists()
-
-
-def test_hub_datasets_are_streamed_and_announced(monkeypatch, caplog):
-    import datasets
-
-    calls: list[Any] = []
-
-    def load_dataset(*args: Any, **kwargs: Any) -> Any:
-        calls.append((args, kwargs))
-        return datasets.Dataset.from_list(ROWS).to_iterable_dataset()
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with caplog.at_level(logging.WARNING):
-        corpus = open_corpus("org/data-set:config@main", CorpusOptions(split="test[:10]", num_samples=1), None)
-    assert calls == [(("org/data-set", "config"), {"revision": "main", "split": "test[:10]", "streaming": True})]
-    assert "org/data-set:config@main" in caplog.text
-    assert corpus.name == "org/data-set:config@main"
-    assert [sample.text for sample in corpus] == ["one"]
-    open_rows("wikitext")
-    assert calls[1] == (("wikitext", None), {"revision": None, "split": "train", "streaming": True})
-
-
-def test_hub_errors_are_one_line(monkeypatch):
-    import datasets
-
-    def load_dataset(*_args: Any, **_kwargs: Any) -> Any:
-        raise datasets.exceptions.DatasetNotFoundError("Dataset 'org/x' doesn't exist on the Hub.\nMore\nlines")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(InputError) as caught:
-        texts("org/x")
-    assert str(caught.value) == "org/x: cannot be read as a dataset (Dataset 'org/x' doesn't exist on the Hub)"
 
 
 def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ def test_the_trace_says_what_it_is_of(request_):
     with Checkpoint(request_.model) as checkpoint:
         fingerprint = checkpoint.fingerprint
     assert info.model == {"fingerprint": fingerprint, "model_type": "opt", "architecture": "opt"}
+    assert info.origin is None
     assert (info.signal, info.calibration) == ("gate", None)
     assert [block.id for block in info.blocks] == ["layers.0", "layers.1"]
     assert info.blocks[0].part_bytes == {"up": HIDDEN * 4, "down": HIDDEN * 4}
@@ -61,6 +62,7 @@ def test_the_trace_says_what_it_is_of(request_):
         "max_tokens": None,
         "num_samples": None,
         "packing": True,
+        "revision": None,
         "seed": None,
         "split": None,
         "text_columns": None,

@@ -17,6 +17,7 @@ def test_a_block_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     block = TraceBlock("layers.0", 8, 4, "relu", 0.0, {"up": 8, "down": 8})
     header = TraceHeader(
         {"fingerprint": "0" * 64, "model_type": "opt", "architecture": "opt"},
+        None,
         "gate",
         None,
         (block, block),

@@ -30,6 +30,7 @@ BLOCK = {
 }
 DOCUMENT: dict[str, Any] = {
     "model": {"fingerprint": "ab" * 32, "model_type": "opt", "architecture": "opt"},
+    "origin": None,
     "signal": "gate",
     "calibration": None,
     "blocks": [BLOCK],

@@ -43,6 +43,7 @@ def test_the_pipeline_without_torch(neuralink: Neuralink, tmp_path: Path, layout
         "output": str(layout), "written": True, "layout": "bundled", "resident": "none", "alignment": 4096, "blocks": 2,
         "neurons": 74, "weight_bytes": (layout / "model.flash.safetensors").stat().st_size,
         "total_bytes": written["total_bytes"], "peak_block_bytes": 37 * (3 + 1) * 20 * 4,
+        "origin": None,
     }  # fmt: skip
     small = sum((layout / name).stat().st_size for name in ("config.json", "tokenizer.json"))
     assert written["total_bytes"] == written["weight_bytes"] + small
