@@ -5,22 +5,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from neuralink_cli.activations.hf_packages import quiet_transformers
+from tests.families import FAMILY, VOCABULARY, Family
+from tests.families import HIDDEN as HIDDEN
+from tests.families import LAYERS as LAYERS
+from tests.families import MAX_POSITIONS as MAX_POSITIONS
 
-FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2", "bert", "roberta")
-ENCODERS = ("bert", "roberta")
-GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma")
-# FFN neurons: most are no multiple of 8.
-NEURONS = {"opt": 52, "llama": 37, "mistral": 52, "qwen2": 40, "qwen3": 37, "gemma": 44, "gpt2": 52, "bert": 37}
-NEURONS["roberta"] = 64
-HIDDEN = 16
-LAYERS = 2
-MAX_POSITIONS = 64
-VOCABULARY = 320
+FAMILIES = tuple(FAMILY)
+ENCODERS = tuple(name for name, family in FAMILY.items() if family.task == "encoder")
+GATED = tuple(name for name, family in FAMILY.items() if family.gated)
+# Families whose blocks all run on every token of a text, with a matrix to each part: those with a simple oracle.
+PLAIN = tuple(name for name, family in FAMILY.items() if family.weights is not None and family.task != "image-encoder")
+# Of the first block; most are no multiple of 8.
+NEURONS = {name: next(iter(family.neurons.values())) for name, family in FAMILY.items()}
 
 TEXT = """\
 The river rises in the hills above the town and runs past the mill, the church and the old bridge.
@@ -51,101 +53,82 @@ def build_model(
     """
     import torch
 
+    known = FAMILY[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _model(family, activation)
+        model = _model(known, activation)
         for name, parameter in model.named_parameters():
             # transformers starts biases at zero, and weights so small that everything is nearly linear.
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.2)
     with quiet_transformers():
-        model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size="16KB" if shards else "1GB")
-        _tokenizer(family).save_pretrained(directory)
+        model.to(getattr(torch, dtype)).save_pretrained(
+            directory, max_shard_size="16KB" if shards else "1GB", save_original_format=not known.fused_on_disk
+        )
+        if known.task == "image-encoder":
+            _write_image_processor(directory)
+        else:
+            _tokenizer(known.tokenizer).save_pretrained(directory)
+    if known.renamed is not None:
+        _rename(directory, known)
     return directory
 
 
-def _model(family: str, activation: str | None) -> Any:
+def write_images(folder: Path, count: int = 12) -> Path:
+    """A folder of small pictures."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for k in range(count):
+        coarse = random.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(np.kron(coarse, np.ones((9, 9, 1), dtype=np.uint8))).save(folder / f"{k:02}.png")
+    return folder
+
+
+def _model(family: Family, activation: str | None) -> Any:
     import transformers as hf
 
-    neurons = NEURONS[family]
-    common = {"vocab_size": VOCABULARY, "initializer_range": 0.2, "tie_word_embeddings": False}
-    usual = {
-        **common,
-        "hidden_size": HIDDEN,
-        "intermediate_size": neurons,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2,
-        "max_position_embeddings": MAX_POSITIONS,
+    config_class, model_class = family.classes
+    options = dict(family.options)
+    key, own = family.activation
+    if key is not None:
+        # FATReLU is not known to transformers.
+        options[key] = activation or ("relu" if own == "fatrelu" else own)
+    return getattr(hf, model_class)(getattr(hf, config_class)(**options))
+
+
+def _rename(directory: Path, family: Family) -> None:
+    """Make it a checkpoint that comes with code of its own, which would say so if it were run."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    name = str(family.renamed)
+    config |= {"model_type": name, "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}, **family.config}
+    config[str(family.activation[0])] = family.activation[1]
+    path.write_text(json.dumps(config))
+    (directory / "own.py").write_text('raise RuntimeError("code of the checkpoint was run")\n')
+
+
+def _write_image_processor(directory: Path) -> None:
+    document = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": 32, "width": 32},
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
     }
-    hidden_act = {} if activation is None else {"hidden_act": activation}
-    match family:
-        case "opt":
-            config = hf.OPTConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=HIDDEN,
-                word_embed_proj_dim=HIDDEN,
-                ffn_dim=neurons,
-                num_hidden_layers=LAYERS,
-                num_attention_heads=2,
-                max_position_embeddings=MAX_POSITIONS,
-                init_std=0.2,
-                bos_token_id=1,
-                eos_token_id=1,
-                pad_token_id=0,
-                activation_function=activation or "relu",
-            )
-            return hf.OPTForCausalLM(config)
-        case "llama":
-            return hf.LlamaForCausalLM(hf.LlamaConfig(**usual, **hidden_act, num_key_value_heads=1))
-        case "mistral":
-            return hf.MistralForCausalLM(hf.MistralConfig(**usual, **hidden_act, num_key_value_heads=1))
-        case "qwen2":
-            return hf.Qwen2ForCausalLM(hf.Qwen2Config(**usual, **hidden_act, num_key_value_heads=1))
-        case "qwen3":
-            return hf.Qwen3ForCausalLM(hf.Qwen3Config(**usual, **hidden_act, num_key_value_heads=1, head_dim=8))
-        case "gemma":
-            tied = {**usual, "tie_word_embeddings": True}
-            return hf.GemmaForCausalLM(
-                hf.GemmaConfig(**tied, hidden_act=activation or "gelu_pytorch_tanh", num_key_value_heads=1, head_dim=8)
-            )
-        case "gpt2":
-            config = hf.GPT2Config(
-                vocab_size=VOCABULARY,
-                initializer_range=0.2,
-                n_embd=HIDDEN,
-                n_inner=neurons,
-                n_layer=LAYERS,
-                n_head=2,
-                n_positions=MAX_POSITIONS,
-                bos_token_id=0,
-                eos_token_id=0,
-                activation_function=activation or "gelu_new",
-            )
-            return hf.GPT2LMHeadModel(config)
-        case "bert":
-            # With a prefix before every name and without the pooler that AutoModel would like to have.
-            return hf.BertForMaskedLM(hf.BertConfig(**usual, **hidden_act, pad_token_id=0))
-        case "roberta":
-            # Without a prefix and with a pooler; positions are counted from the padding index + 1.
-            config = hf.RobertaConfig(
-                **{**usual, "max_position_embeddings": MAX_POSITIONS + 2},
-                **hidden_act,
-                bos_token_id=0,
-                pad_token_id=1,
-                eos_token_id=2,
-            )
-            return hf.RobertaModel(config)
-        case _:
-            raise ValueError(f"no such family: {family}")
+    (directory / "preprocessor_config.json").write_text(json.dumps(document))
 
 
-def _tokenizer(family: str) -> Any:
+def _tokenizer(kind: str) -> Any:
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
     from tokenizers.models import BPE, WordPiece
     from transformers import PreTrainedTokenizerFast
 
-    specials, names, template = _SPECIAL_TOKENS.get(family, _SPECIAL_TOKENS["llama"])
-    if family == "bert":
+    specials, names, template = _SPECIAL_TOKENS[kind]
+    if kind == "bert":
         # The trainer for this kind breaks ties at random, so its vocabulary is made by hand.
         words = sorted({word.lower() for word in re.findall(r"\w+", TEXT)})
         letters = sorted({letter.lower() for letter in TEXT if not letter.isspace()})
@@ -169,7 +152,7 @@ def _tokenizer(family: str) -> Any:
         used = [(token, specials.index(token)) for token in specials if token in template.split()]
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-    if family == "qwen2":
+    if kind == "qwen2":
         wrapped.chat_template = (
             "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
             "{% endfor %}"
@@ -179,7 +162,7 @@ def _tokenizer(family: str) -> Any:
 
 _LLAMA_NAMES = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 _GPT_NAMES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-# By family: the special tokens in order of their ids, what they are called, and how they surround a text.
+# By kind: the special tokens in order of their ids, what they are called, and how they surround a text.
 _SPECIAL_TOKENS: dict[str, tuple[list[str], dict[str, str], str | None]] = {
     "llama": (["<pad>", "<s>", "</s>"], _LLAMA_NAMES, "<s> $A"),
     "opt": (

@@ -89,7 +89,7 @@ def compare_outputs(
 
     def outputs(directory: Path) -> list[Outputs]:
         with quiet_transformers():
-            return list(_run(directory, batches, architecture, device, dtype, trust_remote_code))
+            return list(run_model(directory, batches, architecture, device, dtype, trust_remote_code))
 
     expected, found = outputs(original), outputs(other)
     for a, b in zip(expected, found, strict=True):
@@ -127,7 +127,7 @@ def comparison_batches(
     return [to_batch(ids.astype(np.int64)[None], np.ones((1, ids.size), dtype=bool)) for ids in sequences]
 
 
-def _run(
+def run_model(
     directory: Path,
     batches: Sequence[ModelBatch],
     architecture: Architecture,
@@ -135,7 +135,11 @@ def _run(
     dtype: str,
     trust_remote_code: bool,
 ) -> Iterator[Outputs]:
-    """Outputs of each sequence: float32 `[tokens, outputs]`."""
+    """Outputs of a checkpoint for each batch, of one sequence: float32 `[tokens, outputs]`.
+
+    Raises:
+        InputError, OptionError: As `load_model`.
+    """
     import torch
 
     from neuralink_cli.activations.model import load_model

@@ -15,6 +15,8 @@ from neuralink_cli.activations.model_class import activate_up_projections, model
 from neuralink_cli.checkpoint.architecture import Architecture
 from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError, first_line
 
+# What configs call the number of positions.
+_POSITION_KEYS = ("max_position_embeddings", "max_seq_len")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -84,6 +86,9 @@ def load_model(
         raise _load_error("model", directory, error) from error
     require_all_weights(report["missing_keys"], architecture, directory)
     model.config.use_cache = False
+    if any(pattern.experts for pattern in architecture.blocks) and hasattr(model, "set_experts_implementation"):
+        # The faster ones take only matrices of some sizes.
+        model.set_experts_implementation("eager")
     if config is not None and architecture.up_activation:
         activate_up_projections(model, architecture, config.hidden_act)
     return model.eval().requires_grad_(False)
@@ -107,8 +112,10 @@ def find_device(name: str) -> torch.device:
 
 def max_positions(model: Any) -> int | None:
     """The longest sequence that the model has positions for, if it has a limit."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
+    config = model.config.get_text_config()
+    stated = (getattr(config, key, None) for key in _POSITION_KEYS)
+    limit = next((value for value in stated if isinstance(value, int) and value > 0), None)
+    if limit is None:
         return None
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from neuralink_cli.activations.batches import text_batch
-from neuralink_cli.activations.block_modules import find_module
+from neuralink_cli.activations.block_modules import find_experts, find_module
 from neuralink_cli.activations.firing import firing_rule
 from neuralink_cli.activations.model import load_model, max_positions
 from neuralink_cli.activations.profile import profile
@@ -19,7 +19,7 @@ from neuralink_cli.checkpoint.block_search import find_blocks
 from neuralink_cli.checkpoint.blocks import BlockPart
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
-from tests.models import ENCODERS, FAMILIES, MAX_POSITIONS
+from tests.families import FAMILY
 
 
 class Toy(nn.Module):
@@ -75,27 +75,48 @@ def test_a_block_that_does_not_run_once_per_token(toy, message):
 @pytest.mark.parametrize(
     ("family", "with_head"),
     [
-        (family, with_head)
-        for family in FAMILIES
+        (name, with_head)
+        for name, family in FAMILY.items()
         for with_head in (False, True)
-        if not (with_head and family in ENCODERS)
+        if not (with_head and family.task.endswith("encoder"))
     ],
 )
 def test_modules_are_found_whatever_the_prefix(model, family, with_head):
-    directory = model(family)
-    architecture = find_architecture(family, directory)
+    directory, known = model(family), FAMILY[family]
+    architecture = find_architecture(known.renamed or known.model_type, directory)
     with Checkpoint(directory) as checkpoint:
         blocks = find_blocks(checkpoint, architecture)
         loaded = load_model(directory, architecture, with_head=with_head, device="cpu")
-        assert max_positions(loaded) == MAX_POSITIONS
+        assert max_positions(loaded) == known.positions
+        assert {block.id: block.neurons for block in blocks} == known.neurons
         for block in blocks:
             for part in block.parts:
+                stored = matrix_of(checkpoint, block, part)
+                if block.expert is not None:
+                    experts = find_experts(loaded, block.expert, architecture)
+                    assert torch.equal(stored, expert_matrix(experts, block, part.role))
+                    continue
                 entry = checkpoint.place(part.weight).entry
-                module = find_module(loaded, part, entry.shape, architecture)
-                stored = torch.frombuffer(
-                    bytearray(checkpoint.place(part.weight).file.read(part.weight)), dtype=torch.float32
-                )
-                assert torch.equal(module.weight.reshape(-1), stored)
+                weight = find_module(loaded, part, entry.shape, architecture).weight
+                rows = weight if part.neuron_axis == 0 else weight.T
+                first = part.start // part.pitch if part.neuron_axis == 0 else part.start
+                assert torch.equal(rows[first : first + block.neurons], stored)
+
+
+def matrix_of(checkpoint, block, part):
+    """The weights of a part, `[neurons, hidden]`, from the bytes of the checkpoint alone."""
+    data = checkpoint.place(part.weight).file.read(part.weight).view(np.float32)
+    lines, width = (block.neurons, block.hidden) if part.neuron_axis == 0 else (block.hidden, block.neurons)
+    matrix = np.stack([data[part.start + k * part.pitch :][:width] for k in range(lines)])
+    return torch.from_numpy(matrix if part.neuron_axis == 0 else matrix.T.copy())
+
+
+def expert_matrix(experts, block, role):
+    """The same from where transformers keeps all experts of a layer."""
+    if role == "down":
+        return experts.down_proj[block.expert.index].T
+    both = experts.gate_up_proj[block.expert.index]
+    return both[: block.neurons] if role == "gate" else both[block.neurons :]
 
 
 def test_a_module_that_is_not_there(model):
