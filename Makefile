@@ -12,7 +12,7 @@ help:
 	@echo "make test    the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  reformat the code"
-	@echo "make docs    regenerate docs/cli.md"
+	@echo "make docs    regenerate docs/cli.md and docs/supported.md"
 	@echo "make clean   remove what make built (not the environment)"
 
 # Two stamps: the demo needs what users need, tests and lint need the development tools too.
@@ -49,6 +49,7 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_supported.py
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

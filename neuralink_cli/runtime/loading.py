@@ -105,6 +105,7 @@ def _build(layout: BundledLayout, architecture: Architecture, weights: FlashWeig
     import torch
 
     from neuralink_cli.activations.model import require_all_weights
+    from neuralink_cli.activations.model_class import activate_up_projections
 
     replaced: list[BlockModules] = []
 
@@ -130,6 +131,8 @@ def _build(layout: BundledLayout, architecture: Architecture, weights: FlashWeig
     require_all_weights(report["missing_keys"], architecture, layout.directory)
     for modules, store in zip(replaced, weights.stores, strict=True):
         weights.resident_bytes += _attach(modules, store, weights, settings, layout.directory)
+    if architecture.up_activation:
+        activate_up_projections(model, architecture, config.hidden_act)
     model.flash = weights
     return model.eval().requires_grad_(False)
 
@@ -138,7 +141,11 @@ def _model_class(directory: Path, architecture: Architecture) -> tuple[Any, Any]
     """The config of a layout and the transformers class of its model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
 
-    config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    from neuralink_cli.activations.model_class import stand_in_config
+
+    config = stand_in_config(directory, architecture)
+    if config is None:
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING if architecture.task == "causal-lm" else MODEL_MAPPING
     if type(config) not in mapping:
         raise UnsupportedError(f"transformers has no {architecture.task} of {config.model_type!r}", where=directory)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,13 @@ from transformers import AutoModel
 from neuralink_cli.activations.hf_packages import quiet_transformers
 from neuralink_cli.activations.logits import comparison_batches, run_model
 from neuralink_cli.checkpoint.architecture import choose_architecture
-from neuralink_cli.cli.entry import run
+from neuralink_cli.cli.exit_codes import UNSUPPORTED
 from neuralink_cli.placement.placement import Placement
 from tests.checkpoints import files_of
 from tests.cli.conftest import Neuralink
 from tests.families import FAMILY, LAYERS
-from tests.models import FAMILIES, TEXT, build_model, write_images
+from tests.models import FAMILIES, TEXT
+from tests.stages import LAYOUTS, MIN_TOKENS, STAGES, TABLE, Stages, generate, make_layouts
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Every family, every dtype, both shardings; not every combination.
@@ -31,21 +31,6 @@ COMBINATIONS = [
     ("bert", "float16", True),
     *((family, DTYPES[k % 3], k % 2 == 1) for k, family in enumerate(FAMILIES)),
 ]
-LAYOUTS = {
-    "bundled": (),
-    "gate": ("--resident", "gate", "--alignment", "512"),
-    "permuted": ("--layout", "permuted"),
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A model and everything that was made of it."""
-
-    family: str
-    model: Path
-    placement: Path
-    layouts: dict[str, Path]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,44 +41,37 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "river.txt"
-    path.write_text(TEXT)
-    return path
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images") / "pictures")
-
-
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda c: f"{c[0]}-{c[1]}-{'sharded' if c[2] else 'single'}")
-def made(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, text_file: Path, pictures: Path
-) -> Run:
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stages:
     family, dtype, shards = request.param
-    folder = tmp_path_factory.mktemp(family)
-    model = build_model(folder / "model", family, dtype=dtype, shards=shards)
-    (model / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
-    assert (model / "model.safetensors").exists() != shards
-    trace, placement = folder / "trace", folder / "placement"
-
-    def go(*arguments: object) -> None:
-        assert run([*map(str, arguments), "-q"]) == 0
-
-    ratio = () if FAMILY[family].exact else ("--active-ratio", "0.3")
-    data = pictures if FAMILY[family].task == "image-encoder" else text_file
-    go("profile", model, "--dataset", data, "-o", trace, *ratio)
-    go("cluster", trace, "-o", placement, "--min-tokens", 100)
-    for name, options in LAYOUTS.items():
-        go("relayout", model, "--placement", placement, "-o", folder / name, *options)
-    return Run(family, model, placement, {name: folder / name for name in LAYOUTS})
+    stages = make_layouts(family, tmp_path_factory.mktemp(family), dtype=dtype, shards=shards)
+    assert (stages.model / "model.safetensors").exists() != shards
+    assert set(stages.codes.values()) == {0}
+    return stages
 
 
-def outputs_of(run: Run, directory: Path) -> list[torch.Tensor]:
+def test_the_table_in_the_docs_says_what_goes(made: Stages) -> None:
+    """The other stages are run by the tests below; of these two the table is the only word."""
+    columns = [column.strip() for column in TABLE.read_text().partition("| model type")[2].split("\n")[0].split("|")]
+    family = FAMILY[made.family]
+    kind = family.renamed or family.model_type
+    start = f"| `{kind}` | {'' if made.family == kind else made.family} |"
+    row = next(line for line in TABLE.read_text().split("\n") if line.startswith(start))
+    said = dict(zip(columns[1:], [cell.strip() for cell in row.split("|")[2:]], strict=True))
+    said.pop("", None)
+    code = generate(made) if family.task == "causal-lm" else None
+    assert code in (None, 0, UNSUPPORTED)
+    assert said == {
+        "as": "" if made.family == kind else made.family,
+        "task": family.task,
+        **dict.fromkeys(STAGES, "yes"),
+        "run": {None: "", 0: "yes", UNSUPPORTED: "no"}[code],
+    }
+
+
+def outputs_of(stages: Stages, directory: Path) -> list[torch.Tensor]:
     """Logits or hidden states, on the first words of the text or on images."""
-    family = FAMILY[run.family]
+    family = FAMILY[stages.family]
     architecture = choose_architecture(family.renamed or family.model_type, directory, None)
     batches = comparison_batches(directory, architecture, TEXT[:200])
     outputs = run_model(directory, batches, architecture, "cpu", "float32", False)
@@ -105,7 +83,7 @@ def test_the_combinations_cover_what_they_must() -> None:
     assert len({(dtype, shards) for _, dtype, shards in COMBINATIONS}) == 6
 
 
-def test_the_blocks_are_those_of_the_model(made: Run) -> None:
+def test_the_blocks_are_those_of_the_model(made: Stages) -> None:
     family = FAMILY[made.family]
     with Placement(made.placement) as placement:
         assert {block.id: block.neurons for block in placement.info.blocks} == family.neurons
@@ -113,7 +91,7 @@ def test_the_blocks_are_those_of_the_model(made: Run) -> None:
             arrays = placement.blocks[block.id]
             assert sorted(arrays.order.tolist()) == list(range(block.neurons))
             assert 0 <= arrays.frequency.max() <= 1
-            if ".experts." in block.id and block.tokens < 100:
+            if ".experts." in block.id and block.tokens < MIN_TOKENS:
                 assert arrays.order.tolist() == list(range(block.neurons))
                 assert block.order == "original"
             else:
@@ -127,7 +105,7 @@ def test_the_blocks_are_those_of_the_model(made: Run) -> None:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_verifies_and_gives_the_model_back(
-    neuralink: Neuralink, tmp_path: Path, made: Run, name: str
+    neuralink: Neuralink, tmp_path: Path, made: Stages, name: str
 ) -> None:
     verified = neuralink("verify", made.model, made.layouts[name], "--json", "-q")
     assert verified.code == 0, verified.stderr
@@ -136,7 +114,7 @@ def test_every_layout_verifies_and_gives_the_model_back(
     assert files_of(tmp_path / "restored") == files_of(made.model)
 
 
-def test_the_permuted_model_computes_the_same(made: Run) -> None:
+def test_the_permuted_model_computes_the_same(made: Stages) -> None:
     expected, found = (outputs_of(made, directory) for directory in (made.model, made.layouts["permuted"]))
     for before, after in zip(expected, found, strict=True):
         assert before.shape == after.shape
@@ -144,7 +122,7 @@ def test_the_permuted_model_computes_the_same(made: Run) -> None:
         torch.testing.assert_close(after, before, rtol=0, atol=1e-5 * float(before.abs().max()))
 
 
-def test_the_permuted_model_is_really_permuted(made: Run) -> None:
+def test_the_permuted_model_is_really_permuted(made: Stages) -> None:
     differing = 0
     for path in made.model.glob("*.safetensors"):
         with safe_open(path, "pt") as before, safe_open(made.layouts["permuted"] / path.name, "pt") as after:
@@ -155,7 +133,7 @@ def test_the_permuted_model_is_really_permuted(made: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["bundled", "gate"])
-def test_transformers_does_not_take_a_bundled_layout_for_a_model(made: Run, name: str) -> None:
+def test_transformers_does_not_take_a_bundled_layout_for_a_model(made: Stages, name: str) -> None:
     # The ones that come with code of their own are not even looked at without it.
     kind, complaint = (OSError, r"model\.safetensors|no file named")
     if FAMILY[made.family].renamed is not None:
@@ -166,9 +144,11 @@ def test_transformers_does_not_take_a_bundled_layout_for_a_model(made: Run, name
 
 @pytest.mark.parametrize("made", [("llama", "bfloat16", False), ("bert", "float16", True)], indirect=True)
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_forward_compares_what_the_models_compute(neuralink: Neuralink, made: Run, text_file: Path, name: str) -> None:
+def test_forward_compares_what_the_models_compute(neuralink: Neuralink, made: Stages, name: str) -> None:
     before = files_of(made.layouts[name].parent)
-    outcome = neuralink("verify", made.model, made.layouts[name], "--forward", "--text", text_file, "--json", "-q")
+    outcome = neuralink(
+        "verify", made.model, made.layouts[name], "--forward", "--text", made.model.parent / "text.txt", "--json", "-q"
+    )
     assert outcome.code == 0, outcome.stderr
     figures = json.loads(outcome.stdout)["forward"]
     assert figures["tokens"] > 50
