@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -206,11 +206,13 @@ def placement_block(block: FFNBlock, threshold: float = 0.25) -> PlacementBlock:
     )
 
 
-def write_random_placement(model: Path, path: Path, *, seed: int = 0, threshold: float = 0.25) -> Path:
+def write_random_placement(
+    model: Path, path: Path, *, seed: int = 0, threshold: float = 0.25, blocks: Sequence[FFNBlock] | None = None
+) -> Path:
     """Write a placement of random orders for a checkpoint and return its path."""
     random = np.random.default_rng(seed)
     with Checkpoint(model) as checkpoint:
-        blocks = blocks_of(checkpoint)
+        blocks = blocks_of(checkpoint) if blocks is None else blocks
         identity = {
             "fingerprint": checkpoint.fingerprint,
             "model_type": checkpoint.model_type,

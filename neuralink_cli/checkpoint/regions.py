@@ -66,7 +66,8 @@ def cut_into_slabs(pieces: Iterable[Piece], nbytes: int) -> tuple[Slab[Piece], .
     """
     groups: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: piece.region.start):
-        if groups and piece.region.start < groups[-1][0].region.stop:
+        first = groups[-1][0].region if groups else None
+        if first is not None and piece.region.start < first.start + first.lines * first.pitch:
             groups[-1].append(piece)
         else:
             groups.append([piece])
