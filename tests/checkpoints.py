@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from neuralink_cli.activations.trace import TraceHeader, TraceSource, trace_block, write_trace
-from neuralink_cli.checkpoint.architecture import choose_architecture
+from neuralink_cli.checkpoint.architecture_choice import choose_architecture
 from neuralink_cli.checkpoint.block_search import find_blocks
 from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import Checkpoint

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.checkpoint.architecture import choose_architecture
+from neuralink_cli.checkpoint.architecture_choice import choose_architecture
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.flash.layouts import open_layout
 from neuralink_cli.flash.relayout import RelayoutOptions, RelayoutPlan, check_output, plan_relayout, write_layout

@@ -24,12 +24,14 @@ from neuralink_cli.activations.sequences import Batch
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, trace_block, write_trace
-from neuralink_cli.checkpoint.architecture import Architecture, choose_architecture
+from neuralink_cli.checkpoint.architecture import Architecture
+from neuralink_cli.checkpoint.architecture_choice import choose_architecture
 from neuralink_cli.checkpoint.block_search import find_blocks
 from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.durable import require_free, require_space
 from neuralink_cli.checkpoint.hub import find_model
+from neuralink_cli.checkpoint.inferred_config import describe
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.progress import Progress
@@ -94,7 +96,13 @@ def profile(request: ProfileRequest, progress: Progress = no_progress) -> Profil
 def _read_subject(request: ProfileRequest) -> Subject:
     source = find_model(request.model, request.revision)
     with Checkpoint(source.directory, source.origin) as checkpoint:
-        architecture = choose_architecture(checkpoint.model_type, checkpoint.directory, request.architecture_file)
+        description = describe(checkpoint)
+        architecture = choose_architecture(
+            checkpoint.model_type,
+            checkpoint.directory,
+            request.architecture_file,
+            description if request.infer_architecture else None,
+        )
         identity = {
             "fingerprint": checkpoint.fingerprint,
             "model_type": checkpoint.model_type,
@@ -106,7 +114,7 @@ def _read_subject(request: ProfileRequest) -> Subject:
             identity=identity,
             architecture=architecture,
             blocks=find_blocks(checkpoint, architecture),
-            shapes={name: place.entry.shape for name, place in checkpoint.tensors.items()},
+            shapes=description.shapes,
         )
 
 

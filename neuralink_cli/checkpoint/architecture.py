@@ -119,30 +119,25 @@ def read_architecture(path: Path) -> Architecture:
     return parse_architecture(read_object(path), path)
 
 
+def is_built_in(model_type: str) -> bool:
+    """Whether there is a built-in architecture for a `model_type`."""
+    return model_type in _documents_by_model_type()
+
+
 def find_architecture(model_type: str, where: Path) -> Architecture:
     """The built-in architecture for a `model_type`.
 
     Raises:
         UnsupportedError: None is known.
     """
-    by_type = _documents_by_model_type()
-    if model_type not in by_type:
+    if not is_built_in(model_type):
         raise UnsupportedError(
             f"architecture {model_type!r} is not known (`neuralink architectures` lists those that are)",
             where=where,
             fix="try --infer-architecture, or describe it in a JSON file (docs/architectures.md) for --architecture",
         )
-    name, document = by_type[model_type]
+    name, document = _documents_by_model_type()[model_type]
     return parse_architecture(document, name)
-
-
-def choose_architecture(model_type: str, where: Path, override: Path | None) -> Architecture:
-    """The user's architecture file if there is one, else the built-in architecture for a `model_type`.
-
-    Raises:
-        InputError, UnsupportedError: As `read_architecture` and `find_architecture`.
-    """
-    return find_architecture(model_type, where) if override is None else read_architecture(override)
 
 
 def builtin_architectures() -> list[Architecture]:

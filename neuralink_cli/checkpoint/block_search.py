@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from string import Template
@@ -41,7 +41,7 @@ def activation_name(checkpoint: Checkpoint, architecture: Architecture) -> str:
         InputError: The config does not say, and there is no default.
     """
     for key in architecture.activation_keys:
-        value = config_value(checkpoint, key)
+        value = config_value(checkpoint.config, key)
         if isinstance(value, str):
             return architecture.activation_names.get(value, value)
     if architecture.activation_default is None:
@@ -50,11 +50,11 @@ def activation_name(checkpoint: Checkpoint, architecture: Architecture) -> str:
     return architecture.activation_default
 
 
-def config_value(checkpoint: Checkpoint, key: str) -> Any:
-    """A value of the config, or of the part of it that describes the text model of several."""
-    if key in checkpoint.config:
-        return checkpoint.config[key]
-    text = checkpoint.config.get("text_config")
+def config_value(config: Mapping[str, Any], key: str) -> Any:
+    """A value of a config, or of the part of it that describes the text model of several."""
+    if key in config:
+        return config[key]
+    text = config.get("text_config")
     return text.get(key) if isinstance(text, dict) else None
 
 
@@ -213,7 +213,7 @@ def _stack(pattern: BlockPattern) -> str:
 
 def _count(checkpoint: Checkpoint, keys: tuple[str, ...]) -> int | None:
     for key in keys:
-        value = config_value(checkpoint, key)
+        value = config_value(checkpoint.config, key)
         if type(value) is int and value > 0:
             return value
     return None

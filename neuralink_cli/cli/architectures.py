@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import click
 
-from neuralink_cli.cli.options import reporting_options
+from neuralink_cli.cli.options import reporting_options, revision_option
 from neuralink_cli.cli.output import print_json, print_table
+from neuralink_cli.errors import OptionError
 
 
-@click.command("architectures")
+@click.command(
+    "architectures",
+    epilog="""\b
+Examples:
+  neuralink architectures
+  neuralink architectures --infer MODEL > mine.json
+""",
+)
+@click.option(
+    "--infer",
+    "model",
+    metavar="MODEL",
+    help="Instead, find the FFN tensors of a checkpoint by their names and shapes, and print the architecture as JSON, "
+    "to be reviewed and passed to --architecture.",
+)
+@revision_option
 @reporting_options
-def command(as_json: bool) -> None:
+def command(model: str | None, revision: str | None, as_json: bool) -> None:
     """List the architectures that are built in.
 
     With the values of model_type in config.json that they serve.
     """
+    if model is None and revision is not None:
+        raise OptionError("--revision is of a model", fix="name it with --infer MODEL")
+    if model is not None:
+        print_json(_infer(model, revision))
+        return
     from neuralink_cli.checkpoint.architecture import builtin_architectures
 
     known = builtin_architectures()
@@ -25,3 +46,16 @@ def command(as_json: bool) -> None:
         ["model type", "architecture", "task"],
         [[model_type, a.name, a.task] for a in known for model_type in a.model_types],
     )
+
+
+def _infer(model: str, revision: str | None) -> dict[str, object]:
+    from neuralink_cli.checkpoint.architecture_choice import remark_if_built_in
+    from neuralink_cli.checkpoint.checkpoint import Checkpoint
+    from neuralink_cli.checkpoint.hub import find_model
+    from neuralink_cli.checkpoint.inference import infer_architecture
+    from neuralink_cli.checkpoint.inferred_config import describe
+
+    source = find_model(model, revision)
+    with Checkpoint(source.directory, source.origin) as checkpoint:
+        remark_if_built_in(checkpoint.model_type)
+        return infer_architecture(describe(checkpoint))

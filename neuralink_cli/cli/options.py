@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from neuralink_cli.cli.output import set_verbosity
+from neuralink_cli.errors import OptionError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -23,13 +24,35 @@ revision_option = click.option(
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
-architecture_option = click.option(
-    "--architecture",
-    "architecture_file",
-    type=PATH,
-    metavar="FILE",
-    help="JSON description of an architecture that is not built in.",
-)
+
+def architecture_options(function: Function) -> Function:
+    """`--architecture FILE` or `--infer-architecture`; adds parameters `architecture_file` and `infer_architecture`."""
+    function = click.option(
+        "--infer-architecture",
+        is_flag=True,
+        callback=_exclude("architecture_file"),
+        help="Find the FFN tensors of an architecture that is not built in by their names and shapes, and print it as "
+        "JSON for review.",
+    )(function)
+    return click.option(
+        "--architecture",
+        "architecture_file",
+        type=PATH,
+        metavar="FILE",
+        callback=_exclude("infer_architecture"),
+        help="JSON description of an architecture that is not built in.",
+    )(function)
+
+
+def _exclude(other: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Lets an option be given only if the other, of the two that say what the architecture is, is not."""
+
+    def check(context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+        if value and context.params.get(other):
+            raise OptionError("--architecture and --infer-architecture both say what it is", fix="drop one of them")
+        return value
+
+    return check
 
 
 def output_option(metavar: str, text: str) -> Callable[[Function], Function]:

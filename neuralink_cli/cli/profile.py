@@ -10,7 +10,7 @@ import click
 
 from neuralink_cli.cli.options import (
     PATH,
-    architecture_option,
+    architecture_options,
     model_argument,
     output_option,
     overwrite_option,
@@ -149,7 +149,7 @@ Examples:
     help="Precision of the forward pass; auto is float32 on the CPU and the checkpoint's elsewhere.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: run code that comes with the model.")
-@architecture_option
+@architecture_options
 @overwrite_option
 @reporting_options
 def command(

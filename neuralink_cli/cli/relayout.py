@@ -9,7 +9,7 @@ import click
 
 from neuralink_cli.cli.options import (
     PATH,
-    architecture_option,
+    architecture_options,
     model_argument,
     output_option,
     overwrite_option,
@@ -57,7 +57,7 @@ Examples:
     metavar="BYTES",
     help="Every tensor of bundles starts on a multiple of this, a power of two.",
 )
-@architecture_option
+@architecture_options
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @overwrite_option
 @reporting_options
@@ -70,6 +70,7 @@ def command(
     resident: str,
     alignment: int,
     architecture_file: Path | None,
+    infer_architecture: bool,
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
@@ -79,9 +80,10 @@ def command(
     The bytes of MODEL, a directory or hub id as for `profile`, are moved, never decoded. The output is complete or not
     there.
     """
-    from neuralink_cli.checkpoint.architecture import choose_architecture
+    from neuralink_cli.checkpoint.architecture_choice import choose_architecture
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
     from neuralink_cli.checkpoint.hub import find_model
+    from neuralink_cli.checkpoint.inferred_config import describe
     from neuralink_cli.flash.relayout import RelayoutOptions, check_output, plan_relayout, write_layout
     from neuralink_cli.placement.placement import Placement
 
@@ -90,7 +92,8 @@ def command(
         # Only now: a model may take long to fetch.
         source = find_model(model, revision)
         with Checkpoint(source.directory, source.origin) as checkpoint:
-            architecture = choose_architecture(checkpoint.model_type, source.directory, architecture_file)
+            infer_from = describe(checkpoint) if infer_architecture else None
+            architecture = choose_architecture(checkpoint.model_type, source.directory, architecture_file, infer_from)
             plan = plan_relayout(checkpoint, architecture, placement, options)
             check_output(plan, output, overwrite)
             if not dry_run:

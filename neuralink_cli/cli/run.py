@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from neuralink_cli.cli.options import PATH, architecture_option, reporting_options, revision_option
+from neuralink_cli.cli.options import PATH, architecture_options, reporting_options, revision_option
 from neuralink_cli.cli.output import human_bytes, print_json, remark
 from neuralink_cli.cli.text_file import read_text
 from neuralink_cli.errors import OptionError, VerificationError
@@ -92,7 +92,7 @@ Examples:
     metavar="N",
     help="Tokens of the text for --perplexity.",
 )
-@architecture_option
+@architecture_options
 @reporting_options
 def command(
     layout: Path,
@@ -112,6 +112,7 @@ def command(
     text_file: Path | None,
     perplexity_tokens: int,
     architecture_file: Path | None,
+    infer_architecture: bool,
     as_json: bool,
 ) -> None:
     """Generate text while FFN weights stay in flash.
@@ -147,6 +148,7 @@ def command(
         perplexity_text=None if text_file is None else read_text(text_file),
         perplexity_tokens=perplexity_tokens,
         architecture_file=architecture_file,
+        infer_architecture=infer_architecture,
     )
     report = run_layout(request)
     if as_json:

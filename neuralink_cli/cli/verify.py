@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, architecture_option, model_argument, reporting_options, revision_option
+from neuralink_cli.cli.options import PATH, architecture_options, model_argument, reporting_options, revision_option
 from neuralink_cli.cli.output import human_bytes, print_json, progress_bar
 from neuralink_cli.cli.text_file import read_text
 from neuralink_cli.errors import OptionError, VerificationError
@@ -46,7 +46,7 @@ Examples:
     help="Largest difference of --forward, relative to the largest output.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: let --forward run code that comes with the model.")
-@architecture_option
+@architecture_options
 @reporting_options
 def command(
     model: str,
@@ -58,6 +58,7 @@ def command(
     tolerance: float,
     trust_remote_code: bool,
     architecture_file: Path | None,
+    infer_architecture: bool,
     as_json: bool,
 ) -> None:
     """Prove that a layout holds its checkpoint.
@@ -73,7 +74,7 @@ def command(
     directory = find_model(model, revision).directory
     comparison = None
     if forward:
-        comparison = _prepare_comparison(directory, text_file, architecture_file, trust_remote_code)
+        comparison = _prepare_comparison(directory, text_file, architecture_file, infer_architecture, trust_remote_code)
     try:
         document = _verify(directory, layout_directory, quick=quick)
         if comparison is not None:
@@ -115,14 +116,20 @@ def _verify(model: Path, directory: Path, *, quick: bool) -> dict[str, Any]:
 
 
 def _prepare_comparison(
-    model: Path, text_file: Path | None, architecture_file: Path | None, trust_remote_code: bool
+    model: Path,
+    text_file: Path | None,
+    architecture_file: Path | None,
+    infer_architecture: bool,
+    trust_remote_code: bool,
 ) -> Comparison:
     from neuralink_cli.activations.logits import comparison_batches
-    from neuralink_cli.checkpoint.architecture import choose_architecture
+    from neuralink_cli.checkpoint.architecture_choice import choose_architecture
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
+    from neuralink_cli.checkpoint.inferred_config import describe
 
     with Checkpoint(model) as checkpoint:
-        architecture = choose_architecture(checkpoint.model_type, model, architecture_file)
+        infer_from = describe(checkpoint) if infer_architecture else None
+        architecture = choose_architecture(checkpoint.model_type, model, architecture_file, infer_from)
     text = None if text_file is None else read_text(text_file)
     return architecture, comparison_batches(model, architecture, text, trust_remote_code=trust_remote_code)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX
+from neuralink_cli.checkpoint.inferred_config import ModelDescription
+from neuralink_cli.checkpoint.json_text import read_object
 from neuralink_cli.checkpoint.tensor_file import TensorFile
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.flash.bundled_layout import BundledLayout
@@ -33,6 +35,17 @@ def open_layout(directory: Path) -> Layout:
     if (directory / PERMUTED_INDEX).is_file():
         return PermutedLayout(directory)
     raise InputError(f"has neither {FLASH_INDEX} nor {PERMUTED_INDEX}, so it is not a layout", where=directory)
+
+
+def describe_source(layout: Layout) -> ModelDescription:
+    """What is known of the checkpoint that a layout was made of without its weights.
+
+    Raises:
+        InputError: The layout has no readable config.json.
+    """
+    entries = (entry for header in layout.source_headers.values() for entry in header.entries)
+    shapes = {entry.name: entry.shape for entry in entries}
+    return ModelDescription(layout.directory, read_object(layout.directory / "config.json"), shapes)
 
 
 def weight_files(layout: Layout) -> list[tuple[TensorFile, str]]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from neuralink_cli.activations.hf_packages import quiet_transformers, require_hf_packages
-from neuralink_cli.checkpoint.architecture import Architecture, choose_architecture
+from neuralink_cli.checkpoint.architecture import Architecture, find_architecture, read_architecture
 from neuralink_cli.checkpoint.blocks import BlockPart
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
 from neuralink_cli.flash.budget import parse_budget
@@ -77,11 +77,12 @@ def load_flash_model(
         queue_depth=queue_depth,
         dtype=dtype,
     )
-    return load_with_settings(Path(directory), settings, architecture_file)
+    architecture = None if architecture_file is None else read_architecture(architecture_file)
+    return load_with_settings(Path(directory), settings, architecture)
 
 
-def load_with_settings(directory: Path, settings: RunSettings, architecture_file: Path | None = None) -> Any:
-    """As `load_flash_model`, with settings that were checked before.
+def load_with_settings(directory: Path, settings: RunSettings, architecture: Architecture | None = None) -> Any:
+    """As `load_flash_model`, with settings that were checked before; None stands for the built-in architecture.
 
     Raises:
         As `load_flash_model`.
@@ -89,8 +90,8 @@ def load_with_settings(directory: Path, settings: RunSettings, architecture_file
     with open_layout(directory) as opened:
         layout = require_runnable(opened)
         layout.check_digests()
-        model_type = layout.index.document["model"]["model_type"]
-        architecture = choose_architecture(model_type, directory, architecture_file)
+        if architecture is None:
+            architecture = find_architecture(layout.index.document["model"]["model_type"], directory)
         require_hf_packages("torch", "transformers")
         weights = FlashWeights(directory, settings)
         try:

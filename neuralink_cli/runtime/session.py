@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuralink_cli.activations.hf_packages import require_hf_packages
-from neuralink_cli.checkpoint.architecture import Architecture, choose_architecture
+from neuralink_cli.checkpoint.architecture import Architecture
+from neuralink_cli.checkpoint.architecture_choice import choose_architecture
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import InputError, MismatchError, OptionError, UnsupportedError
-from neuralink_cli.flash.layouts import open_layout
+from neuralink_cli.flash.layouts import describe_source, open_layout
 from neuralink_cli.flash.plan import FlashBlock
 from neuralink_cli.runtime.settings import RunSettings, is_exact, require_runnable
 
@@ -50,6 +51,7 @@ class RunRequest:
     perplexity_text: str | None = None
     perplexity_tokens: int = 4096
     architecture_file: Path | None = None
+    infer_architecture: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,12 @@ def _check(request: RunRequest) -> _Subject:
     with open_layout(request.layout) as opened:
         layout = require_runnable(opened)
         model_type = layout.index.document["model"]["model_type"]
-        architecture = choose_architecture(model_type, request.layout, request.architecture_file)
+        architecture = choose_architecture(
+            model_type,
+            request.layout,
+            request.architecture_file,
+            describe_source(layout) if request.infer_architecture else None,
+        )
         if architecture.task != "causal-lm":
             raise UnsupportedError(
                 f"is an encoder ({model_type}), which generates no text",
@@ -186,7 +193,7 @@ def _run_sparse(request: RunRequest, subject: _Subject, options: Any) -> tuple[R
 
     started = time.perf_counter()
     tokenizer = load_tokenizer(request.layout)
-    with load_with_settings(request.layout, request.settings, request.architecture_file) as model:
+    with load_with_settings(request.layout, request.settings, subject.architecture) as model:
         load_seconds = time.perf_counter() - started
         weights = model.flash
         generated = None

@@ -12,11 +12,11 @@ import pytest
 
 from neuralink_cli.checkpoint.architecture import (
     builtin_architectures,
-    choose_architecture,
     find_architecture,
     parse_architecture,
     read_architecture,
 )
+from neuralink_cli.checkpoint.architecture_choice import choose_architecture
 from neuralink_cli.checkpoint.schema import SCHEMAS, load_schema
 from neuralink_cli.errors import InputError, UnsupportedError
 from tests.families import BY_NAME_ONLY, FAMILY
