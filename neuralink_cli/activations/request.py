@@ -21,8 +21,8 @@ class ProfileRequest:
     None stands for a default that depends on the input: `packing` for causal language models only, sequences of 512
     tokens or what the model has positions for; for the others it means without limit. `num_samples` and `max_tokens`
     hold for every dataset. `part` (i, n) runs the i-th of n contiguous parts of all batches. `architecture_file`
-    describes a model type that is not built in, `infer_architecture` finds its blocks by names and shapes. A `model` that is a string may be a hub id, of which `revision` is a
-    branch, tag or commit, see `find_model`.
+    describes a model type that is not built in, `infer_architecture` finds its blocks by names and shapes. A `model`
+    that is a string may be a hub id, of which `revision` is a branch, tag or commit, see `find_model`.
     """
 
     model: str | Path

@@ -110,19 +110,20 @@ def _shapes_by_pattern(model: ModelDescription) -> Shapes:
 
 def _units(shapes: Shapes, sizes: Sizes, model: ModelDescription) -> list[Unit]:
     """Weights of the right sizes that are called like the parts of a block, in the order of their names."""
-    lengths = sizes.neurons | {2 * count for count in sizes.neurons}
-
-    def may_be_weight(shape: Shape) -> bool:
-        rows, columns = shape[-2:] if len(shape) > 1 else (0, 0)
-        return (rows == sizes.hidden and columns in lengths) or (columns == sizes.hidden and rows in lengths)
-
     found: dict[tuple[str, str], dict[str, NamePattern]] = {}
     for unit, role, pattern in _roles(shapes):
-        if any(map(may_be_weight, shapes[pattern].values())):
+        if any(_may_be_weight(shape, sizes) for shape in shapes[pattern].values()):
             other = found.setdefault(unit, {}).setdefault(role, pattern)
             if other != pattern:
                 raise model.refusal(f"{str(other)!r} and {str(pattern)!r} both look like a block's {role} projection")
     return _complete(found)
+
+
+def _may_be_weight(shape: Shape, sizes: Sizes) -> bool:
+    """Whether a tensor has the shape of a projection, or of two in one."""
+    rows, columns = shape[-2:] if len(shape) > 1 else (0, 0)
+    lengths = sizes.neurons | {2 * count for count in sizes.neurons}
+    return (rows == sizes.hidden and columns in lengths) or (columns == sizes.hidden and rows in lengths)
 
 
 def _roles(shapes: Shapes) -> Iterator[tuple[tuple[str, str], str, NamePattern]]:
@@ -302,7 +303,7 @@ def _nothing_found(shapes: Shapes, sizes: Sizes) -> str:
         _shown([pattern], shapes, place)
         for pattern in shapes
         for place in list(shapes[pattern])[:1]
-        if not pattern.of_attention and len(shapes[pattern][place]) > 1 and sizes.neurons & set(shapes[pattern][place])
+        if not pattern.of_attention and _may_be_weight(shapes[pattern][place], sizes)
     ]
     what = f"of that size are {', '.join(fitting[:4])}" if fitting else "none has that size"
     return f"no tensors are called like the up and down projections of a block with {sizes}; {what}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from string import Template
 
 LAYER, EXPERT = "${layer}", "${expert}"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,6}")
-_PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]*")
 _ATTENTION = re.compile(r"attn|attention|qkv|query|^(q|k|v|o)_proj$|^out_proj$|^(q|k|v)_lin$")
 # Whole words by role; a name with the word gate, up or down in it needs none of them.
 _WORDS = {
@@ -28,7 +29,10 @@ _NUMBERED = {
 
 @dataclass(frozen=True)
 class NamePattern:
-    """A tensor name with its numbers taken out: what comes before the layer's, and what comes after it."""
+    """A tensor name with its numbers taken out: what comes before the layer's, and what comes after it.
+
+    A `$` of the name itself is doubled.
+    """
 
     stack: str
     rest: str
@@ -57,7 +61,7 @@ class Place:
 
     def name(self, pattern: NamePattern) -> str:
         """The tensor of a pattern at this place."""
-        return str(pattern).replace(LAYER, str(self.layer)).replace(EXPERT, str(self.expert))
+        return Template(str(pattern)).substitute(layer=self.layer, expert=self.expert)
 
 
 def take_numbers_out(name: str) -> tuple[NamePattern, Place] | None:
@@ -65,7 +69,7 @@ def take_numbers_out(name: str) -> tuple[NamePattern, Place] | None:
 
     The first number is the layer's. A later one is an expert's if it follows the word, and the experts are not shared.
     """
-    steps = name.split(".")
+    steps = name.replace("$", "$$").split(".")
     numbers = [i for i, step in enumerate(steps) if _NUMBER.fullmatch(step)]
     if not numbers or numbers[0] == len(steps) - 1:
         return None
@@ -86,7 +90,7 @@ def role_of(pattern: NamePattern) -> tuple[str, str] | None:
     Roles are gate, up, down, gate_up (both in one tensor, in this order), and the numbered ones of `settle_roles`.
     """
     stem = pattern.rest.removesuffix(".weight")
-    if pattern.of_attention or stem.endswith((".bias", "_bias")) or not _PLAIN.fullmatch(_without_numbers(pattern)):
+    if pattern.of_attention or stem.endswith((".bias", "_bias")) or not _is_plain(pattern):
         return None
     steps = stem.split(".")
     for length in (2, 1):
@@ -112,5 +116,5 @@ def _role_of_words(words: list[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _without_numbers(pattern: NamePattern) -> str:
-    return str(pattern).replace(LAYER, "0").replace(EXPERT, "0")
+def _is_plain(pattern: NamePattern) -> bool:
+    return _PLAIN.fullmatch(pattern.stack + pattern.rest.replace(EXPERT, "")) is not None
