@@ -270,15 +270,14 @@ def _require_nothing_else(
     """Refuse a layer with a tensor that might have an entry, row or column per neuron and is no part of a block."""
     weights = [pattern for kind in kinds for pattern in kind.unit.weights.values()]
     known = {*weights, *(pattern.bias for pattern in weights)}
-    keys = {kind.unit.key for kind in kinds}
+    within = tuple(kind.unit.key + "." for kind in kinds if kind.unit.key)
     suspect: set[int] = set()
     for kind in kinds:
         suspect |= kind.neurons | ({2 * n for n in kind.neurons} if "gate_up" in kind.unit.weights else set())
     for pattern, places in shapes.items():
         if pattern.stack != stack or pattern in known:
             continue
-        steps = pattern.rest.split(".")
-        inside = any(".".join(steps[:length]) in keys for length in range(1, len(steps)))
+        inside = pattern.rest.startswith(within)
         if pattern.of_attention and not inside:
             continue
         # With as many neurons as the hidden size, every norm of a layer would look like one of neurons.

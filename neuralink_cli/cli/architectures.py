@@ -14,7 +14,7 @@ from neuralink_cli.errors import OptionError
     epilog="""\b
 Examples:
   neuralink architectures
-  neuralink architectures --infer MODEL > mine.json
+  neuralink architectures --infer MODEL
 """,
 )
 @click.option(

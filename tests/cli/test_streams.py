@@ -138,7 +138,7 @@ def test_completion_for_the_shell_is_there() -> None:
 def test_an_internal_error_is_one_line_that_asks_for_a_report() -> None:
     script = (
         "import sys; from neuralink_cli.cli import entry, architectures;"
-        "architectures.command.callback = lambda as_json: 1 / 0;"
+        "architectures.command.callback = lambda **_: 1 / 0;"
         "sys.exit(entry.run(['architectures']))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
