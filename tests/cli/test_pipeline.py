@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from neuralink_cli.activations.hf_packages import quiet_transformers
 from neuralink_cli.activations.logits import comparison_batches, run_model
-from neuralink_cli.checkpoint.architecture import choose_architecture
+from neuralink_cli.checkpoint.architecture_choice import choose_architecture
 from neuralink_cli.cli.exit_codes import UNSUPPORTED
 from neuralink_cli.placement.placement import Placement
 from tests.checkpoints import files_of
