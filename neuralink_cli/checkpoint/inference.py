@@ -111,7 +111,7 @@ def _side(kind: Kind, stacks: Sequence[str]) -> str:
 
 def _rank(kind: Kind) -> int:
     """Dense blocks first, then experts, then what all tokens share."""
-    return 1 if kind.experts is not None else 2 if "shared" in kind.key.lower() else 0
+    return 1 if kind.experts is not None else 2 if "share" in kind.key.lower() else 0
 
 
 def _short_id(kind: Kind) -> str:

@@ -172,6 +172,8 @@ def _fit(unit: Unit, shapes: Shapes, sizes: Sizes, outputs_first: bool | None, m
     layers = frozenset(place.layer for place in places)
     with_bias = frozenset(role for role, pattern in unit.weights.items() if pattern.bias in shapes)
     experts = _count_experts(unit, shapes, places, model)
+    if experts is None and "expert" in unit.key.lower() and "share" not in unit.key.lower():
+        raise model.refusal(f"{unit} are called an expert's, but which one is not a number between two dots")
     return Kind(unit, axes[0], frozenset(neurons[axes[0]]), layers, experts, with_bias)
 
 

@@ -77,7 +77,7 @@ def take_numbers_out(name: str) -> tuple[NamePattern, Place] | None:
     expert = None
     for i in others:
         word = steps[i - 1].lower()
-        if "expert" in word and "shared" not in word and i < len(steps) - 1:
+        if "expert" in word and "share" not in word and i < len(steps) - 1:
             expert, steps[i] = int(steps[i]), EXPERT
             break
     stack = "".join(step + "." for step in steps[:layer_at])

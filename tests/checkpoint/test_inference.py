@@ -243,6 +243,13 @@ def test_experts_in_one_tensor() -> None:
     refusal(layers({name.replace("moe.experts", "mlp"): shape for name, shape in tensors.items()}))
 
 
+def test_experts_that_are_not_numbered_as_layers_are_would_be_taken_for_blocks_that_always_run() -> None:
+    shapes = layers({name.replace("mlp", "mlp.experts.expert_0"): shape for name, shape in GLU.items()})
+    assert "called an expert's" in refusal(shapes)
+    shared = layers({name.replace("mlp", "mlp.share_expert"): shape for name, shape in GLU.items()})
+    assert infer(shared)["blocks"][0]["id"] == "layers.${layer}.share_expert"
+
+
 def test_encoder_and_decoder() -> None:
     shapes = layers(MLP, "model.encoder.layers") | layers(MLP, "model.decoder.layers", 3)
     document = infer(shapes, encoder_layers=2, decoder_layers=3, num_hidden_layers=2, is_encoder_decoder=True)
