@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _WEIGHT_SUFFIXES = frozenset(
     )
 )
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
+_MODULE_FILE = re.compile(r"[0-9]+_\w+/[^./\\][^/\\]*", re.ASCII)
 _SAMPLE_BYTES = 4096
 _SAMPLES = 4
 
@@ -174,6 +176,15 @@ def is_small_file(name: str) -> bool:
     Weights in any form, their indexes and hidden files do not.
     """
     return not name.startswith(".") and not name.endswith(".index.json") and Path(name).suffix not in _WEIGHT_SUFFIXES
+
+
+def is_module_file(name: str) -> bool:
+    """Whether a file lies in the folder of one of the modules that a sentence-transformers model goes on with.
+
+    Args:
+        name: Relative to the checkpoint, as `1_Pooling/config.json`.
+    """
+    return _MODULE_FILE.fullmatch(name) is not None
 
 
 def read_weight_map(path: Path) -> dict[str, str]:

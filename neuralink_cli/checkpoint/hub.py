@@ -22,6 +22,7 @@ from neuralink_cli.checkpoint.checkpoint import (
     CONFIG_FILE,
     SHARD_INDEX,
     SINGLE_FILE,
+    is_module_file,
     is_small_file,
     read_config,
     read_weight_map,
@@ -221,7 +222,7 @@ def _files_of_checkpoint(wanted: _Wanted, names: Sequence[str], commit: str) -> 
         weights = [SHARD_INDEX, *sorted(shards)]
     else:
         refuse_without_weights(names, str(wanted))
-    small = [name for name in names if "/" not in name and is_small_file(name)]
+    small = [name for name in names if is_module_file(name) or ("/" not in name and is_small_file(name))]
     return [*small, *weights]
 
 

@@ -42,7 +42,7 @@ def restore(
         check_companions(layout.directory, layout.companions)
         # Those kept under another name, or as a source file, come from `verbatim`.
         names = [file["name"] for file in layout.companions if file["name"] not in layout.verbatim]
-        copy_companions([name for name in names if "/" not in name], layout.directory, directory)
+        copy_companions([name for name in names if not name.startswith("neuralink/")], layout.directory, directory)
         for name, content in layout.verbatim.items():
             (directory / name).write_bytes(content)
             sync_file(directory / name)

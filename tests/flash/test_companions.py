@@ -10,8 +10,9 @@ import pytest
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.flash.layouts import open_layout
 from neuralink_cli.flash.restore import restore
+from tests.checkpoints import files_of, write_checkpoint, write_random_placement
 from tests.damage import KINDS
-from tests.layouts import LayoutFactory, Made, verify
+from tests.layouts import LayoutFactory, Made, relayout, verify
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,3 +49,28 @@ def test_files_that_came_later_are_not_restored(
     with open_layout(copy) as layout:
         restore(layout, tmp_path / "restored")
     assert not (tmp_path / "restored" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_modules_of_a_sentence_transformer_go_along(tmp_path: Path, kind: str) -> None:
+    model = write_checkpoint(tmp_path / "model", "bert")
+    files = {
+        "modules.json": b"[]",
+        "1_Pooling/config.json": b"{}",
+        "2_Dense/config.json": b"{ }",
+        "2_Dense/model.safetensors": bytes(100),
+    }
+    ignored = ["original/params.json", "2_Dense/.cache", "2_Dense/deeper/config.json", "onnx/model.onnx", "x_y/z.json"]
+    for name, content in [*files.items(), *((name, b"x") for name in ignored)]:
+        (model / name).parent.mkdir(exist_ok=True, parents=True)
+        (model / name).write_bytes(content)
+    placement = write_random_placement(model, tmp_path / "placement")
+    relayout(model, placement, tmp_path / "layout", layout=kind)
+    verify(model, tmp_path / "layout")
+    with open_layout(tmp_path / "layout") as layout:
+        restore(layout, tmp_path / "restored")
+    expected = {name: content for name, content in files_of(model).items() if name not in ignored}
+    assert files_of(tmp_path / "restored") == expected
+    (tmp_path / "layout/2_Dense/config.json").write_bytes(b"{x}")
+    with pytest.raises(VerificationError, match=r"2_Dense/config.json: was changed"):
+        verify(model, tmp_path / "layout", quick=True)
