@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from neuralink_cli.activations.batches import text_batch
-from neuralink_cli.activations.block_modules import find_experts, find_module
-from neuralink_cli.activations.firing import firing_rule
+from neuralink_cli.activations.block_modules import find_activation, find_experts, find_module
+from neuralink_cli.activations.firing import FiringRule, firing_rule
 from neuralink_cli.activations.model import load_model, max_positions
 from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.recorder import HookedBlock, HookedModel
@@ -23,39 +24,76 @@ from tests.families import FAMILY
 
 
 class Toy(nn.Module):
-    """One FFN that runs `times` times on `fed` of its tokens."""
+    """One FFN that runs `times` times on `fed` of its tokens, and does with its output what `activate` says."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, times: int = 1, fed: slice = slice(None), flat: bool = False) -> None:
+    def __init__(
+        self, times: int = 1, fed: slice = slice(None), flat: bool = False, activate: str | None = None
+    ) -> None:
         super().__init__()
-        self.embed, self.up = nn.Embedding(10, 4), nn.Linear(4, 5)
-        self.times, self.fed, self.flat = times, fed, flat
+        self.embed, self.up, self.act = nn.Embedding(10, 4), nn.Linear(4, 5), nn.ReLU()
+        self.times, self.fed, self.flat, self.activate = times, fed, flat, activate
 
     def forward(self, input_ids, attention_mask=None):
         x = self.embed(input_ids)[:, self.fed]
         for _ in range(self.times):
-            self.up(x.reshape(-1, 4) if self.flat else x)
+            output = self.up(x.reshape(-1, 4) if self.flat else x)
+            if self.activate == "module":
+                self.act(output)
+            elif self.activate == "of something else":
+                self.act(-output)
 
 
-def seen_by_hooks(toy, ids, mask):
+def seen_by_hooks(toy, ids, mask, activation=None, rule=None):
     seen = []
-    rule = firing_rule("layers.0", "relu", "gate")
-    with HookedModel(toy, [HookedBlock(toy.up, False, 5, rule)]) as hooked:
+    rule = rule or firing_rule("layers.0", "relu", "gate")
+    with HookedModel(toy, [HookedBlock(toy.up, False, 5, rule, activation=activation)]) as hooked:
         hooked.run(text_batch(ids, mask), lambda index, values, _tokens: seen.append((index, values)))
     assert not toy.up._forward_hooks
+    assert not toy.act._forward_hooks
     return seen
 
 
+@pytest.mark.parametrize("activate", [None, "module", "of something else"])
 @pytest.mark.parametrize("flat", [False, True])
-def test_tokens_come_in_the_order_of_the_sequences(flat):
-    toy = Toy(flat=flat)
+def test_tokens_come_in_the_order_of_the_sequences(flat, activate):
+    toy = Toy(flat=flat, activate=activate)
     ids = np.array([[1, 2, 3], [4, 5, 0]])
     mask = np.array([[True, True, True], [True, True, False]])
-    ((index, values),) = seen_by_hooks(toy, ids, mask)
+    ((index, values),) = seen_by_hooks(toy, ids, mask, None if activate is None else toy.act)
     assert index == 0
-    expected = toy.up(toy.embed(torch.tensor([1, 2, 3, 4, 5])))
+    expected = toy.up(toy.embed(torch.tensor([1, 2, 3, 4, 5]))).relu()
     torch.testing.assert_close(values, expected)
+
+
+def test_what_the_model_activates_is_not_activated_again():
+    toy = Toy(activate="module")
+    ids = np.array([[1, 2, 3]])
+
+    def fail(_values):
+        raise AssertionError
+
+    ((_, values),) = seen_by_hooks(toy, ids, np.ones_like(ids, dtype=bool), toy.act, FiringRule("b", fail, False))
+    assert torch.equal(values, toy.up(toy.embed(torch.from_numpy(ids)))[0].relu())
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_an_activation_of_its_own_in_each_block(model, family, activation):
+    directory = model(family, activation=activation)
+    architecture = find_architecture(family, directory)
+    with Checkpoint(directory) as checkpoint:
+        blocks = find_blocks(checkpoint, architecture)
+        loaded = load_model(directory, architecture, device="cpu")
+        shape = checkpoint.place(blocks[0].firing_part.weight).entry.shape
+    modules = [find_module(loaded, block.firing_part, shape, architecture) for block in blocks]
+    name = blocks[0].activation
+    found = [find_activation(loaded, module, name) for module in modules]
+    assert len({id(module) for module in found}) == len(blocks)
+    values = torch.linspace(-3, 3, 50)
+    assert all(torch.equal(module(values), ACT2FN[name](values)) for module in found)
+    assert find_activation(loaded, modules[0], "tanh") is None
 
 
 @pytest.mark.parametrize(
