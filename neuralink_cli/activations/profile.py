@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -86,7 +87,10 @@ def profile(request: ProfileRequest, progress: Progress = no_progress) -> Profil
     known = _known_thresholds(request, subject)
     require_hf_packages("torch", "transformers", "datasets")
     with quiet_transformers(), ExitStack() as stack:
-        hooked, data = _prepare(request, subject, progress)
+        # Beside the output: what has no room in memory may have none in the system's temporary folder either.
+        offloaded = request.output.absolute().with_name(f".{request.output.name}.weights")
+        stack.callback(shutil.rmtree, offloaded, ignore_errors=True)
+        hooked, data = _prepare(request, subject, offloaded, progress)
         stack.enter_context(hooked)
         batches = data.batches if request.part is None else data.part(request.part)
         thresholds = known if known is not None else _calibrate(request, hooked, data, progress)
@@ -150,10 +154,13 @@ def _thresholds_of_trace(path: Path, request: ProfileRequest, subject: Subject) 
     return Thresholds(tuple(block.threshold for block in info.blocks), info.calibration)
 
 
-def _prepare(request: ProfileRequest, subject: Subject, progress: Progress) -> tuple[HookedModel, CalibrationData]:
+def _prepare(
+    request: ProfileRequest, subject: Subject, offloaded: Path, progress: Progress
+) -> tuple[HookedModel, CalibrationData]:
     """Load the model and read the data, looking at the first sample of each dataset before the model is loaded."""
     from neuralink_cli.activations.block_modules import hooked_blocks
     from neuralink_cli.activations.model import load_model
+    from neuralink_cli.activations.offload import MemoryLimit
     from neuralink_cli.activations.recorder import HookedModel
 
     images = subject.architecture.task == "image-encoder"
@@ -165,6 +172,7 @@ def _prepare(request: ProfileRequest, subject: Subject, progress: Progress) -> t
             subject.architecture,
             device=request.device,
             dtype=request.dtype,
+            limit=MemoryLimit(request.max_memory, offloaded),
             trust_remote_code=request.trust_remote_code,
         )
     blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, request.signal)

@@ -14,6 +14,7 @@ import torch
 from neuralink_cli.activations.batches import ModelBatch
 from neuralink_cli.activations.experts import experts_seen
 from neuralink_cli.activations.firing import FiringRule, magnitude_counts, not_a_number, require_numbers
+from neuralink_cli.activations.offload import input_device
 from neuralink_cli.activations.packing import FiredBits, pack_fired
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import MagnitudeHistogram
@@ -94,7 +95,7 @@ class HookedModel:
             InputError: Not enough memory on the device.
             UnsupportedError: A block did not run exactly once on every token.
         """
-        device, dtype = self._model.device, self._model.dtype
+        device, dtype = input_device(self._model), self._model.dtype
         inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.inputs.items()}
         inputs = {name: array.to(dtype) if array.is_floating_point() else array for name, array in inputs.items()}
         self._receive, self._shape = receive, batch.mask.shape
