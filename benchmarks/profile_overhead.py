@@ -21,11 +21,12 @@ import numpy as np
 import torch
 import transformers
 
+from neuralink_cli.activations.batches import ModelBatch, text_batch
 from neuralink_cli.activations.block_modules import hooked_blocks
 from neuralink_cli.activations.hf_packages import quiet_transformers
 from neuralink_cli.activations.model import load_model, max_positions
 from neuralink_cli.activations.profile import _read_subject
-from neuralink_cli.activations.recorder import BatchArrays, HookedModel, calibrate, record
+from neuralink_cli.activations.recorder import HookedModel, calibrate, record
 from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
@@ -66,11 +67,11 @@ def alternate(plain: Callable[[], object], recorded: Callable[[], object], round
     return times[1:]
 
 
-def random_batch(sequences: int, length: int, vocabulary: int, padded: bool) -> BatchArrays:
-    """Token ids and their mask; padded, the sequences are of all lengths from a half on."""
+def random_batch(sequences: int, length: int, vocabulary: int, padded: bool) -> ModelBatch:
+    """A batch of random tokens; padded, the sequences are of all lengths from a half on."""
     rng = np.random.default_rng(0)
     lengths = np.linspace(length // 2, length, sequences).astype(int) if padded else np.full(sequences, length)
-    return rng.integers(4, vocabulary, (sequences, length)), np.arange(length) < lengths[:, None]
+    return text_batch(rng.integers(4, vocabulary, (sequences, length)), np.arange(length) < lengths[:, None])
 
 
 def run(path: Path, dtype: str, options: argparse.Namespace) -> None:
@@ -99,7 +100,7 @@ def run(path: Path, dtype: str, options: argparse.Namespace) -> None:
             HookedModel(model, []).run(batch, lambda *_: None)
 
         times = alternate(plain, recorded, options.rounds)
-    share = sum(active) / (int(batch[1].sum()) * sum(block.neurons for block in blocks))
+    share = sum(active) / (batch.tokens * sum(block.neurons for block in blocks))
     plain_ms, recorded_ms = (statistics.median(column) * 1000 for column in zip(*times, strict=True))
     ratios = sorted(b / a for a, b in times)
     shape = f"{len(blocks)} x {blocks[0].neurons}"

@@ -12,7 +12,13 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.activations.model_class import activate_up_projections, model_class, stand_in_config
-from neuralink_cli.activations.offload import MemoryLimit, finish_placement, placement_options, quiet_accelerate
+from neuralink_cli.activations.offload import (
+    MemoryLimit,
+    finish_placement,
+    input_device,
+    placement_options,
+    quiet_accelerate,
+)
 from neuralink_cli.checkpoint.architecture import Architecture
 from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError, first_line
 
@@ -65,11 +71,8 @@ def load_model(
         OptionError: The device or dtype is not there, or the limit does not go with the device.
         MissingDependencyError: The weights do not fit, and accelerate is not installed.
     """
-    if dtype not in DTYPES:
-        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     place = find_device(device)
-    if dtype == "auto" and place.type == "cpu":
-        dtype = "float32"
+    dtype = compute_dtype(dtype, place)
     placement = placement_options(directory, dtype, place, limit)
     # Weights that are drawn at random are refused below; those that a checkpoint may lack are at least always the same.
     torch.manual_seed(0)
@@ -100,6 +103,17 @@ def load_model(
     if config is not None and architecture.up_activation:
         activate_up_projections(model, architecture, config.hidden_act)
     return model.eval().requires_grad_(False)
+
+
+def compute_dtype(dtype: str, device: torch.device) -> str:
+    """What "auto" means on a device; it stays where it is the checkpoint's own.
+
+    Raises:
+        OptionError: Not one of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    return "float32" if dtype == "auto" and device.type == "cpu" else dtype
 
 
 def find_device(name: str) -> torch.device:
@@ -141,7 +155,7 @@ def count_image_tokens(model: Any, pixels: npt.NDArray[np.float32]) -> int:
     """
     try:
         with torch.inference_mode():
-            output = model(pixel_values=torch.from_numpy(pixels).to(model.device, model.dtype))
+            output = model(pixel_values=torch.from_numpy(pixels).to(input_device(model), model.dtype))
     except (RuntimeError, ValueError) as error:
         problem = f"the model does not take images of shape {list(pixels.shape)} ({first_line(error)})"
         raise InputError(problem) from error

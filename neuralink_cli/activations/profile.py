@@ -161,11 +161,13 @@ def _prepare(
     from neuralink_cli.activations.block_modules import hooked_blocks
     from neuralink_cli.activations.model import load_model
     from neuralink_cli.activations.offload import MemoryLimit
+    from neuralink_cli.activations.preflight import tell_needs
     from neuralink_cli.activations.recorder import HookedModel
 
     images = subject.architecture.task == "image-encoder"
     directory, task = subject.directory, subject.architecture.task
     reader = ImageReader(request, directory) if images else TextReader(request, directory, task)
+    tell_needs(request, directory, subject.blocks)
     with progress("loading the model", None, "B"):
         model = load_model(
             subject.directory,
@@ -200,6 +202,7 @@ def _record(
     batches: Sequence[Batch],
     progress: Progress,
 ) -> ProfileSummary:
+    from neuralink_cli.activations.preflight import telling_time
     from neuralink_cli.activations.recorder import record
 
     blocks = tuple(
@@ -218,7 +221,8 @@ def _record(
     require_space(request.output, 2 * header.tokens * sum(row_bytes))
     with Spool(request.output, row_bytes) as spool:
         with progress("recording", header.tokens, "token") as advance:
-            active = record(hooked, thresholds.values, data.inputs(batches), spool, advance)
+            timed = telling_time(advance, header.tokens)
+            active = record(hooked, thresholds.values, data.inputs(batches), spool, timed)
         header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
         index_of = {block.id: index for index, block in enumerate(blocks)}
         lengths = data.sequence_lengths(batches)

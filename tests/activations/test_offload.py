@@ -4,10 +4,12 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from neuralink_cli.activations import offload
+from neuralink_cli.activations.batches import text_batch
 from neuralink_cli.activations.logits import compare_outputs, read_token_sequences
 from neuralink_cli.activations.model import load_model
 from neuralink_cli.activations.offload import MemoryLimit, available_memory, input_device, weight_bytes
@@ -125,10 +127,11 @@ def test_inputs_go_where_the_model_computes(model):
 def test_outputs_are_compared_whatever_the_memory(model, family, monkeypatch, caplog):
     directory = model(family)
     architecture = find_architecture(family, directory)
-    sequences = read_token_sequences(directory, TEXT)
+    ids = read_token_sequences(directory, TEXT, sequences=1)[0][None]
+    batches = [text_batch(ids.astype(np.int64), np.ones(ids.shape, dtype=bool))]
     with caplog.at_level(logging.WARNING):
         monkeypatch.setattr(offload, "available_memory", lambda: 1000)
-        comparison = compare_outputs(directory, directory, sequences, architecture)
+        comparison = compare_outputs(directory, directory, batches, architecture)
     assert "no room in memory" in caplog.text
     assert comparison.max_abs_difference == 0
 
