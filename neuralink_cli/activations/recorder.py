@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 from neuralink_cli.activations.batches import ModelBatch
@@ -58,6 +59,7 @@ class HookedModel:
         self._hooks = ExitStack()
         self._receive: Receive = lambda _index, _values, _tokens: None
         self._mask: torch.Tensor | None = None
+        self._kept: torch.Tensor | None = None
         self._shape: tuple[int, ...] = ()
         self._seen: set[int] = set()
         # A block whose values the model is about to activate, and these.
@@ -99,7 +101,10 @@ class HookedModel:
         inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.inputs.items()}
         inputs = {name: array.to(dtype) if array.is_floating_point() else array for name, array in inputs.items()}
         self._receive, self._shape = receive, batch.mask.shape
-        self._mask = None if batch.mask.all() else torch.from_numpy(batch.mask).to(device).reshape(-1)
+        padded = not batch.mask.all()
+        self._mask = torch.from_numpy(batch.mask).to(device).reshape(-1) if padded else None
+        # Found out once: a device would have to be waited for at every block.
+        self._kept = torch.from_numpy(np.flatnonzero(batch.mask)).to(device) if padded else None
         self._seen.clear()
         self._pending = None
         try:
@@ -158,7 +163,7 @@ class HookedModel:
     def _hand_over(self, index: int, signal: torch.Tensor) -> None:
         # Some models run their FFNs on [tokens, hidden], some on [sequences, width, hidden]: the order is the same.
         rows = signal.detach().reshape(-1, self.blocks[index].neurons)
-        self._receive(index, rows if self._mask is None else rows[self._mask], None)
+        self._receive(index, rows if self._kept is None else rows.index_select(0, self._kept), None)
 
     def _see_expert(
         self, indexes: Mapping[int, int], expert: int, tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor

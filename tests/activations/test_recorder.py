@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import Phi3Config, Phi3ForCausalLM
 from transformers.activations import ACT2FN
 
 from neuralink_cli.activations.batches import text_batch
-from neuralink_cli.activations.block_modules import find_activation, find_experts, find_module
+from neuralink_cli.activations.block_modules import find_activation, find_experts, find_module, hooked_blocks
 from neuralink_cli.activations.firing import FiringRule, firing_rule
 from neuralink_cli.activations.model import load_model, max_positions
 from neuralink_cli.activations.profile import profile
@@ -70,12 +72,55 @@ def test_tokens_come_in_the_order_of_the_sequences(flat, activate):
 def test_what_the_model_activates_is_not_activated_again():
     toy = Toy(activate="module")
     ids = np.array([[1, 2, 3]])
-
-    def fail(_values):
-        raise AssertionError
-
     ((_, values),) = seen_by_hooks(toy, ids, np.ones_like(ids, dtype=bool), toy.act, FiringRule("b", fail, False))
     assert torch.equal(values, toy.up(toy.embed(torch.from_numpy(ids)))[0].relu())
+
+
+def fail(_values):
+    raise AssertionError
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "phi3"])
+def test_no_family_is_activated_twice(model, family, tmp_path):
+    directory = model(family) if family in FAMILIES else build_fused(tmp_path / family)
+    architecture = find_architecture(family, directory)
+    with Checkpoint(directory) as checkpoint:
+        blocks = find_blocks(checkpoint, architecture)
+        shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items()}
+    loaded = load_model(directory, architecture, device="cpu")
+    hooked = hooked_blocks(loaded, blocks, shapes, architecture, "gate")
+    ids = np.arange(3, 15).reshape(2, 6)
+    mask = np.array([[True] * 6, [True] * 4 + [False] * 2])
+
+    def signals(blocks):
+        seen = []
+        with HookedModel(loaded, blocks) as running:
+            running.run(text_batch(ids, mask), lambda _index, signal, _tokens: seen.append(signal))
+        return seen
+
+    by_rule = signals([replace(block, activation=None) for block in hooked])
+    by_model = signals([replace(block, rule=FiringRule(block.rule.block, fail, False)) for block in hooked])
+    for computed, found in zip(by_rule, by_model, strict=True):
+        assert found.shape == (10, hooked[0].neurons)
+        torch.testing.assert_close(found, computed)
+
+
+def build_fused(directory):
+    """A model whose gate and up projections are one tensor."""
+    config = Phi3Config(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Phi3ForCausalLM(config).save_pretrained(directory)
+    return directory
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "gelu_pytorch_tanh"])
