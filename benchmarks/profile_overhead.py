@@ -3,7 +3,8 @@
 python benchmarks/profile_overhead.py --model examples/tiny-relu --model /path/to/another
 
 Without a checkpoint it runs random models of two shapes: ReLU without a gate (OPT) and SiLU with one (Llama). Which of
-the two passes comes first changes from round to round; the times are medians, the ratio the median of the rounds' own.
+the two passes comes first changes from round to round; the times are medians, the ratio the median of the rounds' own,
+between its quartiles; the last column is the same of CPU time, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,17 +56,32 @@ def build_random_models(folder: Path, layers: int, hidden: int) -> Iterator[Path
             yield folder / name
 
 
-def alternate(plain: Callable[[], object], recorded: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
-    """Seconds of both, round by round, after one round that does not count."""
+@dataclass(frozen=True)
+class Round:
+    """Seconds of a plain and of a recorded pass, and the same in seconds of CPU."""
+
+    plain: float
+    recorded: float
+    plain_cpu: float
+    recorded_cpu: float
+
+
+def alternate(plain: Callable[[], object], recorded: Callable[[], object], rounds: int) -> list[Round]:
+    """Time both, round by round, after one round that does not count."""
     times = []
     for number in range(rounds + 1):
-        pair = {}
-        for name in ("plain", "recorded") if number % 2 else ("recorded", "plain"):
-            start = time.perf_counter()
-            (plain if name == "plain" else recorded)()
-            pair[name] = time.perf_counter() - start
-        times.append((pair["plain"], pair["recorded"]))
+        order = (plain, recorded) if number % 2 else (recorded, plain)
+        seconds, cpu = zip(*(_time(function) for function in order), strict=True)
+        if not number % 2:
+            seconds, cpu = seconds[::-1], cpu[::-1]
+        times.append(Round(*seconds, *cpu))
     return times[1:]
+
+
+def _time(function: Callable[[], object]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def random_batch(sequences: int, length: int, vocabulary: int, padded: bool) -> ModelBatch:
@@ -101,13 +118,16 @@ def run(path: Path, dtype: str, options: argparse.Namespace) -> None:
 
         times = alternate(plain, recorded, options.rounds)
     share = sum(active) / (batch.tokens * sum(block.neurons for block in blocks))
-    plain_ms, recorded_ms = (statistics.median(column) * 1000 for column in zip(*times, strict=True))
-    ratios = sorted(b / a for a, b in times)
+    plain_ms, recorded_ms = (
+        1000 * statistics.median(getattr(r, name) for r in times) for name in ("plain", "recorded")
+    )
+    ratios = sorted(r.recorded / r.plain for r in times)
+    cpu_ratio = statistics.median(r.recorded_cpu / r.plain_cpu for r in times)
     shape = f"{len(blocks)} x {blocks[0].neurons}"
+    quartiles = f"{ratios[len(ratios) // 4]:.3f}-{ratios[3 * len(ratios) // 4]:.3f}"
     print(
         f"{path.name:16} {dtype:9} {shape:>10} {subject.blocks[0].activation:>6} {share:7.1%} "
-        f"{plain_ms:9.1f} {recorded_ms:9.1f} {statistics.median(ratios):7.3f} "
-        f"{ratios[len(ratios) // 4]:6.3f}-{ratios[3 * len(ratios) // 4]:5.3f}",
+        f"{plain_ms:9.1f} {recorded_ms:9.1f} {statistics.median(ratios):7.3f} {quartiles:>12} {cpu_ratio:7.3f}",
         flush=True,
     )
 
@@ -128,7 +148,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for temporary files")
     options = parser.parse_args()
     print(f"{options.batch_size} sequences of up to {options.length} tokens, {torch.get_num_threads()} threads\n")
-    print(f"{'model':16} {'dtype':9} {'FFN':>10} {'act':>6} {'active':>7} {'plain ms':>9} {'rec. ms':>9} {'ratio':>7}")
+    columns = f"{'plain ms':>9} {'rec. ms':>9} {'ratio':>7} {'quartiles':>12} {'CPU':>7}"
+    print(f"{'model':16} {'dtype':9} {'FFN':>10} {'act':>6} {'active':>7} {columns}")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder, quiet_transformers():
         built_in = [] if options.no_random else build_random_models(Path(folder), options.layers, options.hidden)
         for path in [*options.model, *built_in]:

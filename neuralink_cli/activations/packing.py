@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from neuralink_cli.activations.packing_kernels import pack_words
 from neuralink_cli.activations.trace import Bits
-from neuralink_cli.kernels import kernel, popcount
-
-Words = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 # The same bits as unsigned integers, for torch and for numpy. Without the sign they are in the order of the magnitudes,
 # with infinity after all numbers, and what is not a number after infinity.
@@ -64,10 +61,10 @@ def _pack_compiled(signal: torch.Tensor, threshold: float) -> FiredBits:
         signal = signal.float()
     signed, unsigned = _UNSIGNED[signal.dtype]
     words = signal.contiguous().view(signed).numpy().view(unsigned)
-    infinity = _word(float("inf"), signal.dtype)
     bits = np.empty((words.shape[0], (words.shape[1] + 7) // 8), dtype=np.uint8)
-    active, largest = _pack_words(words, _limit(threshold, signal.dtype), bits)
-    return FiredBits(torch.from_numpy(bits), int(active), bool(largest <= infinity))
+    limit, infinity = _limit(threshold, signal.dtype), _word(float("inf"), signal.dtype)
+    active, are_numbers = pack_words(words, limit, infinity, bits)
+    return FiredBits(torch.from_numpy(bits), int(active), bool(are_numbers))
 
 
 def _limit(threshold: float, dtype: torch.dtype) -> np.unsignedinteger:
@@ -81,40 +78,3 @@ def _word(value: float, dtype: torch.dtype) -> np.unsignedinteger:
     signed, unsigned = _UNSIGNED[dtype]
     word: np.unsignedinteger = torch.tensor([value]).to(dtype).view(signed).numpy().view(unsigned)[0]
     return word
-
-
-@kernel
-def _pack_words(words: Words, limit: np.unsignedinteger, bits: Bits) -> tuple[int, np.unsignedinteger]:
-    """Set the bits of the values whose magnitude is above `limit`; return their number and the greatest magnitude.
-
-    Args:
-        words: Floating-point numbers as the unsigned integers that have their bits, `[tokens, neurons]`.
-        limit: The bits of a number that is not negative.
-        bits: To be filled: `[tokens, ceil(neurons / 8)]`.
-    """
-    tokens, neurons = words.shape
-    whole = neurons // 8
-    active = 0
-    largest = words.dtype.type(0)
-    for token in range(tokens):
-        row = words[token]
-        for byte in range(whole):
-            bits[token, byte], largest = _pack_byte(row, 8 * byte, 8, limit, largest)
-            active += popcount(np.uint64(bits[token, byte]))
-        if neurons % 8:
-            bits[token, whole], largest = _pack_byte(row, 8 * whole, neurons % 8, limit, largest)
-            active += popcount(np.uint64(bits[token, whole]))
-    return active, largest
-
-
-@kernel
-def _pack_byte(
-    row: Words, first: int, count: int, limit: np.unsignedinteger, largest: np.unsignedinteger
-) -> tuple[np.uint8, np.unsignedinteger]:
-    magnitude = ~row.dtype.type(0) >> row.dtype.type(1)
-    fired = np.uint8(0)
-    for bit in range(count):
-        word = row[first + bit] & magnitude
-        fired |= np.uint8(word > limit) << np.uint8(bit)
-        largest = max(largest, word)
-    return fired, largest

@@ -30,7 +30,7 @@ def check(fired, expected):
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_any_bits_against_numpy(pack, dtype, data):
-    neurons, tokens = data.draw(st.integers(1, 70)), data.draw(st.integers(0, 5))
+    neurons, tokens = data.draw(st.integers(1, 200)), data.draw(st.integers(0, 5))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     kind = DTYPES[dtype]
     words = rng.integers(0, np.iinfo(kind).max, (tokens, neurons), dtype=kind, endpoint=True)
