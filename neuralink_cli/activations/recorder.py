@@ -95,7 +95,7 @@ class HookedModel:
 
         Raises:
             InputError: Not enough memory on the device.
-            UnsupportedError: A block did not run exactly once on every token.
+            UnsupportedError: A block did not run exactly once on every token, or needs weights that have no room.
         """
         device, dtype = input_device(self._model), self._model.dtype
         inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.inputs.items()}
@@ -115,6 +115,13 @@ class HookedModel:
             raise InputError(
                 f"the device has not enough memory ({first_line(error)})",
                 fix="lower --batch-size or --max-seq-length, or use --device cpu",
+            ) from None
+        except RuntimeError as error:
+            if "meta" not in str(error):
+                raise
+            raise UnsupportedError(
+                f"the model uses weights that were left on the disk without running their module ({first_line(error)})",
+                fix="give it more --max-memory",
             ) from None
         for index, block in enumerate(self.blocks):
             if index not in self._seen and block.expert is None:

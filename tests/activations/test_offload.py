@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,18 +16,22 @@ from neuralink_cli.activations.offload import MemoryLimit, available_memory, inp
 from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.checkpoint.architecture import find_architecture
-from neuralink_cli.errors import InputError, OptionError
-from tests.models import FAMILIES, TEXT, build_model
+from neuralink_cli.errors import InputError, OptionError, UnsupportedError
+from tests.families import FAMILY
+from tests.models import PLAIN, TEXT
+
+# They take the weights of their relative positions without running the module that holds them.
+NOT_OFFLOADED = ["deberta", "deberta-v2"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in PLAIN if name not in NOT_OFFLOADED])
 @pytest.mark.parametrize(
     ("stored", "dtype", "share"),
     [("float32", "float32", 0.0), ("bfloat16", "float32", 0.5), ("float16", "bfloat16", 0.6)],
 )
 def test_traces_do_not_depend_on_the_memory(model, family, stored, dtype, share, text_file, tmp_path, caplog):
     directory = model(family, dtype=stored, shards=True)
-    ratio = None if family == "opt" else 0.3
+    ratio = None if FAMILY[family].exact else 0.3
     request = ProfileRequest(directory, tmp_path / "whole", (str(text_file),), "gate", ratio, batch_size=3, dtype=dtype)
     profile(request)
     assert "no room in memory" not in caplog.text
@@ -36,6 +40,13 @@ def test_traces_do_not_depend_on_the_memory(model, family, stored, dtype, share,
     assert "no room in memory" in caplog.text
     assert (tmp_path / "limited").read_bytes() == (tmp_path / "whole").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "limited"}
+
+
+@pytest.mark.parametrize("family", NOT_OFFLOADED)
+def test_models_that_cannot_be_offloaded(model, family, text_file, tmp_path):
+    request = ProfileRequest(model(family), tmp_path / "t", (str(text_file),), active_ratio=0.3, max_memory=1)
+    with pytest.raises(UnsupportedError, match=r"without running their module.*--max-memory"):
+        profile(request)
 
 
 def test_a_limit_that_is_enough_changes_nothing(model, text_file, tmp_path, caplog):
@@ -70,12 +81,8 @@ def test_limits_that_make_no_sense(model, device, memory):
 
 
 @pytest.mark.parametrize("stage", ["loading the model", "recording"])
-def test_an_interrupted_run_leaves_no_weights_behind(text_file, tmp_path, stage):
-    from contextlib import contextmanager
-
-    directory = build_mixture_of_experts(tmp_path / "model")
-    output = tmp_path / "out" / "t"
-    output.parent.mkdir()
+def test_an_interrupted_run_leaves_no_weights_behind(model, text_file, tmp_path, stage):
+    directory, output = model("mixtral"), tmp_path / "t"
     seen = []
 
     @contextmanager
@@ -106,9 +113,9 @@ def test_missing_weights_are_not_made_up(model, text_file, tmp_path):
         profile(ProfileRequest(directory, tmp_path / "t", (str(text_file),), max_memory=1))
 
 
-def test_experts(text_file, tmp_path, caplog):
-    directory = build_mixture_of_experts(tmp_path / "model")
-    request = ProfileRequest(directory, tmp_path / "whole", (str(text_file),), active_ratio=0.3)
+@pytest.mark.parametrize("family", ["mixtral", "mixtral-fused"])
+def test_experts(model, family, text_file, tmp_path, caplog):
+    request = ProfileRequest(model(family), tmp_path / "whole", (str(text_file),), active_ratio=0.3)
     profile(request)
     profile(replace(request, output=tmp_path / "limited", max_memory=1))
     assert "no room in memory" in caplog.text
@@ -134,24 +141,3 @@ def test_outputs_are_compared_whatever_the_memory(model, family, monkeypatch, ca
         comparison = compare_outputs(directory, directory, batches, architecture)
     assert "no room in memory" in caplog.text
     assert comparison.max_abs_difference == 0
-
-
-def build_mixture_of_experts(directory: Path) -> Path:
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    build_model(directory, "llama")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = MixtralConfig(
-            vocab_size=320,
-            hidden_size=16,
-            intermediate_size=40,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-            num_local_experts=4,
-            initializer_range=0.2,
-        )
-        MixtralForCausalLM(config).save_pretrained(directory)
-    return directory
