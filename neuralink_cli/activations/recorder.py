@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ class HookedModel:
                 fix="lower --batch-size or --max-seq-length, or use --device cpu",
             ) from None
         except RuntimeError as error:
-            if "meta" not in str(error):
+            if re.search(r"\bmeta\b", str(error)) is None:
                 raise
             raise UnsupportedError(
                 f"the model uses weights that were left on the disk without running their module ({first_line(error)})",
