@@ -51,7 +51,7 @@ def pack_on_device(signal: torch.Tensor, threshold: float) -> FiredBits:
     """As `pack_fired`, by torch alone, without waiting for the device: an eighth of a byte per neuron will travel."""
     fired = signal.abs().float() > threshold
     padded = torch.nn.functional.pad(fired.to(torch.uint8), (0, -fired.shape[1] % 8))
-    values = 2 ** torch.arange(8, dtype=torch.uint8, device=signal.device)
+    values = 1 << torch.arange(8, dtype=torch.uint8, device=signal.device)
     bits = (padded.unflatten(1, (-1, 8)) * values).sum(dim=2, dtype=torch.uint8)
     return FiredBits(bits, torch.count_nonzero(fired), ~torch.isnan(signal).any())
 
