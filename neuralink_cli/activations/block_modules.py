@@ -35,7 +35,9 @@ def hooked_blocks(
             found.append(HookedBlock(module, before, block.neurons, rule, expert=block.expert.index))
         else:
             module = find_module(model, part, shapes[part.weight], architecture)
-            found.append(HookedBlock(module, before, block.neurons, rule, first=0 if before else _first(block, part)))
+            first = 0 if before else _first(block, part)
+            activation = None if before else find_activation(model, module, block.activation)
+            found.append(HookedBlock(module, before, block.neurons, rule, first, activation=activation))
     return found
 
 
@@ -54,6 +56,17 @@ def find_module(model: Any, part: BlockPart, shape: Sequence[int], architecture:
         return weight is not None and tuple(weight.shape) == tuple(shape)
 
     return _find(model, module_of(part), f"with a weight of shape {list(shape)}", architecture, fits)
+
+
+def find_activation(model: Any, module: Any, activation: str) -> Any:
+    """The module beside a projection that computes the activation of that name, None unless there is exactly one."""
+    from transformers.activations import ACT2FN
+
+    kind = type(ACT2FN[activation])
+    name = next(name for name, other in model.named_modules() if other is module)
+    siblings = model.get_submodule(name.rpartition(".")[0]).children()
+    found = [sibling for sibling in siblings if type(sibling) is kind]
+    return found[0] if len(found) == 1 else None
 
 
 def find_experts(model: Any, place: ExpertPlace, architecture: Architecture) -> Any:

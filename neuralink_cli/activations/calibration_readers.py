@@ -99,9 +99,11 @@ class ImageReader:
 
 def _run_parameters(request: ProfileRequest, model: Any) -> dict[str, Any]:
     """What can change the bits of any dataset."""
+    from neuralink_cli.activations.offload import input_device
+
     return {
         "batch_size": request.batch_size,
-        "device": model.device.type,
+        "device": input_device(model).type,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
 

@@ -1,4 +1,4 @@
-"""Which neurons fire: the signal of a block, held against its threshold, as packed bits."""
+"""Which neurons fire: what becomes the signal of a block, and how it is held against a threshold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.activations.threshold import BIN_SHIFT, BINS
-from neuralink_cli.activations.trace import Bits
 from neuralink_cli.errors import InputError, UnsupportedError
 
 # For these alone out > 0 is the same as act(out) > 0: they map no positive number to zero.
@@ -27,15 +26,10 @@ class FiringRule:
     function: Any
     positive_fires: bool
 
-    def magnitude(self, values: torch.Tensor) -> torch.Tensor:
-        """|s| of every neuron, float `[tokens, neurons]`.
-
-        Raises:
-            InputError: The signal is not a number.
-        """
-        magnitude = (values if self.function is None else self.function(values)).abs()
-        self._require_numbers(magnitude)
-        return magnitude
+    def signal(self, values: torch.Tensor) -> torch.Tensor:
+        """s of every neuron, of the shape and dtype of `values`."""
+        signal: torch.Tensor = values if self.function is None else self.function(values)
+        return signal
 
     def fires(self, values: torch.Tensor, threshold: float) -> torch.Tensor:
         """Whether |s| > threshold: bool `[tokens, neurons]`.
@@ -44,18 +38,12 @@ class FiringRule:
             InputError: The signal is not a number.
         """
         if self.positive_fires and threshold == 0.0:
-            self._require_numbers(values)
+            require_numbers(self.block, values)
             return values > 0
+        magnitude = self.signal(values).abs()
+        require_numbers(self.block, magnitude)
         # The threshold is a float32: it must not be rounded to the dtype of the model.
-        return self.magnitude(values).float() > threshold
-
-    def _require_numbers(self, values: torch.Tensor) -> None:
-        # The maximum of anything with a NaN in it is NaN, and is found in one pass without a copy.
-        if values.numel() and bool(torch.isnan(values.amax())):
-            raise InputError(
-                f"the firing signal of block {self.block!r} is not a number (NaN)",
-                fix="check the checkpoint's weights, or use a wider --dtype",
-            )
+        return magnitude.float() > threshold
 
 
 def firing_rule(block: str, activation: str, signal: str) -> FiringRule:
@@ -76,19 +64,23 @@ def firing_rule(block: str, activation: str, signal: str) -> FiringRule:
     return FiringRule(block, ACT2FN[activation], activation in _POSITIVE_FIRES)
 
 
-def pack_bits(fired: torch.Tensor) -> Bits:
-    """Bool `[tokens, neurons]` as uint8 `[tokens, ceil(neurons / 8)]`: bit j % 8 of byte j // 8 is neuron j."""
-    if fired.device.type == "cpu":
-        return np.packbits(fired.numpy(), axis=1, bitorder="little")
-    bits: Bits = pack_bits_on_device(fired).cpu().numpy()
-    return bits
+def require_numbers(block: str, values: torch.Tensor) -> None:
+    """Check that no value of a block's signal is NaN.
+
+    Raises:
+        InputError: One is.
+    """
+    # The maximum of anything with a NaN in it is NaN, and is found in one pass without a copy.
+    if values.numel() and bool(torch.isnan(values.amax())):
+        raise not_a_number(block)
 
 
-def pack_bits_on_device(fired: torch.Tensor) -> torch.Tensor:
-    """As `pack_bits`, where the data is, so that an eighth of it travels."""
-    padded = torch.nn.functional.pad(fired.to(torch.uint8), (0, -fired.shape[1] % 8))
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=fired.device)
-    return (padded.reshape(fired.shape[0], -1, 8) * weights).sum(dim=2, dtype=torch.uint8)
+def not_a_number(block: str) -> InputError:
+    """The error for a block whose signal is NaN somewhere."""
+    return InputError(
+        f"the firing signal of block {block!r} is not a number (NaN)",
+        fix="check the checkpoint's weights, or use a wider --dtype",
+    )
 
 
 def magnitude_counts(magnitude: torch.Tensor) -> npt.NDArray[np.int64]:

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -143,22 +144,25 @@ def run_model(
     import torch
 
     from neuralink_cli.activations.model import load_model
+    from neuralink_cli.activations.offload import MemoryLimit, input_device
 
     with_head = architecture.task in TASKS_WITH_HEAD
-    model: Any = load_model(
-        directory,
-        architecture,
-        with_head=with_head,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-    )
-    for batch in batches:
-        inputs = {name: torch.from_numpy(array).to(model.device) for name, array in batch.inputs.items()}
-        with torch.inference_mode():
-            output = model(**inputs)
-        values = output.logits if with_head else output.last_hidden_state
-        yield values[0].float().cpu().numpy()
-    # Only one model at a time fits where one just fits.
-    del model
+    with TemporaryDirectory(prefix="neuralink-") as folder:
+        model: Any = load_model(
+            directory,
+            architecture,
+            with_head=with_head,
+            device=device,
+            dtype=dtype,
+            limit=MemoryLimit(folder=Path(folder)),
+            trust_remote_code=trust_remote_code,
+        )
+        for batch in batches:
+            inputs = {name: torch.from_numpy(array).to(input_device(model)) for name, array in batch.inputs.items()}
+            with torch.inference_mode():
+                output = model(**inputs)
+            values = output.logits if with_head else output.last_hidden_state
+            yield values[0].float().cpu().numpy()
+        # Only one model at a time fits where one just fits.
+        del model
     gc.collect()

@@ -12,6 +12,13 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.activations.model_class import activate_up_projections, model_class, stand_in_config
+from neuralink_cli.activations.offload import (
+    MemoryLimit,
+    finish_placement,
+    input_device,
+    placement_options,
+    quiet_accelerate,
+)
 from neuralink_cli.checkpoint.architecture import Architecture
 from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError, first_line
 
@@ -48,6 +55,7 @@ def load_model(
     with_head: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    limit: MemoryLimit = MemoryLimit(),  # noqa: B008 - it is frozen
     trust_remote_code: bool = False,
 ) -> Any:
     """A local checkpoint as a transformers model, ready for inference.
@@ -56,21 +64,21 @@ def load_model(
         with_head: Load what computes logits, not the base model alone.
         device: A torch device, or "auto": an accelerator if there is one.
         dtype: One of `DTYPES`; "auto" is float32 on the CPU and the checkpoint's own elsewhere.
+        limit: Of the memory for weights; those beyond it are read for every batch. Inputs go to `input_device`.
 
     Raises:
         InputError: Weights are missing or do not fit, or anything else that transformers complains about.
-        OptionError: The device or dtype is not there.
+        OptionError: The device or dtype is not there, or the limit does not go with the device.
+        MissingDependencyError: The weights do not fit, and accelerate is not installed.
     """
-    if dtype not in DTYPES:
-        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     place = find_device(device)
-    if dtype == "auto" and place.type == "cpu":
-        dtype = "float32"
+    dtype = compute_dtype(dtype, place)
+    placement = placement_options(directory, dtype, place, limit)
     # Weights that are drawn at random are refused below; those that a checkpoint may lack are at least always the same.
     torch.manual_seed(0)
     config = stand_in_config(directory, architecture)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_accelerate():
             warnings.simplefilter("ignore")
             model, report = model_class(architecture.task, with_head=with_head).from_pretrained(
                 str(directory),
@@ -80,11 +88,14 @@ def load_model(
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 **({} if config is None else {"config": config}),
+                **placement,
             )
-        model = model.to(place)
+        if not placement:
+            model = model.to(place)
     except Exception as error:
         raise _load_error("model", directory, error) from error
     require_all_weights(report["missing_keys"], architecture, directory)
+    finish_placement(model, report["missing_keys"])
     model.config.use_cache = False
     if any(pattern.experts for pattern in architecture.blocks) and hasattr(model, "set_experts_implementation"):
         # The faster ones take only matrices of some sizes.
@@ -92,6 +103,17 @@ def load_model(
     if config is not None and architecture.up_activation:
         activate_up_projections(model, architecture, config.hidden_act)
     return model.eval().requires_grad_(False)
+
+
+def compute_dtype(dtype: str, device: torch.device) -> str:
+    """What "auto" means on a device; it stays where it is the checkpoint's own.
+
+    Raises:
+        OptionError: Not one of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    return "float32" if dtype == "auto" and device.type == "cpu" else dtype
 
 
 def find_device(name: str) -> torch.device:
@@ -133,7 +155,7 @@ def count_image_tokens(model: Any, pixels: npt.NDArray[np.float32]) -> int:
     """
     try:
         with torch.inference_mode():
-            output = model(pixel_values=torch.from_numpy(pixels).to(model.device, model.dtype))
+            output = model(pixel_values=torch.from_numpy(pixels).to(input_device(model), model.dtype))
     except (RuntimeError, ValueError) as error:
         problem = f"the model does not take images of shape {list(pixels.shape)} ({first_line(error)})"
         raise InputError(problem) from error

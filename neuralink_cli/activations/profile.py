@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -86,7 +87,10 @@ def profile(request: ProfileRequest, progress: Progress = no_progress) -> Profil
     known = _known_thresholds(request, subject)
     require_hf_packages("torch", "transformers", "datasets")
     with quiet_transformers(), ExitStack() as stack:
-        hooked, data = _prepare(request, subject, progress)
+        # Beside the output: what has no room in memory may have none in the system's temporary folder either.
+        offloaded = request.output.absolute().with_name(f".{request.output.name}.weights")
+        stack.callback(shutil.rmtree, offloaded, ignore_errors=True)
+        hooked, data = _prepare(request, subject, offloaded, progress)
         stack.enter_context(hooked)
         batches = data.batches if request.part is None else data.part(request.part)
         thresholds = known if known is not None else _calibrate(request, hooked, data, progress)
@@ -150,21 +154,27 @@ def _thresholds_of_trace(path: Path, request: ProfileRequest, subject: Subject) 
     return Thresholds(tuple(block.threshold for block in info.blocks), info.calibration)
 
 
-def _prepare(request: ProfileRequest, subject: Subject, progress: Progress) -> tuple[HookedModel, CalibrationData]:
+def _prepare(
+    request: ProfileRequest, subject: Subject, offloaded: Path, progress: Progress
+) -> tuple[HookedModel, CalibrationData]:
     """Load the model and read the data, looking at the first sample of each dataset before the model is loaded."""
     from neuralink_cli.activations.block_modules import hooked_blocks
     from neuralink_cli.activations.model import load_model
+    from neuralink_cli.activations.offload import MemoryLimit
+    from neuralink_cli.activations.preflight import tell_needs
     from neuralink_cli.activations.recorder import HookedModel
 
     images = subject.architecture.task == "image-encoder"
     directory, task = subject.directory, subject.architecture.task
     reader = ImageReader(request, directory) if images else TextReader(request, directory, task)
+    tell_needs(request, directory, subject.blocks)
     with progress("loading the model", None, "B"):
         model = load_model(
             subject.directory,
             subject.architecture,
             device=request.device,
             dtype=request.dtype,
+            limit=MemoryLimit(request.max_memory, offloaded),
             trust_remote_code=request.trust_remote_code,
         )
     blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, request.signal)
@@ -192,6 +202,7 @@ def _record(
     batches: Sequence[Batch],
     progress: Progress,
 ) -> ProfileSummary:
+    from neuralink_cli.activations.preflight import telling_time
     from neuralink_cli.activations.recorder import record
 
     blocks = tuple(
@@ -210,7 +221,8 @@ def _record(
     require_space(request.output, 2 * header.tokens * sum(row_bytes))
     with Spool(request.output, row_bytes) as spool:
         with progress("recording", header.tokens, "token") as advance:
-            active = record(hooked, thresholds.values, data.inputs(batches), spool, advance)
+            timed = telling_time(advance, header.tokens)
+            active = record(hooked, thresholds.values, data.inputs(batches), spool, timed)
         header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
         index_of = {block.id: index for index, block in enumerate(blocks)}
         lengths = data.sequence_lengths(batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,11 +10,14 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 from neuralink_cli.activations.batches import ModelBatch
 from neuralink_cli.activations.experts import experts_seen
-from neuralink_cli.activations.firing import FiringRule, magnitude_counts, pack_bits
+from neuralink_cli.activations.firing import FiringRule, magnitude_counts, not_a_number, require_numbers
+from neuralink_cli.activations.offload import input_device
+from neuralink_cli.activations.packing import FiredBits, pack_fired
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import MagnitudeHistogram
 from neuralink_cli.errors import InputError, UnsupportedError, first_line
@@ -30,6 +34,7 @@ class HookedBlock:
     Attributes:
         first: Where the block's neurons start in the output, which may be that of several parts.
         expert: The number of the expert that the block is of those that `module` runs; None if it runs on all tokens.
+        activation: The module, if there is one, that is expected to make the signal of the output.
     """
 
     module: Any
@@ -38,9 +43,10 @@ class HookedBlock:
     rule: FiringRule
     first: int = 0
     expert: int | None = None
+    activation: Any = None
 
 
-# Called with the index of a block, its values `[tokens, neurons]` without those of padding, and which tokens of the
+# Called with the index of a block, its signal `[tokens, neurons]` without those of padding, and which tokens of the
 # batch they are of, padding not counted, ascending; None if of all.
 Receive = Callable[[int, torch.Tensor, torch.Tensor | None], None]
 
@@ -54,8 +60,11 @@ class HookedModel:
         self._hooks = ExitStack()
         self._receive: Receive = lambda _index, _values, _tokens: None
         self._mask: torch.Tensor | None = None
+        self._kept: torch.Tensor | None = None
         self._shape: tuple[int, ...] = ()
         self._seen: set[int] = set()
+        # A block whose values the model is about to activate, and these.
+        self._pending: tuple[int, torch.Tensor] | None = None
 
     def __enter__(self) -> HookedModel:
         experts: dict[int, dict[int, int]] = {}
@@ -66,6 +75,8 @@ class HookedModel:
                 self._hooks.callback(block.module.register_forward_pre_hook(self._before(index)).remove)
             else:
                 self._hooks.callback(block.module.register_forward_hook(self._after(index)).remove)
+            if block.activation is not None:
+                self._hooks.callback(block.activation.register_forward_hook(self._activated(index)).remove)
         modules = {id(block.module): block.module for block in self.blocks}
         seen = [(modules[key], partial(self._see_expert, indexes)) for key, indexes in experts.items()]
         self._hooks.enter_context(experts_seen(seen))
@@ -81,49 +92,86 @@ class HookedModel:
 
         Args:
             receive: Called once per block, in the order in which the model runs them, and for an expert only if tokens
-                are routed to it; values are in the order of the sequences.
+                are routed to it; its signal is in the order of the sequences.
 
         Raises:
             InputError: Not enough memory on the device.
-            UnsupportedError: A block did not run exactly once on every token.
+            UnsupportedError: A block did not run exactly once on every token, or needs weights that have no room.
         """
-        device, dtype = self._model.device, self._model.dtype
+        device, dtype = input_device(self._model), self._model.dtype
         inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.inputs.items()}
         inputs = {name: array.to(dtype) if array.is_floating_point() else array for name, array in inputs.items()}
         self._receive, self._shape = receive, batch.mask.shape
-        self._mask = None if batch.mask.all() else torch.from_numpy(batch.mask).to(device).reshape(-1)
+        padded = not batch.mask.all()
+        self._mask = torch.from_numpy(batch.mask).to(device).reshape(-1) if padded else None
+        # Found out once: a device would have to be waited for at every block.
+        self._kept = torch.from_numpy(np.flatnonzero(batch.mask)).to(device) if padded else None
         self._seen.clear()
+        self._pending = None
         try:
             with torch.inference_mode():
                 self._model(**inputs)
+                self._settle()
         except torch.cuda.OutOfMemoryError as error:
             raise InputError(
                 f"the device has not enough memory ({first_line(error)})",
                 fix="lower --batch-size or --max-seq-length, or use --device cpu",
+            ) from None
+        except RuntimeError as error:
+            if re.search(r"\bmeta\b", str(error)) is None:
+                raise
+            raise UnsupportedError(
+                f"the model uses weights that were left on the disk without running their module ({first_line(error)})",
+                fix="give it more --max-memory",
             ) from None
         for index, block in enumerate(self.blocks):
             if index not in self._seen and block.expert is None:
                 raise UnsupportedError(f"the model did not run block {block.rule.block!r}")
 
     def _before(self, index: int) -> Callable[[Any, tuple[Any, ...]], None]:
-        return lambda _module, inputs: self._hand_over(index, inputs[0])
+        return lambda _module, inputs: self._hand_over(index, self._values(index, inputs[0]))
 
     def _after(self, index: int) -> Callable[[Any, Any, Any], None]:
-        return lambda _module, _inputs, output: self._hand_over(index, output)
+        return lambda _module, _inputs, output: self._projected(index, self._values(index, output))
 
-    def _hand_over(self, index: int, values: torch.Tensor) -> None:
+    def _activated(self, index: int) -> Callable[[Any, tuple[Any, ...], Any], None]:
+        def hook(_module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            # What the model makes of these values need not be computed again; of others it is no concern.
+            if self._pending is not None and self._pending[0] == index and _same(self._pending[1], inputs):
+                self._pending = None
+                self._hand_over(index, output)
+
+        return hook
+
+    def _projected(self, index: int, values: torch.Tensor) -> None:
+        self._settle()
+        self._pending = (index, values)
+        if self.blocks[index].activation is None:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Activate what the model did not."""
+        if self._pending is not None:
+            index, values = self._pending
+            self._pending = None
+            self._hand_over(index, self.blocks[index].rule.signal(values))
+
+    def _values(self, index: int, seen: torch.Tensor) -> torch.Tensor:
         block = self.blocks[index]
+        width = seen.shape[-1]
         tokens = self._shape[0] * self._shape[1]
-        width = values.shape[-1]
-        if index in self._seen or width < block.first + block.neurons or values.numel() != tokens * width:
+        if index in self._seen or width < block.first + block.neurons or seen.numel() != tokens * width:
             raise UnsupportedError(
-                f"block {block.rule.block!r} does not run once on all tokens (it sees {list(values.shape)}, "
+                f"block {block.rule.block!r} does not run once on all tokens (it sees {list(seen.shape)}, "
                 f"the tokens are {list(self._shape)} and its neurons {block.neurons})"
             )
         self._seen.add(index)
+        return seen.detach()[..., block.first : block.first + block.neurons]
+
+    def _hand_over(self, index: int, signal: torch.Tensor) -> None:
         # Some models run their FFNs on [tokens, hidden], some on [sequences, width, hidden]: the order is the same.
-        rows = values.detach().reshape(tokens, width)[:, block.first : block.first + block.neurons]
-        self._receive(index, rows if self._mask is None else rows[self._mask], None)
+        rows = signal.detach().reshape(-1, self.blocks[index].neurons)
+        self._receive(index, rows if self._kept is None else rows.index_select(0, self._kept), None)
 
     def _see_expert(
         self, indexes: Mapping[int, int], expert: int, tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor
@@ -140,7 +188,15 @@ class HookedModel:
             kept = self._mask[tokens]
             tokens, values = (self._mask.cumsum(0) - 1)[tokens[kept]], values[kept]
         if tokens.numel():
-            self._receive(index, values.detach(), tokens)
+            self._receive(index, block.rule.signal(values.detach()), tokens)
+
+
+def _same(values: torch.Tensor, inputs: tuple[Any, ...]) -> bool:
+    """Whether a module got these values, as they lie in memory, as its only input."""
+    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+        return False
+    found, wanted = ((x.data_ptr(), x.shape, x.stride(), x.dtype) for x in (inputs[0], values))
+    return found == wanted
 
 
 def record(
@@ -156,18 +212,23 @@ def record(
         InputError: A signal is not a number.
     """
     active = [0] * len(model.blocks)
-
+    received: list[tuple[int, FiredBits, torch.Tensor | None]] = []
     before = 0
 
-    def receive(index: int, values: torch.Tensor, tokens: torch.Tensor | None) -> None:
-        fired = model.blocks[index].rule.fires(values, thresholds[index])
-        active[index] += int(torch.count_nonzero(fired))
-        spool.append(index, pack_bits(fired))
-        if tokens is not None:
-            spool.append_tokens(index, (tokens + before).to(torch.int32).cpu().numpy())
+    def receive(index: int, signal: torch.Tensor, tokens: torch.Tensor | None) -> None:
+        received.append((index, pack_fired(signal, thresholds[index]), tokens))
 
     for batch in batches:
         model.run(batch, receive)
+        # Only now, so that a device is waited for once in a batch and not at every block.
+        for index, fired, tokens in received:
+            if not fired.is_number:
+                raise not_a_number(model.blocks[index].rule.block)
+            active[index] += int(fired.active)
+            spool.append(index, fired.rows())
+            if tokens is not None:
+                spool.append_tokens(index, (tokens + before).to(torch.int32).cpu().numpy())
+        received.clear()
         before += batch.tokens
         advance(batch.tokens)
     return active
@@ -189,9 +250,11 @@ def calibrate(
     histograms = [MagnitudeHistogram() for _ in model.blocks]
     of_layers = {id(block.module): MagnitudeHistogram() for block in model.blocks if block.expert is not None}
 
-    def receive(index: int, values: torch.Tensor, _tokens: torch.Tensor | None) -> None:
+    def receive(index: int, signal: torch.Tensor, _tokens: torch.Tensor | None) -> None:
         block = model.blocks[index]
-        counts = magnitude_counts(block.rule.magnitude(values))
+        magnitude = signal.abs()
+        require_numbers(block.rule.block, magnitude)
+        counts = magnitude_counts(magnitude)
         histograms[index].add(counts)
         if block.expert is not None:
             of_layers[id(block.module)].add(counts)

@@ -23,6 +23,7 @@ class ProfileRequest:
     hold for every dataset. `part` (i, n) runs the i-th of n contiguous parts of all batches. `architecture_file`
     describes a model type that is not built in, `infer_architecture` finds its blocks by names and shapes. A `model`
     that is a string may be a hub id, of which `revision` is a branch, tag or commit, see `find_model`.
+    `max_memory` is in bytes, of the CPU's memory for weights.
     """
 
     model: str | Path
@@ -43,6 +44,7 @@ class ProfileRequest:
     part: tuple[int, int] | None = None
     device: str = "auto"
     dtype: str = "auto"
+    max_memory: int | None = None
     trust_remote_code: bool = False
     revision: str | None = None
     architecture_file: Path | None = None

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuralink_cli.cli.options import PATH, reporting_options
-from neuralink_cli.cli.output import human_bytes, print_json, print_table, progress_bar
+from neuralink_cli.cli.output import print_json, print_table, progress_bar
 from neuralink_cli.errors import OptionError
+from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
     from neuralink_cli.flash.bench import BenchReport, BenchRow

@@ -76,13 +76,3 @@ def progress_bar(stage: str, total: int | None, unit: str) -> Iterator[Callable[
         file=sys.stderr,
     ) as bar:
         yield bar.update
-
-
-def human_bytes(count: int) -> str:
-    """A size with a decimal unit, as disks are sold."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

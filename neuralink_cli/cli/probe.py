@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from neuralink_cli.cli.options import PATH, overwrite_option, reporting_options
-from neuralink_cli.cli.output import human_bytes, print_json, print_table, progress_bar, remark
+from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
 from neuralink_cli.errors import OptionError
+from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
     from neuralink_cli.flash.probe import Probe, Profile

@@ -18,6 +18,7 @@ from neuralink_cli.cli.options import (
     revision_option,
 )
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from neuralink_cli.activations.request import BlockSummary
@@ -147,6 +148,13 @@ Examples:
     default="auto",
     show_default=True,
     help="Precision of the forward pass; auto is float32 on the CPU and the checkpoint's elsewhere.",
+)
+@click.option(
+    "--max-memory",
+    type=parse_size,
+    metavar="SIZE",
+    help="Memory for weights, like 8GB; the others are read for every batch, so make batches large.  [default: most of "
+    "what is free]",
 )
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: run code that comes with the model.")
 @architecture_options

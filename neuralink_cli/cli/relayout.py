@@ -16,7 +16,8 @@ from neuralink_cli.cli.options import (
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import human_bytes, print_json, print_table, progress_bar
+from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.sizes import human_bytes
 
 
 @click.command(

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
-from neuralink_cli.cli.output import human_bytes, print_json, progress_bar
+from neuralink_cli.cli.output import print_json, progress_bar
+from neuralink_cli.sizes import human_bytes
 
 
 @click.command(

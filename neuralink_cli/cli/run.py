@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from neuralink_cli.cli.options import PATH, architecture_options, reporting_options, revision_option
-from neuralink_cli.cli.output import human_bytes, print_json, remark
+from neuralink_cli.cli.output import print_json, remark
 from neuralink_cli.cli.text_file import read_text
 from neuralink_cli.errors import OptionError, VerificationError
+from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
     from neuralink_cli.runtime.generation import Phase

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from neuralink_cli.errors import OptionError
 from neuralink_cli.flash.plan import FlashBlock
+from neuralink_cli.sizes import parse_size
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(%|[kmg]?i?b|)", re.IGNORECASE)
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,8 @@ def parse_budget(text: str) -> DramBudget:
     Raises:
         OptionError: It is none of these.
     """
-    match = _PATTERN.fullmatch(text.strip())
-    if match is None or match[2].lower() not in {*_UNITS, "%"}:
-        raise OptionError(f"{text!r} is no amount of memory", fix="write it like 5%, 64MB or 1.5GiB")
-    amount = float(match[1])
-    if match[2] == "%":
-        return DramBudget(fraction=amount / 100)
-    return DramBudget(bytes=int(amount * _UNITS[match[2].lower()]))
+    match = _PERCENT.fullmatch(text.strip())
+    return DramBudget(bytes=parse_size(text)) if match is None else DramBudget(fraction=float(match[1]) / 100)
 
 
 def split_budget(budget: DramBudget, blocks: Sequence[FlashBlock]) -> tuple[int, ...]:

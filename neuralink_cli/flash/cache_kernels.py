@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.placement.popcount import kernel
+from neuralink_cli.kernels import kernel
 
 IntArray = npt.NDArray[np.int32]
 

@@ -15,7 +15,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from neuralink_cli.placement.popcount import kernel
+from neuralink_cli.kernels import kernel
 
 # Numbers of the system calls io_setup, io_destroy, io_submit, io_getevents.
 _NUMBERS = {"x86_64": (206, 207, 209, 208), "aarch64": (0, 1, 2, 4)}

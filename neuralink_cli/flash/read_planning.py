@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.kernels import kernel
 from neuralink_cli.placement.cost import collapse_gap
 from neuralink_cli.placement.device import DeviceModel
-from neuralink_cli.placement.popcount import kernel
 
 Slots = npt.NDArray[np.int32]
 # Into how many stages the lengths of reads are divided, so that a table of very many sizes takes little memory.

@@ -16,8 +16,8 @@ from neuralink_cli.flash.bundled_layout import BundledLayout
 from neuralink_cli.flash.direct_io import ScatteredFile, aligned_buffer
 from neuralink_cli.flash.plan import FlashBlock
 from neuralink_cli.flash.read_planning import ReadPlan, as_slots, plan_cheapest, plan_with_gap
+from neuralink_cli.kernels import kernel
 from neuralink_cli.placement.device import DeviceModel
-from neuralink_cli.placement.popcount import kernel
 
 if TYPE_CHECKING:
     from typing_extensions import Self

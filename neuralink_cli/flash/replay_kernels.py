@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.flash.cache_kernels import NONE, POLICY, CacheState, admit, look_up
-from neuralink_cli.placement.popcount import kernel
+from neuralink_cli.kernels import kernel
 
 # Columns of the counts of a replay.
 ACTIVE, CACHED, READS, STRETCHES, LONGEST, READ, COLUMNS = range(7)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.errors import InputError
-from neuralink_cli.placement.popcount import kernel, popcount
+from neuralink_cli.kernels import kernel, popcount
 
 Bits = npt.NDArray[np.uint64]
 """Neuron-major bit vectors, uint64[n, ceil(tokens/64)]: bit t%64 of word t//64 of row i says if i fired for token t."""

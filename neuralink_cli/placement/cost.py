@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralink_cli.placement.popcount import kernel, popcount
+from neuralink_cli.kernels import kernel, popcount
 
 # Words of a bit vector that are worked on at a time: the running AND of one slot stays in the first-level cache.
 _BLOCK = 64

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.kernels import kernel, popcount
 from neuralink_cli.placement.bits import Bits, activation_counts
-from neuralink_cli.placement.popcount import kernel, popcount
 
 Counts = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 """Co-activation counts as a matrix."""

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.kernels import kernel
 from neuralink_cli.placement.counting import Counts
-from neuralink_cli.placement.popcount import kernel
 
 BATCH = 1 << 18  # pairs sorted at a time
 

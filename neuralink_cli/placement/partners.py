@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.errors import OptionError
+from neuralink_cli.kernels import kernel
 from neuralink_cli.placement.bits import Bits, activation_counts
 from neuralink_cli.placement.counting import STRIPE, Counts, count_dtype, count_rows, run_tasks
-from neuralink_cli.placement.popcount import kernel
 
 Links = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint32]]
 """A sparse list (i, j, count) of co-activation counts, ascending by (i, j), every pair once, i < j, no count 0."""

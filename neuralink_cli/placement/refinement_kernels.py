@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralink_cli.placement.popcount import kernel, popcount
+from neuralink_cli.kernels import kernel, popcount
 
 BLOCK = 64  # words worked on at a time; rows are padded to a multiple of it
 GROUP = 4  # rows looked at together on either side of a place

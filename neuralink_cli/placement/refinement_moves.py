@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.placement.popcount import kernel
+from neuralink_cli.kernels import kernel
 from neuralink_cli.placement.refinement_kernels import (
     BLOCK,
     find_neighbours,

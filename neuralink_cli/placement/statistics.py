@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.errors import InputError
+from neuralink_cli.kernels import kernel, popcount
 from neuralink_cli.placement.bits import Bits
-from neuralink_cli.placement.popcount import kernel, popcount
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 
 from neuralink_cli.activations.hf_packages import quiet_transformers
 from neuralink_cli.activations.model import load_model
+from neuralink_cli.activations.offload import input_device
 from neuralink_cli.activations.sequences import TokenIds
 from neuralink_cli.checkpoint.architecture import Architecture
 from neuralink_cli.flash.plan import FlashBlock
@@ -101,7 +102,7 @@ def _compare_tokens(model: Any, sparse: Generated, other: Generated, dtype: str)
     same = next((k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     gap = None
     if same < min(len(ours), len(theirs)):
-        ids = torch.tensor([[*sparse.prompt_tokens, *ours[:same]]], device=model.device)
+        ids = torch.tensor([[*sparse.prompt_tokens, *ours[:same]]], device=input_device(model))
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False).logits[0, -1].float()
         gap = float((logits[theirs[same]] - logits[ours[same]]) / logits.abs().max())

@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from neuralink_cli.activations.hf_packages import quiet_transformers
 from neuralink_cli.activations.model import max_positions
+from neuralink_cli.activations.offload import input_device
 from neuralink_cli.errors import InputError, OptionError
 from neuralink_cli.runtime.counters import FlashCounters
 
@@ -94,7 +95,7 @@ def generate(
     chosen: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if options.temperature > 0:
         chosen = {"do_sample": True, "temperature": options.temperature}
-    ids = torch.tensor([prompt], device=model.device)
+    ids = torch.tensor([prompt], device=input_device(model))
     torch.manual_seed(options.seed)
     with quiet_transformers(), torch.inference_mode():
         marks.start()

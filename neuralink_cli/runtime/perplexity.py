@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from neuralink_cli.activations.offload import input_device
 from neuralink_cli.activations.sequences import TokenIds
 
 
@@ -31,7 +32,7 @@ def perplexity(
     """
     total, count = 0.0, 0
     for sequence in sequences:
-        ids = torch.from_numpy(sequence.astype(np.int64))[None].to(model.device)
+        ids = torch.from_numpy(sequence.astype(np.int64))[None].to(input_device(model))
         if ids.shape[1] > 1:
             with torch.inference_mode():
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from neuralink_cli.activations.batches import text_batch
-from neuralink_cli.activations.block_modules import find_experts, find_module
-from neuralink_cli.activations.firing import firing_rule
+from neuralink_cli.activations.batches import encoder_decoder_batch, text_batch
+from neuralink_cli.activations.block_modules import find_experts, find_module, hooked_blocks
+from neuralink_cli.activations.firing import FiringRule, firing_rule
 from neuralink_cli.activations.model import load_model, max_positions
 from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.recorder import HookedBlock, HookedModel
@@ -20,42 +21,101 @@ from neuralink_cli.checkpoint.blocks import BlockPart
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
 from tests.families import FAMILY
+from tests.models import PLAIN
 
 
 class Toy(nn.Module):
-    """One FFN that runs `times` times on `fed` of its tokens."""
+    """One FFN that runs `times` times on `fed` of its tokens, and does with its output what `activate` says."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, times: int = 1, fed: slice = slice(None), flat: bool = False) -> None:
+    def __init__(
+        self, times: int = 1, fed: slice = slice(None), flat: bool = False, activate: str | None = None
+    ) -> None:
         super().__init__()
-        self.embed, self.up = nn.Embedding(10, 4), nn.Linear(4, 5)
-        self.times, self.fed, self.flat = times, fed, flat
+        self.embed, self.up, self.act = nn.Embedding(10, 4), nn.Linear(4, 5), nn.ReLU()
+        self.times, self.fed, self.flat, self.activate = times, fed, flat, activate
 
     def forward(self, input_ids, attention_mask=None):
         x = self.embed(input_ids)[:, self.fed]
         for _ in range(self.times):
-            self.up(x.reshape(-1, 4) if self.flat else x)
+            output = self.up(x.reshape(-1, 4) if self.flat else x)
+            if self.activate == "module":
+                self.act(output)
+            elif self.activate == "of something else":
+                self.act(-output)
 
 
-def seen_by_hooks(toy, ids, mask):
+def seen_by_hooks(toy, ids, mask, activation=None, rule=None):
     seen = []
-    rule = firing_rule("layers.0", "relu", "gate")
-    with HookedModel(toy, [HookedBlock(toy.up, False, 5, rule)]) as hooked:
+    rule = rule or firing_rule("layers.0", "relu", "gate")
+    with HookedModel(toy, [HookedBlock(toy.up, False, 5, rule, activation=activation)]) as hooked:
         hooked.run(text_batch(ids, mask), lambda index, values, _tokens: seen.append((index, values)))
     assert not toy.up._forward_hooks
+    assert not toy.act._forward_hooks
     return seen
 
 
+@pytest.mark.parametrize("activate", [None, "module", "of something else"])
 @pytest.mark.parametrize("flat", [False, True])
-def test_tokens_come_in_the_order_of_the_sequences(flat):
-    toy = Toy(flat=flat)
+def test_tokens_come_in_the_order_of_the_sequences(flat, activate):
+    toy = Toy(flat=flat, activate=activate)
     ids = np.array([[1, 2, 3], [4, 5, 0]])
     mask = np.array([[True, True, True], [True, True, False]])
-    ((index, values),) = seen_by_hooks(toy, ids, mask)
+    ((index, values),) = seen_by_hooks(toy, ids, mask, None if activate is None else toy.act)
     assert index == 0
-    expected = toy.up(toy.embed(torch.tensor([1, 2, 3, 4, 5])))
+    expected = toy.up(toy.embed(torch.tensor([1, 2, 3, 4, 5]))).relu()
     torch.testing.assert_close(values, expected)
+
+
+def test_what_the_model_activates_is_not_activated_again():
+    toy = Toy(activate="module")
+    ids = np.array([[1, 2, 3]])
+    ((_, values),) = seen_by_hooks(toy, ids, np.ones_like(ids, dtype=bool), toy.act, FiringRule("b", fail, False))
+    assert torch.equal(values, toy.up(toy.embed(torch.from_numpy(ids)))[0].relu())
+
+
+def fail(_values):
+    raise AssertionError
+
+
+# Their activations are modules of another kind than what goes by the name in their configs.
+WITHOUT_ACTIVATION = {"bloom", "mpt"}
+
+
+@pytest.mark.parametrize("family", [*PLAIN, "phi3"])
+def test_what_the_model_activates_is_the_signal(model, family):
+    directory, known = model(family), FAMILY[family]
+    architecture = find_architecture(known.renamed or known.model_type, directory)
+    with Checkpoint(directory) as checkpoint:
+        blocks = find_blocks(checkpoint, architecture)
+        shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items()}
+    loaded = load_model(directory, architecture, device="cpu")
+    hooked = hooked_blocks(loaded, blocks, shapes, architecture, "gate")
+    modules = {id(block.activation) for block in hooked if block.activation is not None}
+    assert len(modules) == (0 if family in WITHOUT_ACTIVATION else len(hooked))
+    ids = np.arange(3, 15).reshape(2, 6)
+    mask = np.array([[True] * 6, [True] * 4 + [False] * 2])
+    to_batch = encoder_decoder_batch(0) if known.task == "seq2seq" else text_batch
+
+    def signals(blocks):
+        seen = []
+        with HookedModel(loaded, blocks) as running:
+            running.run(to_batch(ids, mask), lambda index, signal, _tokens: seen.append((index, signal)))
+        return seen
+
+    by_rule = signals([replace(block, activation=None) for block in hooked])
+    # Where the model's own activation is found, none is computed a second time.
+    by_model = signals(
+        [
+            block if block.activation is None else replace(block, rule=FiringRule(block.rule.block, fail, False))
+            for block in hooked
+        ]
+    )
+    for (index, computed), (same, found) in zip(by_rule, by_model, strict=True):
+        assert index == same
+        assert found.shape == (10, hooked[index].neurons)
+        torch.testing.assert_close(found, computed)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralink_cli.activations.firing import firing_rule, magnitude_counts, pack_bits, pack_bits_on_device
+from neuralink_cli.activations.firing import firing_rule, magnitude_counts, require_numbers
 from neuralink_cli.activations.threshold import MagnitudeHistogram
 from neuralink_cli.errors import InputError, UnsupportedError
 
@@ -45,18 +45,6 @@ def test_infinite_values_leave_the_threshold_finite():
     assert np.isfinite(threshold_of(np.full(10, np.inf), 0.3))
 
 
-@pytest.mark.parametrize("neurons", [1, 7, 8, 9, 37, 64])
-def test_bits_are_packed_the_same_everywhere(neurons):
-    fired = torch.rand(11, neurons, generator=torch.Generator().manual_seed(0)) < 0.4
-    bits = pack_bits(fired)
-    assert bits.shape == (11, -(-neurons // 8))
-    for token in range(11):
-        for j in range(bits.shape[1] * 8):
-            bit = bits[token, j // 8] >> (j % 8) & 1
-            assert bit == (j < neurons and bool(fired[token, j]))
-    np.testing.assert_array_equal(pack_bits_on_device(fired).numpy(), bits)
-
-
 def test_signals_by_definition():
     values = torch.tensor([[-3.0, -0.0, 0.0, 1e-30, 0.5, 7.0, float("inf")]])
     fires = {
@@ -87,6 +75,8 @@ def test_nan_stops_the_run(activation, threshold):
     values[2, 5] = float("nan")
     with pytest.raises(InputError, match=r"block 'layers\.3' is not a number"):
         firing_rule("layers.3", activation, "gate").fires(values, threshold)
+    with pytest.raises(InputError, match=r"block 'layers\.3' is not a number"):
+        require_numbers("layers.3", firing_rule("layers.3", activation, "gate").signal(values))
 
 
 @pytest.mark.parametrize("activation", ["made_up", "prelu", "xielu"])

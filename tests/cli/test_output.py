@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from neuralink_cli.cli.output import human_bytes, print_table, progress_bar
+from neuralink_cli.cli.output import print_table, progress_bar
+from neuralink_cli.sizes import human_bytes
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""What a profiling run is going to take: memory and disk before it starts, its time as soon as that can be told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic
+
+from neuralink_cli.activations.model import compute_dtype, find_device
+from neuralink_cli.activations.offload import weight_bytes
+from neuralink_cli.activations.request import DEFAULT_SEQUENCE_LENGTH, ProfileRequest
+from neuralink_cli.checkpoint.blocks import FFNBlock
+from neuralink_cli.sizes import human_bytes
+
+logger = logging.getLogger(__name__)
+
+_FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# What the widest layer of a transformer holds of each token at once, roughly: up, gate, activated and multiplied; and
+# residual, normalised, queries, keys, values and outputs.
+_WIDE_VALUES = 4
+_NARROW_VALUES = 6
+_LEAST_SECONDS = 60.0
+
+
+def tell_needs(request: ProfileRequest, directory: Path, blocks: Sequence[FFNBlock]) -> None:
+    """Say about how much memory and disk a run takes on the model in a directory.
+
+    Raises:
+        OptionError: The device or dtype is not there.
+    """
+    dtype = compute_dtype(request.dtype, find_device(request.device))
+    weights = weight_bytes(directory, dtype)
+    if request.max_memory is not None:
+        weights = min(weights, request.max_memory)
+    values = activation_bytes(request, blocks, _FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
+    # Once in the spool and once in the trace. Experts have rows for some of the tokens only.
+    per_token = 2 * sum((block.neurons + 7) // 8 for block in blocks)
+    if request.max_tokens is None:
+        disk = f"{human_bytes(1_000_000 * per_token)} of disk per million tokens"
+    else:
+        tokens = request.max_tokens * len(request.datasets) // (request.part[1] if request.part else 1)
+        disk = f"at most {human_bytes(tokens * per_token)} of disk"
+    logger.info(
+        "takes about %s of memory (%s of weights, %s of activations) and %s",
+        human_bytes(weights + values),
+        human_bytes(weights),
+        human_bytes(values),
+        disk,
+    )
+
+
+def activation_bytes(request: ProfileRequest, blocks: Sequence[FFNBlock], element_bytes: int) -> int:
+    """About what a batch of full sequences holds in memory beside the weights."""
+    tokens = request.batch_size * (request.max_seq_length or DEFAULT_SEQUENCE_LENGTH)
+    widest = max(_WIDE_VALUES * block.neurons + _NARROW_VALUES * block.hidden for block in blocks)
+    return tokens * widest * element_bytes
+
+
+def telling_time(advance: Callable[[int], object], total: int) -> Callable[[int], object]:
+    """An `advance` that once says how long a step will take, if that is long: after the second of its batches.
+
+    The first does not count: it warms up.
+    """
+    done = 0
+    first: tuple[float, int] | None = None
+    told = False
+
+    def advance_and_tell(count: int) -> None:
+        nonlocal done, first, told
+        advance(count)
+        done += count
+        if first is None:
+            first = monotonic(), done
+        elif not told:
+            told = True
+            seconds = (monotonic() - first[0]) / (done - first[1]) * (total - done)
+            if seconds >= _LEAST_SECONDS:
+                logger.info("recording the other %s tokens takes about %s", f"{total - done:,}", _duration(seconds))
+
+    return advance_and_tell
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,32 @@
+"""Amounts of memory and storage, as users write and read them."""
+
+from __future__ import annotations
+
+import re
+
+from neuralink_cli.errors import OptionError
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?i?b|)", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes: `64MB`, `1.5GiB`, or a number alone.
+
+    Raises:
+        OptionError: It is none of these.
+    """
+    match = _PATTERN.fullmatch(text.strip())
+    if match is None or match[2].lower() not in _UNITS:
+        raise OptionError(f"{text!r} is no amount of memory", fix="write it like 64MB or 1.5GiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def human_bytes(count: int) -> str:
+    """A size with a decimal unit, as disks are sold."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

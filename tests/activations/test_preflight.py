@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import replace
+
+import pytest
+
+from neuralink_cli.activations import preflight
+from neuralink_cli.activations.preflight import telling_time
+from neuralink_cli.activations.profile import profile
+from neuralink_cli.activations.request import ProfileRequest
+from tests.models import LAYERS, NEURONS
+
+
+@pytest.fixture
+def remarks(caplog):
+    caplog.set_level(logging.INFO, "neuralink_cli")
+    return lambda: [record.message for record in caplog.records]
+
+
+def test_needs_are_told_before_the_model_is_loaded(model, text_file, tmp_path, remarks):
+    stages = []
+
+    def progress(name, _total, _unit):
+        stages.append((name, list(remarks())))
+        raise KeyboardInterrupt
+
+    request = ProfileRequest(model("opt"), tmp_path / "t", (str(text_file),), max_tokens=1000)
+    with pytest.raises(KeyboardInterrupt):
+        profile(request, progress)
+    ((name, (told,)),) = stages
+    assert name == "loading the model"
+    bytes_per_token = 2 * LAYERS * -(-NEURONS["opt"] // 8)
+    assert told.endswith(f"at most {bytes_per_token:.1f} kB of disk")
+    found = re.search(r"about (.*) MB of memory \((.*) kB of weights, (.*) MB of activations\)", told)
+    total, weights, activations = (float(part) for part in found.groups())
+    assert total == pytest.approx(weights / 1000 + activations, abs=0.11)
+    with pytest.raises(KeyboardInterrupt):
+        profile(replace(request, max_memory=1000, dtype="bfloat16", max_tokens=None), progress)
+    assert "(1.0 kB of weights" in remarks()[-1]
+    assert f"{bytes_per_token:.1f} MB of disk per million tokens" in remarks()[-1]
+
+
+def told_after(seconds_of_batches, total, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(preflight, "monotonic", lambda: now)
+    counts = []
+    advance = telling_time(counts.append, total)
+    for seconds in seconds_of_batches:
+        now += seconds
+        advance(100)
+    assert counts == [100] * len(seconds_of_batches)
+
+
+@pytest.mark.parametrize(
+    ("batches", "total", "expected"),
+    [
+        # The first batch warms up and does not count.
+        ([500.0, 3.0, 9.0], 10_200, ["recording the other 10,000 tokens takes about 5 min"]),
+        ([0.0, 60.0, 60.0], 10_200, ["recording the other 10,000 tokens takes about 1 h 40 min"]),
+        ([9.0, 1.0], 1_200, []),
+        ([900.0], 1_200, []),
+        ([900.0, 900.0], 200, []),
+    ],
+)
+def test_the_time_is_told_once_if_it_is_long(batches, total, expected, monkeypatch, remarks):
+    told_after(batches, total, monkeypatch)
+    assert remarks() == expected
