@@ -10,6 +10,7 @@ from time import monotonic
 from neuralink_cli.activations.model import compute_dtype, find_device
 from neuralink_cli.activations.offload import weight_bytes
 from neuralink_cli.activations.request import DEFAULT_SEQUENCE_LENGTH, ProfileRequest
+from neuralink_cli.activations.trace import bytes_per_token
 from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.sizes import human_bytes
 
@@ -34,13 +35,13 @@ def tell_needs(request: ProfileRequest, directory: Path, blocks: Sequence[FFNBlo
     if request.max_memory is not None:
         weights = min(weights, request.max_memory)
     values = activation_bytes(request, blocks, _FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
-    # Once in the spool and once in the trace. Experts have rows for some of the tokens only.
-    per_token = 2 * sum((block.neurons + 7) // 8 for block in blocks)
+    # Once in the spool and once in the trace.
+    per_token = 2 * bytes_per_token(blocks)
     if request.max_tokens is None:
-        disk = f"{human_bytes(1_000_000 * per_token)} of disk per million tokens"
+        disk = f"{human_bytes(round(1_000_000 * per_token))} of disk per million tokens"
     else:
         tokens = request.max_tokens * len(request.datasets) // (request.part[1] if request.part else 1)
-        disk = f"at most {human_bytes(tokens * per_token)} of disk"
+        disk = f"at most {human_bytes(round(tokens * per_token))} of disk"
     logger.info(
         "takes about %s of memory (%s of weights, %s of activations) and %s",
         human_bytes(weights + values),

@@ -24,7 +24,7 @@ from neuralink_cli.activations.request import (
 from neuralink_cli.activations.sequences import Batch
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
-from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, trace_block, write_trace
+from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, bytes_per_token, trace_block, write_trace
 from neuralink_cli.checkpoint.architecture import Architecture
 from neuralink_cli.checkpoint.architecture_choice import choose_architecture
 from neuralink_cli.checkpoint.block_search import find_blocks
@@ -218,7 +218,7 @@ def _record(
     )
     row_bytes = [block.row_bytes for block in blocks]
     # Once in the spool and once in the trace.
-    require_space(request.output, 2 * header.tokens * sum(row_bytes))
+    require_space(request.output, round(2 * header.tokens * bytes_per_token(subject.blocks)))
     with Spool(request.output, row_bytes) as spool:
         with progress("recording", header.tokens, "token") as advance:
             timed = telling_time(advance, header.tokens)

@@ -87,6 +87,14 @@ def trace_block(block: FFNBlock, threshold: float) -> TraceBlock:
     return TraceBlock(block.id, block.neurons, block.hidden, block.activation, threshold, part_bytes, routed)
 
 
+def bytes_per_token(blocks: Iterable[FFNBlock]) -> float:
+    """Bytes that a trace takes per token, about: experts have rows for some of the tokens only."""
+    return sum(
+        -(-block.neurons // 8) if block.expert is None else block.expert.share * (-(-block.neurons // 8) + 4)
+        for block in blocks
+    )
+
+
 def write_trace(
     path: Path,
     header: TraceHeader,

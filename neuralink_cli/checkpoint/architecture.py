@@ -42,9 +42,15 @@ class WeightPattern:
 
 @dataclass(frozen=True)
 class ExpertsPattern:
-    """Blocks that run only on the tokens routed to them: config keys of their number, and the module that runs them."""
+    """Blocks that run only on the tokens routed to them.
+
+    Attributes:
+        count_keys, per_token_keys: Config keys of their number, and of how many of them a token is routed to.
+        module: The module that runs them.
+    """
 
     count_keys: tuple[str, ...]
+    per_token_keys: tuple[str, ...]
     module: str
 
 
@@ -160,8 +166,13 @@ def _parse_block(document: Mapping[str, Any], layer_keys: tuple[str, ...], where
         id=document["id"],
         parts=parts,
         layer_keys=tuple(document.get("layers", layer_keys)),
-        experts=None if experts is None else ExpertsPattern(tuple(experts.get("count", ())), experts["module"]),
+        experts=None if experts is None else _parse_experts(experts),
     )
+
+
+def _parse_experts(document: Mapping[str, Any]) -> ExpertsPattern:
+    count, per_token = (tuple(document.get(key, ())) for key in ("count", "per_token"))
+    return ExpertsPattern(count, per_token, document["module"])
 
 
 def _parse_part(document: Mapping[str, Any]) -> WeightPattern:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from string import Template
 from typing import Any
@@ -79,8 +79,10 @@ class _Search:
             if len({pattern.id for pattern in found}) < len(found):
                 raise InputError(f"layer {layer} stores a block in two ways", where=self.checkpoint.directory)
             for pattern in found:
-                for expert in self._experts(pattern, layer):
-                    yield self._build(pattern, layer, expert, activation)
+                experts = self._experts(pattern, layer)
+                for expert in experts:
+                    block = self._build(pattern, layer, expert, activation)
+                    yield replace(block, expert=self._expert_place(pattern, layer, expert, len(experts)))
 
     def _count_layers(self, patterns: tuple[BlockPattern, ...]) -> int:
         stated = _count(self.checkpoint, patterns[0].layer_keys)
@@ -95,9 +97,9 @@ class _Search:
         # The other tensors may serve another kind as well.
         return self._name(pattern.parts["up"].weight, layer, 0) in self.checkpoint
 
-    def _experts(self, pattern: BlockPattern, layer: int) -> Iterator[int | None]:
+    def _experts(self, pattern: BlockPattern, layer: int) -> Sequence[int | None]:
         if pattern.experts is None:
-            return iter((None,))
+            return (None,)
         up = pattern.parts["up"]
         stated = _count(self.checkpoint, pattern.experts.count_keys)
         if not up.per_expert:
@@ -113,7 +115,14 @@ class _Search:
         if found == 0 or (stated is not None and stated != found):
             expected = "at least one is needed" if stated is None else f"config.json says {stated}"
             raise InputError(f"layer {layer} has {found} experts, {expected}", where=self.checkpoint.directory)
-        return iter(range(found))
+        return range(found)
+
+    def _expert_place(self, pattern: BlockPattern, layer: int, expert: int | None, experts: int) -> ExpertPlace | None:
+        if pattern.experts is None or expert is None:
+            return None
+        per_token = _count(self.checkpoint, pattern.experts.per_token_keys) or experts
+        module = self._name(pattern.experts.module, layer, expert)
+        return ExpertPlace(module, expert, min(per_token / experts, 1.0))
 
     def _build(self, pattern: BlockPattern, layer: int, expert: int | None, activation: str) -> FFNBlock:
         where = self.checkpoint.directory
@@ -129,11 +138,8 @@ class _Search:
             if part.bias is not None:
                 share = pattern.parts[part.role].share
                 self._check_bias(part, hidden if part.role == "down" else neurons * share[1], expert)
-        place = None
-        if pattern.experts is not None and expert is not None:
-            place = ExpertPlace(self._name(pattern.experts.module, layer, expert), expert)
         block_id = _substitute(pattern.id, layer, expert)
-        return FFNBlock(block_id, neurons, hidden, activation, tuple(part for part, _ in built.values()), place)
+        return FFNBlock(block_id, neurons, hidden, activation, tuple(part for part, _ in built.values()))
 
     def _part(
         self, role: str, pattern: WeightPattern, layer: int, expert: int | None

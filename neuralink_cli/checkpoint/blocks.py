@@ -43,10 +43,14 @@ class BlockPart:
 
 @dataclass(frozen=True)
 class ExpertPlace:
-    """Expert number `index` of those that a module of transformers runs, each on the tokens routed to it."""
+    """Expert number `index` of those that a module of transformers runs, each on the tokens routed to it.
+
+    `share` is that of the tokens that an expert of the layer gets on average, if the config says; else 1.
+    """
 
     module: str
     index: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -189,3 +189,18 @@ def test_a_config_that_names_too_many_layers_is_refused_at_the_first_that_is_mis
     model = write_checkpoint(tmp_path / "model", config={"num_hidden_layers": 10**9})
     with pytest.raises(InputError, match=r"tensor 'model.decoder.layers.2.fc1.weight' is missing"):
         blocks(model)
+
+
+@pytest.mark.parametrize(("per_token", "share"), [(2, 0.5), (4, 1.0), (9, 1.0), (None, 1.0), (0, 1.0)])
+def test_the_share_of_tokens_that_an_expert_gets(tmp_path: Path, per_token: int | None, share: float) -> None:
+    random = np.random.default_rng(0)
+    tensors = {
+        f"model.layers.0.block_sparse_moe.experts.{expert}.{name}.weight": random_tensor(random, "F16", *shape)
+        for expert in range(4)
+        for name, shape in (("w1", (6, 4)), ("w2", (4, 6)), ("w3", (6, 4)))
+    }
+    config = {"model_type": "mixtral", "num_hidden_layers": 1, "num_experts_per_tok": per_token}
+    found = blocks(write_checkpoint(tmp_path / "model", tensors=tensors, config=config))
+    assert [(b.expert.module, b.expert.index, b.expert.share) for b in found if b.expert is not None] == [
+        ("model.layers.0.mlp.experts", expert, share) for expert in range(4)
+    ]
