@@ -12,6 +12,7 @@ from neuralink_cli.checkpoint.inferred_blocks import Kind, find_kinds
 from neuralink_cli.checkpoint.inferred_config import (
     ModelDescription,
     expert_count,
+    experts_per_token,
     layer_count,
     read_activation,
     read_task,
@@ -58,9 +59,11 @@ def _document(kinds: Sequence[Kind], stacks: Sequence[str], model: ModelDescript
         if layers.get(kind.unit.stack):
             block["layers"] = layers[kind.unit.stack]
         if kind.experts is not None:
-            module = f"{kind.unit.stack.removeprefix(prefix)}{LAYER}.{_experts_module(kind)}"
-            count = _keys(expert_count(model.config))
-            block["experts"] = {"count": count, "module": module} if count else {"module": module}
+            stated = {"count": expert_count(model.config), "per_token": experts_per_token(model.config)}
+            block["experts"] = {
+                **{name: _keys(count) for name, count in stated.items() if count is not None},
+                "module": f"{kind.unit.stack.removeprefix(prefix)}{LAYER}.{_experts_module(kind)}",
+            }
         document["blocks"].append(block | _parts(kind, prefix))
     if len({*ids.values()}) < len(kinds):
         raise model.refusal(f"names differ in nothing but signs and capitals ({kinds[0].unit})")

@@ -25,6 +25,7 @@ _ACTIVATION_KEYS = (
     "feed_forward_proj",
 )  # fmt: skip
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_PER_TOKEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "num_routed_experts", "moe_num_experts")
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 _ENCODERS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification", "Model")
@@ -144,6 +145,11 @@ def layer_count(config: Mapping[str, Any], stack: str) -> tuple[str, int] | None
 def expert_count(config: Mapping[str, Any]) -> tuple[str, int] | None:
     """The config key for the number of experts of a layer, and its value."""
     return _first_count(config, _EXPERT_KEYS)
+
+
+def experts_per_token(config: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The config key for how many of them a token is routed to, and its value."""
+    return _first_count(config, _PER_TOKEN_KEYS)
 
 
 def _first_count(config: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, int] | None:
