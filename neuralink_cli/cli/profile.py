@@ -62,8 +62,8 @@ Examples:
     multiple=True,
     required=True,
     metavar="DATA",
-    help="Calibration data: a .txt, .json, .jsonl, .csv or .parquet file, or a hub dataset (NAME[:CONFIG][@REVISION]). "
-    "May be repeated.",
+    help="Calibration data: a .txt, .json, .jsonl, .csv or .parquet file, or a hub dataset (NAME[:CONFIG][@REVISION]); "
+    "for vision models an image, a folder of images, or a table with a column of them. May be repeated.",
 )
 @output_option("TRACE", "Trace to write.")
 @click.option(
