@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from neuralink_cli.checkpoint.architecture import choose_architecture
-from neuralink_cli.checkpoint.blocks import FFNBlock, find_blocks
+from neuralink_cli.checkpoint.block_search import find_blocks
+from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
 from neuralink_cli.checkpoint.durable import sync_file
 from neuralink_cli.checkpoint.header import build_header, tensor_bytes
@@ -122,10 +123,10 @@ def write_random_placement(model: Path, path: Path) -> None:
     }
     header = PlacementHeader(
         model={"fingerprint": fingerprint, "model_type": "llama", "architecture": "llama"},
-        trace={"content_sha256": "0" * 64, "sources": []},
+        trace={"content_sha256": "0" * 64, "sources": [{"name": "random", "sha256": "0" * 64, "tokens": 1}]},
         signal="gate",
         calibration=None,
-        parameters={},
+        parameters={"order": "linked"},
         blocks=tuple(map(_placed, blocks)),
     )
     write_placement(path, header, arrays)
@@ -138,10 +139,11 @@ def _placed(block: FFNBlock) -> PlacementBlock:
         neurons=block.neurons,
         activation=block.activation,
         threshold=0.0,
+        tokens=1,
         order="linked",
         pinned=0,
         bundle_bytes=block.bundle_bytes,
         operation_in_bundles=1.0,
         collapse_gap=1,
-        held_out=(HeldOutReads("random", 1, 1, cost),),
+        held_out=(HeldOutReads("random", 1, 1, 1, cost),),
     )

@@ -20,7 +20,7 @@ from neuralink_cli.checkpoint.durable import (
     sync_file,
 )
 from neuralink_cli.errors import MismatchError, OptionError, OutputError
-from neuralink_cli.flash.bundled_writer import block_bytes, write_bundled
+from neuralink_cli.flash.bundled_writer import write_bundled
 from neuralink_cli.flash.companions import companion_files, copy_companions, describe_companions
 from neuralink_cli.flash.index import (
     PERMUTED_INDEX,
@@ -99,7 +99,7 @@ def plan_relayout(
         weight_bytes=weight_bytes,
         companions=tuple(companions),
         companion_bytes=sum((checkpoint.directory / name).stat().st_size for name in companions),
-        peak_block_bytes=max(block_bytes(block) for block in blocks),
+        peak_block_bytes=max(block.neurons * block.bundle_bytes for block in blocks),
     )
 
 

@@ -13,8 +13,8 @@ from neuralink_cli.checkpoint.durable import new_directory, require_replaceable,
 from neuralink_cli.errors import NeuralinkError, VerificationError
 from neuralink_cli.flash.companions import check_companions, copy_companions
 from neuralink_cli.flash.layouts import Layout, check_weight_files, open_layout, weight_files
-from neuralink_cli.flash.output_file import OutputFile
 from neuralink_cli.flash.permuted_layout import PermutedLayout
+from neuralink_cli.flash.sections import ready, write_sections
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ def restore(
         OutputError: As `check_output`.
         InputError, VerificationError: The layout is damaged.
     """
+    # Imported here because numba takes time that a quick look at a layout does not need.
+    from neuralink_cli.flash.source_sections import tensor_sections
+
     headers = layout.source_headers
     check_output(layout, output, overwrite)
     check_weight_files(layout, progress)
@@ -47,11 +50,8 @@ def restore(
             (directory / name).write_bytes(content)
             sync_file(directory / name)
         for name, header in headers.items():
-            with OutputFile(directory / name, progress) as file:
-                file.write(header.prelude)
-                for entry in header.entries:
-                    for chunk in layout.source_chunks(entry.name):
-                        file.write(chunk)
+            sections = [ready(header.prelude), *tensor_sections(layout, header.entries)]
+            write_sections(directory / name, sections, progress)
         _check_restored(directory, layout)
     return RestoreSummary(
         tuple(headers), sum(len(header.entries) for header in headers.values()), _weight_bytes(layout)
