@@ -10,16 +10,9 @@ process of its own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import shutil
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +21,6 @@ from neuralink_cli.checkpoint.architecture import choose_architecture
 from neuralink_cli.checkpoint.block_search import find_blocks
 from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
-from neuralink_cli.checkpoint.durable import sync_file
 from neuralink_cli.checkpoint.header import build_header, tensor_bytes
 from neuralink_cli.placement.placement import (
     HeldOutReads,

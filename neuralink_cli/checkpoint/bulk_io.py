@@ -1,7 +1,7 @@
 """Large transfers in order, past the page cache where the file system can.
 
 Through the page cache every byte is copied once more, and every page of it is memory that has to be found first. Direct
-transfers leave both out, if their memory is in huge pages: the device then moves megabytes at a time. What a file system
+transfers leave both out, and with their memory in huge pages the device moves megabytes at a time. What a file system
 cannot do directly goes through its cache as usual.
 """
 
@@ -96,7 +96,7 @@ class SequentialWrites:
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if new else 0)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if new else 0)
         self._direct = bool(_DIRECT)
         try:
             self._descriptor = os.open(path, flags | _DIRECT, 0o666)
@@ -128,13 +128,12 @@ class SequentialWrites:
     def _write_pages(self, data: Bytes, offset: int) -> int:
         """Write directly as far as the file system lets us; how far that is."""
         done = 0
-        while done < data.size:
-            try:
+        try:
+            while done < data.size:
                 done += os.pwrite(self._descriptor, data[done : done + _MOST].data, offset + done)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                break
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
         return done
 
     def _leave_direct(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,6 +61,11 @@ Examples:
     help="Every tensor of bundles starts on a multiple of this, a power of two.",
 )
 @architecture_options
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where a run with the same inputs and options died; if interrupted, keep what is written.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @overwrite_option
 @reporting_options
@@ -72,6 +79,7 @@ def command(
     alignment: int,
     architecture_file: Path | None,
     infer_architecture: bool,
+    resume: bool,
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
@@ -98,8 +106,10 @@ def command(
             plan = plan_relayout(checkpoint, architecture, placement, options)
             check_output(plan, output, overwrite)
             if not dry_run:
-                with progress_bar("relayout", plan.weight_bytes, "B") as advance:
-                    write_layout(plan, checkpoint, placement, output, overwrite=overwrite, progress=advance)
+                with progress_bar("relayout", plan.weight_bytes, "B") as advance, _saying_how_to_go_on(resume):
+                    write_layout(
+                        plan, checkpoint, placement, output, overwrite=overwrite, resume=resume, progress=advance
+                    )
     summary = {
         "output": str(output),
         "written": not dry_run,
@@ -121,3 +131,13 @@ def command(
     if dry_run:
         rows = [[name, str(value) if isinstance(value, (str, int)) else ""] for name, value in summary.items()]
         print_table(["plan", ""], rows)
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(resume: bool) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as stop:
+        if resume and not isinstance(stop, Exception):
+            stop.args = ("what is written is kept, and the same command goes on with it",)
+        raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ from typing import Any
 
 from neuralink_cli import __version__
 from neuralink_cli.checkpoint.byte_file import ByteFile
+from neuralink_cli.checkpoint.durable import empty_directory
 from neuralink_cli.checkpoint.json_text import canonical
 from neuralink_cli.flash.pipeline import FileRange, pieces_of, read_ahead
+
+logger = logging.getLogger(__name__)
 
 JOURNAL_FILE = ".neuralink-journal"
 _FORMAT, _VERSION = "neuralink-journal", 1
@@ -75,6 +79,7 @@ class Journal:
         if not marks or not path.is_file():
             return 0, hashlib.sha256()
         size, digest = _longest_true(path, marks)
+        logger.debug("%s: %d bytes are written already", path.name, size)
         if size == 0:
             path.unlink()
             return 0, digest
@@ -85,6 +90,20 @@ class Journal:
 
     def _write(self, line: str) -> None:
         os.write(self._descriptor, line.encode() + b"\n")
+
+
+def open_journal(directory: Path, run: Mapping[str, Any], *, resume: bool) -> Journal:
+    """The journal of a run: that of an earlier one if it can be resumed, and otherwise a new one.
+
+    What is in the directory and not known to the journal is cleared away.
+    """
+    marks = read_marks(directory, run) if resume else None
+    if marks is not None:
+        logger.info("going on with what an earlier run has written")
+    elif any(directory.iterdir()):
+        logger.info("starting afresh: what is left in %s is damaged or of another run", directory)
+    empty_directory(directory, keep=() if marks is None else {JOURNAL_FILE, *marks})
+    return Journal(directory, run, marks)
 
 
 def read_marks(directory: Path, run: Mapping[str, Any]) -> dict[str, list[Mark]] | None:

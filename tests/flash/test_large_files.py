@@ -7,11 +7,9 @@ from types import ModuleType
 
 import pytest
 
-from neuralink_cli.checkpoint import stage_file, tensor_file
+from neuralink_cli.checkpoint import bulk_io, byte_file, stage_file
 from neuralink_cli.errors import VerificationError
-from neuralink_cli.flash import bundled_layout, bundled_writer, permuted_layout
-from neuralink_cli.flash import layouts as layouts_module
-from neuralink_cli.flash import verify as verify_module
+from neuralink_cli.flash import pipeline
 from neuralink_cli.flash.layouts import open_layout
 from neuralink_cli.flash.restore import restore
 from tests.checkpoints import files_of, write_random_placement
@@ -20,30 +18,28 @@ from tests.layouts import LayoutFactory, relayout, verify
 
 PARTS: dict[ModuleType, str] = {
     stage_file: "_CHUNK",
-    tensor_file: "_MAX_READ",
-    bundled_layout: "_CHUNK",
-    bundled_writer: "CHUNK",
-    layouts_module: "_CHUNK",
-    permuted_layout: "_CHUNK",
-    verify_module: "_CHUNK",
+    byte_file: "_MAX_READ",
+    bulk_io: "_MOST",
+    pipeline: "PIECE",
 }
 
 
-@pytest.fixture(params=[1 << 10, 37 * 20 * 4, 1 << 16])
+@pytest.fixture(params=[1 << 12, 1 << 13, 1 << 16])
 def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     for module, name in PARTS.items():
         assert getattr(module, name) > request.param
-        monkeypatch.setattr(module, name, request.param - 3 * (module is tensor_file))
+        monkeypatch.setattr(module, name, request.param - 3 * (module is byte_file))
+    monkeypatch.setattr(pipeline, "IN_FLIGHT", 3 * request.param)
     size: int = request.param
     return size
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_size_of_the_parts_does_not_matter(tmp_path: Path, parts: int, layouts: LayoutFactory, kind: str) -> None:
-    made = layouts.of_kind(kind)
+    made = layouts.of_kind(kind, "llama", neurons=300, hidden=100)
     assert (made.model / "model.safetensors").stat().st_size > parts
     relayout(made.model, made.placement, tmp_path / "layout", layout=kind)
-    # A whole layout that was written in large parts, unless another test came first with small ones.
+    # A layout that was written in large parts, unless the same test came first with others.
     assert files_of(tmp_path / "layout") == files_of(made.layout)
     assert verify(made.model, tmp_path / "layout").mode == "full"
     with open_layout(tmp_path / "layout") as layout:
