@@ -10,9 +10,15 @@ process of its own.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-from dataclasses import dataclass
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +145,107 @@ def _placed(block: FFNBlock) -> PlacementBlock:
         collapse_gap=1,
         held_out=(HeldOutReads("random", 1, 1, 1, cost),),
     )
+
+
+@dataclass
+class Runs:
+    """What the rounds of one command took."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    peak_mib: float = 0.0
+
+    def measure(self, arguments: list[str]) -> None:
+        """Run it once more, as a process of its own."""
+        started = time.perf_counter()
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{arguments} failed")
+        self.seconds.append(time.perf_counter() - started)
+        self.cpu.append(usage.ru_utime + usage.ru_stime)
+        self.peak_mib = max(self.peak_mib, usage.ru_maxrss / 1024)
+
+
+def drop_from_cache(*folders: Path) -> None:
+    """Let the next reads come from the disk."""
+    for path in (path for folder in folders for path in folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_files(folders: list[str]) -> None:
+    """The rival of `verify`: read all weights once and do nothing with them."""
+    buffer = bytearray(1 << 20)
+    for path in (path for folder in folders for path in sorted(Path(folder).glob("*.safetensors"))):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def measure_rounds(work: Path, rounds: int) -> dict[str, Runs]:
+    """All commands in turn, and once more, and so on."""
+    model, flash, copy = work / "model", work / "flash", work / "copy"
+    command = [sys.executable, "-m", "neuralink_cli"]
+    steps: dict[str, tuple[list[str], Path | None]] = {
+        "cp and fsync": (["sh", "-c", f"mkdir {copy} && cp {model}/*.safetensors {copy} && sync {copy}/*"], copy),
+        "neuralink relayout": (
+            [*command, "relayout", str(model), "--placement", str(work / "placement"), "-o", str(flash), "-q"],
+            None,
+        ),
+        "reading both sides": ([sys.executable, __file__, "--read", str(model), str(flash)], None),
+        "neuralink verify": ([*command, "verify", str(model), str(flash), "-q"], flash),
+    }
+    runs = {name: Runs() for name in steps}
+    for _ in range(rounds):
+        for name, (arguments, leftover) in steps.items():
+            drop_from_cache(model, flash)
+            runs[name].measure(arguments)
+            if leftover is not None:
+                shutil.rmtree(leftover)
+    return runs
+
+
+def print_runs(runs: dict[str, Runs], weight_bytes: int) -> None:
+    """One table: medians, their spread, and ours over the rival's."""
+    print(f"{'':20} {'s':>7} {'min':>7} {'max':>7} {'GB/s':>6} {'CPU s':>6} {'peak MiB':>9} {'x rival':>8}")
+    rivals = {"neuralink relayout": "cp and fsync", "neuralink verify": "reading both sides"}
+    for name, each in runs.items():
+        seconds = statistics.median(each.seconds)
+        row = f"{name:20} {seconds:7.2f} {min(each.seconds):7.2f} {max(each.seconds):7.2f}"
+        row += f" {weight_bytes / seconds / 1e9:6.2f} {statistics.median(each.cpu):6.1f}"
+        if name in rivals:
+            row += f" {each.peak_mib:9.0f} {seconds / statistics.median(runs[rivals[name]].seconds):8.2f}"
+        print(row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="of weights; three times that is needed")
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--neurons", type=int, default=11008)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--read", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.read:
+        read_files(options.read)
+        return
+    sizes = {"hidden": options.hidden, "neurons": options.neurons, "vocabulary": options.vocabulary}
+    shape = shape_of(options.gigabytes, **sizes)
+    work = options.folder.absolute() / "neuralink-relayout-speed"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        write_checkpoint(work / "model", shape)
+        write_random_placement(work / "model", work / "placement")
+        weight_bytes = sum(path.stat().st_size for path in (work / "model").glob("*.safetensors"))
+        block = 3 * shape.neurons * shape.hidden * 2
+        print(f"{weight_bytes / 1e9:.1f} GB, {shape.layers} blocks of {block / 1e6:.0f} MB, {os.cpu_count()} CPUs")
+        print_runs(measure_rounds(work, options.rounds), weight_bytes)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -45,22 +45,25 @@ def stage(name: str) -> Iterator[ThreadPoolExecutor]:
 
 
 @contextlib.contextmanager
-def read_ahead(ranges: Iterable[FileRange]) -> Iterator[Iterator[Bytes]]:
+def read_ahead(ranges: Iterable[FileRange], in_flight: int | None = None) -> Iterator[Iterator[Bytes]]:
     """The bytes of each range in turn; those of the last one are gone when the next is asked for.
+
+    Args:
+        in_flight: Most bytes that are read ahead, by default `IN_FLIGHT`.
 
     Raises:
         InputError: A file ends too early, or the device fails; where its bytes are asked for.
     """
     with stage("read") as reader:
-        yield _read_ahead(reader, ranges)
+        yield _read_ahead(reader, ranges, IN_FLIGHT if in_flight is None else in_flight)
 
 
-def _read_ahead(reader: ThreadPoolExecutor, ranges: Iterable[FileRange]) -> Iterator[Bytes]:
+def _read_ahead(reader: ThreadPoolExecutor, ranges: Iterable[FileRange], in_flight: int) -> Iterator[Bytes]:
     pending: deque[tuple[Future[Bytes], Bytes]] = deque()
     free: list[Bytes] = []
     for wanted in ranges:
         needed = max(wanted.size, PIECE)
-        while pending and sum(buffer.size for _, buffer in pending) + needed > IN_FLIGHT:
+        while pending and sum(buffer.size for _, buffer in pending) + needed > in_flight:
             future, buffer = pending.popleft()
             yield future.result()
             free.append(buffer)

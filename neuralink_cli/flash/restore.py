@@ -53,9 +53,7 @@ def restore(
             sections = [ready(header.prelude), *tensor_sections(layout, header.entries)]
             write_sections(directory / name, sections, progress)
         _check_restored(directory, layout)
-    return RestoreSummary(
-        tuple(headers), sum(len(header.entries) for header in headers.values()), _weight_bytes(layout)
-    )
+    return RestoreSummary(tuple(headers), sum(len(header.entries) for header in headers.values()), weight_bytes(layout))
 
 
 def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
@@ -65,12 +63,17 @@ def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
         OutputError: It exists (and is not to be overwritten, or holds another model), or the disk is too small.
     """
     require_replaceable(output, overwrite, _holds_source(layout))
-    require_space(output, _weight_bytes(layout))
+    require_space(output, weight_bytes(layout))
 
 
 def restore_bytes(layout: Layout) -> int:
     """Bytes that `restore` reads to check the layout and then writes."""
-    return sum(file.size for file, _ in weight_files(layout)) + _weight_bytes(layout)
+    return sum(file.size for file, _ in weight_files(layout)) + weight_bytes(layout)
+
+
+def weight_bytes(layout: Layout) -> int:
+    """Bytes of the source's weight files."""
+    return sum(header.data_start + header.data_bytes for header in layout.source_headers.values())
 
 
 @contextlib.contextmanager
@@ -94,10 +97,6 @@ def _check_restored(directory: Path, layout: Layout) -> None:
             f"gives a checkpoint with fingerprint {found[:12]}, its source had {layout.fingerprint[:12]}",
             where=layout.directory,
         )
-
-
-def _weight_bytes(layout: Layout) -> int:
-    return sum(header.data_start + header.data_bytes for header in layout.source_headers.values())
 
 
 def _holds_source(layout: Layout) -> Callable[[Path], bool]:
