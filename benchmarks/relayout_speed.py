@@ -121,6 +121,7 @@ def write_random_placement(model: Path, path: Path) -> None:
     }
     header = PlacementHeader(
         model={"fingerprint": fingerprint, "model_type": "llama", "architecture": "llama"},
+        origin=None,
         trace={"content_sha256": "0" * 64, "sources": [{"name": "random", "sha256": "0" * 64, "tokens": 1}]},
         signal="gate",
         calibration=None,

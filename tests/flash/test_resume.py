@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -40,12 +41,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def made(layouts: LayoutFactory, kind: str) -> Made:
     """A layout that nothing disturbed, as all are to be."""
-    return layouts.of_kind(kind, "llama", shards=2)
+    return layouts.of_kind(kind, "llama", shards=2, neurons=300)
 
 
 @pytest.fixture
 def partial(tmp_path: Path, made: Made, kind: str) -> Path:
-    """What a run for `tmp_path / "out"` has left that was killed in one of its last writes of weights."""
+    """What a run for `tmp_path / "out"` has left, most but not all of the weights."""
 
     def run() -> object:
         return relayout(made.model, made.placement, tmp_path / "out", layout=kind)
@@ -53,10 +54,12 @@ def partial(tmp_path: Path, made: Made, kind: str) -> Path:
     with Disk(10_000).installed() as disk:
         run()
     shutil.rmtree(tmp_path / "out")
+    # In the flush after the last write, until when the journal may lag behind.
     last = max(k for k, name in enumerate(disk.done, 1) if name == "write")
-    assert dies(run, last - 3)
+    assert dies(run, last + 1)
     partial = tmp_path / ".out.partial"
-    assert (partial / WEIGHTS[kind]).stat().st_size > 50_000
+    path = partial / WEIGHTS[kind]
+    os.truncate(path, path.stat().st_size * 3 // 4)
     return partial
 
 
@@ -94,7 +97,7 @@ def test_killed_again_and_again(tmp_path: Path, made: Made, kind: str) -> None:
     at = 12
     while dies(lambda: relayout(made.model, made.placement, output, resume=True, layout=kind), at):
         at += 1
-        assert at < 40
+        assert at < 80
     assert files_of(output) == files_of(made.layout)
 
 
@@ -104,9 +107,11 @@ def test_what_is_written_is_not_written_again(
     size = (partial / WEIGHTS[kind]).stat().st_size
     with Disk(10_000).installed() as disk:
         relayout(made.model, made.placement, tmp_path / "out", resume=True, layout=kind)
-    assert found() > 0.5 * size
-    assert disk.done.count("write") < 60
+    assert found() > 0.4 * size
     assert files_of(tmp_path / "out") == files_of(made.layout)
+    with Disk(10_000).installed() as whole:
+        relayout(made.model, made.placement, tmp_path / "again", layout=kind)
+    assert disk.done.count("write") < 0.75 * whole.done.count("write")
 
 
 def test_damage_to_what_is_left_is_found(tmp_path: Path, made: Made, kind: str, partial: Path) -> None:
