@@ -196,7 +196,7 @@ class Comparison:
         if not _equal(data, expected):
             byte = start + int(np.flatnonzero(data != expected)[0])
             raise VerificationError(
-                f"tensor {name!r} differs from the source at byte {byte}{_neuron_at(self._layout, name, byte)}",
+                f"tensor {name!r} differs from the source at byte {byte}{neuron_at(self._layout, name, byte)}",
                 where=self._layout.directory,
             )
         self._compared[name] += data.size if proved is None else proved
@@ -246,7 +246,7 @@ def _equal(data: Bytes, expected: Bytes) -> bool:
     )
 
 
-def _neuron_at(layout: Layout, name: str, byte: int) -> str:
+def neuron_at(layout: Layout, name: str, byte: int) -> str:
     """Names the neuron that a byte of a source tensor belongs to, if it belongs to one."""
     for block, region, order in _regions(layout, name):
         place = region.line_at(byte)

@@ -183,10 +183,10 @@ def test_a_flipped_bit_is_named_with_its_neuron(
         assert checkpoint.fingerprint != opened.info.model["fingerprint"]
         last = opened.info.blocks[-1]
         slot = int(np.flatnonzero(opened.blocks[last.id].order == NEURONS - 1)[0])
-        from neuralink_cli.flash.verify import _neuron_at
+        from neuralink_cli.flash.comparison import neuron_at
 
         with open_layout(layout) as opened_layout:
-            said = _neuron_at(opened_layout, "layers.1.both", place.entry.nbytes - 1)
+            said = neuron_at(opened_layout, "layers.1.both", place.entry.nbytes - 1)
     assert said == f": {last.id}, neuron {NEURONS - 1}, slot {slot}"
 
 
