@@ -7,6 +7,7 @@ cannot do directly goes through its cache as usual.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -23,6 +24,8 @@ _HUGE_PAGE = 1 << 21
 _DIRECT = getattr(os, "O_DIRECT", 0)
 # Linux transfers at most 2 GiB minus a page per call.
 _MOST = 1 << 30
+# macOS has no other.
+_flush_data = getattr(os, "fdatasync", os.fsync)
 # Without direct writes, how many bytes may wait in the page cache: the flush at the end would stall on more.
 _WRITE_BEHIND = 1 << 27
 
@@ -38,23 +41,31 @@ def transfer_buffer(size: int) -> Bytes:
         start = -whole.ctypes.data % PAGE
     else:
         memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        # A system built without huge pages refuses.
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
         whole = np.frombuffer(memory, dtype=np.uint8)
         start = -whole.ctypes.data % _HUGE_PAGE
     return whole[start : start + size]
 
 
 class DirectReads:
-    """Reads ranges of a file past the page cache; from any thread."""
+    """Reads ranges of a file past the page cache; from any thread.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        opened: A descriptor of the file, which may have another name by now.
+    """
+
+    def __init__(self, path: Path, opened: int) -> None:
         self._descriptor = -1
         if _DIRECT:
             try:
                 self._descriptor = os.open(path, os.O_RDONLY | _DIRECT | os.O_CLOEXEC)
             except OSError as error:
-                if error.errno != errno.EINVAL:
+                if error.errno not in (errno.EINVAL, errno.ENOENT):
                     raise
+        if self._descriptor >= 0 and not os.path.sameopenfile(self._descriptor, opened):
+            self.close()
 
     def close(self) -> None:
         """Close the file; harmless when closed already."""
@@ -115,7 +126,7 @@ class SequentialWrites:
             self._leave_direct()
             _write_all(self._descriptor, data[done:], offset + done)
         if not self._direct and offset // _WRITE_BEHIND != (offset + data.size) // _WRITE_BEHIND:
-            os.fdatasync(self._descriptor)
+            _flush_data(self._descriptor)
 
     def flush(self) -> None:
         """Bring everything to the device."""

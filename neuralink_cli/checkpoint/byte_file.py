@@ -99,5 +99,5 @@ class ByteFile:
     def _open_direct(self) -> DirectReads:
         with self._lock:
             if self._direct is None:
-                self._direct = DirectReads(self.path)
+                self._direct = DirectReads(self.path, self._descriptor)
             return self._direct

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neuralink_cli.checkpoint.byte_file import ByteFile
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
@@ -21,8 +22,10 @@ from neuralink_cli.flash.bundled_layout import BundledLayout
 from neuralink_cli.flash.layouts import Layout, weight_files
 from neuralink_cli.flash.output_file import OutputFile
 from neuralink_cli.flash.pipeline import FileRange, read_ahead
-from neuralink_cli.flash.relayout import RelayoutPlan
 from neuralink_cli.flash.restore import weight_bytes
+
+if TYPE_CHECKING:
+    from neuralink_cli.flash.relayout import RelayoutPlan
 
 # A run over fewer bytes is over before a sample of it would be.
 _WORTH_SAMPLING = 1 << 30

@@ -136,7 +136,19 @@ def test_a_new_file_replaces_none_and_follows_no_link(tmp_path: Path, file_syste
 
 def test_closing_twice_is_harmless(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(10))
-    reads = DirectReads(tmp_path / "x")
+    with (tmp_path / "x").open("rb") as opened:
+        reads = DirectReads(tmp_path / "x", opened.fileno())
     reads.close()
     reads.close()
     assert reads.read(0, 10, transfer_buffer(10)) is None
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_keeps_its_bytes_when_its_name_goes_to_another(tmp_path: Path, replaced: bool) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"a" * PAGE)
+    with ByteFile(path) as file:
+        path.unlink()
+        if replaced:
+            path.write_bytes(b"b" * PAGE)
+        assert file.read_range(0, PAGE, transfer_buffer(PAGE)).tobytes() == b"a" * PAGE
