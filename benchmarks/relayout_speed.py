@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralink_cli.checkpoint.architecture import choose_architecture
+from neuralink_cli.checkpoint.architecture_choice import choose_architecture
 from neuralink_cli.checkpoint.block_search import find_blocks
 from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
@@ -119,10 +119,11 @@ def write_random_placement(model: Path, path: Path) -> None:
         )
         for block in blocks
     }
+    source = {"name": "random", "revision": None, "sha256": "0" * 64, "tokens": 1}
     header = PlacementHeader(
         model={"fingerprint": fingerprint, "model_type": "llama", "architecture": "llama"},
         origin=None,
-        trace={"content_sha256": "0" * 64, "sources": [{"name": "random", "sha256": "0" * 64, "tokens": 1}]},
+        trace={"content_sha256": "0" * 64, "sources": [source]},
         signal="gate",
         calibration=None,
         parameters={"order": "linked"},

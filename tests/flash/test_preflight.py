@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neuralink_cli.checkpoint.architecture import choose_architecture
+from neuralink_cli.checkpoint.architecture_choice import choose_architecture
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import OutputError
 from neuralink_cli.flash import pipeline, preflight
