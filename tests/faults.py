@@ -74,12 +74,30 @@ class Disk:
                 return whole_fdopen(descriptor, mode, *args, **options)
             return File(descriptor, "r+b")
 
+        def open_new(path: Any, flags: int, *args: Any, **options: Any) -> int:
+            if flags & os.O_EXCL:
+                disk.step("create")
+            return plain_open(path, flags, *args, **options)
+
+        def pwrite(descriptor: int, data: Any, offset: int) -> int:
+            if len(disk.done) + 1 == disk.at:
+                half = len(memoryview(data)) // 2
+                # Whole pages, which is what direct writes need.
+                plain_pwrite(descriptor, memoryview(data)[: half - half % 4096], offset)
+            disk.step("write")
+            return plain_pwrite(descriptor, data, offset)
+
+        plain_open, plain_pwrite = os.open, os.pwrite
         whole_open, whole_fdopen = Path.open, os.fdopen
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "open", open_path)
             patch.setattr(os, "fdopen", open_descriptor)
+            patch.setattr(os, "open", open_new)
+            patch.setattr(os, "pwrite", pwrite)
             for owner, name in (
                 (os, "fsync"),
+                (os, "write"),
+                (os, "truncate"),
                 (shutil, "copyfile"),
                 (Path, "mkdir"),
                 (Path, "rename"),
@@ -119,23 +137,30 @@ def faults(run: Callable[[], object], act: Callable[[], None] = fail) -> Iterato
     raise AssertionError("no end of it")
 
 
+def dies(run: Callable[[], object], at: int) -> bool:
+    """Run in a process of its own that is killed in operation number `at`; whether it came to that."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with Disk(at, die).installed():
+                run()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0
+        return False
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    return True
+
+
 def deaths(run: Callable[[], object]) -> Iterator[int]:
     """As `faults`, but each run is a process of its own that is killed; yields after each kill."""
     for at in range(1, 1000):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                with Disk(at, die).installed():
-                    run()
-                code = 0
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0
+        if not dies(run, at):
             return
-        assert os.WTERMSIG(status) == signal.SIGKILL
         yield at
     raise AssertionError("no end of it")
 

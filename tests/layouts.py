@@ -15,13 +15,15 @@ from neuralink_cli.placement.placement import Placement
 from tests.checkpoints import write_checkpoint, write_random_placement
 
 
-def relayout(model: Path, placement: Path, output: Path, *, overwrite: bool = False, **options: Any) -> RelayoutPlan:
+def relayout(
+    model: Path, placement: Path, output: Path, *, overwrite: bool = False, resume: bool = False, **options: Any
+) -> RelayoutPlan:
     """What the command does."""
     with Checkpoint(model) as checkpoint, Placement(placement) as opened:
         architecture = choose_architecture(checkpoint.model_type, model, None)
         plan = plan_relayout(checkpoint, architecture, opened, RelayoutOptions(**options))
         check_output(plan, output, overwrite)
-        write_layout(plan, checkpoint, opened, output, overwrite=overwrite)
+        write_layout(plan, checkpoint, opened, output, overwrite=overwrite, resume=resume)
         return plan
 
 

@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +34,13 @@ def require_free(path: Path, overwrite: bool, *, directory: bool = False) -> Non
             raise OutputError("is a directory, the output is a file", where=path, fix="choose another output")
     elif not path.absolute().parent.is_dir():
         raise OutputError("its folder does not exist", where=path, fix=f"create {path.absolute().parent} first")
+
+
+def leftover_bytes(path: Path) -> int:
+    """Size of what an earlier run that was to make the directory `path` has left."""
+    partial = _partial(path)
+    files = partial.rglob("*") if partial.is_dir() else ()
+    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
 
 
 def require_space(path: Path, needed: int) -> None:
@@ -75,8 +82,12 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def new_directory(path: Path, *, overwrite: bool = False, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+def new_directory(
+    path: Path, *, overwrite: bool = False, replaceable: Callable[[Path], bool], keep: bool = False
+) -> Iterator[Path]:
     """Yield an empty directory that appears at `path` when the block ends without an exception.
+
+    With `keep` it holds what an earlier run that died has left, and what is in it stays if the block ends with one.
 
     The files put into it must have been flushed (`sync_file`). An existing directory is replaced, in one step where
     the system can, only if `overwrite` is true and `replaceable` says that it is an earlier output.
@@ -90,7 +101,9 @@ def new_directory(path: Path, *, overwrite: bool = False, replaceable: Callable[
     with contextlib.ExitStack() as locks:
         descriptor = _open_locked(partial, os.O_RDONLY | os.O_DIRECTORY, path)
         locks.callback(os.close, descriptor)
-        _empty(partial)
+        replaced = False
+        if not keep:
+            empty_directory(partial)
         try:
             yield partial
             os.fsync(descriptor)
@@ -99,13 +112,15 @@ def new_directory(path: Path, *, overwrite: bool = False, replaceable: Callable[
                 # What is replaced gets the name of the partial directory: no other run may take it for that.
                 locks.callback(os.close, _open_locked(path, os.O_RDONLY | os.O_DIRECTORY, path))
                 leftover = _replace(path, partial)
+                replaced = True
                 sync_directory(path.absolute().parent)
                 shutil.rmtree(leftover)
             else:
                 partial.rename(path)
                 shutil.rmtree(_aside(partial), ignore_errors=True)
         except BaseException:
-            shutil.rmtree(leftover, ignore_errors=True)
+            if replaced or not keep:
+                shutil.rmtree(leftover, ignore_errors=True)
             raise
     sync_directory(path.absolute().parent)
 
@@ -155,6 +170,17 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def empty_directory(directory: Path, keep: Collection[str] = ()) -> None:
+    """Delete all that is in a directory, but for the names in `keep`."""
+    for child in directory.iterdir():
+        if child.name in keep:
+            continue
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+
+
 def _partial(path: Path) -> Path:
     return path.absolute().with_name(f".{path.absolute().name}.partial")
 
@@ -195,14 +221,6 @@ def _same_file(descriptor: int, path: Path) -> bool:
         return False
     here = os.fstat(descriptor)
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
-
-
-def _empty(directory: Path) -> None:
-    for child in directory.iterdir():
-        if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child)
-        else:
-            child.unlink()
 
 
 def _replace(old: Path, new: Path) -> Path:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
+
+# Longer stretches of lines are multiples of this: whoever transposes them does so in tiles.
+_TILE = 256
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class Region:
         """The byte after its last."""
         return self.start + (self.lines - 1) * self.pitch + self.line_bytes
 
+    def some_lines(self, first: int, count: int) -> Region:
+        """Where `count` of its lines lie, from line `first` on."""
+        return replace(self, start=self.start + first * self.pitch, lines=count)
+
     def line_at(self, byte: int) -> tuple[int, int] | None:
         """Line, and byte in it, of a byte of the tensor; None if it lies elsewhere."""
         line, place = divmod(byte - self.start, self.pitch)
@@ -46,7 +53,7 @@ Piece = TypeVar("Piece", bound=Placed)
 
 @dataclass(frozen=True)
 class Slab(Generic[Piece]):
-    """Bytes `start` to `stop` of a tensor, which are one piece or several side by side."""
+    """Bytes `start` to `stop` of a tensor: lines of `pitch` bytes, which are one piece or several side by side."""
 
     start: int
     stop: int
@@ -56,6 +63,27 @@ class Slab(Generic[Piece]):
     def nbytes(self) -> int:
         """Size in bytes."""
         return self.stop - self.start
+
+    @property
+    def lines(self) -> int:
+        """Lines of each of its pieces."""
+        return self.pieces[0].region.lines
+
+    @property
+    def pitch(self) -> int:
+        """Bytes of a line of all pieces together."""
+        return self.pieces[0].region.pitch
+
+
+def stretches(lines: int, pitch: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut `lines` lines of `pitch` bytes into stretches of at most `most` bytes, or single lines.
+
+    Yields the first line of each, and how many it has.
+    """
+    each = max(most // pitch, 1)
+    each -= each % _TILE if each > _TILE else 0
+    for first in range(0, lines, each):
+        yield first, min(each, lines - first)
 
 
 def cut_into_slabs(pieces: Iterable[Piece], nbytes: int) -> tuple[Slab[Piece], ...]:

@@ -1,29 +1,23 @@
-"""An open safetensors file: its validated header, and positional reads that any number of threads may make."""
+"""An open safetensors file: its validated header, and its tensors as raw bytes."""
 
 from __future__ import annotations
 
 import os
 import struct
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.checkpoint.byte_file import ByteFile
 from neuralink_cli.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, TensorEntry, parse_header
 from neuralink_cli.errors import InputError
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 Bytes = npt.NDArray[np.uint8]
 _LFS_POINTER = b"version https://git-lfs"
-# Linux transfers at most 2 GiB minus a page per call.
-_MAX_READ = 1 << 30
 
 
-class TensorFile:
+class TensorFile(ByteFile):
     """Reads tensors of one safetensors file as raw bytes. Use as a context manager.
 
     Raises:
@@ -31,13 +25,8 @@ class TensorFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise InputError(f"cannot be opened ({error.strerror})", where=path) from None
-        try:
-            self.size = os.fstat(self._descriptor).st_size
             self.header = self._read_header()
         except OSError as error:
             self.close()
@@ -47,22 +36,8 @@ class TensorFile:
             raise
         self._by_name = {entry.name: entry for entry in self.header.entries}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __contains__(self, name: str) -> bool:
         return name in self._by_name
-
-    def close(self) -> None:
-        """Close the file; harmless when closed already."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
     def entry(self, name: str) -> TensorEntry:
         """The header's entry of a tensor.
@@ -88,23 +63,6 @@ class TensorFile:
         if start < 0 or start + buffer.nbytes > entry.nbytes:
             raise ValueError(f"bytes {start}..{start + buffer.nbytes} lie outside tensor {name!r}")
         self.read_at(self.header.data_start + entry.start + start, buffer)
-
-    def read_at(self, offset: int, buffer: Bytes) -> None:
-        """Fill a contiguous uint8 buffer from an absolute file offset.
-
-        Raises:
-            InputError: The file ends too early (it was cut while open) or the device fails.
-        """
-        view = buffer.reshape(-1).view(np.uint8).data
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(self._descriptor, [view[done : done + _MAX_READ]], offset + done)
-            except OSError as error:
-                raise InputError(f"reading failed ({error.strerror})", where=self.path) from None
-            if count == 0:
-                raise InputError("file ended while it was being read", where=self.path)
-            done += count
 
     def _read_header(self) -> Header:
         start = os.pread(self._descriptor, 64, 0)

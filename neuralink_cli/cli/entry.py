@@ -40,10 +40,10 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing unfinished was left behind", exit_codes.INTERRUPTED)
-    except Terminated:
-        return _fail("terminated; nothing unfinished was left behind", exit_codes.TERMINATED)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        return _fail(f"interrupted; {_left_behind(stop)}", exit_codes.INTERRUPTED)
+    except Terminated as stop:
+        return _fail(f"terminated; {_left_behind(stop)}", exit_codes.TERMINATED)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): not worth a word. Python would still complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,6 +66,11 @@ def _invoke(arguments: Sequence[str]) -> None:
         cli.main(prog_name="neuralink")
     with cli.make_context("neuralink", list(arguments)) as context:
         cli.invoke(context)
+
+
+def _left_behind(stop: BaseException) -> str:
+    """What a command that keeps its unfinished output says of it."""
+    return str(stop) or "nothing unfinished was left behind"
 
 
 def _describe(error: OSError) -> str:

@@ -8,9 +8,14 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from neuralink_cli.sizes import human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    from neuralink_cli.flash.preflight import Estimate
 
 _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
@@ -76,3 +81,14 @@ def progress_bar(stage: str, total: int | None, unit: str) -> Iterator[Callable[
         file=sys.stderr,
     ) as bar:
         yield bar.update
+
+
+def in_words(expected: Estimate) -> str:
+    """What a run is expected to take, in a line."""
+    words = [f"reads {human_bytes(expected.bytes_read)}"]
+    if expected.free_bytes is not None:
+        words.append(f"writes {human_bytes(expected.bytes_written)} of {human_bytes(expected.free_bytes)} free")
+    words.append(f"takes up to {human_bytes(expected.memory_bytes)} of memory")
+    if expected.seconds is not None:
+        words.append(f"about {human_seconds(expected.seconds)}")
+    return ", ".join(words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from neuralink_cli.cli.options import (
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.cli.output import in_words, print_json, print_table, progress_bar, remark
 from neuralink_cli.sizes import human_bytes
 
 
@@ -59,6 +61,11 @@ Examples:
     help="Every tensor of bundles starts on a multiple of this, a power of two.",
 )
 @architecture_options
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where a run with the same inputs and options died; if interrupted, keep what is written.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @overwrite_option
 @reporting_options
@@ -72,6 +79,7 @@ def command(
     alignment: int,
     architecture_file: Path | None,
     infer_architecture: bool,
+    resume: bool,
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
@@ -85,6 +93,7 @@ def command(
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
     from neuralink_cli.checkpoint.hub import find_model
     from neuralink_cli.checkpoint.inferred_config import describe
+    from neuralink_cli.flash.preflight import estimate_relayout
     from neuralink_cli.flash.relayout import RelayoutOptions, check_output, plan_relayout, write_layout
     from neuralink_cli.placement.placement import Placement
 
@@ -97,9 +106,13 @@ def command(
             architecture = choose_architecture(checkpoint.model_type, source.directory, architecture_file, infer_from)
             plan = plan_relayout(checkpoint, architecture, placement, options)
             check_output(plan, output, overwrite)
+            expected = estimate_relayout(plan, checkpoint, output)
+            remark(in_words(expected))
             if not dry_run:
-                with progress_bar("relayout", plan.weight_bytes, "B") as advance:
-                    write_layout(plan, checkpoint, placement, output, overwrite=overwrite, progress=advance)
+                with progress_bar("relayout", plan.weight_bytes, "B") as advance, _saying_how_to_go_on(resume):
+                    write_layout(
+                        plan, checkpoint, placement, output, overwrite=overwrite, resume=resume, progress=advance
+                    )
     summary = {
         "output": str(output),
         "written": not dry_run,
@@ -113,11 +126,23 @@ def command(
         "total_bytes": plan.total_bytes,
         "peak_block_bytes": plan.peak_block_bytes,
     }
+    if dry_run:
+        summary["estimate"] = asdict(expected)
     if as_json:
         print_json(summary)
         return
     verb = "would take" if dry_run else "takes"
     click.echo(f"{output}: {layout} layout of {len(plan.blocks)} blocks {verb} {human_bytes(plan.total_bytes)}")
     if dry_run:
-        rows = [[name, str(value) if isinstance(value, (str, int)) else ""] for name, value in summary.items()]
-        print_table(["plan", ""], rows)
+        plain = {**summary, **asdict(expected)}.items()
+        print_table(["plan", ""], [[name, str(value)] for name, value in plain if isinstance(value, (str, int, float))])
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(resume: bool) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as stop:
+        if resume and not isinstance(stop, Exception):
+            stop.args = ("what is written is kept, and the same command goes on with it",)
+        raise

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
-from neuralink_cli.cli.output import print_json, progress_bar
+from neuralink_cli.cli.output import in_words, print_json, progress_bar, remark
 from neuralink_cli.sizes import human_bytes
 
 
@@ -30,10 +30,12 @@ def command(layout_directory: Path, output: Path, overwrite: bool, as_json: bool
     model.
     """
     from neuralink_cli.flash.layouts import open_layout
+    from neuralink_cli.flash.preflight import estimate_restore
     from neuralink_cli.flash.restore import check_output, restore, restore_bytes
 
     with open_layout(layout_directory) as layout:
         check_output(layout, output, overwrite)
+        remark(in_words(estimate_restore(layout, output)))
         with progress_bar("restore", restore_bytes(layout), "B") as advance:
             summary = restore(layout, output, overwrite=overwrite, progress=advance)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuralink_cli.cli.options import PATH, architecture_options, model_argument, reporting_options, revision_option
-from neuralink_cli.cli.output import print_json, progress_bar
+from neuralink_cli.cli.output import in_words, print_json, progress_bar, remark
 from neuralink_cli.cli.text_file import read_text
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.sizes import human_bytes
@@ -105,6 +105,7 @@ def command(
 def _verify(model: Path, directory: Path, *, quick: bool) -> dict[str, Any]:
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
     from neuralink_cli.flash.layouts import open_layout
+    from neuralink_cli.flash.preflight import estimate_verify
     from neuralink_cli.flash.verify import layout_bytes, verify_full, verify_quick
 
     with Checkpoint(model) as checkpoint, open_layout(directory) as layout:
@@ -112,6 +113,7 @@ def _verify(model: Path, directory: Path, *, quick: bool) -> dict[str, Any]:
         report = verify_quick(layout, checkpoint)
         if quick:
             return asdict(report)
+        remark(in_words(estimate_verify(layout, checkpoint)))
         with progress_bar("verify", layout_bytes(layout), "B") as advance:
             return asdict(verify_full(layout, checkpoint, advance))
 

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from neuralink_cli.checkpoint.header import DTYPE_BITS, LENGTH_BYTES, Header, parse_header
 from neuralink_cli.checkpoint.regions import Region, Slab, cut_into_slabs
@@ -20,9 +19,6 @@ from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.flash.index import read_flash_index
 from neuralink_cli.flash.plan import FLASH_FILE, BundlePart, FlashBlock, ResidentTensor, TensorRange
 from neuralink_cli.placement.placement import Order, is_permutation
-
-Bytes = npt.NDArray[np.uint8]
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -38,9 +34,19 @@ class SourcePiece:
         return self.block.source_region(self.part)
 
     @property
+    def stored(self) -> TensorRange:
+        """The tensor of the layout that has its weights, an equal stretch for every slot."""
+        return self.part.place if isinstance(self.part, ResidentTensor) else self.block.bundles
+
+    @property
+    def offset(self) -> int:
+        """Where its weights start in a stretch, in bytes."""
+        return 0 if isinstance(self.part, ResidentTensor) else self.part.offset
+
+    @property
     def dtype(self) -> str:
         """Its dtype."""
-        return self.part.place.dtype if isinstance(self.part, ResidentTensor) else self.block.dtype
+        return self.stored.dtype
 
 
 class BundledLayout:
@@ -55,7 +61,6 @@ class BundledLayout:
         self.directory = directory
         self.index = read_flash_index(directory)
         self.file = TensorFile(directory / FLASH_FILE)
-        self._last_bundles: tuple[str, Bytes] | None = None
         try:
             self._check_ranges()
             self._check_sources()
@@ -130,39 +135,6 @@ class BundledLayout:
         """Contents of the source's files that the layout does not have under their own name."""
         sources = [source for source in self.index.sources if source.kind == "verbatim"]
         return {source.name: self.file.read(source.stored.tensor).tobytes() for source in sources}
-
-    def source_chunks(self, name: str) -> Iterator[Bytes]:
-        """The bytes of a source tensor, as they were in the source checkpoint."""
-        if name in self.made_slabs:
-            yield from (self.made_slab(slab) for slab in self.made_slabs[name])
-            return
-        nbytes = self.file.entry(name).nbytes
-        for start in range(0, nbytes, _CHUNK):
-            yield self.file.read(name, start, min(start + _CHUNK, nbytes))
-
-    def made_slab(self, slab: Slab[SourcePiece]) -> Bytes:
-        """All bytes of a slab of a source tensor; the last block's bundles stay in memory."""
-        # Imported here because numba takes time that a quick look at a layout does not need.
-        from neuralink_cli.flash.bundling import scatter_part
-
-        made = np.empty(slab.nbytes, dtype=np.uint8)
-        for piece in slab.pieces:
-            block, part, region = piece.block, piece.part, piece.region
-            if isinstance(part, ResidentTensor):
-                stored, offset = self.file.read(part.place.tensor), 0
-                stride = stored.size // block.neurons
-            else:
-                stored, offset, stride = self.bundles(block), part.offset, block.stride
-            target = made[region.start - slab.start : region.stop - slab.start]
-            scatter_part(stored, stride, offset, self.orders[block.id], region, DTYPE_BITS[piece.dtype] // 8, target)
-        return made
-
-    def bundles(self, block: FlashBlock) -> Bytes:
-        """All bundles of a block, uint8 `[n * stride]`."""
-        if self._last_bundles is None or self._last_bundles[0] != block.id:
-            self._last_bundles = None
-            self._last_bundles = (block.id, self.file.read(block.bundles.tensor))
-        return self._last_bundles[1]
 
     def check_digests(self) -> None:
         """Compare the small tensors with their digests in the index.

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS
-from neuralink_cli.checkpoint.regions import Region
+from neuralink_cli.checkpoint.regions import Region, stretches
+from neuralink_cli.flash import pipeline
 from neuralink_cli.flash.bundling import gather_part
+from neuralink_cli.flash.journal import Journal
 from neuralink_cli.flash.output_file import OutputFile
-from neuralink_cli.flash.plan import BundledPlan, FlashBlock, ResidentTensor, SourceFile
-from neuralink_cli.placement.placement import Order, PlacedBlock
+from neuralink_cli.flash.pipeline import FileRange, Scratch
+from neuralink_cli.flash.plan import BundledPlan, SourceFile
+from neuralink_cli.flash.sections import Section, copied, ready, write_sections, zeros
+from neuralink_cli.placement.placement import Order, PlacedBlock, inverse
 
 Bytes = npt.NDArray[np.uint8]
-Chunks = Iterator[Bytes]
-CHUNK = 1 << 24
 
 
 def write_bundled(
@@ -29,90 +29,88 @@ def write_bundled(
     checkpoint: Checkpoint,
     placed: Mapping[str, PlacedBlock],
     progress: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
 ) -> str:
-    """Write the flash file at `path` and return its SHA-256."""
-    producers = _producers(plan, checkpoint, placed)
-    with OutputFile(path, progress) as output:
-        output.write(plan.header.prelude)
-        for entry in plan.header.entries:
-            before = output.size
-            for chunk in producers[entry.name]():
-                output.write(chunk)
-            if output.size - before != entry.nbytes:
-                raise ValueError(f"tensor {entry.name!r} got {output.size - before} bytes, not {entry.nbytes}")
-        return output.sha256
-
-
-def tensor_chunks(checkpoint: Checkpoint, name: str) -> Chunks:
-    """The bytes of a tensor of the checkpoint, in chunks that share one buffer."""
-    place = checkpoint.place(name)
-    buffer = np.empty(min(CHUNK, place.entry.nbytes), dtype=np.uint8)
-    for start in range(0, place.entry.nbytes, CHUNK):
-        part = buffer[: min(CHUNK, place.entry.nbytes - start)]
-        place.file.read_into(name, part, start)
-        yield part
-
-
-def _producers(
-    plan: BundledPlan, checkpoint: Checkpoint, placed: Mapping[str, PlacedBlock]
-) -> dict[str, Callable[[], Chunks]]:
-    producers: dict[str, Callable[[], Chunks]] = {}
+    """Write the flash file at `path`, or the rest of it if `journal` knows of a part, and return its SHA-256."""
+    made = _made_sections(plan, checkpoint, placed)
+    sections = [ready(plan.header.prelude)]
     for entry in plan.header.entries:
-        if entry.name in checkpoint:
-            producers[entry.name] = partial(tensor_chunks, checkpoint, entry.name)
+        if entry.name in made:
+            sections.append(made[entry.name])
+        elif entry.name in checkpoint:
+            sections.append(tensor_section(checkpoint, entry.name))
         else:
-            producers[entry.name] = partial(_zeros, entry.nbytes)
+            sections.append(zeros(entry.nbytes))
+    return write_sections(path, sections, progress, journal)
+
+
+def tensor_section(checkpoint: Checkpoint, name: str) -> Section:
+    """A tensor of the checkpoint as it is."""
+    place = checkpoint.place(name)
+    start = place.file.header.data_start + place.entry.start
+    return copied(place.file, start, start + place.entry.nbytes)
+
+
+def _made_sections(plan: BundledPlan, checkpoint: Checkpoint, placed: Mapping[str, PlacedBlock]) -> dict[str, Section]:
+    """The tensors that are not simply copied, by name."""
+    made: dict[str, Section] = {}
+    scratch = Scratch()
     for block in plan.blocks:
-        arrays = placed[block.id]
-        producers[block.bundles.tensor] = partial(_bundle_chunks, block, checkpoint, arrays.order)
-        producers[block.order.tensor] = partial(_array_chunks, arrays.order)
-        producers[block.frequency.tensor] = partial(_array_chunks, arrays.frequency)
-        for resident in block.resident:
-            if resident.kind != "output_bias":
-                producers[resident.place.tensor] = partial(_resident_chunks, block, resident, checkpoint, arrays.order)
+        order, frequency = placed[block.id].order, placed[block.id].frequency
+        parts = [(block.source_region(part), part.offset) for part in block.parts]
+        made[block.bundles.tensor] = _gathered(block.bundles.bytes, block.dtype, parts, checkpoint, order, scratch)
+        made[block.order.tensor] = ready(order)
+        made[block.frequency.tensor] = ready(frequency)
+        for kept in block.resident:
+            if kept.kind != "output_bias":
+                rows = [(block.source_region(kept), 0)]
+                made[kept.place.tensor] = _gathered(
+                    kept.place.bytes, kept.place.dtype, rows, checkpoint, order, scratch
+                )
     for source in plan.sources:
-        producers[source.stored.tensor] = partial(_source_chunks, source, checkpoint)
-    return producers
+        made[source.stored.tensor] = ready(_stored_bytes(source, checkpoint))
+    return made
 
 
-def _bundle_chunks(block: FlashBlock, checkpoint: Checkpoint, order: Order) -> Chunks:
-    bundles = np.empty(block.bundles.bytes, dtype=np.uint8)
-    for part in block.parts:
-        region = block.source_region(part)
-        matrix = _read_region(checkpoint, region)
-        gather_part(matrix, region, order, DTYPE_BITS[block.dtype] // 8, bundles, block.stride, part.offset)
-    yield bundles
+def _gathered(
+    nbytes: int,
+    dtype: str,
+    parts: list[tuple[Region, int]],
+    checkpoint: Checkpoint,
+    order: Order,
+    scratch: Scratch,
+) -> Section:
+    """A section with one stretch per neuron, in the order of the slots, gathered from regions of tensors.
+
+    Args:
+        parts: Where the weights lie in the source, and at which byte of a stretch they go.
+    """
+    stride, element_bytes = nbytes // order.size, DTYPE_BITS[dtype] // 8
+    cuts = [
+        (region, offset, first, count)
+        for region, offset in parts
+        for first, count in stretches(region.lines, region.pitch, pipeline.PIECE)
+    ]
+
+    def write(output: OutputFile, pieces: Iterator[Bytes]) -> None:
+        slots = inverse(order)
+        gathered = scratch.take(nbytes)
+        for region, offset, first, count in cuts:
+            some = region.some_lines(first, count)
+            gather_part(next(pieces), some, first, slots, element_bytes, gathered, stride, offset)
+        output.write(gathered)
+
+    reads = tuple(_lines_of(checkpoint, region.some_lines(first, count)) for region, _, first, count in cuts)
+    return Section(nbytes, reads, write)
 
 
-def _resident_chunks(block: FlashBlock, resident: ResidentTensor, checkpoint: Checkpoint, order: Order) -> Chunks:
-    region = block.source_region(resident)
-    rows = np.empty(resident.place.bytes, dtype=np.uint8)
-    element_bytes = DTYPE_BITS[resident.place.dtype] // 8
-    gather_part(_read_region(checkpoint, region), region, order, element_bytes, rows, rows.size // order.size, 0)
-    yield rows
+def _lines_of(checkpoint: Checkpoint, region: Region) -> FileRange:
+    place = checkpoint.place(region.tensor)
+    start = place.file.header.data_start + place.entry.start
+    return FileRange(place.file, start + region.start, region.stop - region.start)
 
 
-def _read_region(checkpoint: Checkpoint, region: Region) -> Bytes:
-    return checkpoint.place(region.tensor).file.read(region.tensor, region.start, region.stop)
-
-
-def _source_chunks(source: SourceFile, checkpoint: Checkpoint) -> Chunks:
+def _stored_bytes(source: SourceFile, checkpoint: Checkpoint) -> bytes:
     if source.kind == "verbatim":
-        content = (checkpoint.directory / source.name).read_bytes()
-    else:
-        content = next(file.header.prelude for file in checkpoint.files if file.path.name == source.name)
-    yield np.frombuffer(content, dtype=np.uint8)
-
-
-def _array_chunks(array: npt.NDArray[np.int32] | npt.NDArray[np.float32]) -> Chunks:
-    yield array.view(np.uint8)
-
-
-def _zeros(count: int) -> Chunks:
-    yield np.zeros(count, dtype=np.uint8)
-
-
-def block_bytes(block: FFNBlock) -> int:
-    """Peak memory that writing a block takes: its bundles and one of its matrices."""
-    largest = max(part.element_bytes for part in block.parts) * block.hidden
-    return block.neurons * (block.bundle_bytes + largest)
+        return (checkpoint.directory / source.name).read_bytes()
+    return next(file.header.prelude for file in checkpoint.files if file.path.name == source.name)

@@ -7,16 +7,13 @@ so every visit is a miss of the TLB: tiles are copied in and out in long stretch
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from neuralink_cli.checkpoint.header import DTYPE_BITS
-from neuralink_cli.checkpoint.regions import Region, Slab
-from neuralink_cli.flash.moved import MovedPiece
+from neuralink_cli.checkpoint.regions import Region
 
 Bytes = npt.NDArray[np.uint8]
 Order = npt.NDArray[np.int32]
@@ -25,66 +22,57 @@ _MICRO_TILE = 32
 
 
 def gather_part(
-    matrix: Bytes, region: Region, order: Order, element_bytes: int, bundles: Bytes, stride: int, offset: int
+    lines: Bytes, region: Region, first: int, slots: Order, element_bytes: int, bundles: Bytes, stride: int, offset: int
 ) -> None:
-    """Put one part of every bundle in place: bundle k gets the row or column `order[k]` of a matrix.
+    """Put lines of a matrix in place as one part of the bundles: neuron j's go to bundle `slots[j]`.
 
     Args:
-        matrix: The bytes of a tensor from the start of `region` to its stop, n neurons.
+        lines: Bytes of a tensor from the start of `region` to its stop.
+        region: Where these lines lie, from line `first` of the matrix on.
+        slots: int32 `[n]`, the slot of every neuron.
         bundles: uint8 `[n * stride]`, written at `offset` of each stride. Stride and offset are in bytes and multiples
             of `element_bytes`.
     """
-    source, target = _elements(matrix, element_bytes), _elements(bundles, element_bytes)
+    source, target = _elements(lines, element_bytes), _elements(bundles, element_bytes)
     pitch, step, start = region.pitch // element_bytes, stride // element_bytes, offset // element_bytes
     if region.neuron_axis == 0:
-        _gather_rows(source, pitch, order, region.line_bytes // element_bytes, target, step, start)
+        some = slots[first : first + region.lines]
+        _gather_rows(source, pitch, some, region.line_bytes // element_bytes, target, step, start)
     else:
-        _gather_columns(source, pitch, _slots(order), region.lines, target, step, start)
+        _gather_columns(source, pitch, slots, region.lines, target, step, start + first)
 
 
 def scatter_part(
-    bundles: Bytes, stride: int, offset: int, order: Order, region: Region, element_bytes: int, matrix: Bytes
+    bundles: Bytes, stride: int, offset: int, slots: Order, region: Region, first: int, element_bytes: int, lines: Bytes
 ) -> None:
-    """The inverse of `gather_part`: restore the bytes of a matrix from the bundles; those between its lines stay."""
-    source, target = _elements(bundles, element_bytes), _elements(matrix, element_bytes)
+    """The inverse of `gather_part`: restore lines of a matrix from the bundles; the bytes between them stay."""
+    source, target = _elements(bundles, element_bytes), _elements(lines, element_bytes)
     pitch, step, start = region.pitch // element_bytes, stride // element_bytes, offset // element_bytes
     if region.neuron_axis == 0:
-        _scatter_rows(source, step, start, order, region.line_bytes // element_bytes, target, pitch)
+        some = slots[first : first + region.lines]
+        _scatter_rows(source, step, start, some, region.line_bytes // element_bytes, target, pitch)
     else:
-        _scatter_columns(source, step, start, _slots(order), region.lines, target, pitch)
+        _scatter_columns(source, step, start + first, slots, region.lines, target, pitch)
 
 
-def permute_neurons(source: Bytes, target: Bytes, region: Region, order: Order, element_bytes: int) -> None:
-    """Fill a region of `target` with that of `source`, neuron `order[k]` moved to place k.
+def move_lines(lines: Bytes, region: Region, first: int, to: Order, element_bytes: int, target: Bytes) -> None:
+    """Move the neurons of a matrix inside it: neuron j of `lines` goes to place `to[j]` of `target`.
 
-    Both are the bytes of a tensor from the start of the region to its stop; those between its lines stay.
+    Args:
+        lines: Bytes of a tensor from the start of `region` to its stop.
+        region: Where these lines lie, from line `first` of the matrix on.
+        to: int32 `[n]`.
+        target: Bytes from the start of line 0 of the matrix that they go to; those between lines stay.
     """
-    moved = np.take(_lines(source, region, element_bytes), order, axis=region.neuron_axis)
-    _lines(target, region, element_bytes)[...] = moved
-
-
-def permute_slab(data: Bytes, slab: Slab[MovedPiece], dtype: str, order_of: Callable[[str], Order]) -> Bytes:
-    """The bytes of a slab with the neurons of every piece moved, by the order of its block."""
-    moved = np.empty_like(data)
-    for piece in slab.pieces:
-        place = slice(piece.region.start - slab.start, piece.region.stop - slab.start)
-        permute_neurons(data[place], moved[place], piece.region, order_of(piece.block), DTYPE_BITS[dtype] // 8)
-    return moved
-
-
-def _lines(data: Bytes, region: Region, element_bytes: int) -> npt.NDArray[Any]:
-    shape = (region.lines, region.line_bytes // element_bytes)
-    return np.lib.stride_tricks.as_strided(_elements(data, element_bytes), shape, (region.pitch, element_bytes))
+    if region.neuron_axis == 0:
+        gather_part(lines, region, first, to, element_bytes, target, region.pitch, 0)
+    else:
+        source, moved = _elements(lines, element_bytes), _elements(target[first * region.pitch :], element_bytes)
+        _move_columns(source, moved, region.pitch // element_bytes, region.lines, to)
 
 
 def _elements(data: Bytes, element_bytes: int) -> npt.NDArray[Any]:
     return data.view(f"<u{element_bytes}")
-
-
-def _slots(order: Order) -> Order:
-    slots = np.empty_like(order)
-    slots[order] = np.arange(order.size, dtype=order.dtype)
-    return slots
 
 
 @njit(cache=True, nogil=True)
@@ -97,15 +85,22 @@ def _copy(source: Any, begin: int, target: Any, place: int, count: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _gather_rows(source: Any, pitch: int, order: Any, hidden: int, target: Any, step: int, start: int) -> None:
-    for slot in range(order.size):
-        _copy(source, order[slot] * pitch, target, slot * step + start, hidden)
+def _gather_rows(source: Any, pitch: int, slots: Any, hidden: int, target: Any, step: int, start: int) -> None:
+    for line in range(slots.size):
+        _copy(source, line * pitch, target, slots[line] * step + start, hidden)
 
 
 @njit(cache=True, nogil=True)
-def _scatter_rows(source: Any, step: int, start: int, order: Any, hidden: int, target: Any, pitch: int) -> None:
-    for slot in range(order.size):
-        _copy(source, slot * step + start, target, order[slot] * pitch, hidden)
+def _scatter_rows(source: Any, step: int, start: int, slots: Any, hidden: int, target: Any, pitch: int) -> None:
+    for line in range(slots.size):
+        _copy(source, slots[line] * step + start, target, line * pitch, hidden)
+
+
+@njit(cache=True, nogil=True)
+def _move_columns(source: Any, target: Any, pitch: int, lines: int, to: Any) -> None:
+    for line in range(lines):
+        for j in range(to.size):
+            target[line * pitch + to[j]] = source[line * pitch + j]
 
 
 @njit(cache=True, nogil=True)

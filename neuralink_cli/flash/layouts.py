@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX
 from neuralink_cli.checkpoint.inferred_config import ModelDescription
 from neuralink_cli.checkpoint.json_text import read_object
@@ -16,9 +14,9 @@ from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.flash.bundled_layout import BundledLayout
 from neuralink_cli.flash.index import PERMUTED_INDEX
 from neuralink_cli.flash.permuted_layout import PermutedLayout
+from neuralink_cli.flash.pipeline import pieces_of, read_ahead
 
 Layout = BundledLayout | PermutedLayout
-_CHUNK = 1 << 24
 
 
 def open_layout(directory: Path) -> Layout:
@@ -64,15 +62,13 @@ def check_weight_files(layout: Layout, progress: Callable[[int], object] | None 
     Raises:
         VerificationError: One was changed after it was written.
     """
-    buffer = np.empty(_CHUNK, dtype=np.uint8)
     for file, expected in weight_files(layout):
         digest = hashlib.sha256()
-        for start in range(0, file.size, _CHUNK):
-            part = buffer[: min(_CHUNK, file.size - start)]
-            file.read_at(start, part)
-            digest.update(part.data)
-            if progress is not None:
-                progress(part.nbytes)
+        with read_ahead(pieces_of(file, 0, file.size)) as pieces:
+            for data in pieces:
+                digest.update(data.data)
+                if progress is not None:
+                    progress(data.size)
         check_digest(file, digest.hexdigest(), expected)
 
 

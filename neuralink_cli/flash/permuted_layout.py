@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS, Header
@@ -18,10 +14,7 @@ from neuralink_cli.checkpoint.regions import Region, Slab, cut_into_slabs
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.flash.index import PERMUTED_INDEX, PERMUTED_ORIGINALS, read_permuted_index
 from neuralink_cli.flash.moved import MovedPiece
-from neuralink_cli.placement.placement import Order, Placement, inverse
-
-Bytes = npt.NDArray[np.uint8]
-_CHUNK = 1 << 24
+from neuralink_cli.placement.placement import Order, Placement
 
 
 class PermutedLayout:
@@ -96,24 +89,6 @@ class PermutedLayout:
             return {(last := name): cut_into_slabs(found, sizes[name]) for name, found in pieces.items()}
         except ValueError as error:
             raise VerificationError(f"tensor {last!r}: {error}", where=self.directory / PERMUTED_INDEX) from None
-
-    def source_chunks(self, name: str) -> Iterator[Bytes]:
-        """The bytes of a source tensor, as they were in the source checkpoint."""
-        place = self.checkpoint.place(name)
-        if name in self.moved_slabs:
-            for slab in self.moved_slabs[name]:
-                yield self.unpermuted(name, slab, place.file.read(name, slab.start, slab.stop))
-            return
-        for start in range(0, place.entry.nbytes, _CHUNK):
-            yield place.file.read(name, start, min(start + _CHUNK, place.entry.nbytes))
-
-    def unpermuted(self, name: str, slab: Slab[MovedPiece], data: Bytes) -> Bytes:
-        """The bytes of a slab of a permuted tensor with its neurons back in source order."""
-        # Imported here because numba takes time that a quick look at a layout does not need.
-        from neuralink_cli.flash.bundling import permute_slab
-
-        dtype = self.checkpoint.place(name).entry.dtype
-        return permute_slab(data, slab, dtype, lambda block: inverse(self.order(block)))
 
     def order(self, block: str) -> Order:
         """The neuron in each slot of a block, int32 `[n]`."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from neuralink_cli.checkpoint.architecture import Architecture
 from neuralink_cli.checkpoint.block_search import find_blocks
 from neuralink_cli.checkpoint.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX, SHARD_INDEX, Checkpoint
 from neuralink_cli.checkpoint.durable import (
+    leftover_bytes,
     new_directory,
     require_replaceable,
     require_space,
@@ -20,7 +22,7 @@ from neuralink_cli.checkpoint.durable import (
     sync_file,
 )
 from neuralink_cli.errors import MismatchError, OptionError, OutputError
-from neuralink_cli.flash.bundled_writer import block_bytes, write_bundled
+from neuralink_cli.flash.bundled_writer import write_bundled
 from neuralink_cli.flash.companions import companion_files, copy_companions, describe_companions
 from neuralink_cli.flash.index import (
     PERMUTED_INDEX,
@@ -31,6 +33,7 @@ from neuralink_cli.flash.index import (
     permuted_document,
     write_index,
 )
+from neuralink_cli.flash.journal import Journal, open_journal
 from neuralink_cli.flash.model_card import model_card
 from neuralink_cli.flash.moved import moved_pieces
 from neuralink_cli.flash.permuted_writer import write_permuted
@@ -99,7 +102,7 @@ def plan_relayout(
         weight_bytes=weight_bytes,
         companions=tuple(companions),
         companion_bytes=sum((checkpoint.directory / name).stat().st_size for name in companions),
-        peak_block_bytes=max(block_bytes(block) for block in blocks),
+        peak_block_bytes=max(block.neurons * block.bundle_bytes for block in blocks),
     )
 
 
@@ -133,7 +136,7 @@ def check_output(plan: RelayoutPlan, output: Path, overwrite: bool) -> None:
     require_replaceable(output, overwrite, is_layout)
     if output.exists() and output.samefile(plan.source):
         raise OutputError("is the model itself", where=output, fix="choose another output")
-    require_space(output, plan.total_bytes + _SPARE_BYTES)
+    require_space(output, plan.total_bytes + _SPARE_BYTES - leftover_bytes(output))
 
 
 def write_layout(
@@ -143,25 +146,48 @@ def write_layout(
     output: Path,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
     """Write the planned layout; it appears at `output` when it is complete.
+
+    Args:
+        resume: Go on with what an earlier run has left that was to write the same, and leave it if this one fails.
 
     Raises:
         OutputError: The output exists (and is not to be overwritten), or the disk is too small.
     """
     check_output(plan, output, overwrite)
-    with new_directory(output, overwrite=overwrite, replaceable=is_layout) as directory:
+    with (
+        new_directory(output, overwrite=overwrite, replaceable=is_layout, keep=resume) as directory,
+        open_journal(directory, _run(plan, checkpoint, placement), resume=resume) as journal,
+    ):
         copy_companions(plan.companions, checkpoint.directory, directory)
         if plan.bundled is not None:
-            sha256 = write_bundled(directory / FLASH_FILE, plan.bundled, checkpoint, placement.blocks, progress)
+            sha256 = write_bundled(
+                directory / FLASH_FILE, plan.bundled, checkpoint, placement.blocks, progress, journal
+            )
             digests = small_digests(plan.bundled, checkpoint, placement)
             companions = describe_companions(directory, plan.companions)
             _write_card(directory, checkpoint, placement, "bundled")
             document = flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin)
             write_index(directory / FLASH_INDEX, document)
         else:
-            _write_permuted_layout(plan, checkpoint, placement, directory, progress)
+            _write_permuted_layout(plan, checkpoint, placement, directory, progress, journal)
+        journal.remove()
+
+
+def _run(plan: RelayoutPlan, checkpoint: Checkpoint, placement: Placement) -> dict[str, Any]:
+    """All that the bytes of the weight files depend on."""
+    header = b"" if plan.bundled is None else plan.bundled.header.prelude
+    return {
+        "options": asdict(plan.options),
+        "header_sha256": hashlib.sha256(header).hexdigest(),
+        "placement_sha256": placement.content_sha256,
+        "fingerprint": checkpoint.fingerprint,
+        # The fingerprint only samples the weights.
+        "source": [[file.path.name, file.size, file.path.stat().st_mtime_ns] for file in checkpoint.files],
+    }
 
 
 def _check_options(options: RelayoutOptions) -> None:
@@ -190,9 +216,10 @@ def _write_permuted_layout(
     placement: Placement,
     directory: Path,
     progress: Callable[[int], object] | None,
+    journal: Journal,
 ) -> None:
     moved = moved_pieces(checkpoint, plan.blocks)
-    digests = write_permuted(directory, checkpoint, plan.blocks, placement.blocks, progress)
+    digests = write_permuted(directory, checkpoint, plan.blocks, placement.blocks, progress, journal)
     beside = [*plan.companions, SHARD_INDEX] if checkpoint.sharded else list(plan.companions)
     if checkpoint.sharded:
         copy_companions([SHARD_INDEX], checkpoint.directory, directory)

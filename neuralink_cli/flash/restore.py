@@ -13,8 +13,8 @@ from neuralink_cli.checkpoint.durable import new_directory, require_replaceable,
 from neuralink_cli.errors import NeuralinkError, VerificationError
 from neuralink_cli.flash.companions import check_companions, copy_companions
 from neuralink_cli.flash.layouts import Layout, check_weight_files, open_layout, weight_files
-from neuralink_cli.flash.output_file import OutputFile
 from neuralink_cli.flash.permuted_layout import PermutedLayout
+from neuralink_cli.flash.sections import ready, write_sections
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ def restore(
         OutputError: As `check_output`.
         InputError, VerificationError: The layout is damaged.
     """
+    # Imported here because numba takes time that a quick look at a layout does not need.
+    from neuralink_cli.flash.source_sections import tensor_sections
+
     headers = layout.source_headers
     check_output(layout, output, overwrite)
     check_weight_files(layout, progress)
@@ -47,15 +50,10 @@ def restore(
             (directory / name).write_bytes(content)
             sync_file(directory / name)
         for name, header in headers.items():
-            with OutputFile(directory / name, progress) as file:
-                file.write(header.prelude)
-                for entry in header.entries:
-                    for chunk in layout.source_chunks(entry.name):
-                        file.write(chunk)
+            sections = [ready(header.prelude), *tensor_sections(layout, header.entries)]
+            write_sections(directory / name, sections, progress)
         _check_restored(directory, layout)
-    return RestoreSummary(
-        tuple(headers), sum(len(header.entries) for header in headers.values()), _weight_bytes(layout)
-    )
+    return RestoreSummary(tuple(headers), sum(len(header.entries) for header in headers.values()), weight_bytes(layout))
 
 
 def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
@@ -65,12 +63,17 @@ def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
         OutputError: It exists (and is not to be overwritten, or holds another model), or the disk is too small.
     """
     require_replaceable(output, overwrite, _holds_source(layout))
-    require_space(output, _weight_bytes(layout))
+    require_space(output, weight_bytes(layout))
 
 
 def restore_bytes(layout: Layout) -> int:
     """Bytes that `restore` reads to check the layout and then writes."""
-    return sum(file.size for file, _ in weight_files(layout)) + _weight_bytes(layout)
+    return sum(file.size for file, _ in weight_files(layout)) + weight_bytes(layout)
+
+
+def weight_bytes(layout: Layout) -> int:
+    """Bytes of the source's weight files."""
+    return sum(header.data_start + header.data_bytes for header in layout.source_headers.values())
 
 
 @contextlib.contextmanager
@@ -94,10 +97,6 @@ def _check_restored(directory: Path, layout: Layout) -> None:
             f"gives a checkpoint with fingerprint {found[:12]}, its source had {layout.fingerprint[:12]}",
             where=layout.directory,
         )
-
-
-def _weight_bytes(layout: Layout) -> int:
-    return sum(header.data_start + header.data_bytes for header in layout.source_headers.values())
 
 
 def _holds_source(layout: Layout) -> Callable[[Path], bool]:

@@ -42,7 +42,7 @@ def test_the_pipeline_without_torch(neuralink: Neuralink, tmp_path: Path, layout
     assert written == {
         "output": str(layout), "written": True, "layout": "bundled", "resident": "none", "alignment": 4096, "blocks": 2,
         "neurons": 74, "weight_bytes": (layout / "model.flash.safetensors").stat().st_size,
-        "total_bytes": written["total_bytes"], "peak_block_bytes": 37 * (3 + 1) * 20 * 4,
+        "total_bytes": written["total_bytes"], "peak_block_bytes": 37 * 3 * 20 * 4,
         "origin": None,
     }  # fmt: skip
     small = sum((layout / name).stat().st_size for name in ("config.json", "tokenizer.json"))
@@ -82,16 +82,23 @@ def test_a_dry_run_writes_nothing(
     model, placement = layouts.checkpoint()
     arguments = ("relayout", model, "--placement", placement, "-o", outputs / "out", "--layout", kind)
     planned = neuralink(*arguments, "--dry-run", *(["--json"] if as_json else []))
-    assert (planned.code, planned.stderr) == (0, "")
+    assert planned.code == 0
+    assert planned.stderr.startswith("neuralink: reads ")
+    assert planned.stderr.count("\n") == 1
     assert not any(outputs.iterdir())
     if as_json:
         plan = json.loads(planned.stdout)
         assert plan["written"] is False
+        estimate = plan.pop("estimate")
+        assert estimate["bytes_read"] == (model / "model.safetensors").stat().st_size
+        assert estimate["bytes_written"] == plan["weight_bytes"]
+        assert estimate["seconds"] is None
         assert {**plan, "written": True} == result_of(neuralink(*arguments, "--json"))
         weights = (outputs / "out").glob("*.safetensors")
         assert plan["weight_bytes"] == sum(path.stat().st_size for path in weights)
     else:
         assert f"{outputs / 'out'}: {kind} layout of 2 blocks would take " in planned.stdout
+        assert "\nmemory_bytes " in planned.stdout
 
 
 def test_a_dry_run_finds_what_the_run_would(neuralink: Neuralink, tmp_path: Path, layouts: LayoutFactory) -> None:

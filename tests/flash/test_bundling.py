@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralink_cli.checkpoint.regions import Region
-from neuralink_cli.flash.bundling import gather_part, permute_neurons, scatter_part
+from neuralink_cli.checkpoint.regions import Region, stretches
+from neuralink_cli.flash.bundling import gather_part, move_lines, scatter_part
+from neuralink_cli.placement.placement import inverse
 
 Elements = npt.NDArray[np.uint8]
 SIZES = (1, 2, 4, 8)
@@ -48,28 +49,36 @@ def by_neuron(matrix: Elements, axis: int) -> Elements:
     size=st.sampled_from(SIZES),
     axes=st.lists(st.sampled_from([0, 1]), min_size=1, max_size=3),
     gap=st.sampled_from([0, 0, 1, 37]),
+    most=st.sampled_from([1, 1000, 100_000, 1 << 30]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=120)
 def test_bundles_hold_what_indexing_gives(
-    neurons: int, hidden: int, size: int, axes: list[int], gap: int, seed: int
+    neurons: int, hidden: int, size: int, axes: list[int], gap: int, most: int, seed: int
 ) -> None:
+    """Whatever stretches the lines of the matrices come in."""
     random = np.random.default_rng(seed)
     order = random.permutation(neurons).astype(np.int32)
+    slots = inverse(order)
     matrices = [random_matrix(random, neurons, hidden, axis, size) for axis in axes]
     part_bytes = hidden * size
     stride = len(axes) * part_bytes
     bundles = np.full(neurons * stride, 0xEE, dtype=np.uint8)
     for k, (matrix, axis) in enumerate(zip(matrices, axes, strict=True)):
         data, region = spread(matrix, axis, gap)
-        gather_part(data, region, order, size, bundles, stride, k * part_bytes)
+        for first, count in stretches(region.lines, region.pitch, most):
+            some = region.some_lines(first, count)
+            gather_part(data[some.start : some.stop], some, first, slots, size, bundles, stride, k * part_bytes)
     expected = [by_neuron(matrix, axis)[order] for matrix, axis in zip(matrices, axes, strict=True)]
     assert np.array_equal(bundles.reshape(neurons, -1), np.concatenate(expected, axis=1).reshape(neurons, -1))
 
     for k, (matrix, axis) in enumerate(zip(matrices, axes, strict=True)):
         wanted, region = spread(matrix, axis, gap)
         restored = np.full(wanted.size, 0xAB, dtype=np.uint8)
-        scatter_part(bundles, stride, k * part_bytes, order, region, size, restored)
+        for first, count in stretches(region.lines, region.pitch, most):
+            some = region.some_lines(first, count)
+            lines = restored[some.start : some.stop]
+            scatter_part(bundles, stride, k * part_bytes, slots, some, first, size, lines)
         assert np.array_equal(restored, wanted)
 
 
@@ -82,7 +91,7 @@ def test_a_part_leaves_the_rest_of_the_bundles_alone(size: int, axis: int) -> No
     part_bytes = 258 * size
     stride = 3 * part_bytes
     bundles = np.full(260 * stride, 0xEE, dtype=np.uint8)
-    gather_part(matrix.reshape(-1), region_of(matrix, axis), order, size, bundles, stride, part_bytes)
+    gather_part(matrix.reshape(-1), region_of(matrix, axis), 0, inverse(order), size, bundles, stride, part_bytes)
     rows = bundles.reshape(260, stride)
     assert np.all(rows[:, :part_bytes] == 0xEE)
     assert np.all(rows[:, 2 * part_bytes :] == 0xEE)
@@ -94,19 +103,22 @@ def test_a_part_leaves_the_rest_of_the_bundles_alone(size: int, axis: int) -> No
     others=st.sampled_from([1, 2, 33]),
     size=st.sampled_from(SIZES),
     gap=st.sampled_from([0, 3]),
+    most=st.sampled_from([1, 1000, 1 << 30]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=40)
-def test_permuting_is_indexing(neurons: int, others: int, size: int, gap: int, seed: int) -> None:
+def test_permuting_is_indexing(neurons: int, others: int, size: int, gap: int, most: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     order = random.permutation(neurons).astype(np.int32)
     for axis in (0, 1):
         matrix = random_matrix(random, neurons, others, axis, size)
         data, region = spread(matrix, axis, gap)
         moved, back = np.full(data.size, 0xAB, dtype=np.uint8), np.full(data.size, 0xAB, dtype=np.uint8)
-        permute_neurons(data, moved, region, order, size)
+        for first, count in stretches(region.lines, region.pitch, most):
+            some = region.some_lines(first, count)
+            move_lines(data[some.start : some.stop], some, first, inverse(order), size, moved)
         assert np.array_equal(moved, spread(np.take(matrix, order, axis=axis), axis, gap)[0])
-        permute_neurons(moved, back, region, np.argsort(order).astype(np.int32), size)
+        move_lines(moved, region, 0, order, size, back)
         assert np.array_equal(back, data)
 
 
@@ -116,5 +128,5 @@ def test_bytes_are_not_read_as_numbers() -> None:
     matrix = np.ascontiguousarray(np.tile(patterns, (3, 1))).view(np.uint8).reshape(-1)
     order = np.array([2, 0, 1], dtype=np.int32)
     bundles = np.empty(48, dtype=np.uint8)
-    gather_part(matrix, Region("t", 0, 0, 16, 3, 16), order, 4, bundles, 16, 0)
+    gather_part(matrix, Region("t", 0, 0, 16, 3, 16), 0, inverse(order), 4, bundles, 16, 0)
     assert np.array_equal(bundles, matrix)

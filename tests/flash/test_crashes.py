@@ -171,16 +171,16 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture
-def run_in_background(tmp_path: Path, large: Made) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def run_in_background(tmp_path: Path, large: Made) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts to overwrite `tmp_path / "out"`, and comes back when writing has begun."""
     started: list[subprocess.Popen[str]] = []
 
-    def start() -> subprocess.Popen[str]:
+    def start(*options: str) -> subprocess.Popen[str]:
         partial = tmp_path / ".out.partial"
-        if partial.exists():
+        if partial.exists() and "--resume" not in options:
             shutil.rmtree(partial)
         arguments = ["relayout", large.model, "--placement", large.placement, "-o", tmp_path / "out", "--overwrite"]
-        arguments += ["--alignment", 512, "--quiet"]
+        arguments += ["--alignment", 512, "--quiet", *options]
         process = subprocess.Popen(
             [sys.executable, "-m", "neuralink_cli", *map(str, arguments)],
             stdout=subprocess.PIPE,
@@ -242,3 +242,44 @@ def test_a_run_that_is_stopped_clears_up(
     assert names_in(tmp_path) == ["out"]
     assert not is_new(tmp_path / "out")
     assert verify(large.model, tmp_path / "out", quick=True).mode == "quick"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_run_that_is_stopped_can_be_resumed(
+    tmp_path: Path,
+    large: Made,
+    run_in_background: Callable[..., subprocess.Popen[str]],
+    number: signal.Signals,
+    code: int,
+    word: str,
+) -> None:
+    shutil.copytree(large.layout, tmp_path / "out")
+    process = run_in_background("--resume")
+    process.send_signal(number)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout) == (code, "")
+    assert stderr == f"neuralink: error: {word}; what is written is kept, and the same command goes on with it\n"
+    assert names_in(tmp_path) == [".out.partial", "out"]
+    assert not is_new(tmp_path / "out")
+    process = run_in_background("--resume")
+    assert process.communicate()[1] == ""
+    assert names_in(tmp_path) == ["out"]
+    assert is_new(tmp_path / "out")
+    assert verify(large.model, tmp_path / "out").mode == "full"
+
+
+def test_a_run_killed_at_any_moment_can_be_resumed(
+    tmp_path: Path, large: Made, run_in_background: Callable[..., subprocess.Popen[str]]
+) -> None:
+    relayout(large.model, large.placement, tmp_path / "expected", alignment=512)
+    shutil.copytree(large.layout, tmp_path / "out")
+    for delay in np.random.default_rng(0).uniform(0, 0.12, 4):
+        process = run_in_background("--resume")
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    run_in_background("--resume").communicate()
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")

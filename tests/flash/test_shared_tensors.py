@@ -13,7 +13,9 @@ import pytest
 from neuralink_cli.checkpoint.architecture import Architecture, parse_architecture
 from neuralink_cli.checkpoint.block_search import find_blocks
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.regions import stretches
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, VerificationError
+from neuralink_cli.flash import bundled_writer, comparison, moving, pipeline, source_sections
 from neuralink_cli.flash.layouts import open_layout
 from neuralink_cli.flash.reader import FlashReader
 from neuralink_cli.flash.relayout import RelayoutOptions, plan_relayout, write_layout
@@ -117,6 +119,19 @@ def matrices_of(model: Path, block_id: str) -> dict[str, np.ndarray[Any, np.dtyp
     return found
 
 
+@pytest.fixture(params=["whole", "three lines"])
+def some_lines_at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large tensors are moved; where only the whole will do, it still comes whole."""
+    if request.param == "three lines":
+        for module in (bundled_writer, comparison, moving, source_sections):
+            monkeypatch.setattr(
+                module,
+                "stretches",
+                lambda lines, pitch, most: stretches(lines, pitch, 3 * pitch if most == pipeline.PIECE else most),
+            )
+
+
+@pytest.mark.usefixtures("some_lines_at_a_time")
 @pytest.mark.parametrize("resident", ["none", "gate"])
 def test_bundles_hold_every_part_and_the_source_comes_back(
     made: tuple[Architecture, Path, Path], tmp_path: Path, resident: str
@@ -149,6 +164,7 @@ def decode_all(model: Path) -> dict[str, RawTensor]:
     return {name: tensor for path in model.glob("*.safetensors") for name, tensor in decode(path).items()}
 
 
+@pytest.mark.usefixtures("some_lines_at_a_time")
 def test_a_permuted_layout_moves_every_part_within_its_tensor(
     made: tuple[Architecture, Path, Path], tmp_path: Path
 ) -> None:
@@ -183,10 +199,10 @@ def test_a_flipped_bit_is_named_with_its_neuron(
         assert checkpoint.fingerprint != opened.info.model["fingerprint"]
         last = opened.info.blocks[-1]
         slot = int(np.flatnonzero(opened.blocks[last.id].order == NEURONS - 1)[0])
-        from neuralink_cli.flash.verify import _neuron_at
+        from neuralink_cli.flash.comparison import neuron_at
 
         with open_layout(layout) as opened_layout:
-            said = _neuron_at(opened_layout, "layers.1.both", place.entry.nbytes - 1)
+            said = neuron_at(opened_layout, "layers.1.both", place.entry.nbytes - 1)
     assert said == f": {last.id}, neuron {NEURONS - 1}, slot {slot}"
 
 

@@ -1,0 +1,160 @@
+"""Large transfers in order, past the page cache where the file system can.
+
+Through the page cache every byte is copied once more, and every page of it is memory that has to be found first. Direct
+transfers leave both out, and with their memory in huge pages the device moves megabytes at a time. What a file system
+cannot do directly goes through its cache as usual.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+# What offsets, sizes and addresses of direct transfers are multiples of; no device asks for more.
+PAGE = 4096
+_HUGE_PAGE = 1 << 21
+_DIRECT = getattr(os, "O_DIRECT", 0)
+# Linux transfers at most 2 GiB minus a page per call.
+_MOST = 1 << 30
+# macOS has no other.
+_flush_data = getattr(os, "fdatasync", os.fsync)
+# Without direct writes, how many bytes may wait in the page cache: the flush at the end would stall on more.
+_WRITE_BEHIND = 1 << 27
+
+
+def transfer_buffer(size: int) -> Bytes:
+    """Memory for transfers of `size` bytes: page-aligned, with a page of room on both sides of them.
+
+    Its content is arbitrary. It is given back to the system when the last view of it is gone.
+    """
+    size += 2 * PAGE
+    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        whole = np.empty(size + PAGE, dtype=np.uint8)
+        start = -whole.ctypes.data % PAGE
+    else:
+        memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # A system built without huge pages refuses.
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        whole = np.frombuffer(memory, dtype=np.uint8)
+        start = -whole.ctypes.data % _HUGE_PAGE
+    return whole[start : start + size]
+
+
+class DirectReads:
+    """Reads ranges of a file past the page cache; from any thread.
+
+    Args:
+        opened: A descriptor of the file, which may have another name by now.
+    """
+
+    def __init__(self, path: Path, opened: int) -> None:
+        self._descriptor = -1
+        if _DIRECT:
+            try:
+                self._descriptor = os.open(path, os.O_RDONLY | _DIRECT | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOENT):
+                    raise
+        if self._descriptor >= 0 and not os.path.sameopenfile(self._descriptor, opened):
+            self.close()
+
+    def close(self) -> None:
+        """Close the file; harmless when closed already."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def read(self, offset: int, size: int, buffer: Bytes) -> Bytes | None:
+        """Read bytes from `offset` on into a buffer that `transfer_buffer(size)` made, and return where they are.
+
+        None if the file system cannot do that, or if the file ends too early.
+
+        Raises:
+            OSError: The device fails.
+        """
+        if self._descriptor < 0:
+            return None
+        lead = offset % PAGE
+        view = buffer[: lead + size + -(lead + size) % PAGE].data
+        done = 0
+        while done < lead + size:
+            try:
+                count = os.preadv(self._descriptor, [view[done : done + _MOST]], offset - lead + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                return None
+            done += count
+            if count == 0 or (count % PAGE and done < lead + size):
+                return None
+        return buffer[lead : lead + size]
+
+
+class SequentialWrites:
+    """A file that is written from a page boundary on in whole pages, but for the last write.
+
+    Raises:
+        OSError: It cannot be created, or opened.
+    """
+
+    def __init__(self, path: Path, *, new: bool) -> None:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if new else 0)
+        self._direct = bool(_DIRECT)
+        try:
+            self._descriptor = os.open(path, flags | _DIRECT, 0o666)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # The file system may have created the file before it refused.
+            self._descriptor = os.open(path, flags & ~os.O_EXCL, 0o666)
+            self._direct = False
+
+    def write(self, data: Bytes, offset: int) -> None:
+        """Write page-aligned memory to a multiple of the page size."""
+        pages = data.size - data.size % PAGE if self._direct else 0
+        done = self._write_pages(data[:pages], offset)
+        if done < data.size:
+            self._leave_direct()
+            _write_all(self._descriptor, data[done:], offset + done)
+        if not self._direct and offset // _WRITE_BEHIND != (offset + data.size) // _WRITE_BEHIND:
+            _flush_data(self._descriptor)
+
+    def flush(self) -> None:
+        """Bring everything to the device."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def _write_pages(self, data: Bytes, offset: int) -> int:
+        """Write directly as far as the file system lets us; how far that is."""
+        done = 0
+        try:
+            while done < data.size:
+                done += os.pwrite(self._descriptor, data[done : done + _MOST].data, offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        return done
+
+    def _leave_direct(self) -> None:
+        if self._direct:
+            flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~_DIRECT)
+            self._direct = False
+
+
+def _write_all(descriptor: int, data: Bytes, offset: int) -> None:
+    done = 0
+    while done < data.size:
+        done += os.pwrite(descriptor, data[done : done + _MOST].data, offset + done)
