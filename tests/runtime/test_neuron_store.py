@@ -31,7 +31,7 @@ def bundles_of(made: Made) -> np.ndarray:
     """All bundles of the first block, by slot."""
     with BundledLayout(made.layout) as layout:
         block = layout.index.blocks[0]
-        return layout.bundles(block).reshape(block.neurons, block.stride)
+        return layout.file.read(block.bundles.tensor).reshape(block.neurons, block.stride)
 
 
 def some_slots(random: np.random.Generator) -> np.ndarray:
