@@ -9,7 +9,7 @@ import click
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
 from neuralink_cli.placement.gain import Gain, block_gains, layer_gains, source_gains, total_gain
-from neuralink_cli.placement.placement import ORDER_NAMES, PlacementHeader
+from neuralink_cli.placement.placement import ORDER_NAMES, PlacementBlock, PlacementHeader
 
 # How many experts a remark names.
 _SHOWN_EXPERTS = 5
@@ -165,7 +165,7 @@ def command(
         return
     _warn_of_rare_experts(header, min_tokens)
     print_gains([*layer_gains(header), *(sources if len(sources) > 1 else []), total])
-    kept = sum(block.order == "original" for block in header.blocks)
+    kept = sum(block.order == "original" and not _is_rare(block, min_tokens) for block in header.blocks)
     if kept and order != "original":
         click.echo(f"{kept} of {len(header.blocks)} blocks stay in original order, which costs less there")
     gaps = sorted({block.collapse_gap for block in header.blocks})
@@ -173,7 +173,7 @@ def command(
 
 
 def _warn_of_rare_experts(header: PlacementHeader, min_tokens: int) -> None:
-    rare = [block for block in header.blocks if ".experts." in block.id and block.tokens < min_tokens]
+    rare = [block for block in header.blocks if _is_rare(block, min_tokens)]
     if rare:
         shown = ", ".join(f"{block.id} ({block.tokens:,})" for block in rare[:_SHOWN_EXPERTS])
         more = f" and {len(rare) - _SHOWN_EXPERTS} more" if len(rare) > _SHOWN_EXPERTS else ""
@@ -181,6 +181,10 @@ def _warn_of_rare_experts(header: PlacementHeader, min_tokens: int) -> None:
             f"{len(rare)} experts saw fewer than {min_tokens:,} tokens and keep their original order: {shown}{more}; "
             "profile more text, or lower --min-tokens"
         )
+
+
+def _is_rare(block: PlacementBlock, min_tokens: int) -> bool:
+    return ".experts." in block.id and block.tokens < min_tokens
 
 
 def print_gains(gains: list[Gain]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,11 +191,26 @@ def command(
     if as_json:
         print_json({"output": str(output), **asdict(summary)})
         return
-    print_table(["block", "neurons", "threshold", "active"], [_row(block, summary.tokens) for block in summary.blocks])
+    print_table(["block", "neurons", "threshold", "active"], list(_rows(summary.blocks)))
     recorded = ", ".join(f"{source.name} {source.tokens:,}" for source in summary.sources)
     click.echo(f"{output}: {summary.tokens:,} tokens ({recorded})")
 
 
-def _row(block: BlockSummary, tokens: int) -> list[str]:
-    routed = "" if block.tokens == tokens else f" of {block.tokens:,} tokens"
-    return [block.id, str(block.neurons), f"{block.threshold:.6g}", f"{block.active_ratio:.1%}{routed}"]
+def _rows(blocks: Sequence[BlockSummary]) -> Iterator[list[str]]:
+    """A row per block, the experts of a layer as one."""
+    for name, group in groupby(blocks, _layer):
+        of_layer = list(group)
+        thresholds = sorted({f"{block.threshold:.6g}" for block in of_layer}, key=float)
+        values = sum(block.tokens * block.neurons for block in of_layer)
+        fired = sum(block.tokens * block.neurons * block.active_ratio for block in of_layer)
+        yield [
+            f"{name} ({len(of_layer)})" if len(of_layer) > 1 else of_layer[0].id,
+            str(of_layer[0].neurons),
+            thresholds[0] if len(thresholds) == 1 else f"{thresholds[0]} to {thresholds[-1]}",
+            f"{fired / values if values else 0:.1%}",
+        ]
+
+
+def _layer(block: BlockSummary) -> str:
+    layer, experts, _ = block.id.partition(".experts")
+    return layer + experts
