@@ -21,9 +21,20 @@ _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
 
 
+class _RemarkHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes remarks on lines of their own, also while a bar is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a remark; the bars make way for it and come back."""
+        # Imported only when there is a bar.
+        tqdm = sys.modules.get("tqdm")
+        with contextlib.nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
+
+
 def set_defaults() -> None:
     """What holds at the start of every command line: remarks are shown, and any file name can be printed."""
-    handler = logging.StreamHandler()
+    handler = _RemarkHandler()
     handler.setFormatter(logging.Formatter("neuralink: %(message)s"))
     _LOGGER.handlers[:] = [handler]
     _LOGGER.propagate = False

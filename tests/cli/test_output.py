@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
 
-from neuralink_cli.cli.output import print_table, progress_bar
+from neuralink_cli.cli.output import print_table, progress_bar, remark, set_defaults
 from neuralink_cli.sizes import human_bytes
 
 
@@ -49,3 +50,20 @@ def test_a_bar_on_a_terminal_goes_away_when_it_is_done(monkeypatch: pytest.Monke
         advance(10)
     assert "stage" in terminal.getvalue()
     assert not terminal.getvalue().endswith("\n")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_remark_has_a_line_of_its_own_while_a_bar_is_shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    stream = Stream()
+    monkeypatch.setattr(sys, "stderr", stream)
+    set_defaults()
+    with progress_bar("stage", 10, "B") as advance:
+        advance(4)
+        remark("something else")
+        advance(6)
+    assert "neuralink: something else" in re.split(r"[\r\n]", stream.getvalue())
+    assert "stage" in stream.getvalue()
