@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,7 @@ import jsonschema
 import pytest
 
 from neuralink_cli.checkpoint.architecture import (
+    ExpertsPattern,
     builtin_architectures,
     find_architecture,
     parse_architecture,
@@ -203,3 +205,78 @@ def test_refuses_files_that_are_no_json(tmp_path: Path) -> None:
 def test_every_model_type_that_is_listed_is_run_through_the_pipeline() -> None:
     listed = {model_type for architecture in builtin_architectures() for model_type in architecture.model_types}
     assert listed == {family.renamed or family.model_type for family in FAMILY.values()} | set(BY_NAME_ONLY)
+
+
+def with_experts(**changes: Any) -> dict[str, Any]:
+    """The valid document with a second kind of block, of experts whose gate and up rows are in one tensor."""
+    document = copy.deepcopy(VALID)
+    both = {"weight": "l.${layer}.e.both", "neuron_axis": 0}
+    block: dict[str, Any] = {
+        "id": "layers.${layer}.experts.${expert}",
+        "layers": ["expert_layers"],
+        "experts": {"count": ["experts"], "per_token": ["chosen"], "module": "l.${layer}.e"},
+        "gate": {**both, "share": {"part": 1, "of": 2}},
+        "up": {**both, "share": {"part": 2, "of": 2}, "module": "l.${layer}.both"},
+        "down": {"weight": "l.${layer}.e.${expert}.d", "neuron_axis": 1},
+    }
+    document["blocks"].append({**block, **changes})
+    return document
+
+
+def test_kinds_of_blocks_shares_and_experts() -> None:
+    dense, experts = parse_architecture(with_experts(), "x").blocks
+    assert (dense.experts, dense.layer_keys) == (None, ("depth",))
+    assert experts.experts == ExpertsPattern(("experts",), ("chosen",), "l.${layer}.e")
+    assert experts.layer_keys == ("expert_layers",)
+    assert (experts.parts["gate"].share, experts.parts["up"].share) == ((1, 2), (2, 2))
+    assert experts.parts["up"].module == "l.${layer}.both"
+    assert [part.per_expert for part in experts.parts.values()] == [False, False, True]
+
+
+def test_what_another_model_stands_in_for() -> None:
+    document = {**VALID, "runs_as": {"model_type": "mistral", "up_activation": True}}
+    found = parse_architecture(document, "x")
+    assert (found.runs_as, found.up_activation) == ("mistral", True)
+    plain = parse_architecture(VALID, "x")
+    assert (plain.runs_as, plain.up_activation, dict(plain.activation_names)) == (None, False, {})
+
+
+def test_the_same_block_may_be_stored_in_several_ways() -> None:
+    other = copy.deepcopy(VALID["blocks"][0])
+    other["up"]["weight"], other["gate"]["weight"] = "l.${layer}.other_u", "l.${layer}.other_g"
+    document = {**VALID, "blocks": [*VALID["blocks"], other]}
+    assert [block.id for block in parse_architecture(document, "x").blocks] == ["layers.${layer}"] * 2
+
+
+NOT_EXPERTS: dict[str, tuple[dict[str, Any], str]] = {
+    "experts without a number in the id": ({"id": "layers.${layer}.experts"}, "go together"),
+    "a number in the id without experts": ({"experts": None}, "go together"),
+    "no module": ({"experts": {"count": ["experts"]}}, "'module' is a required property"),
+    "the same share twice": (
+        {"gate": {"weight": "l.${layer}.e.both", "neuron_axis": 0, "share": {"part": 2, "of": 2}}},
+        "'l.${layer}.e.both' is in it twice",
+    ),
+    "the third of two": (
+        {"gate": {"weight": "l.${layer}.e.both", "neuron_axis": 0, "share": {"part": 3, "of": 2}}}, "part 3 of 2",
+    ),
+    "one share": (
+        {"gate": {"weight": "l.${layer}.e.g", "neuron_axis": 0, "share": {"part": 1, "of": 1}}}, "less than the",
+    ),
+    "a tensor of another block": ({"down": {"weight": "l.${layer}.d", "neuron_axis": 1}}, "is in it twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_EXPERTS)
+def test_refuses_experts_that_make_no_sense(name: str) -> None:
+    changes, complaint = NOT_EXPERTS[name]
+    document = with_experts(**changes)
+    document["blocks"][1] = {key: value for key, value in document["blocks"][1].items() if value is not None}
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        parse_architecture(document, "mine.json")
+
+
+def test_refuses_an_expert_tensor_in_a_block_without_experts() -> None:
+    document = copy.deepcopy(VALID)
+    document["blocks"][0]["up"]["weight"] = "l.${layer}.${expert}.u"
+    with pytest.raises(InputError, match=r"has \$\{expert\}, its block 'layers.\$\{layer\}' has not"):
+        parse_architecture(document, "mine.json")
