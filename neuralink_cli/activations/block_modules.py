@@ -27,11 +27,14 @@ def hooked_blocks(
     """
     before = signal == "intermediate"
     found = []
+    # Looked for once, by the last expert of each layer: a mixture has thousands of blocks.
+    last = {block.expert.module: block.expert for block in blocks if block.expert is not None}
+    experts = {name: find_experts(model, place, architecture) for name, place in last.items()}
     for block in blocks:
         part = block.part("down") if before else block.firing_part
         rule = firing_rule(block.id, block.activation, signal)
         if block.expert is not None:
-            module = find_experts(model, block.expert, architecture)
+            module = experts[block.expert.module]
             found.append(HookedBlock(module, before, block.neurons, rule, expert=block.expert.index))
         else:
             module = find_module(model, part, shapes[part.weight], architecture)
