@@ -10,15 +10,18 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "m
 _PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?i?b|)", re.IGNORECASE)
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, *, examples: str = "64MB or 1.5GiB") -> int:
     """Bytes: `64MB`, `1.5GiB`, or a number alone.
+
+    Args:
+        examples: What an error is to suggest, where other forms are allowed too.
 
     Raises:
         OptionError: It is none of these.
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None or match[2].lower() not in _UNITS:
-        raise OptionError(f"{text!r} is no amount of memory", fix="write it like 64MB or 1.5GiB")
+        raise OptionError(f"{text!r} is no amount of memory", fix=f"write it like {examples}")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 

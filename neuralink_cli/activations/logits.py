@@ -144,7 +144,7 @@ def run_model(
     import torch
 
     from neuralink_cli.activations.model import load_model
-    from neuralink_cli.activations.offload import MemoryLimit, input_device
+    from neuralink_cli.activations.offload import MemoryLimit, explained_offloading, input_device
 
     with_head = architecture.task in TASKS_WITH_HEAD
     with TemporaryDirectory(prefix="neuralink-") as folder:
@@ -159,7 +159,7 @@ def run_model(
         )
         for batch in batches:
             inputs = {name: torch.from_numpy(array).to(input_device(model)) for name, array in batch.inputs.items()}
-            with torch.inference_mode():
+            with torch.inference_mode(), explained_offloading():
                 output = model(**inputs)
             values = output.logits if with_head else output.last_hidden_state
             yield values[0].float().cpu().numpy()

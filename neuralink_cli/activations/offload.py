@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -14,7 +15,7 @@ import torch
 
 from neuralink_cli.activations.hf_packages import require_hf_packages
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.errors import OptionError
+from neuralink_cli.errors import OptionError, UnsupportedError, first_line
 from neuralink_cli.sizes import human_bytes
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 # Of the memory that is free, what weights may take without being asked for; the rest is for what the model computes.
 _SHARE = 0.8
 _CGROUP = Path("/sys/fs/cgroup")
-_FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Bytes of a number of the dtypes that models are computed in.
+FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
 
 
@@ -46,7 +48,7 @@ def weight_bytes(directory: Path, dtype: str) -> int:
         entries = [place.entry for place in checkpoint.tensors.values()]
     if dtype == "auto":
         return sum(entry.nbytes for entry in entries)
-    return sum(prod(entry.shape) * _FLOAT_BYTES[dtype] if entry.dtype in _FLOATS else entry.nbytes for entry in entries)
+    return sum(prod(entry.shape) * FLOAT_BYTES[dtype] if entry.dtype in _FLOATS else entry.nbytes for entry in entries)
 
 
 def placement_options(directory: Path, dtype: str, device: torch.device, limit: MemoryLimit) -> dict[str, Any]:
@@ -111,6 +113,24 @@ def finish_placement(model: Any, missing: Iterable[str]) -> None:
         human_bytes(away),
         human_bytes(total),
     )
+
+
+@contextlib.contextmanager
+def explained_offloading() -> Iterator[None]:
+    """Within the block a model runs: what it needs of weights that were left on the disk is told in our words.
+
+    Raises:
+        UnsupportedError: It uses weights without running the module that has them, so that they are not loaded.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if re.search(r"\bmeta\b", str(error)) is None:
+            raise
+        raise UnsupportedError(
+            f"the model uses weights that were left on the disk without running their module ({first_line(error)})",
+            fix="free some memory, or give it more --max-memory",
+        ) from None
 
 
 def input_device(model: Any) -> torch.device:

@@ -8,15 +8,14 @@ from pathlib import Path
 from time import monotonic
 
 from neuralink_cli.activations.model import compute_dtype, find_device
-from neuralink_cli.activations.offload import weight_bytes
+from neuralink_cli.activations.offload import FLOAT_BYTES, weight_bytes
 from neuralink_cli.activations.request import DEFAULT_SEQUENCE_LENGTH, ProfileRequest
 from neuralink_cli.activations.trace import bytes_per_token
 from neuralink_cli.checkpoint.blocks import FFNBlock
-from neuralink_cli.sizes import human_bytes
+from neuralink_cli.sizes import human_bytes, human_seconds
 
 logger = logging.getLogger(__name__)
 
-_FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What the widest layer of a transformer holds of each token at once, roughly: up, gate, activated and multiplied; and
 # residual, normalised, queries, keys, values and outputs.
 _WIDE_VALUES = 4
@@ -34,7 +33,7 @@ def tell_needs(request: ProfileRequest, directory: Path, blocks: Sequence[FFNBlo
     weights = weight_bytes(directory, dtype)
     if request.max_memory is not None:
         weights = min(weights, request.max_memory)
-    values = activation_bytes(request, blocks, _FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
+    values = activation_bytes(request, blocks, FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
     # Once in the spool and once in the trace.
     per_token = 2 * bytes_per_token(blocks)
     if request.max_tokens is None:
@@ -77,11 +76,6 @@ def telling_time(advance: Callable[[int], object], total: int) -> Callable[[int]
             told = True
             seconds = (monotonic() - first[0]) / (done - first[1]) * (total - done)
             if seconds >= _LEAST_SECONDS:
-                logger.info("recording the other %s tokens takes about %s", f"{total - done:,}", _duration(seconds))
+                logger.info("recording the other %s tokens takes about %s", f"{total - done:,}", human_seconds(seconds))
 
     return advance_and_tell
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

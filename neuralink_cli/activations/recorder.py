@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from neuralink_cli.activations.batches import ModelBatch
 from neuralink_cli.activations.experts import experts_seen
 from neuralink_cli.activations.firing import FiringRule, magnitude_counts, not_a_number, require_numbers
-from neuralink_cli.activations.offload import input_device
+from neuralink_cli.activations.offload import explained_offloading, input_device
 from neuralink_cli.activations.packing import FiredBits, pack_fired
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import MagnitudeHistogram
@@ -109,20 +108,13 @@ class HookedModel:
         self._seen.clear()
         self._pending = None
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), explained_offloading():
                 self._model(**inputs)
                 self._settle()
         except torch.cuda.OutOfMemoryError as error:
             raise InputError(
                 f"the device has not enough memory ({first_line(error)})",
                 fix="lower --batch-size or --max-seq-length, or use --device cpu",
-            ) from None
-        except RuntimeError as error:
-            if re.search(r"\bmeta\b", str(error)) is None:
-                raise
-            raise UnsupportedError(
-                f"the model uses weights that were left on the disk without running their module ({first_line(error)})",
-                fix="give it more --max-memory",
             ) from None
         for index, block in enumerate(self.blocks):
             if index not in self._seen and block.expert is None:

@@ -9,10 +9,11 @@ from string import Template
 from typing import Any
 
 from neuralink_cli.checkpoint.architecture import Architecture, BlockPattern, WeightPattern
-from neuralink_cli.checkpoint.blocks import BlockPart, ExpertPlace, FFNBlock, biases_by_neuron
+from neuralink_cli.checkpoint.blocks import BlockPart, ExpertPlace, FFNBlock
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS
-from neuralink_cli.checkpoint.regions import Region, cut_into_slabs
+from neuralink_cli.checkpoint.moved import moved_pieces
+from neuralink_cli.checkpoint.regions import cut_into_slabs
 from neuralink_cli.errors import InputError, UnsupportedError
 
 
@@ -229,23 +230,10 @@ def _substitute(pattern: str, layer: int, expert: int | None) -> str:
     return Template(pattern).substitute(layer=layer, expert=expert)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    region: Region
-
-
 def _require_whole_tensors(checkpoint: Checkpoint, blocks: tuple[FFNBlock, ...]) -> None:
     """A layout holds what blocks are made of in another form: nothing else of those tensors may get lost."""
-    pieces: dict[str, list[_Piece]] = {}
-    for block in blocks:
-        for part in block.parts:
-            pieces.setdefault(part.weight, []).append(_Piece(block.region(part)))
-        for part in biases_by_neuron(block):
-            assert part.bias is not None
-            region = block.bias_region(part, checkpoint.place(part.bias).entry.dtype)
-            pieces.setdefault(part.bias, []).append(_Piece(region))
     try:
-        for name, found in pieces.items():
-            cut_into_slabs(found, checkpoint.place(name).entry.nbytes)
+        for name, pieces in moved_pieces(checkpoint, blocks).items():
+            cut_into_slabs(pieces, checkpoint.place(name).entry.nbytes)
     except ValueError as error:
         raise UnsupportedError(f"tensor {name!r}: {error}", where=checkpoint.directory) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from neuralink_cli.checkpoint.header import DTYPE_BITS
 from neuralink_cli.checkpoint.regions import Region
 
 FIRING_ROLES = ("gate", "up")
+_EXPERT_ID = re.compile(r"(.*\.experts)\.[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,12 @@ class FFNBlock:
         assert part.bias is not None
         size = DTYPE_BITS[dtype] // 8
         return Region(part.bias, 0, part.bias_start * size, size, self.neurons, size)
+
+
+def experts_of(block_id: str) -> str | None:
+    """What the experts of a layer are called together, if a block's id is that of one: `layers.3.experts`."""
+    found = _EXPERT_ID.fullmatch(block_id)
+    return found[1] if found else None
 
 
 def biases_by_neuron(block: FFNBlock) -> Iterator[BlockPart]:

@@ -124,7 +124,9 @@ def _short_id(kind: Kind) -> str:
 
 def _long_id(kind: Kind) -> str:
     steps = [f"layers.{LAYER}", *(_name(step) for step in kind.key.split(".") if step)]
-    return ".".join(steps if kind.experts is None else [*steps, EXPERT])
+    if kind.experts is not None:
+        steps += [EXPERT] if steps[-1] == "experts" else ["experts", EXPERT]
+    return ".".join(steps)
 
 
 def _name(text: str) -> str:

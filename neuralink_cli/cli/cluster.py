@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from neuralink_cli.checkpoint.blocks import experts_of
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
 from neuralink_cli.placement.gain import Gain, block_gains, layer_gains, source_gains, total_gain
@@ -184,7 +185,7 @@ def _warn_of_rare_experts(header: PlacementHeader, min_tokens: int) -> None:
 
 
 def _is_rare(block: PlacementBlock, min_tokens: int) -> bool:
-    return ".experts." in block.id and block.tokens < min_tokens
+    return experts_of(block.id) is not None and block.tokens < min_tokens
 
 
 def print_gains(gains: list[Gain]) -> None:

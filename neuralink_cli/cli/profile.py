@@ -198,19 +198,16 @@ def command(
 
 def _rows(blocks: Sequence[BlockSummary]) -> Iterator[list[str]]:
     """A row per block, the experts of a layer as one."""
-    for name, group in groupby(blocks, _layer):
+    from neuralink_cli.checkpoint.blocks import experts_of
+
+    for name, group in groupby(blocks, lambda block: experts_of(block.id) or block.id):
         of_layer = list(group)
         thresholds = sorted({f"{block.threshold:.6g}" for block in of_layer}, key=float)
         values = sum(block.tokens * block.neurons for block in of_layer)
         fired = sum(block.tokens * block.neurons * block.active_ratio for block in of_layer)
         yield [
-            f"{name} ({len(of_layer)})" if len(of_layer) > 1 else of_layer[0].id,
+            name if of_layer[0].id == name else f"{name} ({len(of_layer)})",
             str(of_layer[0].neurons),
             thresholds[0] if len(thresholds) == 1 else f"{thresholds[0]} to {thresholds[-1]}",
             f"{fired / values if values else 0:.1%}",
         ]
-
-
-def _layer(block: BlockSummary) -> str:
-    layer, experts, _ = block.id.partition(".experts")
-    return layer + experts

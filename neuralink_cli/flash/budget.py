@@ -34,7 +34,9 @@ def parse_budget(text: str) -> DramBudget:
         OptionError: It is none of these.
     """
     match = _PERCENT.fullmatch(text.strip())
-    return DramBudget(bytes=parse_size(text)) if match is None else DramBudget(fraction=float(match[1]) / 100)
+    if match is not None:
+        return DramBudget(fraction=float(match[1]) / 100)
+    return DramBudget(bytes=parse_size(text, examples="20%, 64MB or 1.5GiB"))
 
 
 def split_budget(budget: DramBudget, blocks: Sequence[FlashBlock]) -> tuple[int, ...]:

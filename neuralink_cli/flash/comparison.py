@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.header import TensorEntry
+from neuralink_cli.checkpoint.moved import MovedPiece
 from neuralink_cli.checkpoint.regions import Region, Slab, stretches
 from neuralink_cli.checkpoint.tensor_file import TensorFile
 from neuralink_cli.errors import VerificationError
 from neuralink_cli.flash import pipeline
 from neuralink_cli.flash.bundled_layout import BundledLayout, SourcePiece
 from neuralink_cli.flash.layouts import Layout, check_digest, weight_files
-from neuralink_cli.flash.moved import MovedPiece
 from neuralink_cli.flash.moving import moved_bytes, slab_reads
 from neuralink_cli.flash.permuted_layout import PermutedLayout
 from neuralink_cli.flash.pipeline import FileRange, Scratch, pieces_of, read_ahead

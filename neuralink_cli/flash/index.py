@@ -12,11 +12,11 @@ from neuralink_cli import __version__
 from neuralink_cli.checkpoint.checkpoint import FLASH_INDEX
 from neuralink_cli.checkpoint.durable import sync_file
 from neuralink_cli.checkpoint.json_text import canonical, read_object, readable
+from neuralink_cli.checkpoint.moved import MovedPiece
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.checkpoint.regions import Region
 from neuralink_cli.checkpoint.schema import check_document
 from neuralink_cli.errors import InputError, VerificationError
-from neuralink_cli.flash.moved import MovedPiece
 from neuralink_cli.flash.plan import (
     FLASH_FILE,
     BundledPlan,

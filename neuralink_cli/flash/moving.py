@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.checkpoint.header import DTYPE_BITS, TensorEntry
+from neuralink_cli.checkpoint.moved import MovedPiece
 from neuralink_cli.checkpoint.regions import Slab, stretches
 from neuralink_cli.checkpoint.tensor_file import TensorFile
 from neuralink_cli.flash import pipeline
 from neuralink_cli.flash.bundling import move_lines
-from neuralink_cli.flash.moved import MovedPiece
 from neuralink_cli.flash.output_file import OutputFile
 from neuralink_cli.flash.pipeline import FileRange, Scratch
 from neuralink_cli.flash.sections import Section

@@ -10,10 +10,10 @@ from typing import Any
 
 from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS, Header
+from neuralink_cli.checkpoint.moved import MovedPiece
 from neuralink_cli.checkpoint.regions import Region, Slab, cut_into_slabs
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.flash.index import PERMUTED_INDEX, PERMUTED_ORIGINALS, read_permuted_index
-from neuralink_cli.flash.moved import MovedPiece
 from neuralink_cli.placement.placement import Order, Placement
 
 

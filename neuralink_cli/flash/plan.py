@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from neuralink_cli.checkpoint.blocks import BlockPart, FFNBlock, biases_by_neuron
 from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
 from neuralink_cli.checkpoint.header import DTYPE_BITS, Header, TensorEntry, build_header, tensor_bytes
+from neuralink_cli.checkpoint.moved import moved_pieces
 from neuralink_cli.checkpoint.regions import Region
 from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.flash.moved import moved_pieces
 from neuralink_cli.placement.placement import PlacementBlock
 
 FLASH_FILE = "model.flash.safetensors"

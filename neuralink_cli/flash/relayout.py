@@ -21,6 +21,7 @@ from neuralink_cli.checkpoint.durable import (
     sync_directory,
     sync_file,
 )
+from neuralink_cli.checkpoint.moved import moved_pieces
 from neuralink_cli.errors import MismatchError, OptionError, OutputError
 from neuralink_cli.flash.bundled_writer import write_bundled
 from neuralink_cli.flash.companions import companion_files, copy_companions, describe_companions
@@ -35,7 +36,6 @@ from neuralink_cli.flash.index import (
 )
 from neuralink_cli.flash.journal import Journal, open_journal
 from neuralink_cli.flash.model_card import model_card
-from neuralink_cli.flash.moved import moved_pieces
 from neuralink_cli.flash.permuted_writer import write_permuted
 from neuralink_cli.flash.plan import FLASH_FILE, MODEL_CARD, BundledPlan, plan_bundled
 from neuralink_cli.placement.placement import Placement
@@ -219,7 +219,7 @@ def _write_permuted_layout(
     journal: Journal,
 ) -> None:
     moved = moved_pieces(checkpoint, plan.blocks)
-    digests = write_permuted(directory, checkpoint, plan.blocks, placement.blocks, progress, journal)
+    digests = write_permuted(directory, checkpoint, moved, placement.blocks, progress, journal)
     beside = [*plan.companions, SHARD_INDEX] if checkpoint.sharded else list(plan.companions)
     if checkpoint.sharded:
         copy_companions([SHARD_INDEX], checkpoint.directory, directory)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from neuralink_cli.checkpoint.blocks import experts_of
 from neuralink_cli.placement.placement import ORDER_NAMES, HeldOutReads, PlacementBlock, PlacementHeader
 
 
@@ -49,10 +50,9 @@ def layer_gains(header: PlacementHeader) -> list[Gain]:
     """As `block_gains`, the experts of a layer as one."""
     groups: dict[str, list[PlacementBlock]] = {}
     for block in header.blocks:
-        layer, experts, _ = block.id.partition(".experts")
-        groups.setdefault(layer + experts, []).append(block)
+        groups.setdefault(experts_of(block.id) or block.id, []).append(block)
     return [
-        _gain(f"{name} ({len(blocks)})" if name.endswith(".experts") else name, [(b, b.held_out) for b in blocks])
+        _gain(name if blocks[0].id == name else f"{name} ({len(blocks)})", [(b, b.held_out) for b in blocks])
         for name, blocks in groups.items()
     ]
 

@@ -141,3 +141,11 @@ def test_outputs_are_compared_whatever_the_memory(model, family, monkeypatch, ca
         comparison = compare_outputs(directory, directory, batches, architecture)
     assert "no room in memory" in caplog.text
     assert comparison.max_abs_difference == 0
+
+
+def test_outputs_of_a_model_that_cannot_be_offloaded_are_not_compared_and_it_says_why(model, monkeypatch):
+    directory = model("deberta")
+    batches = [text_batch(np.arange(3, 40)[None], np.ones((1, 37), dtype=bool))]
+    monkeypatch.setattr(offload, "available_memory", lambda: 1000)
+    with pytest.raises(UnsupportedError, match="left on the disk without running their module"):
+        compare_outputs(directory, directory, batches, find_architecture("deberta", directory))

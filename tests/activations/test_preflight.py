@@ -58,7 +58,7 @@ def told_after(seconds_of_batches, total, monkeypatch):
     [
         # The first batch warms up and does not count.
         ([500.0, 3.0, 9.0], 10_200, ["recording the other 10,000 tokens takes about 5 min"]),
-        ([0.0, 60.0, 60.0], 10_200, ["recording the other 10,000 tokens takes about 1 h 40 min"]),
+        ([0.0, 60.0, 60.0], 10_200, ["recording the other 10,000 tokens takes about 1.7 h"]),
         ([9.0, 1.0], 1_200, []),
         ([900.0], 1_200, []),
         ([900.0, 900.0], 200, []),

@@ -251,6 +251,7 @@ def test_the_same_block_may_be_stored_in_several_ways() -> None:
 NOT_EXPERTS: dict[str, tuple[dict[str, Any], str]] = {
     "experts without a number in the id": ({"id": "layers.${layer}.experts"}, "go together"),
     "a number in the id without experts": ({"experts": None}, "go together"),
+    "an id that does not say experts": ({"id": "layers.${layer}.moe.${expert}"}, "not a valid architecture"),
     "no module": ({"experts": {"count": ["experts"]}}, "'module' is a required property"),
     "the same share twice": (
         {"gate": {"weight": "l.${layer}.e.both", "neuron_axis": 0, "share": {"part": 2, "of": 2}}},
