@@ -16,10 +16,9 @@ from counting import clustered_activations, measure, print_header, print_row
 from neuralink_cli.placement.baselines import frequency_order, original_order
 from neuralink_cli.placement.bits import activation_counts, transpose_bits
 from neuralink_cli.placement.counting import coactivation_counts
-from neuralink_cli.placement.linking import link_greedy, link_sparse
+from neuralink_cli.placement.held_out import read_statistics
+from neuralink_cli.placement.linking import link_greedy, link_sparse, link_tiled
 from neuralink_cli.placement.partners import strongest_links
-from neuralink_cli.placement.sparse_linking import link_tiled
-from neuralink_cli.placement.statistics import read_statistics
 
 Bits = npt.NDArray[np.uint64]
 Edges = set[tuple[int, int]]

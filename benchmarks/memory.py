@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from relayout_speed import write_random_placement
 
-from neuralink_cli.checkpoint.header import build_header
+from neuralink_cli.files.header import build_header
 
 _EXPERTS = 16
 _WORDS = 20_000

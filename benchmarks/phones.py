@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from neuralink_cli.flash.bench import BenchOptions, BenchReport, BenchRow, bench
-from neuralink_cli.flash.budget import parse_budget
+from neuralink_cli.bench.bench import BenchOptions, BenchReport, BenchRow, bench
+from neuralink_cli.devices.device import find_device
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
-from neuralink_cli.placement.device import find_device
+from neuralink_cli.storage.budget import parse_budget
 
 
 @contextlib.contextmanager

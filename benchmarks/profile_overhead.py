@@ -23,15 +23,15 @@ import numpy as np
 import torch
 import transformers
 
-from neuralink_cli.activations.batches import ModelBatch, text_batch
-from neuralink_cli.activations.block_modules import hooked_blocks
-from neuralink_cli.activations.hf_packages import quiet_transformers
-from neuralink_cli.activations.model import load_model, max_positions
+from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.profile import _read_subject
 from neuralink_cli.activations.recorder import HookedModel, calibrate, record
 from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
+from neuralink_cli.calibration.batches import ModelBatch, text_batch
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers
+from neuralink_cli.models.loading import load_model, max_positions
 
 VOCABULARY = 4096
 

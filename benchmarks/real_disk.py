@@ -19,7 +19,7 @@ import numpy as np
 from synthetic import write_synthetic_trace
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.header import build_header
+from neuralink_cli.files.header import build_header
 
 
 def write_checkpoint(folder: Path, *, layers: int, neurons: int, hidden: int) -> str:

@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralink_cli.checkpoint.architecture_choice import choose_architecture
-from neuralink_cli.checkpoint.block_search import find_blocks
-from neuralink_cli.checkpoint.blocks import FFNBlock
-from neuralink_cli.checkpoint.checkpoint import SHARD_INDEX, Checkpoint
-from neuralink_cli.checkpoint.header import build_header, tensor_bytes
+from neuralink_cli.architectures.blocks import FFNBlock
+from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.file_names import SHARD_INDEX
+from neuralink_cli.files.header import build_header, tensor_bytes
 from neuralink_cli.placement.placement import (
     HeldOutReads,
     OrderCost,

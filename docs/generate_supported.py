@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.models import FAMILIES
 from tests.stages import TABLE, make_layouts, prove, render
+from tests.tiny_models import FAMILIES
 
 
 def main() -> None:

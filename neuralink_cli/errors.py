@@ -1,6 +1,6 @@
 """Every error a user can meet. Each says what is wrong, where, and what to do about it.
 
-The classes are the *causes*; `neuralink_cli.cli.errors` maps each cause to an exit code, in one place.
+The classes are the *causes*; `neuralink_cli.cli.exit_codes` maps each cause to an exit code, in one place.
 """
 
 from __future__ import annotations

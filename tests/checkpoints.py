@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from neuralink_cli.activations.trace import TraceHeader, TraceSource, trace_block, write_trace
-from neuralink_cli.checkpoint.architecture_choice import choose_architecture
-from neuralink_cli.checkpoint.block_search import find_blocks
-from neuralink_cli.checkpoint.blocks import FFNBlock
+from neuralink_cli.architectures.blocks import FFNBlock
+from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.placement.placement import (
     HeldOutReads,

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from tests.layouts import LayoutFactory
+from tests.layouts import LayoutFactory, Made
+
+ModelFactory = Callable[..., Path]
 
 # No test talks to the real hub, nor does a process that one starts. Read when its library is imported, so set first.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -39,3 +44,49 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Made], Path]:
+    """A copy of a layout that may be damaged."""
+
+    def copy(made: Made) -> Path:
+        return Path(shutil.copytree(made.layout, tmp_path / "copy"))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other cost tiny models more than they bring."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> ModelFactory:
+    """Builds each tiny model once: `model("opt", dtype="bfloat16")`. Do not write into its directory."""
+    from tests.tiny_models import build_model
+
+    built: dict[tuple[Any, ...], Path] = {}
+
+    def get(family: str, **options: Any) -> Path:
+        key = (family, *sorted(options.items()))
+        if key not in built:
+            built[key] = build_model(tmp_path_factory.mktemp(family), family, **options)
+        return built[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import TEXT
+
+    path = tmp_path_factory.mktemp("data") / "river.txt"
+    path.write_text(TEXT)
+    return path

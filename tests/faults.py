@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from neuralink_cli.checkpoint import durable
 from neuralink_cli.errors import OutputError
+from neuralink_cli.files import durable
 
 
 def fail() -> None:

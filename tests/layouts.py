@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.checkpoint.architecture_choice import choose_architecture
+from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.flash.layouts import open_layout
-from neuralink_cli.flash.relayout import RelayoutOptions, RelayoutPlan, check_output, plan_relayout, write_layout
-from neuralink_cli.flash.verify import VerifyReport, verify_full, verify_quick
+from neuralink_cli.layout.open_layout import open_layout
+from neuralink_cli.layout.relayout import RelayoutOptions, RelayoutPlan, check_output, plan_relayout, write_layout
+from neuralink_cli.layout.verify import VerifyReport, verify_full, verify_quick
 from neuralink_cli.placement.placement import Placement
 from tests.checkpoints import write_checkpoint, write_random_placement
 

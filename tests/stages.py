@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neuralink_cli.cli.entry import run
 from tests.families import FAMILY
-from tests.models import TEXT, build_model, write_images
+from tests.tiny_models import TEXT, build_model, write_images
 
 TABLE = Path(__file__).parent.parent / "docs/supported.md"
 # Experts that saw fewer tokens than this keep their order: some of the tiny models' do, some do not.

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from neuralink_cli.activations.trace import Bits, Positions, Trace, TraceBlock, TraceHeader, TraceSource, write_trace
-from neuralink_cli.checkpoint.durable import require_free
 from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.files.durable import require_free
 
 _CHUNK_BYTES = 1 << 22
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 
-from neuralink_cli.activations.model import compute_dtype, find_device
-from neuralink_cli.activations.offload import FLOAT_BYTES, weight_bytes
-from neuralink_cli.activations.request import DEFAULT_SEQUENCE_LENGTH, ProfileRequest
+from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.trace import bytes_per_token
-from neuralink_cli.checkpoint.blocks import FFNBlock
+from neuralink_cli.architectures.blocks import FFNBlock
+from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH
+from neuralink_cli.models.loading import compute_dtype, find_device
+from neuralink_cli.models.offload import FLOAT_BYTES, weight_bytes
 from neuralink_cli.sizes import human_bytes, human_seconds
 
 logger = logging.getLogger(__name__)

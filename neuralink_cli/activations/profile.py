@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuralink_cli.activations.calibration_data import CalibrationData
-from neuralink_cli.activations.calibration_readers import ImageReader, TextReader
-from neuralink_cli.activations.hf_packages import quiet_transformers, require_hf_packages
-from neuralink_cli.activations.request import (
-    BlockSummary,
-    ProfileRequest,
-    ProfileSummary,
-    SourceSummary,
-    check_request,
-)
-from neuralink_cli.activations.sequences import Batch
+from neuralink_cli.activations.request import BlockSummary, ProfileRequest, ProfileSummary, SourceSummary, check_request
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, bytes_per_token, trace_block, write_trace
-from neuralink_cli.checkpoint.architecture import Architecture
-from neuralink_cli.checkpoint.architecture_choice import choose_architecture
-from neuralink_cli.checkpoint.block_search import find_blocks
-from neuralink_cli.checkpoint.blocks import FFNBlock
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.architectures.blocks import FFNBlock
+from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.calibration.readers import ImageReader, TextReader
+from neuralink_cli.calibration.sequences import Batch
+from neuralink_cli.calibration.sources import CalibrationData
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.durable import require_free, require_space
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.checkpoint.hub import find_model
-from neuralink_cli.checkpoint.inferred_config import describe
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import MismatchError, OptionError
-from neuralink_cli.progress import Progress
+from neuralink_cli.files.durable import require_free, require_space
+from neuralink_cli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from neuralink_cli.activations.recorder import HookedModel
 
+
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def no_progress(_stage: str, _total: int | None, _unit: str) -> Iterator[Callable[[int], object]]:
-    """Shows nothing."""
-    yield lambda _advance: None
 
 
 @dataclass(frozen=True)
@@ -158,11 +146,11 @@ def _prepare(
     request: ProfileRequest, subject: Subject, offloaded: Path, progress: Progress
 ) -> tuple[HookedModel, CalibrationData]:
     """Load the model and read the data, looking at the first sample of each dataset before the model is loaded."""
-    from neuralink_cli.activations.block_modules import hooked_blocks
-    from neuralink_cli.activations.model import load_model
-    from neuralink_cli.activations.offload import MemoryLimit
+    from neuralink_cli.activations.hooked_blocks import hooked_blocks
     from neuralink_cli.activations.preflight import tell_needs
     from neuralink_cli.activations.recorder import HookedModel
+    from neuralink_cli.models.loading import load_model
+    from neuralink_cli.models.offload import MemoryLimit
 
     images = subject.architecture.task == "image-encoder"
     directory, task = subject.directory, subject.architecture.task

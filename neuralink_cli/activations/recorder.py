@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuralink_cli.activations.batches import ModelBatch
 from neuralink_cli.activations.experts import experts_seen
 from neuralink_cli.activations.firing import FiringRule, magnitude_counts, not_a_number, require_numbers
-from neuralink_cli.activations.offload import explained_offloading, input_device
 from neuralink_cli.activations.packing import FiredBits, pack_fired
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import MagnitudeHistogram
+from neuralink_cli.calibration.batches import ModelBatch
 from neuralink_cli.errors import InputError, UnsupportedError, first_line
+from neuralink_cli.models.offload import explained_offloading, input_device
 
 Advance = Callable[[int], object]
 # An expert that saw fewer tokens has too few values for a threshold of its own.

@@ -11,7 +11,6 @@ from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import OptionError
 
 SIGNALS = ("gate", "intermediate")
-DEFAULT_SEQUENCE_LENGTH = 512
 
 
 @dataclass(frozen=True)

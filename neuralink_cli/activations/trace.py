@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.checkpoint.blocks import FFNBlock
+from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.checkpoint.origin import Origin, parse_origin
-from neuralink_cli.checkpoint.stage_file import StageFile, StreamedTensor, array_tensor, write_stage_file
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.schema import Schema
+from neuralink_cli.files.stage_file import StageFile, StreamedTensor, array_tensor, write_stage_file
 
 Bits = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.uint32]
+TRACE_SCHEMA = Schema("trace", __package__, "trace.schema.json")
 SEQUENCE_LENGTHS = "sequence_lengths"
 
 
@@ -124,7 +126,7 @@ def write_trace(
             assert tokens is not None
             tensors.append(StreamedTensor(f"{block.id}.tokens", "U32", (rows,), partial(tokens, block.id)))
     tensors.append(array_tensor(SEQUENCE_LENGTHS, sequence_lengths))
-    return write_stage_file(path, "trace", asdict(header), tensors, overwrite=overwrite, progress=progress)
+    return write_stage_file(path, TRACE_SCHEMA, asdict(header), tensors, overwrite=overwrite, progress=progress)
 
 
 class Trace(StageFile):
@@ -135,7 +137,7 @@ class Trace(StageFile):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "trace")
+        super().__init__(path, TRACE_SCHEMA)
         try:
             self.info = _parse(self.document)
             self.sequence_lengths: npt.NDArray[np.uint32] = self.array(SEQUENCE_LENGTHS, "U32")

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
 
-from neuralink_cli.checkpoint.header import TensorEntry
-from neuralink_cli.checkpoint.json_text import canonical, read_object
+from neuralink_cli.checkpoint.config import read_config
+from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE, missing_weights
 from neuralink_cli.checkpoint.origin import Origin
-from neuralink_cli.checkpoint.tensor_file import TensorFile
-from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.errors import InputError
+from neuralink_cli.files.header import TensorEntry
+from neuralink_cli.files.json_text import canonical, read_object
+from neuralink_cli.files.tensor_file import TensorFile
 
-CONFIG_FILE = "config.json"
-SINGLE_FILE = "model.safetensors"
-SHARD_INDEX = "model.safetensors.index.json"
-FLASH_INDEX = "model.flash.json"
-_WEIGHT_SUFFIXES = frozenset(
-    (
-        *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"),
-        *(".onnx", ".onnx_data", ".gguf", ".ot", ".pkl", ".tflite"),
-    )
-)
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
-_MODULE_FILE = re.compile(r"[0-9]+_\w+/[^./\\][^/\\]*", re.ASCII)
 _SAMPLE_BYTES = 4096
 _SAMPLES = 4
 
@@ -140,53 +128,6 @@ class Checkpoint:
             self._places[entry.name] = TensorPlace(file, entry)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The config of a checkpoint, checked as far as it alone decides whether the checkpoint can be used.
-
-    Raises:
-        InputError: Not a checkpoint directory, or a malformed config.
-        UnsupportedError: Quantised weights, or a flash layout.
-    """
-    if not directory.exists():
-        raise InputError(
-            "no such directory",
-            where=directory,
-            fix="MODEL is a local HuggingFace checkpoint directory, or a hub id like org/name",
-        )
-    if not directory.is_dir():
-        raise InputError("is a file", where=directory, fix="MODEL is the directory that holds config.json")
-    if (directory / FLASH_INDEX).is_file():
-        raise UnsupportedError(
-            "is a flash layout, not a checkpoint",
-            where=directory,
-            fix="get the checkpoint back with `neuralink restore`",
-        )
-    if not (directory / CONFIG_FILE).is_file():
-        raise InputError(f"has no {CONFIG_FILE}, so it is not a HuggingFace checkpoint", where=directory)
-    config = read_object(directory / CONFIG_FILE)
-    if not isinstance(config.get("model_type"), str):
-        raise InputError("has no model_type", where=directory / CONFIG_FILE)
-    _refuse_quantised(config, directory)
-    return config
-
-
-def is_small_file(name: str) -> bool:
-    """Whether a file beside the weights belongs to the checkpoint, as tokenizer and config do.
-
-    Weights in any form, their indexes and hidden files do not.
-    """
-    return not name.startswith(".") and not name.endswith(".index.json") and Path(name).suffix not in _WEIGHT_SUFFIXES
-
-
-def is_module_file(name: str) -> bool:
-    """Whether a file lies in the folder of one of the modules that a sentence-transformers model goes on with.
-
-    Args:
-        name: Relative to the checkpoint, as `1_Pooling/config.json`.
-    """
-    return _MODULE_FILE.fullmatch(name) is not None
-
-
 def read_weight_map(path: Path) -> dict[str, str]:
     """The shard of every tensor, from the index of a sharded checkpoint; whether the shards are there is not looked at.
 
@@ -202,37 +143,6 @@ def read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def refuse_without_weights(names: Collection[str], where: str | Path) -> NoReturn:
-    """Say what is wrong with a checkpoint that has neither a weight file nor an index of shards.
-
-    Args:
-        names: The files that it does have.
-
-    Raises:
-        UnsupportedError: It has pickled weights instead.
-        InputError: It has none.
-    """
-    for name in _PICKLES:
-        if name in names:
-            raise UnsupportedError(
-                f"has only pickled weights ({name}), which can run code when loaded and are never opened",
-                where=where,
-                fix="convert them to safetensors, for example with `save_pretrained` of transformers",
-            )
-    raise InputError(f"has neither {SINGLE_FILE} nor {SHARD_INDEX}", where=where)
-
-
-def _refuse_quantised(config: dict[str, Any], directory: Path) -> None:
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise UnsupportedError(
-            f"is quantised ({method}): packed weights have no neuron rows that could be moved",
-            where=directory,
-            fix="lay out the unquantised checkpoint (--layout permuted) and quantise the result",
-        )
-
-
 def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
     """Names of the weight files, and the index's map from tensor to shard (empty for a single file)."""
     if (directory / SINGLE_FILE).exists():
@@ -244,7 +154,7 @@ def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
             if not (directory / shard).exists():
                 raise InputError(f"shard {shard} is missing", where=directory, fix="download the checkpoint completely")
         return shards, listed
-    refuse_without_weights({child.name for child in directory.iterdir()}, directory)
+    raise missing_weights({child.name for child in directory.iterdir()}, directory)
 
 
 def _is_shard_name(name: str) -> bool:

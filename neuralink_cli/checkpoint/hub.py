@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli import __version__
-from neuralink_cli.checkpoint.checkpoint import (
+from neuralink_cli.checkpoint.checkpoint import read_weight_map
+from neuralink_cli.checkpoint.config import read_config
+from neuralink_cli.checkpoint.file_names import (
     CONFIG_FILE,
     SHARD_INDEX,
     SINGLE_FILE,
     is_module_file,
     is_small_file,
-    read_config,
-    read_weight_map,
-    refuse_without_weights,
+    missing_weights,
 )
-from neuralink_cli.checkpoint.durable import require_space
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, MissingDependencyError, NeuralinkError, OptionError, first_line
+from neuralink_cli.files.durable import require_space
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def _files_of_checkpoint(wanted: _Wanted, names: Sequence[str], commit: str) -> 
             raise InputError(f"shard {min(shards - set(names))} is missing", where=str(wanted))
         weights = [SHARD_INDEX, *sorted(shards)]
     else:
-        refuse_without_weights(names, str(wanted))
+        raise missing_weights(names, str(wanted))
     small = [name for name in names if is_module_file(name) or ("/" not in name and is_small_file(name))]
     return [*small, *weights]
 

@@ -16,7 +16,8 @@ from neuralink_cli.errors import OptionError
 from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from neuralink_cli.flash.bench import BenchReport, BenchRow
+    from neuralink_cli.bench.bench import BenchReport, BenchRow
+
 
 POLICY_NAMES = ("linked-s3fifo", "s3fifo", "lru", "window", "none")
 
@@ -112,10 +113,10 @@ def command(
     access collapse, without and with a cache. Gain is the mean I/O time of bundles in original order without
     collapse, with the same cache, over that of the row.
     """
-    from neuralink_cli.checkpoint.durable import require_free
-    from neuralink_cli.flash.bench import BenchOptions, bench
-    from neuralink_cli.flash.budget import parse_budget
-    from neuralink_cli.placement.device import find_device
+    from neuralink_cli.bench.bench import BenchOptions, bench
+    from neuralink_cli.devices.device import find_device
+    from neuralink_cli.files.durable import require_free
+    from neuralink_cli.storage.budget import parse_budget
 
     if all_tokens and held_out is not None:
         raise OptionError("--all-tokens does not go with --held-out")
@@ -152,7 +153,7 @@ def _document(report: BenchReport) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, report: BenchReport, overwrite: bool) -> None:
-    from neuralink_cli.checkpoint.durable import new_file
+    from neuralink_cli.files.durable import new_file
 
     lines = [_csv_line(row) for row in report.rows]
     text = io.StringIO(newline="")

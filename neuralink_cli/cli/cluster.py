@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from neuralink_cli.checkpoint.blocks import experts_of
+from neuralink_cli.architectures.blocks import experts_of
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
 from neuralink_cli.placement.gain import Gain, block_gains, layer_gains, source_gains, total_gain
@@ -123,8 +123,8 @@ def command(
     neurons per read and reads per token, without access collapse and cache, and the gain, the modelled cost of the
     original order over its own, with access collapse.
     """
+    from neuralink_cli.devices.device import find_device
     from neuralink_cli.placement.cluster import ClusterOptions, cluster
-    from neuralink_cli.placement.device import find_device
     from neuralink_cli.placement.graph_export import check_export, export_graphs
 
     options = ClusterOptions(

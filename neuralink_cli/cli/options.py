@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from neuralink_cli.cli.output import set_verbosity
-from neuralink_cli.errors import OptionError
+from neuralink_cli.errors import InputError, OptionError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -79,3 +79,15 @@ def reporting_options(function: Function) -> Function:
         help="No progress and no remarks on stderr, only errors.",
     )(function)
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(function)
+
+
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 text file.
+
+    Raises:
+        InputError: It cannot be read, or is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read as text ({error})", where=path) from None

@@ -15,7 +15,8 @@ import click
 from neuralink_cli.sizes import human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from neuralink_cli.flash.preflight import Estimate
+    from neuralink_cli.files.estimate import Estimate
+
 
 _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}

@@ -14,7 +14,8 @@ from neuralink_cli.errors import OptionError
 from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from neuralink_cli.flash.probe import Probe, Profile
+    from neuralink_cli.storage.probe import Probe, Profile
+
 
 _SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _QUEUE_DEPTHS = (1, 8, 32)
@@ -91,8 +92,8 @@ def command(
         --ioengine=libaio --size=1G --runtime=5 --time_based
         --name=r64 --stonewall --bs=64k ... --output-format=json
     """
-    from neuralink_cli.checkpoint.durable import require_free
-    from neuralink_cli.flash.probe import fio_profile, probe_profile, probe_storage, write_profile
+    from neuralink_cli.files.durable import require_free
+    from neuralink_cli.storage.probe import fio_profile, probe_profile, probe_storage, write_profile
 
     if (directory is None) == (from_fio is None):
         raise OptionError("takes either a directory to measure or --from-fio")

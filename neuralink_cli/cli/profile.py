@@ -198,7 +198,7 @@ def command(
 
 def _rows(blocks: Sequence[BlockSummary]) -> Iterator[list[str]]:
     """A row per block, the experts of a layer as one."""
-    from neuralink_cli.checkpoint.blocks import experts_of
+    from neuralink_cli.architectures.blocks import experts_of
 
     for name, group in groupby(blocks, lambda block: experts_of(block.id) or block.id):
         of_layer = list(group)

@@ -89,12 +89,17 @@ def command(
     The bytes of MODEL, a directory or hub id as for `profile`, are moved, never decoded. The output is complete or not
     there.
     """
-    from neuralink_cli.checkpoint.architecture_choice import choose_architecture
+    from neuralink_cli.architectures.choice import choose_architecture
+    from neuralink_cli.architectures.model_description import describe
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
     from neuralink_cli.checkpoint.hub import find_model
-    from neuralink_cli.checkpoint.inferred_config import describe
-    from neuralink_cli.flash.preflight import estimate_relayout
-    from neuralink_cli.flash.relayout import RelayoutOptions, check_output, plan_relayout, write_layout
+    from neuralink_cli.layout.relayout import (
+        RelayoutOptions,
+        check_output,
+        estimate_relayout,
+        plan_relayout,
+        write_layout,
+    )
     from neuralink_cli.placement.placement import Placement
 
     options = RelayoutOptions(layout=layout, resident=resident, alignment=alignment)

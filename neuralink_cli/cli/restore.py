@@ -29,9 +29,8 @@ def command(layout_directory: Path, output: Path, overwrite: bool, as_json: bool
     Every file that LAYOUT was made from, byte for byte. With --overwrite, DIR is replaced only if it holds the same
     model.
     """
-    from neuralink_cli.flash.layouts import open_layout
-    from neuralink_cli.flash.preflight import estimate_restore
-    from neuralink_cli.flash.restore import check_output, restore, restore_bytes
+    from neuralink_cli.layout.open_layout import open_layout
+    from neuralink_cli.layout.restore import check_output, estimate_restore, restore, restore_bytes
 
     with open_layout(layout_directory) as layout:
         check_output(layout, output, overwrite)

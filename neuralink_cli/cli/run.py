@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from neuralink_cli.cli.options import PATH, architecture_options, reporting_options, revision_option
+from neuralink_cli.cli.options import PATH, architecture_options, read_text, reporting_options, revision_option
 from neuralink_cli.cli.output import print_json, remark
-from neuralink_cli.cli.text_file import read_text
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.sizes import human_bytes
 
@@ -121,10 +120,10 @@ def command(
     FLASH is a bundled layout with `--resident gate`: which neurons fire is computed from rows in DRAM, and only the
     other weights of those are read. The text goes to stdout, figures to stderr, or both into the JSON.
     """
-    from neuralink_cli.flash.budget import parse_budget
-    from neuralink_cli.placement.device import find_device
+    from neuralink_cli.devices.device import find_device
     from neuralink_cli.runtime.session import RunRequest, run_layout
     from neuralink_cli.runtime.settings import RunSettings
+    from neuralink_cli.storage.budget import parse_budget
 
     if prompt is not None and prompt_file is not None:
         raise OptionError("--prompt and --prompt-file do not go together")

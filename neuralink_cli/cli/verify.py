@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, architecture_options, model_argument, reporting_options, revision_option
+from neuralink_cli.cli.options import (
+    PATH,
+    architecture_options,
+    model_argument,
+    read_text,
+    reporting_options,
+    revision_option,
+)
 from neuralink_cli.cli.output import in_words, print_json, progress_bar, remark
-from neuralink_cli.cli.text_file import read_text
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from neuralink_cli.activations.batches import ModelBatch
-    from neuralink_cli.checkpoint.architecture import Architecture
+    from neuralink_cli.architectures.architecture import Architecture
+    from neuralink_cli.calibration.batches import ModelBatch
 
     # What is run, and on what.
     Comparison = tuple[Architecture, list[ModelBatch]]
@@ -104,9 +110,8 @@ def command(
 
 def _verify(model: Path, directory: Path, *, quick: bool) -> dict[str, Any]:
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
-    from neuralink_cli.flash.layouts import open_layout
-    from neuralink_cli.flash.preflight import estimate_verify
-    from neuralink_cli.flash.verify import layout_bytes, verify_full, verify_quick
+    from neuralink_cli.layout.open_layout import open_layout
+    from neuralink_cli.layout.verify import estimate_verify, layout_bytes, verify_full, verify_quick
 
     with Checkpoint(model) as checkpoint, open_layout(directory) as layout:
         # First in any case: what it finds needs no bar.
@@ -125,10 +130,10 @@ def _prepare_comparison(
     infer_architecture: bool,
     trust_remote_code: bool,
 ) -> Comparison:
-    from neuralink_cli.activations.logits import comparison_batches
-    from neuralink_cli.checkpoint.architecture_choice import choose_architecture
+    from neuralink_cli.architectures.choice import choose_architecture
+    from neuralink_cli.architectures.model_description import describe
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
-    from neuralink_cli.checkpoint.inferred_config import describe
+    from neuralink_cli.runtime.output_comparison import comparison_batches
 
     with Checkpoint(model) as checkpoint:
         infer_from = describe(checkpoint) if infer_architecture else None
@@ -140,8 +145,8 @@ def _prepare_comparison(
 def _compare_outputs(
     model: Path, directory: Path, prepared: Comparison, tolerance: float, trust_remote_code: bool
 ) -> dict[str, Any]:
-    from neuralink_cli.activations.logits import compare_outputs
-    from neuralink_cli.flash.restore import loadable
+    from neuralink_cli.layout.restore import loadable
+    from neuralink_cli.runtime.output_comparison import compare_outputs
 
     architecture, batches = prepared
     with loadable(directory) as rewritten:

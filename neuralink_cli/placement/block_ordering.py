@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
+from neuralink_cli.devices.cost import order_cost
 from neuralink_cli.placement.baselines import frequency_order
 from neuralink_cli.placement.bits import Bits, activation_counts, transpose_bits
-from neuralink_cli.placement.cost import order_cost
+from neuralink_cli.placement.held_out import Range, TokenSplit, read_statistics
 from neuralink_cli.placement.orders import IntArray, NeuronOrder, OrderingTask, make_orders, pinned_first
 from neuralink_cli.placement.placement import HeldOutReads, OrderCost, PlacedBlock
-from neuralink_cli.placement.split import Range, TokenSplit
-from neuralink_cli.placement.statistics import read_statistics
 
 COMPARED = ("original", "frequency", "linked")
 

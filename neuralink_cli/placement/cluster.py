@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
-from neuralink_cli.checkpoint.durable import require_free
+from neuralink_cli.devices.cost import collapse_gap
+from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.errors import OptionError
+from neuralink_cli.files.durable import require_free
+from neuralink_cli.kernels import available_cpus
 from neuralink_cli.placement.block_ordering import BlockOptions, OrderedBlock, order_block
-from neuralink_cli.placement.cost import collapse_gap
-from neuralink_cli.placement.counting import available_cpus
-from neuralink_cli.placement.device import DeviceModel
+from neuralink_cli.placement.held_out import split_tokens
 from neuralink_cli.placement.orders import ORDER_MAKERS
 from neuralink_cli.placement.placement import PlacementBlock, PlacementHeader, write_placement
-from neuralink_cli.placement.split import split_tokens
 from neuralink_cli.progress import Progress
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.kernels import kernel, popcount
+from neuralink_cli.kernels import available_cpus, kernel, popcount
 from neuralink_cli.placement.bits import Bits, activation_counts
 
 Counts = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
@@ -69,13 +68,6 @@ def run_tasks(task: Callable[[int], Any], starts: range, workers: int | None) ->
     with ThreadPoolExecutor(workers or available_cpus()) as pool:
         for _ in pool.map(task, starts):
             pass
-
-
-def available_cpus() -> int:
-    """Number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @kernel

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from neuralink_cli.checkpoint.blocks import experts_of
+from neuralink_cli.architectures.blocks import experts_of
 from neuralink_cli.placement.placement import ORDER_NAMES, HeldOutReads, PlacementBlock, PlacementHeader
 
 

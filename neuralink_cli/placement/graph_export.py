@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
-from neuralink_cli.checkpoint.durable import new_directory, require_replaceable, sync_file
+from neuralink_cli.files.durable import new_directory, require_replaceable, sync_file
 from neuralink_cli.placement.bits import activation_counts
 from neuralink_cli.placement.block_ordering import block_bits
 from neuralink_cli.placement.partners import strongest_links

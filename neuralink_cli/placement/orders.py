@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.placement.bits import Bits, activation_counts
+from neuralink_cli.placement.linking import link_tiled
 from neuralink_cli.placement.partners import likely_partners, strongest_links
-from neuralink_cli.placement.sparse_linking import link_tiled
 
 IntArray = npt.NDArray[np.int32]
 GRAPH_LINKS = 32

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.checkpoint.origin import Origin, parse_origin
-from neuralink_cli.checkpoint.stage_file import StageFile, array_tensor, write_stage_file
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.schema import Schema
+from neuralink_cli.files.stage_file import StageFile, array_tensor, write_stage_file
 
 Order = npt.NDArray[np.int32]
 Frequency = npt.NDArray[np.float32]
+PLACEMENT_SCHEMA = Schema("placement", __package__, "placement.schema.json")
 ORDER_NAMES = ("original", "frequency", "reverse-cuthill-mckee", "spectral", "linked", "refined")
 
 
@@ -112,7 +114,7 @@ def write_placement(
         tensors.append(array_tensor(f"{block.id}.order", placed.order))
         tensors.append(array_tensor(f"{block.id}.frequency", placed.frequency))
         tensors.append(array_tensor(f"{block.id}.links", placed.links))
-    return write_stage_file(path, "placement", asdict(header), tensors, overwrite=overwrite)
+    return write_stage_file(path, PLACEMENT_SCHEMA, asdict(header), tensors, overwrite=overwrite)
 
 
 class Placement(StageFile):
@@ -123,7 +125,7 @@ class Placement(StageFile):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "placement")
+        super().__init__(path, PLACEMENT_SCHEMA)
         try:
             self.check_content()
             self.info = _parse(self.document)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.devices.cost import order_cost
 from neuralink_cli.placement.bits import Bits
-from neuralink_cli.placement.cost import order_cost
 from neuralink_cli.placement.refinement_kernels import BLOCK, GROUP, plane_count
 from neuralink_cli.placement.refinement_moves import Search, anneal_sweep
 

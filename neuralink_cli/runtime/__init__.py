@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuralink_cli.runtime.loading import load_flash_model
 
+
 __all__ = ["load_flash_model"]
 
 
@@ -14,6 +15,7 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for only then: torch takes seconds."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
     from neuralink_cli.runtime import loading
 
     return getattr(loading, name)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neuralink_cli.flash.budget import split_budget
-from neuralink_cli.flash.reader import FlashReader
 from neuralink_cli.runtime.counters import FlashCounters
 from neuralink_cli.runtime.neuron_store import NeuronStore
 from neuralink_cli.runtime.settings import RunSettings
+from neuralink_cli.storage.budget import split_budget
+from neuralink_cli.storage.reader import FlashReader
 
 if TYPE_CHECKING:
     from typing_extensions import Self

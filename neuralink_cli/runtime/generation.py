@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from neuralink_cli.activations.hf_packages import quiet_transformers
-from neuralink_cli.activations.model import max_positions
-from neuralink_cli.activations.offload import input_device
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.models.loading import max_positions
+from neuralink_cli.models.offload import input_device
 from neuralink_cli.runtime.counters import FlashCounters
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from neuralink_cli.activations.hf_packages import quiet_transformers, require_hf_packages
-from neuralink_cli.checkpoint.architecture import Architecture, find_architecture, read_architecture
-from neuralink_cli.checkpoint.blocks import BlockPart
+from neuralink_cli.architectures.architecture import Architecture, find_architecture, read_architecture
+from neuralink_cli.architectures.blocks import BlockPart
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
-from neuralink_cli.flash.budget import parse_budget
-from neuralink_cli.flash.bundled_layout import BundledLayout
-from neuralink_cli.flash.layouts import open_layout
-from neuralink_cli.flash.plan import FlashBlock
-from neuralink_cli.placement.device import find_device
+from neuralink_cli.layout.bundled_layout import BundledLayout
+from neuralink_cli.layout.open_layout import open_layout
+from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.runtime.flash_weights import FlashWeights
 from neuralink_cli.runtime.settings import RunSettings, require_runnable
+from neuralink_cli.storage.budget import parse_budget
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def load_flash_model(
 
     Args:
         dram: Memory for cached bundles, as `5%` (of all bundles), `64MB` or `1.5GiB`.
-        cache: A key of `neuralink_cli.flash.cache.POLICIES`.
+        cache: A key of `neuralink_cli.storage.cache.POLICIES`.
         device_profile: Name or file of the storage that reads are planned for.
         direct: Whether reads go past the page cache; by default if the file system can.
         dtype: What is computed in; "float32" is exact for checkpoints of any usual dtype.
@@ -105,8 +105,8 @@ def load_with_settings(directory: Path, settings: RunSettings, architecture: Arc
 def _build(layout: BundledLayout, architecture: Architecture, weights: FlashWeights, settings: RunSettings) -> Any:
     import torch
 
-    from neuralink_cli.activations.model import require_all_weights
-    from neuralink_cli.activations.model_class import activate_up_projections
+    from neuralink_cli.models.loading import require_all_weights
+    from neuralink_cli.models.model_class import activate_up_projections
 
     replaced: list[BlockModules] = []
 
@@ -142,7 +142,7 @@ def _model_class(directory: Path, architecture: Architecture) -> tuple[Any, Any]
     """The config of a layout and the transformers class of its model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
 
-    from neuralink_cli.activations.model_class import stand_in_config
+    from neuralink_cli.models.model_class import stand_in_config
 
     config = stand_in_config(directory, architecture)
     if config is None:
@@ -198,7 +198,7 @@ def _closing_class(model_class: Any, put_in_place: Any) -> Any:
 
 
 def _replace_modules(model: Any, block: FlashBlock, architecture: Architecture) -> BlockModules:
-    from neuralink_cli.activations.block_modules import find_module
+    from neuralink_cli.models.find_modules import find_module
     from neuralink_cli.runtime.sparse_block import ResidentRows, SparseDown, SparseUp
 
     gated = len(block.parts) > 1

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from neuralink_cli.activations.block_modules import find_module
 from neuralink_cli.activations.firing import FiringRule, firing_rule
-from neuralink_cli.checkpoint.architecture import Architecture
-from neuralink_cli.checkpoint.blocks import BlockPart
-from neuralink_cli.flash.plan import FlashBlock
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.architectures.blocks import BlockPart
+from neuralink_cli.layout.plan import FlashBlock
+from neuralink_cli.models.find_modules import find_module
 
 Places = dict[str, tuple[str, int]]
 

@@ -8,10 +8,10 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.flash.cache import NeuronCache
-from neuralink_cli.flash.plan import FlashBlock
-from neuralink_cli.flash.reader import BundleReads, FlashReader
+from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.runtime.counters import FlashCounters
+from neuralink_cli.storage.cache import NeuronCache
+from neuralink_cli.storage.reader import BundleReads, FlashReader
 
 Bundles = npt.NDArray[np.uint8]
 Slots = npt.NDArray[np.int32]
@@ -22,7 +22,7 @@ class NeuronStore:
 
     Args:
         capacity: Bundles to keep in DRAM, pinned ones included; 0 for no cache, not even of pinned neurons.
-        policy: A key of `neuralink_cli.flash.cache.POLICIES`.
+        policy: A key of `neuralink_cli.storage.cache.POLICIES`.
     """
 
     def __init__(self, reader: FlashReader, block: FlashBlock, capacity: int, policy: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuralink_cli.activations.offload import input_device
-from neuralink_cli.activations.sequences import TokenIds
+from neuralink_cli.calibration.sequences import TokenIds
+from neuralink_cli.models.offload import input_device
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuralink_cli.activations.hf_packages import require_hf_packages
-from neuralink_cli.checkpoint.architecture import Architecture
-from neuralink_cli.checkpoint.architecture_choice import choose_architecture
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.hf_packages import require_hf_packages
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import InputError, MismatchError, OptionError, UnsupportedError
-from neuralink_cli.flash.layouts import describe_source, open_layout
-from neuralink_cli.flash.plan import FlashBlock
+from neuralink_cli.layout.open_layout import describe_source, open_layout
+from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.runtime.settings import RunSettings, is_exact, require_runnable
 
 if TYPE_CHECKING:
-    from neuralink_cli.activations.sequences import TokenIds
-    from neuralink_cli.runtime.comparison import DenseComparison
+    from neuralink_cli.calibration.sequences import TokenIds
+    from neuralink_cli.runtime.dense_comparison import DenseComparison
     from neuralink_cli.runtime.generation import Generated, Phase
     from neuralink_cli.runtime.perplexity import Perplexity
+
 
 # Tokens of a sequence that perplexity is measured on, if the model has positions for so many.
 PERPLEXITY_LENGTH = 512
@@ -141,7 +142,7 @@ def run_layout(request: RunRequest) -> RunReport:
     if subject.dense is None:
         return report
     gc.collect()
-    from neuralink_cli.runtime.comparison import compare_with_dense
+    from neuralink_cli.runtime.dense_comparison import compare_with_dense
 
     comparison = compare_with_dense(
         subject.dense,
@@ -186,7 +187,7 @@ def _check(request: RunRequest) -> _Subject:
 
 
 def _run_sparse(request: RunRequest, subject: _Subject, options: Any) -> tuple[RunReport, list[TokenIds]]:
-    from neuralink_cli.activations.model import load_tokenizer
+    from neuralink_cli.models.tokenizer import load_tokenizer
     from neuralink_cli.runtime.generation import encode_prompt, generate
     from neuralink_cli.runtime.loading import load_with_settings
     from neuralink_cli.runtime.perplexity import perplexity
@@ -215,8 +216,8 @@ def _run_sparse(request: RunRequest, subject: _Subject, options: Any) -> tuple[R
 def _sequences(request: RunRequest, model: Any) -> list[TokenIds]:
     if request.perplexity_text is None:
         return []
-    from neuralink_cli.activations.logits import read_token_sequences
-    from neuralink_cli.activations.model import max_positions
+    from neuralink_cli.calibration.readers import read_token_sequences
+    from neuralink_cli.models.loading import max_positions
 
     length = min(PERPLEXITY_LENGTH, max_positions(model) or PERPLEXITY_LENGTH, request.perplexity_tokens)
     wanted = -(-request.perplexity_tokens // length)

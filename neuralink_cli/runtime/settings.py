@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.errors import OptionError, UnsupportedError
-from neuralink_cli.flash.budget import DramBudget
-from neuralink_cli.flash.bundled_layout import BundledLayout
-from neuralink_cli.flash.layouts import Layout
-from neuralink_cli.flash.plan import BundlePart, FlashBlock, ResidentTensor
-from neuralink_cli.placement.device import DeviceModel
+from neuralink_cli.layout.bundled_layout import BundledLayout
+from neuralink_cli.layout.open_layout import Layout
+from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor
+from neuralink_cli.storage.budget import DramBudget
 
 # Dtypes of weights that are the numbers to compute with.
 _WEIGHTS = ("F64", "F32", "F16", "BF16")
@@ -23,7 +23,7 @@ class RunSettings:
 
     Attributes:
         dram: For the cache of bundles; the resident rows and everything that is not FFN come on top.
-        cache: A key of `neuralink_cli.flash.cache.POLICIES`.
+        cache: A key of `neuralink_cli.storage.cache.POLICIES`.
         device: Storage that reads are planned for; None for what the placement was made for.
         direct: Whether reads go past the page cache; None if the file system can.
         queue_depth: Reads kept in flight.

@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from neuralink_cli.activations.block_modules import find_experts, hooked_blocks
-from neuralink_cli.activations.hf_packages import quiet_transformers
+from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.merge import merge_traces
-from neuralink_cli.activations.model import load_model
 from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.recorder import HookedModel
 from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.trace import Trace
-from neuralink_cli.checkpoint.architecture import find_architecture
-from neuralink_cli.checkpoint.block_search import find_blocks
+from neuralink_cli.architectures.architecture import find_architecture
+from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.errors import InputError
+from neuralink_cli.models.find_modules import find_experts
+from neuralink_cli.models.loading import load_model
 from tests.families import EXPERTS, FAMILY
-from tests.models import TEXT
+from tests.tiny_models import TEXT
 
 MIXTURES = ["mixtral", "mixtral-fused", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "granitemoe"]
 

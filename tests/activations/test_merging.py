@@ -10,7 +10,7 @@ from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.errors import InputError, MismatchError, OptionError, OutputError
-from tests.models import TEXT
+from tests.tiny_models import TEXT
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from neuralink_cli.activations import preflight
 from neuralink_cli.activations.preflight import telling_time
 from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.request import ProfileRequest
-from tests.models import LAYERS, NEURONS
+from tests.tiny_models import LAYERS, NEURONS
 
 
 @pytest.fixture

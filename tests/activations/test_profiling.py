@@ -23,7 +23,7 @@ from neuralink_cli.errors import (
     OutputError,
     UnsupportedError,
 )
-from tests.models import HIDDEN, NEURONS, TEXT
+from tests.tiny_models import HIDDEN, NEURONS, TEXT
 
 
 def read(path: Path):
@@ -172,7 +172,7 @@ def test_an_active_ratio_also_holds_for_relu(request_):
 
 
 def test_an_architecture_from_a_file(request_, tmp_path):
-    built_in = resources.files("neuralink_cli").joinpath("checkpoint/architectures/opt.json").read_text()
+    built_in = resources.files("neuralink_cli.architectures").joinpath("descriptions/opt.json").read_text()
     document = json.loads(built_in) | {"name": "mine"}
     (tmp_path / "mine.json").write_text(json.dumps(document))
     profile(replace(request_, architecture_file=tmp_path / "mine.json"))
@@ -310,7 +310,7 @@ def test_code_in_a_checkpoint_is_not_run(model, request_, tmp_path):
     config |= {"model_type": "mine", "auto_map": {"AutoModel": "code.Mine", "AutoConfig": "code.MyConfig"}}
     (remote / "config.json").write_text(json.dumps(config))
     (remote / "code.py").write_text("raise SystemExit('this must not run')")
-    built_in = resources.files("neuralink_cli").joinpath("checkpoint/architectures/opt.json")
+    built_in = resources.files("neuralink_cli.architectures").joinpath("descriptions/opt.json")
     with pytest.raises(UnsupportedError, match="architecture 'mine' is not known"):
         profile(replace(request_, model=remote))
     with pytest.raises(UnsupportedError, match="pass --trust-remote-code"):
@@ -324,8 +324,11 @@ def test_without_torch_the_extra_is_named(request_, monkeypatch):
 
 
 def test_torch_is_not_imported_before_it_is_needed():
-    modules = ("trace", "merge", "request", "profile", "logits", "calibration_data", "threshold", "spool")
-    imports = "; ".join(f"import neuralink_cli.activations.{module}" for module in modules)
+    modules = (
+        *(f"activations.{name}" for name in ("trace", "merge", "request", "profile", "threshold", "spool")),
+        *("calibration.sources", "runtime.output_comparison"),
+    )
+    imports = "; ".join(f"import neuralink_cli.{module}" for module in modules)
     check = "import sys; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'datasets')))"
     subprocess.run([sys.executable, "-c", f"{imports}; {check}"], check=True)
 

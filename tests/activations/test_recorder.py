@@ -8,20 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from neuralink_cli.activations.batches import encoder_decoder_batch, text_batch
-from neuralink_cli.activations.block_modules import find_experts, find_module, hooked_blocks
 from neuralink_cli.activations.firing import FiringRule, firing_rule
-from neuralink_cli.activations.model import load_model, max_positions
+from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.recorder import HookedBlock, HookedModel
 from neuralink_cli.activations.request import ProfileRequest
-from neuralink_cli.checkpoint.architecture import find_architecture
-from neuralink_cli.checkpoint.block_search import find_blocks
-from neuralink_cli.checkpoint.blocks import BlockPart
+from neuralink_cli.architectures.architecture import find_architecture
+from neuralink_cli.architectures.blocks import BlockPart
+from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.calibration.batches import encoder_decoder_batch, text_batch
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.models.find_modules import find_experts, find_module
+from neuralink_cli.models.loading import load_model, max_positions
 from tests.families import FAMILY
-from tests.models import PLAIN
+from tests.tiny_models import PLAIN
 
 
 class Toy(nn.Module):

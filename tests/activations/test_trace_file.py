@@ -9,8 +9,9 @@ import pytest
 
 from neuralink_cli.activations import trace as trace_module
 from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, TraceSource, write_trace
-from neuralink_cli.checkpoint.stage_file import write_stage_file
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.schema import Schema
+from neuralink_cli.files.stage_file import write_stage_file
 
 
 def test_a_block_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,8 +25,8 @@ def test_a_block_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         (TraceSource("x", "0" * 64, 0, 1, 1, 3, {}),),
     )
 
-    def write_once(path: Path, kind: str, document: dict, tensors: list, **options: object) -> str:
-        return write_stage_file(path, kind, document, tensors[1:], **options)
+    def write_once(path: Path, schema: Schema, document: dict, tensors: list, **options: object) -> str:
+        return write_stage_file(path, schema, document, tensors[1:], **options)
 
     # A writer that is not ours: the document has the block twice, the tensors once.
     monkeypatch.setattr(trace_module, "write_stage_file", write_once)

@@ -16,13 +16,7 @@ from huggingface_hub import constants, errors
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_dataset, find_model
 from neuralink_cli.checkpoint.origin import Origin
-from neuralink_cli.errors import (
-    InputError,
-    MissingDependencyError,
-    OptionError,
-    OutputError,
-    UnsupportedError,
-)
+from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, OutputError, UnsupportedError
 from tests.checkpoints import files_of, write_checkpoint
 from tests.hub import COMMIT, write_cached
 

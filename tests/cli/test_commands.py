@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from neuralink_cli.checkpoint.architecture import builtin_architectures
+from neuralink_cli.architectures.architecture import builtin_architectures
 from neuralink_cli.placement.placement import Placement
 from tests.checkpoints import files_of, write_random_trace
 from tests.cli.conftest import Neuralink, Outcome

@@ -10,7 +10,7 @@ import pytest
 from neuralink_cli.cli.entry import run
 from neuralink_cli.placement.placement import Placement
 from tests.cli.conftest import Neuralink
-from tests.models import TEXT, build_model
+from tests.tiny_models import TEXT, build_model
 
 
 @pytest.fixture(scope="module")

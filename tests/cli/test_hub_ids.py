@@ -20,7 +20,7 @@ from tests.checkpoints import files_of
 from tests.cli.conftest import Neuralink
 from tests.hub import COMMIT, Hub, running_hub, write_cached
 from tests.layouts import LayoutFactory
-from tests.models import TEXT, build_model
+from tests.tiny_models import TEXT, build_model
 
 DATA_COMMIT = "d" * 40
 ORIGIN = {"id": "org/tiny", "revision": COMMIT}

@@ -12,12 +12,12 @@ import pytest
 import torch
 import transformers
 
-from neuralink_cli.activations.hf_packages import quiet_transformers
-from neuralink_cli.checkpoint.architecture import is_built_in
+from neuralink_cli.architectures.architecture import is_built_in
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.placement.placement import Placement
 from tests.checkpoints import files_of, write_checkpoint
 from tests.cli.conftest import Neuralink
-from tests.models import TEXT, VOCABULARY, build_model
+from tests.tiny_models import TEXT, VOCABULARY, build_model
 
 HIDDEN, NEURONS = 16, 37
 USUAL = {

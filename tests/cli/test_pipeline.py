@@ -11,16 +11,16 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel
 
-from neuralink_cli.activations.hf_packages import quiet_transformers
-from neuralink_cli.activations.logits import comparison_batches, run_model
-from neuralink_cli.checkpoint.architecture_choice import choose_architecture
+from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.cli.exit_codes import UNSUPPORTED
 from neuralink_cli.placement.placement import Placement
+from neuralink_cli.runtime.output_comparison import comparison_batches, run_model
 from tests.checkpoints import files_of
 from tests.cli.conftest import Neuralink
 from tests.families import FAMILY, LAYERS
-from tests.models import FAMILIES, TEXT
 from tests.stages import LAYOUTS, MIN_TOKENS, STAGES, TABLE, Stages, generate, make_layouts
+from tests.tiny_models import FAMILIES, TEXT
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Every family, every dtype, both shardings; not every combination.

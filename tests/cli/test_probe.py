@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from neuralink_cli.cli import exit_codes
-from neuralink_cli.placement.device import find_device
+from neuralink_cli.devices.device import find_device
 from tests.cli.conftest import Neuralink
 
 QUICK = ("--size", 4, "--size", 1024, "--queue-depth", 4, "--file-bytes", 4 << 20, "--seconds", 0.02)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Neuralink
-from tests.models import TEXT, build_model
+from tests.tiny_models import TEXT, build_model
 
 
 @pytest.fixture(scope="module")

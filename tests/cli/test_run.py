@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neuralink_cli.activations.hf_packages import quiet_transformers
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.cli.entry import run
-from neuralink_cli.flash.cache import POLICIES
+from neuralink_cli.storage.cache import POLICIES
 from tests.cli.conftest import Neuralink
 from tests.cli.test_help import command_of
-from tests.models import build_model
+from tests.tiny_models import build_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = EXAMPLES / "tiny-relu"

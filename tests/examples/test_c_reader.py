@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuralink_cli.flash.reader import FlashReader
+from neuralink_cli.storage.reader import FlashReader
 from tests.checkpoints import NEURONS
 from tests.damage import FLASH
 from tests.layouts import LayoutFactory

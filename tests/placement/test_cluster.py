@@ -11,11 +11,11 @@ import networkx
 import numpy as np
 import pytest
 
+from neuralink_cli.devices.cost import order_cost
+from neuralink_cli.devices.device import builtin_devices
 from neuralink_cli.errors import InputError, OptionError, OutputError
 from neuralink_cli.placement.bits import transpose_bits
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
-from neuralink_cli.placement.cost import order_cost
-from neuralink_cli.placement.device import builtin_devices
 from neuralink_cli.placement.gain import block_gains, source_gains, total_gain
 from neuralink_cli.placement.graph_export import export_graphs
 from neuralink_cli.placement.orders import ORDER_MAKERS

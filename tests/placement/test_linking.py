@@ -13,9 +13,8 @@ from hypothesis.extra.numpy import arrays
 from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.placement.bits import activation_counts, transpose_bits
 from neuralink_cli.placement.counting import coactivation_counts
-from neuralink_cli.placement.linking import Linking, link_greedy, link_sparse
+from neuralink_cli.placement.linking import Linking, link_greedy, link_sparse, link_tiled
 from neuralink_cli.placement.partners import strongest_links
-from neuralink_cli.placement.sparse_linking import link_tiled
 
 Pairs = dict[tuple[int, int], int]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from neuralink_cli.placement.cost import order_cost
+from neuralink_cli.devices.cost import order_cost
 from neuralink_cli.placement.partners import likely_partners
 from neuralink_cli.placement.refinement import PARTNERS, _search, _shares, refine
 from neuralink_cli.placement.refinement_kernels import BLOCK, find_neighbours, insertion_cost, work_out_planes

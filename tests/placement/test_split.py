@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuralink_cli.placement.split import split_tokens
+from neuralink_cli.placement.held_out import split_tokens
 
 
 def split(lengths: list[list[int]], fraction: float):

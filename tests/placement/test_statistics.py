@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from neuralink_cli.errors import InputError
 from neuralink_cli.placement.bits import transpose_bits
-from neuralink_cli.placement.statistics import ReadStatistics, read_statistics
+from neuralink_cli.placement.held_out import ReadStatistics, read_statistics
 
 
 @given(st.integers(0, 150), st.integers(0, 40), st.floats(0, 1), st.integers(0, 2**32))

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from neuralink_cli.cli.entry import run
-from tests.models import TEXT, build_model
+from tests.tiny_models import TEXT, build_model
 
 
 @dataclass(frozen=True)
@@ -24,17 +23,8 @@ class Runnable:
 RunnableFactory = Callable[..., Runnable]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost these tiny models more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
-def runnable(tmp_path_factory: pytest.TempPathFactory) -> RunnableFactory:
+def runnable(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> RunnableFactory:
     """Makes each layout once: `runnable("llama", active_ratio=0.3)`. Do not write into its directories."""
     made: dict[tuple[Any, ...], Runnable] = {}
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from neuralink_cli.errors import OptionError
-from neuralink_cli.flash.bundled_layout import BundledLayout
-from neuralink_cli.flash.cache import POLICIES
-from neuralink_cli.flash.reader import FlashReader
+from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.runtime.counters import FlashCounters
 from neuralink_cli.runtime.neuron_store import NeuronStore
+from neuralink_cli.storage.cache import POLICIES
+from neuralink_cli.storage.reader import FlashReader
 from tests.checkpoints import NEURONS
 from tests.layouts import LayoutFactory, Made
 

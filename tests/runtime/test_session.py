@@ -11,16 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neuralink_cli.activations.hf_packages import quiet_transformers
-from neuralink_cli.activations.logits import read_token_sequences
+from neuralink_cli.calibration.readers import read_token_sequences
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.errors import InputError, MismatchError, OptionError, UnsupportedError
-from neuralink_cli.flash.budget import parse_budget
-from neuralink_cli.runtime.comparison import TokenComparison
+from neuralink_cli.runtime.dense_comparison import TokenComparison
 from neuralink_cli.runtime.perplexity import perplexity
 from neuralink_cli.runtime.session import RunReport, RunRequest, run_layout
 from neuralink_cli.runtime.settings import RunSettings
-from tests.models import MAX_POSITIONS, TEXT
+from neuralink_cli.storage.budget import parse_budget
 from tests.runtime.conftest import Runnable, RunnableFactory
+from tests.tiny_models import MAX_POSITIONS, TEXT
 
 PROMPT = "The river rises in the hills"
 

@@ -15,16 +15,16 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import ACT2FN
 
-from neuralink_cli.activations.hf_packages import quiet_transformers
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.flash.budget import DramBudget, parse_budget
-from neuralink_cli.flash.cache import POLICIES
 from neuralink_cli.runtime import load_flash_model
 from neuralink_cli.runtime.loading import load_with_settings
 from neuralink_cli.runtime.settings import RunSettings
 from neuralink_cli.runtime.sparse_block import ResidentRows, SparseDown, SparseUp
-from tests.models import ENCODERS, LAYERS, TEXT
+from neuralink_cli.storage.budget import DramBudget, parse_budget
+from neuralink_cli.storage.cache import POLICIES
 from tests.runtime.conftest import Runnable, RunnableFactory
+from tests.tiny_models import ENCODERS, LAYERS, TEXT
 
 # By family: the modules of a layer that hold its gate (or up) and its down projection, written down here again.
 MODULES = {

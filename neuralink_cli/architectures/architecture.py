@@ -1,0 +1,216 @@
+"""Architectures are data: one JSON file each says which tensors of a model type make up its FFN blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.files.json_text import parse_object, read_object
+from neuralink_cli.files.schema import Schema, check_document
+
+ARCHITECTURE_SCHEMA = Schema("architecture", __package__, "architecture.schema.json")
+_FOLDER = "descriptions"
+# In bundle order.
+_ROLES = ("gate", "up", "down")
+_EXPERT = "${expert}"
+
+
+@dataclass(frozen=True)
+class WeightPattern:
+    """A weight of a block as a name pattern, the axis along which its neurons run, and its bias if it may have one.
+
+    Attributes:
+        share: (k, n) if the weight is the k-th of n, counted from 1, that stand one after the other in one tensor.
+        module: The module that holds the weight in transformers, if it is not called as the tensor is.
+    """
+
+    weight: str
+    neuron_axis: int
+    bias: str | None = None
+    share: tuple[int, int] = (1, 1)
+    module: str | None = None
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether every expert has a tensor of its own."""
+        return _EXPERT in self.weight
+
+
+@dataclass(frozen=True)
+class ExpertsPattern:
+    """Blocks that run only on the tokens routed to them.
+
+    Attributes:
+        count_keys, per_token_keys: Config keys of their number, and of how many of them a token is routed to.
+        module: The module that runs them.
+    """
+
+    count_keys: tuple[str, ...]
+    per_token_keys: tuple[str, ...]
+    module: str
+
+
+@dataclass(frozen=True)
+class BlockPattern:
+    """One kind of FFN block: its id, its weights by role in bundle order (gate, up, down), and where it occurs."""
+
+    id: str
+    parts: Mapping[str, WeightPattern]
+    layer_keys: tuple[str, ...]
+    experts: ExpertsPattern | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What `architectures/*.json` says; see `architecture.schema.json` for the meaning of each field.
+
+    Attributes:
+        runs_as: A model type of transformers that computes the same, for checkpoints that come with code of their own.
+        up_activation: Whether the up projection's values go through the activation too, which `runs_as` does not know.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    task: str
+    prefixes: tuple[str, ...]
+    activation_keys: tuple[str, ...]
+    activation_default: str | None
+    not_in_checkpoint: tuple[str, ...]
+    blocks: tuple[BlockPattern, ...]
+    activation_names: Mapping[str, str] = field(default_factory=dict)
+    runs_as: str | None = None
+    up_activation: bool = False
+
+    def bare_name(self, name: str) -> str:
+        """A name of a tensor or module without the first prefix that it starts with."""
+        return next((name[len(prefix) :] for prefix in self.prefixes if prefix and name.startswith(prefix)), name)
+
+
+def parse_architecture(document: dict[str, Any], where: str | Path) -> Architecture:
+    """Check an architecture document and turn it into an `Architecture`.
+
+    Raises:
+        InputError: It does not meet the schema (unknown keys included), or uses a tensor twice.
+    """
+    check_document(document, ARCHITECTURE_SCHEMA, where)
+    layer_keys = tuple(document.get("layers", ()))
+    blocks = tuple(_parse_block(block, layer_keys, where) for block in document["blocks"])
+    _require_distinct(blocks, where)
+    activation, runs_as = document["activation"], document.get("runs_as", {})
+    return Architecture(
+        name=document["name"],
+        model_types=tuple(document["model_types"]),
+        task=document["task"],
+        prefixes=tuple(document["prefixes"]),
+        activation_keys=tuple(activation.get("config", ())),
+        activation_default=activation.get("default"),
+        not_in_checkpoint=tuple(document.get("not_in_checkpoint", ())),
+        blocks=blocks,
+        activation_names=activation.get("names", {}),
+        runs_as=runs_as.get("model_type"),
+        up_activation=runs_as.get("up_activation", False),
+    )
+
+
+def read_architecture(path: Path) -> Architecture:
+    """An architecture from a user's file.
+
+    Raises:
+        InputError: It cannot be read or does not meet the schema.
+    """
+    return parse_architecture(read_object(path), path)
+
+
+def is_built_in(model_type: str) -> bool:
+    """Whether there is a built-in architecture for a `model_type`."""
+    return model_type in _documents_by_model_type()
+
+
+def find_architecture(model_type: str, where: Path) -> Architecture:
+    """The built-in architecture for a `model_type`.
+
+    Raises:
+        UnsupportedError: None is known.
+    """
+    if not is_built_in(model_type):
+        raise UnsupportedError(
+            f"architecture {model_type!r} is not known (`neuralink architectures` lists those that are)",
+            where=where,
+            fix="try --infer-architecture, or describe it in a JSON file (docs/architectures.md) for --architecture",
+        )
+    name, document = _documents_by_model_type()[model_type]
+    return parse_architecture(document, name)
+
+
+def builtin_architectures() -> list[Architecture]:
+    """All architectures that come with the package, by name."""
+    documents = dict(_documents_by_model_type().values())
+    return [parse_architecture(document, name) for name, document in sorted(documents.items())]
+
+
+def _parse_block(document: Mapping[str, Any], layer_keys: tuple[str, ...], where: str | Path) -> BlockPattern:
+    experts = document.get("experts")
+    if (experts is not None) != (_EXPERT in document["id"]):
+        raise InputError(f"block {document['id']!r}: `experts` and {_EXPERT} in the id go together", where=where)
+    parts = {role: _parse_part(document[role]) for role in _ROLES if role in document}
+    for part in parts.values():
+        if experts is None and _EXPERT in part.weight + (part.bias or ""):
+            raise InputError(f"tensor {part.weight!r} has {_EXPERT}, its block {document['id']!r} has not", where=where)
+        if part.share[0] > part.share[1]:
+            raise InputError(f"tensor {part.weight!r}: part {part.share[0]} of {part.share[1]}", where=where)
+    return BlockPattern(
+        id=document["id"],
+        parts=parts,
+        layer_keys=tuple(document.get("layers", layer_keys)),
+        experts=None if experts is None else _parse_experts(experts),
+    )
+
+
+def _parse_experts(document: Mapping[str, Any]) -> ExpertsPattern:
+    count, per_token = (tuple(document.get(key, ())) for key in ("count", "per_token"))
+    return ExpertsPattern(count, per_token, document["module"])
+
+
+def _parse_part(document: Mapping[str, Any]) -> WeightPattern:
+    share = document.get("share", {"part": 1, "of": 1})
+    return WeightPattern(**{**document, "share": (share["part"], share["of"])})
+
+
+def _require_distinct(blocks: tuple[BlockPattern, ...], where: str | Path) -> None:
+    """Every tensor, or share of one, belongs to one part of one block, which may be stored in several ways."""
+    owners: dict[tuple[str, tuple[int, int]], str] = {}
+    for block in blocks:
+        for name, share in (found := list(_tensors(block))):
+            if owners.setdefault((name, share), block.id) != block.id or found.count((name, share)) > 1:
+                raise InputError(f"tensor {name!r} is in it twice", where=where)
+    ways = [(block.id, block.parts["up"].weight) for block in blocks]
+    if len(set(ways)) < len(ways):
+        twice = next(way for way in ways if ways.count(way) > 1)
+        raise InputError(f"block {twice[0]!r} is in it twice", where=where)
+
+
+def _tensors(block: BlockPattern) -> Iterator[tuple[str, tuple[int, int]]]:
+    for part in block.parts.values():
+        yield part.weight, part.share
+        if part.bias is not None:
+            yield part.bias, part.share
+
+
+@cache
+def _documents_by_model_type() -> dict[str, tuple[str, dict[str, Any]]]:
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    folder = resources.files(__package__).joinpath(_FOLDER)
+    for source in sorted(folder.iterdir(), key=lambda item: item.name):
+        if not source.name.endswith(".json"):
+            continue
+        document = parse_object(source.read_bytes(), source.name)
+        for model_type in document.get("model_types", ()):
+            if model_type in found:
+                raise InputError(f"model type {model_type!r} is also in {found[model_type][0]}", where=source.name)
+            found[model_type] = (source.name, document)
+    return found

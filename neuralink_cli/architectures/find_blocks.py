@@ -1,0 +1,231 @@
+"""Finds the FFN blocks of a checkpoint by the patterns of its architecture, and checks their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from string import Template
+from typing import Any
+
+from neuralink_cli.architectures.architecture import Architecture, BlockPattern, WeightPattern
+from neuralink_cli.architectures.blocks import BlockPart, ExpertPlace, FFNBlock, moved_pieces
+from neuralink_cli.architectures.regions import cut_into_slabs
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.config import config_value
+from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.files.header import DTYPE_BITS
+
+
+def find_blocks(checkpoint: Checkpoint, architecture: Architecture) -> tuple[FFNBlock, ...]:
+    """All FFN blocks of a checkpoint, in layer order; those of an encoder before those of its decoder.
+
+    Raises:
+        InputError: A tensor is missing or its shape does not fit the others.
+        UnsupportedError: A dtype whose columns are not whole bytes, or a tensor that holds more than FFN weights.
+    """
+    search = _Search(checkpoint, architecture, _find_prefix(checkpoint, architecture))
+    activation = activation_name(checkpoint, architecture)
+    blocks = tuple(
+        block
+        for _, patterns in groupby(architecture.blocks, lambda pattern: (pattern.layer_keys, _stack(pattern)))
+        for block in search.blocks(tuple(patterns), activation)
+    )
+    _require_whole_tensors(checkpoint, blocks)
+    return blocks
+
+
+def activation_name(checkpoint: Checkpoint, architecture: Architecture) -> str:
+    """The activation that decides firing, as the config names it.
+
+    Raises:
+        InputError: The config does not say, and there is no default.
+    """
+    for key in architecture.activation_keys:
+        value = config_value(checkpoint.config, key)
+        if isinstance(value, str):
+            return architecture.activation_names.get(value, value)
+    if architecture.activation_default is None:
+        keys = " or ".join(architecture.activation_keys)
+        raise InputError(f"does not name the activation ({keys})", where=checkpoint.directory / "config.json")
+    return architecture.activation_default
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A checkpoint in which patterns are looked up under a prefix."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    prefix: str
+
+    def blocks(self, patterns: tuple[BlockPattern, ...], activation: str) -> Iterator[FFNBlock]:
+        """The blocks of one stack of layers, each layer having those of the patterns whose up projection it has."""
+        if not any(self._present(pattern, 0) for pattern in patterns):
+            # Half of an encoder and decoder, say.
+            return
+        for layer in range(self._count_layers(patterns)):
+            found = [pattern for pattern in patterns if self._present(pattern, layer)]
+            if not found:
+                name = self._name(patterns[0].parts["up"].weight, layer, 0)
+                raise InputError(f"tensor {name!r} is missing", where=self.checkpoint.directory)
+            if len({pattern.id for pattern in found}) < len(found):
+                raise InputError(f"layer {layer} stores a block in two ways", where=self.checkpoint.directory)
+            for pattern in found:
+                experts = self._experts(pattern, layer)
+                for expert in experts:
+                    block = self._build(pattern, layer, expert, activation)
+                    yield replace(block, expert=self._expert_place(pattern, layer, expert, len(experts)))
+
+    def _count_layers(self, patterns: tuple[BlockPattern, ...]) -> int:
+        stated = _count(self.checkpoint, patterns[0].layer_keys)
+        if stated is not None:
+            return stated
+        layers = 0
+        while any(self._present(pattern, layers) for pattern in patterns):
+            layers += 1
+        return layers
+
+    def _present(self, pattern: BlockPattern, layer: int) -> bool:
+        # The other tensors may serve another kind as well.
+        return self._name(pattern.parts["up"].weight, layer, 0) in self.checkpoint
+
+    def _experts(self, pattern: BlockPattern, layer: int) -> Sequence[int | None]:
+        if pattern.experts is None:
+            return (None,)
+        up = pattern.parts["up"]
+        stated = _count(self.checkpoint, pattern.experts.count_keys)
+        if not up.per_expert:
+            shape = self._entry(self._name(up.weight, layer, 0)).shape
+            found = shape[0] if len(shape) == 3 else 0
+        elif stated is not None:
+            # One that is missing is found out when its tensors are looked up.
+            found = stated
+        else:
+            found = 0
+            while self._name(up.weight, layer, found) in self.checkpoint:
+                found += 1
+        if found == 0 or (stated is not None and stated != found):
+            expected = "at least one is needed" if stated is None else f"config.json says {stated}"
+            raise InputError(f"layer {layer} has {found} experts, {expected}", where=self.checkpoint.directory)
+        return range(found)
+
+    def _expert_place(self, pattern: BlockPattern, layer: int, expert: int | None, experts: int) -> ExpertPlace | None:
+        if pattern.experts is None or expert is None:
+            return None
+        per_token = _count(self.checkpoint, pattern.experts.per_token_keys) or experts
+        module = self._name(pattern.experts.module, layer, expert)
+        return ExpertPlace(module, expert, min(per_token / experts, 1.0))
+
+    def _build(self, pattern: BlockPattern, layer: int, expert: int | None, activation: str) -> FFNBlock:
+        where = self.checkpoint.directory
+        built = {role: self._part(role, weight, layer, expert) for role, weight in pattern.parts.items()}
+        first, (neurons, hidden) = next(iter(built.values()))
+        for part, shape in built.values():
+            if shape != (neurons, hidden):
+                stored = [list(self._entry(name).shape) for name in (part.weight, first.weight)]
+                raise InputError(
+                    f"tensor {part.weight!r} of shape {stored[0]} does not fit {first.weight!r} of {stored[1]}",
+                    where=where,
+                )
+            if part.bias is not None:
+                share = pattern.parts[part.role].share
+                self._check_bias(part, hidden if part.role == "down" else neurons * share[1], expert)
+        block_id = _substitute(pattern.id, layer, expert)
+        return FFNBlock(block_id, neurons, hidden, activation, tuple(part for part, _ in built.values()))
+
+    def _part(
+        self, role: str, pattern: WeightPattern, layer: int, expert: int | None
+    ) -> tuple[BlockPart, tuple[int, int]]:
+        """A part, and how many neurons of how many weights it has."""
+        weight = self._name(pattern.weight, layer, expert)
+        entry = self._entry(weight)
+        stacked = expert is not None and not pattern.per_expert
+        if len(entry.shape) != (3 if stacked else 2) or 0 in entry.shape:
+            kind = "a stack of matrices" if stacked else "a matrix"
+            raise InputError(
+                f"tensor {weight!r} has shape {list(entry.shape)}, {kind} is needed", where=self.checkpoint.directory
+            )
+        matrix = entry.shape[-2:]
+        share, of = pattern.share
+        neurons, hidden = matrix[pattern.neuron_axis] // of, matrix[1 - pattern.neuron_axis]
+        if neurons * of != matrix[pattern.neuron_axis]:
+            raise InputError(
+                f"tensor {weight!r} of shape {list(entry.shape)} is not {of} parts of one size",
+                where=self.checkpoint.directory,
+            )
+        index = expert if stacked and expert is not None else 0
+        before = (share - 1) * neurons * (hidden if pattern.neuron_axis == 0 else 1)
+        bias = None if pattern.bias is None else self._name(pattern.bias, layer, expert)
+        if bias is not None and bias not in self.checkpoint:
+            bias = None
+        for name in (weight, bias):
+            if name is not None and DTYPE_BITS[self._entry(name).dtype] % 8:
+                raise UnsupportedError(
+                    f"tensor {name!r} has dtype {self._entry(name).dtype}, whose columns are not whole bytes",
+                    where=self.checkpoint.directory,
+                )
+        per_expert_bias = neurons * of if role != "down" else hidden
+        part = BlockPart(
+            role=role,
+            weight=weight,
+            neuron_axis=pattern.neuron_axis,
+            dtype=entry.dtype,
+            bias=bias,
+            start=index * matrix[0] * matrix[1] + before,
+            pitch=matrix[1],
+            bias_start=0 if bias is None else index * per_expert_bias + (share - 1) * neurons,
+            module=None if pattern.module is None else self._name(pattern.module, layer, expert),
+        )
+        return part, (neurons, hidden)
+
+    def _check_bias(self, part: BlockPart, entries: int, expert: int | None) -> None:
+        assert part.bias is not None
+        found = self._entry(part.bias).shape
+        if found[-1:] != (entries,) or len(found) > (1 if expert is None else 2):
+            raise InputError(
+                f"tensor {part.bias!r} has shape {list(found)}, not [{entries}]", where=self.checkpoint.directory
+            )
+
+    def _entry(self, name: str) -> Any:
+        return self.checkpoint.place(name).entry
+
+    def _name(self, pattern: str, layer: int, expert: int | None) -> str:
+        return self.prefix + _substitute(pattern, layer, expert)
+
+
+def _find_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
+    firsts = [_substitute(pattern.parts["up"].weight, 0, 0) for pattern in architecture.blocks]
+    for prefix in architecture.prefixes:
+        if any(prefix + first in checkpoint for first in firsts):
+            return prefix
+    raise InputError(
+        f"tensor {architecture.prefixes[0] + firsts[0]!r} of architecture {architecture.name!r} is missing",
+        where=checkpoint.directory,
+    )
+
+
+def _stack(pattern: BlockPattern) -> str:
+    """What comes before the layers in a block's id: of an encoder and a decoder, which it is."""
+    return pattern.id.partition("layers.")[0]
+
+
+def _count(checkpoint: Checkpoint, keys: tuple[str, ...]) -> int | None:
+    for key in keys:
+        value = config_value(checkpoint.config, key)
+        if type(value) is int and value > 0:
+            return value
+    return None
+
+
+def _substitute(pattern: str, layer: int, expert: int | None) -> str:
+    return Template(pattern).substitute(layer=layer, expert=expert)
+
+
+def _require_whole_tensors(checkpoint: Checkpoint, blocks: tuple[FFNBlock, ...]) -> None:
+    """A layout holds what blocks are made of in another form: nothing else of those tensors may get lost."""
+    try:
+        for name, pieces in moved_pieces(checkpoint, blocks).items():
+            cut_into_slabs(pieces, checkpoint.place(name).entry.nbytes)
+    except ValueError as error:
+        raise UnsupportedError(f"tensor {name!r}: {error}", where=checkpoint.directory) from None

@@ -1,0 +1,34 @@
+"""What a checkpoint is without its weights: its config, and the names and shapes of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What is known of a model without its weights: its directory, its config, and its tensors' shapes by name."""
+
+    where: Path
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def refusal(self, what: str) -> UnsupportedError:
+        """The error that its architecture cannot be inferred."""
+        return UnsupportedError(
+            f"its architecture cannot be inferred: {what}",
+            where=self.where,
+            fix="describe it in a JSON file (docs/architectures.md) for --architecture",
+        )
+
+
+def describe(checkpoint: Checkpoint) -> ModelDescription:
+    """What is known of a checkpoint without its weights."""
+    shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items()}
+    return ModelDescription(checkpoint.directory, checkpoint.config, shapes)

@@ -1,0 +1,308 @@
+"""Measures layouts: replays held-out tokens against them and against the published baselines.
+
+Every row is a way to store the neurons and to read them. The baselines come from the same trace and have the same
+DRAM: each matrix on its own in original order (as llama.cpp stores it: a neuron is a row of each matrix, a run of
+neurons a read per matrix; the down projection counts as transposed), bundles in original order (LLM in a flash),
+bundles by frequency. Pinned neurons live in the cache of every row that has one, whatever the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.activations.trace import Trace
+from neuralink_cli.bench.contenders import (
+    Contender,
+    ContenderBlock,
+    TokenRange,
+    choose_tokens,
+    device_made_for,
+    read_contender,
+)
+from neuralink_cli.bench.figures import Figures, summarise
+from neuralink_cli.bench.replay import BlockCache, BlockReads, TokenFigures, firing_slots, read_prices, replay_block
+from neuralink_cli.devices.device import DeviceModel
+from neuralink_cli.errors import OptionError, VerificationError
+from neuralink_cli.kernels import available_cpus
+from neuralink_cli.progress import Progress
+from neuralink_cli.storage.budget import DramBudget, split_bundles
+from neuralink_cli.storage.cache import cache_policy
+
+REAL = "real"
+REAL_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
+
+    Attributes:
+        devices: Device models to replay on; by default the one the first layout was made for.
+        dram: Of the cache.
+        policy: Name of the cache's policy.
+        held_out: Share of tokens to replay; by default what the layouts say. 1 for all.
+        tokens: Replay at most so many.
+        real: Read from the storage that the layouts lie on, instead of modelling it.
+        bundle_bytes: Sizes of a bundle to model; by default those of the layouts.
+    """
+
+    devices: tuple[DeviceModel, ...] = ()
+    dram: DramBudget = field(default_factory=lambda: DramBudget(fraction=0.05))
+    policy: str = "linked-s3fifo"
+    held_out: float | None = None
+    tokens: int | None = None
+    real: bool = False
+    bundle_bytes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to store and read neurons.
+
+    Attributes:
+        name: Of the order: "unbundled", "original", "frequency", or that of a layout's.
+        layout: Path of the layout the order is from; None for a baseline.
+        collapse: Whether gaps are read across where that is cheaper.
+        cache: Name of the cache policy.
+        device: Name of the device.
+        bundle_bytes: That the layout was scaled to; None as it is.
+    """
+
+    name: str
+    layout: str | None
+    collapse: bool
+    cache: str
+    device: str
+    bundle_bytes: int | None
+
+    @property
+    def baseline(self) -> Way:
+        """What it is compared with: bundles in original order, no gap read across, the same cache and device."""
+        return replace(self, name="original", layout=None, collapse=False)
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """Figures of one way.
+
+    Attributes:
+        capacity: Neurons that the cache has room for, over all blocks.
+        dram_bytes: What they take.
+        gain: The mean I/O time of the baseline over its own.
+    """
+
+    way: Way
+    capacity: int
+    dram_bytes: int
+    figures: Figures
+    by_source: tuple[Figures, ...]
+    gain: float
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All rows, and what was replayed."""
+
+    trace: str
+    tokens: tuple[TokenRange, ...]
+    real: bool
+    direct: bool | None
+    rows: tuple[BenchRow, ...]
+
+    def check_gain(self, least: float) -> None:
+        """Require a gain of every layout, read with collapse and with the cache there is.
+
+        Raises:
+            VerificationError: One gains less.
+        """
+        for row in self.rows:
+            way = row.way
+            best_cache = way.cache != "none" or not any(other.way.cache != "none" for other in self.rows)
+            if way.layout is not None and way.collapse and best_cache and row.gain < least:
+                raise VerificationError(
+                    f"gain {row.gain:.2f} is below {least:g} on {way.device}",
+                    where=way.layout,
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A way, with what replaying it takes beside the order."""
+
+    way: Way
+    contender: Contender
+    device: DeviceModel
+    capacities: tuple[int, ...]
+
+    def bundle_bytes(self, block: ContenderBlock) -> int:
+        return self.way.bundle_bytes or block.stride
+
+    def parts(self, block: ContenderBlock) -> int:
+        return block.parts if self.way.name == "unbundled" else 1
+
+    def order(self, block: ContenderBlock) -> npt.NDArray[np.int32]:
+        if self.way.layout is not None:
+            return block.order
+        if self.way.name == "frequency":
+            # By falling frequency, ties by neuron: the stored frequencies are by slot.
+            by_neuron = np.empty(block.neurons, dtype=np.float32)
+            by_neuron[block.order] = block.frequency
+            return np.argsort(-by_neuron, kind="stable").astype(np.int32)
+        return np.arange(block.neurons, dtype=np.int32)
+
+
+def bench(paths: Sequence[Path], trace_path: Path, options: BenchOptions, *, progress: Progress) -> BenchReport:
+    """Replay a trace against layouts and baselines.
+
+    Raises:
+        OptionError: Options that make no sense for these layouts.
+        InputError: A layout, or the trace, is missing or malformed.
+        MismatchError: A layout of another model than the trace.
+    """
+    with Trace(trace_path) as trace:
+        trace.check_content()
+        contenders = [read_contender(path, trace) for path in paths]
+        _check(contenders, options)
+        most = options.tokens or (REAL_TOKENS if options.real else None)
+        tokens = choose_tokens(trace, contenders, options.held_out, most)
+        tasks = list(_tasks(contenders, options))
+        count = sum(part.tokens for part in tokens)
+        figures = [TokenFigures.empty(count) for _ in tasks]
+        recorded: list[list[BlockReads]] = [[] for _ in tasks]
+        with progress("bench", len(trace.info.blocks) * len(tasks), "row") as advance:
+            for index in range(len(trace.info.blocks)):
+                _replay_block_of_all(trace, index, tokens, tasks, figures, recorded, options.real, advance)
+        direct = None
+        if options.real:
+            direct = _read_for_real(tasks, figures, recorded, count, progress)
+    return BenchReport(str(trace_path), tokens, options.real, direct, _rows(tasks, figures, tokens))
+
+
+def _check(contenders: Sequence[Contender], options: BenchOptions) -> None:
+    cache_policy(options.policy)
+    if not options.real:
+        return
+    if options.bundle_bytes:
+        raise OptionError("--bundle-bytes scales modelled reads, so it does not go with --real")
+    if len(options.devices) > 1:
+        raise OptionError("--real reads from one device, so it takes one --device at most, to plan reads for")
+    for contender in contenders:
+        if not contender.bundled:
+            raise OptionError(f"{contender.path} is not a bundled layout, so --real cannot read from it")
+
+
+def _tasks(contenders: Sequence[Contender], options: BenchOptions) -> Iterator[_Task]:
+    devices = options.devices or (device_made_for(contenders[0]),)
+    first = contenders[0]
+    caches = [name for name in ("none", options.policy) if name == "none" or any(_capacities(first, options, None))]
+    for device in devices:
+        for size in options.bundle_bytes or (None,):
+            for cache in dict.fromkeys(caches):
+                for name, contender in _stored(contenders):
+                    for collapse in (False, True):
+                        layout = str(contender.path) if name is None else None
+                        label = REAL if options.real else device.name
+                        way = Way(name or contender.order, layout, collapse, cache, label, size)
+                        capacities = _capacities(contender, options, size)
+                        yield _Task(way, contender, device, capacities if cache != "none" else (0,) * len(capacities))
+
+
+def _stored(contenders: Sequence[Contender]) -> Iterator[tuple[str | None, Contender]]:
+    """The baselines, made from the first contender, then the contenders themselves."""
+    for name in ("unbundled", "original", "frequency"):
+        yield name, contenders[0]
+    for contender in contenders:
+        yield None, contender
+
+
+def _capacities(contender: Contender, options: BenchOptions, size: int | None) -> tuple[int, ...]:
+    blocks = contender.blocks
+    if options.policy == "none":
+        return (0,) * len(blocks)
+    strides = [size or block.stride for block in blocks]
+    return split_bundles(options.dram, [block.neurons for block in blocks], strides, [block.pinned for block in blocks])
+
+
+def _replay_block_of_all(
+    trace: Trace,
+    index: int,
+    tokens: Sequence[TokenRange],
+    tasks: Sequence[_Task],
+    figures: Sequence[TokenFigures],
+    recorded: Sequence[list[BlockReads]],
+    record: bool,
+    advance: Callable[[int], object],
+) -> None:
+    """Replay one block in every way, as many at a time as there are CPUs."""
+    block = trace.info.blocks[index]
+    fired = np.concatenate([trace.fired_by_token(block, part.start, part.stop) for part in tokens])
+    orders = {task.order(task.contender.blocks[index]).tobytes() for task in tasks}
+    firing = {key: firing_slots(fired, np.frombuffer(key, dtype=np.int32)) for key in orders}
+
+    def replay(k: int) -> None:
+        task = tasks[k]
+        stored = task.contender.blocks[index]
+        order, parts, size = task.order(stored), task.parts(stored), task.bundle_bytes(stored)
+        pinned = np.flatnonzero(np.isin(order, stored.order[: stored.pinned])).astype(np.int32)
+        capacity = task.capacities[index]
+        cache = BlockCache(cache_policy(task.way.cache), capacity, pinned if capacity else pinned[:0])
+        prices = read_prices(task.device, stored.neurons, size, parts=parts, collapse=task.way.collapse)
+        reads = replay_block(firing[order.tobytes()], prices, cache, size, figures[k], parts=parts, record=record)
+        if reads is not None:
+            recorded[k].append(reads)
+        advance(1)
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        list(pool.map(replay, range(len(tasks))))
+
+
+def _read_for_real(
+    tasks: Sequence[_Task],
+    figures: Sequence[TokenFigures],
+    recorded: Sequence[Sequence[BlockReads]],
+    tokens: int,
+    progress: Progress,
+) -> bool:
+    """Replace the modelled times by those of reading; returns whether all reads went past the page cache."""
+    from neuralink_cli.bench.real_reads import token_seconds
+    from neuralink_cli.storage.reader import FlashReader
+
+    with ExitStack() as stack:
+        paths = {task.contender.path for task in tasks}
+        readers = {path: stack.enter_context(FlashReader(path)) for path in sorted(paths)}
+        advance = stack.enter_context(progress("read", tokens, "token"))
+        # All rows in turn for each token, so that whatever else disturbs the device disturbs them alike.
+        for token in range(tokens):
+            for task, figure, reads in zip(tasks, figures, recorded, strict=True):
+                blocks = task.contender.blocks
+                parts = [task.parts(block) for block in blocks]
+                reader = readers[task.contender.path]
+                figure.seconds[token] = token_seconds(reader, blocks, reads, parts, token)
+            advance(1)
+        return all(reader.direct for reader in readers.values())
+
+
+def _rows(
+    tasks: Sequence[_Task], figures: Sequence[TokenFigures], tokens: Sequence[TokenRange]
+) -> tuple[BenchRow, ...]:
+    means = {task.way: float(figure.seconds.mean()) for task, figure in zip(tasks, figures, strict=True)}
+    ends = np.cumsum([part.tokens for part in tokens]).tolist()
+    rows = []
+    for task, figure in zip(tasks, figures, strict=True):
+        own, compared = means[task.way], means[task.way.baseline]
+        parts = tuple(
+            summarise(figure, part.source, end - part.tokens, end) for part, end in zip(tokens, ends, strict=True)
+        )
+        whole = summarise(figure, "total", 0, ends[-1])
+        sizes = [task.bundle_bytes(block) for block in task.contender.blocks]
+        dram = sum(capacity * size for capacity, size in zip(task.capacities, sizes, strict=True))
+        gain = compared / own if own else 1.0
+        rows.append(BenchRow(task.way, sum(task.capacities), dram, whole, parts, gain))
+    return tuple(rows)

@@ -1,0 +1,195 @@
+"""Replays tokens against an order of a block: which reads a runtime would make, and how long a device takes for them.
+
+For each token the neurons that fire are looked up in the cache, the missing ones are cut into reads, and what was read
+is offered to the cache. A token's time is the sum over its reads of what the device model says of a read of that size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.bench import replay_kernels
+from neuralink_cli.devices.cost import collapse_gap
+from neuralink_cli.devices.device import DeviceModel
+from neuralink_cli.placement.placement import Order, inverse
+from neuralink_cli.storage.cache import CachePolicy, cache_state
+
+
+@dataclass(frozen=True, eq=False)
+class FiringSlots:
+    """The slots that fire at each token, for one order of a block.
+
+    Attributes:
+        neurons: Of the block.
+        slots: int32, ascending within each token, one token after the other.
+        starts: int64 `[tokens + 1]`, where the slots of each token start.
+    """
+
+    neurons: int
+    slots: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self.starts.size - 1
+
+    def of(self, token: int) -> npt.NDArray[np.int32]:
+        """The slots that fire at one token."""
+        return self.slots[self.starts[token] : self.starts[token + 1]]
+
+
+def firing_slots(fired: npt.NDArray[np.uint8], order: Order) -> FiringSlots:
+    """The slots that fire, from a trace.
+
+    Args:
+        fired: uint8 `[tokens, ceil(n / 8)]`, bit j % 8 of byte j // 8 being neuron j.
+        order: int32 `[n]`, `order[slot] = neuron`, a permutation.
+    """
+    fired = np.ascontiguousarray(fired)
+    starts = np.empty(fired.shape[0] + 1, dtype=np.int64)
+    replay_kernels.count_active(fired, starts)
+    slots = np.empty(int(starts[-1]), dtype=np.int32)
+    replay_kernels.list_slots(fired, inverse(np.ascontiguousarray(order, dtype=np.int32)), starts, slots)
+    return FiringSlots(order.size, slots, starts)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPrices:
+    """What reads of a block cost, and how its missing neurons are cut into reads.
+
+    Attributes:
+        seconds: float64 `[n + 1]`, what a read of so many bundles takes.
+        apart: Gaps of at least so many slots are not read across.
+        search: Whether the cheapest way to cut what lies between such gaps has to be searched for.
+    """
+
+    seconds: npt.NDArray[np.float64]
+    apart: int
+    search: bool
+
+
+# The search for the gap takes a second for the largest blocks, which are all alike.
+@lru_cache(maxsize=64)
+def read_prices(device: DeviceModel, neurons: int, bundle_bytes: int, *, parts: int = 1, collapse: bool) -> ReadPrices:
+    """The prices of reads on a device.
+
+    Args:
+        neurons: Of the block.
+        bundle_bytes: Bytes of a bundle.
+        parts: Stretches of equal size, far from each other, that the bundle is stored in: 1 if it is bundled.
+        collapse: Whether to read across gaps where that is cheaper. If not, every run of slots is a read.
+    """
+    part_bytes = bundle_bytes / parts
+    seconds = device.read_seconds(np.arange(neurons + 1) * part_bytes) * parts
+    seconds[0] = 0.0
+    if not collapse:
+        return ReadPrices(seconds, 1, search=False)
+    if device.reads:
+        return ReadPrices(seconds, max(int(replay_kernels.never_across(seconds)), 1), search=True)
+    ratio = device.operation_seconds * device.bytes_per_second / part_bytes
+    return ReadPrices(seconds, collapse_gap(ratio) + 1, search=False)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFigures:
+    """What each token took, over all blocks replayed so far.
+
+    Attributes:
+        counts: int64 `[tokens, COLUMNS]` of `replay_kernels`: neurons active and cached; reads of the device; stretches
+            of slots that were read, several reads each if bundles are stored in parts; the slots of the longest
+            stretch, and of all.
+        useful_bytes: int64 `[tokens]`, of the missing neurons.
+        read_bytes: int64 `[tokens]`, of all that was read.
+        seconds: float64 `[tokens]`, time of the reads.
+    """
+
+    counts: npt.NDArray[np.int64]
+    useful_bytes: npt.NDArray[np.int64]
+    read_bytes: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, tokens: int) -> TokenFigures:
+        """Nothing replayed yet."""
+        zeros = np.zeros(tokens, dtype=np.int64)
+        counts = np.zeros((tokens, replay_kernels.COLUMNS), dtype=np.int64)
+        return cls(counts, zeros, zeros.copy(), np.zeros(tokens))
+
+
+@dataclass(frozen=True, eq=False)
+class BlockReads:
+    """The reads of all tokens of a block: `first` and `count` int32, those of token t before `ends[t]`."""
+
+    first: npt.NDArray[np.int32]
+    count: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int64]
+
+    def of(self, token: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """First slots and numbers of slots of the reads of one token."""
+        start = int(self.ends[token - 1]) if token else 0
+        stop = int(self.ends[token])
+        return self.first[start:stop], self.count[start:stop]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCache:
+    """The cache in front of a block: its policy, its rows, and the slots (int32) pinned in the first of them."""
+
+    policy: CachePolicy
+    capacity: int
+    pinned: npt.NDArray[np.int32]
+
+
+def replay_block(
+    firing: FiringSlots,
+    prices: ReadPrices,
+    cache: BlockCache,
+    bundle_bytes: int,
+    figures: TokenFigures,
+    *,
+    parts: int = 1,
+    record: bool = False,
+) -> BlockReads | None:
+    """Replay the tokens of one block and add what they take to `figures`.
+
+    Args:
+        bundle_bytes: Bytes of a bundle.
+        parts: As for `read_prices`; each read of slots is so many reads of the device.
+        record: Whether to return the reads.
+    """
+    state = cache_state(cache.policy, firing.neurons, cache.capacity, cache.pinned)
+    first = np.empty(firing.slots.size if record else 0, dtype=np.int32)
+    count = np.empty_like(first)
+    ends = np.zeros(firing.tokens, dtype=np.int64)
+    counts = np.zeros_like(figures.counts)
+    replay_kernels.replay_tokens(
+        firing.slots,
+        firing.starts,
+        state,
+        prices.seconds,
+        prices.apart,
+        prices.search,
+        counts,
+        figures.seconds,
+        first,
+        count,
+        ends,
+        record,
+    )
+    missing = counts[:, replay_kernels.ACTIVE] - counts[:, replay_kernels.CACHED]
+    figures.useful_bytes[:] += missing * bundle_bytes
+    figures.read_bytes[:] += counts[:, replay_kernels.READ] * bundle_bytes
+    counts[:, replay_kernels.READS] *= parts
+    np.maximum(
+        figures.counts[:, replay_kernels.LONGEST],
+        counts[:, replay_kernels.LONGEST],
+        out=counts[:, replay_kernels.LONGEST],
+    )
+    figures.counts[:, replay_kernels.LONGEST] = 0
+    figures.counts[:] += counts
+    return BlockReads(first, count, ends) if record else None

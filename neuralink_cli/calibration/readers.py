@@ -1,0 +1,146 @@
+"""The calibration data of a run: looked at before the model is loaded, read as the model wants it when it is there."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from neuralink_cli.activations.request import ProfileRequest
+from neuralink_cli.calibration.batches import TextBatch, encoder_decoder_batch, text_batch
+from neuralink_cli.calibration.images import (
+    load_image_processor,
+    open_images,
+    prepare_images,
+    require_image_options,
+)
+from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH
+from neuralink_cli.calibration.sequences import SequenceOptions, TokenIds, tokenize
+from neuralink_cli.calibration.sources import CalibrationData, plan, tokenize_source
+from neuralink_cli.calibration.texts import CorpusOptions, Sample, open_corpus
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.errors import InputError
+from neuralink_cli.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+# Tasks whose samples may be strung together.
+PACKED_TASKS = ("causal-lm", "seq2seq")
+
+
+class TextReader:
+    """The texts of a run: opened when it is made, tokenised when the model is there."""
+
+    def __init__(self, request: ProfileRequest, directory: Path, task: str) -> None:
+        from neuralink_cli.models.tokenizer import load_tokenizer
+
+        self._request = request
+        self._task = task
+        self._tokenizer = load_tokenizer(directory, trust_remote_code=request.trust_remote_code)
+        options = CorpusOptions(request.text_columns, request.split, request.num_samples, request.seed)
+        self._corpora = [open_corpus(dataset, options, self._tokenizer) for dataset in request.datasets]
+
+    def read(self, model: Any, progress: Progress) -> CalibrationData:
+        """All sequences, and the batches that they are run in."""
+        from neuralink_cli.models.loading import max_positions
+
+        request = self._request
+        packing = self._task in PACKED_TASKS if request.packing is None else request.packing
+        options = SequenceOptions(_sequence_length(request, max_positions(model)), packing, request.max_tokens)
+        vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        # Padding is masked and never recorded: any token that the model knows will do.
+        pad_ids = [token for token in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if token is not None]
+        pad_id = next((token for token in pad_ids if token < vocabulary), 0)
+        with progress("tokenising", None, "token") as advance:
+            sources = [
+                tokenize_source(
+                    corpus,
+                    options,
+                    _run_parameters(request, model),
+                    self._to_batch(model, pad_id),
+                    vocabulary=vocabulary,
+                    pad_id=pad_id,
+                    advance=advance,
+                )
+                for corpus in self._corpora
+            ]
+        return plan(sources, request.batch_size, packing)
+
+    def _to_batch(self, model: Any, pad_id: int) -> TextBatch:
+        if self._task != "seq2seq":
+            return text_batch
+        start = getattr(model.config, "decoder_start_token_id", None)
+        return encoder_decoder_batch(pad_id if start is None else start)
+
+
+class ImageReader:
+    """The images of a run: opened when it is made, prepared when the model is there."""
+
+    def __init__(self, request: ProfileRequest, directory: Path) -> None:
+        require_image_options(request.packing, request.text_columns)
+        self._request = request
+        self._processor = load_image_processor(directory)
+        self._rows = [open_images(dataset, request.split) for dataset in request.datasets]
+
+    def read(self, model: Any, progress: Progress) -> CalibrationData:
+        """All images, and the batches that they are run in."""
+        from neuralink_cli.models.loading import count_image_tokens
+
+        request = self._request
+        with progress("preparing images", None, "token") as advance:
+            sources = [
+                prepare_images(
+                    rows,
+                    self._processor,
+                    partial(count_image_tokens, model),
+                    _run_parameters(request, model),
+                    num_samples=request.num_samples,
+                    seed=request.seed,
+                    max_tokens=request.max_tokens,
+                    advance=advance,
+                )
+                for rows in self._rows
+            ]
+        return plan(sources, request.batch_size, packing=False)
+
+
+def _run_parameters(request: ProfileRequest, model: Any) -> dict[str, Any]:
+    """What can change the bits of any dataset."""
+    from neuralink_cli.models.offload import input_device
+
+    return {
+        "batch_size": request.batch_size,
+        "device": input_device(model).type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def _sequence_length(request: ProfileRequest, limit: int | None) -> int:
+    wanted = request.max_seq_length or DEFAULT_SEQUENCE_LENGTH
+    if limit is None or wanted <= limit:
+        return wanted
+    if request.max_seq_length is not None:
+        logger.warning("sequences are cut at %d tokens: the model has no more positions", limit)
+    return limit
+
+
+def read_token_sequences(
+    directory: Path, text: str, *, sequences: int = 4, length: int = 64, trust_remote_code: bool = False
+) -> list[TokenIds]:
+    """The start of a text as at most `sequences` sequences of `length` tokens, by the tokenizer of a checkpoint.
+
+    Raises:
+        InputError: The text has no tokens, or the tokenizer cannot be loaded.
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    require_hf_packages("torch", "transformers")
+    from neuralink_cli.models.tokenizer import load_tokenizer
+
+    with quiet_transformers():
+        tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+        options = SequenceOptions(length, packing=True, max_tokens=sequences * length)
+        found = list(tokenize([Sample(text)], tokenizer, options))
+    if not found:
+        raise InputError("the text to compare outputs on has no tokens", where=directory)
+    return found

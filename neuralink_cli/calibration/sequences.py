@@ -1,0 +1,189 @@
+"""Token sequences: samples tokenised, packed or one by one, and grouped into the batches that the model runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.calibration.texts import Sample
+
+TokenIds = npt.NDArray[np.int32]
+# A text is tokenised in pieces of at most so many characters: time and memory of a tokenizer can grow faster than it.
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class SequenceOptions:
+    """How samples become sequences of at most `max_length` tokens; `max_tokens` cuts the source off."""
+
+    max_length: int
+    packing: bool
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences `first` to `stop` of the source with index `source`, which run through the model together."""
+
+    source: int
+    first: int
+    stop: int
+    tokens: int
+
+
+def tokenize(samples: Iterable[Sample], tokenizer: Any, options: SequenceOptions) -> Iterator[TokenIds]:
+    """Sequences of one source: int32 `[1 .. max_length]`.
+
+    Packing strings the tokens of all documents together and cuts them every `max_length`; lines that continue each
+    other are one document and get their special tokens once. Without it every sample that is not blank is a document
+    and a sequence, cut after `max_length` tokens, special tokens kept, the line break at its end left out. Special
+    tokens are those that the tokenizer adds by itself.
+    """
+    encoder = _Encoder(tokenizer)
+    sequences = (
+        _pack(samples, encoder, options.max_length) if options.packing else _cut(samples, encoder, options.max_length)
+    )
+    return sequences if options.max_tokens is None else _limit(sequences, options.max_tokens)
+
+
+def sequences_sha256(sequences: Iterable[TokenIds]) -> str:
+    """SHA-256 of a source: per sequence, its length as uint32 and its token ids as int32, all little-endian."""
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(np.uint32(sequence.size).astype("<u4").tobytes())
+        digest.update(sequence.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def plan_batches(sources: Sequence[Sequence[int]], batch_size: int, packing: bool) -> list[Batch]:
+    """Group consecutive sequences of each source, given by their lengths, into batches of at most `batch_size`.
+
+    With packing only sequences of the same length share a batch, so that nothing needs padding.
+    """
+    batches = []
+    for index, lengths in enumerate(sources):
+        first = 0
+        for stop in range(1, len(lengths) + 1):
+            full = stop - first == batch_size
+            if stop == len(lengths) or full or (packing and lengths[stop] != lengths[first]):
+                batches.append(Batch(index, first, stop, sum(lengths[first:stop])))
+                first = stop
+    return batches
+
+
+def batch_arrays(sequences: Sequence[TokenIds], pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Sequences padded on the right to the longest: `[rows, width]` of ids, and a mask, true where tokens are."""
+    lengths = np.array([sequence.size for sequence in sequences])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(mask.shape, pad_id, dtype=np.int64)
+    ids[mask] = np.concatenate(sequences)
+    return ids, mask
+
+
+class _Encoder:
+    """A tokenizer without its special tokens, and these by themselves."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        plain, whole = self.encode("a"), self._call("a", add_special_tokens=True)
+        starts = (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
+        start = next(starts, 0)
+        self.opening, self.closing = whole[:start], whole[start + len(plain) :]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text alone."""
+        return self._call(text, add_special_tokens=False)
+
+    def _call(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # `verbose` is about texts longer than the model takes: they are cut later.
+        ids = self._tokenizer(text, add_special_tokens=add_special_tokens, truncation=False, verbose=False)["input_ids"]
+        return [int(token) for token in ids]
+
+
+def _pack(samples: Iterable[Sample], encoder: _Encoder, length: int) -> Iterator[TokenIds]:
+    held: list[int] = []
+    for ids in chain.from_iterable(_encode_document(document, encoder) for document in _documents(samples)):
+        held += ids
+        whole = len(held) - len(held) % length
+        for start in range(0, whole, length):
+            yield np.array(held[start : start + length], dtype=np.int32)
+        del held[:whole]
+    if held:
+        yield np.array(held, dtype=np.int32)
+
+
+def _cut(samples: Iterable[Sample], encoder: _Encoder, length: int) -> Iterator[TokenIds]:
+    for sample in samples:
+        if sample.blank:
+            continue
+        opening, closing = ([], []) if sample.templated else (encoder.opening, encoder.closing)
+        room = max(length - len(opening) - len(closing), 0)
+        ids: list[int] = []
+        for piece in _pieces([sample.text.rstrip("\r\n")]):
+            ids += encoder.encode(piece)
+            if len(ids) >= room:
+                break
+        sequence = (opening + ids[:room] + closing)[:length]
+        if ids:
+            yield np.array(sequence, dtype=np.int32)
+
+
+def _limit(sequences: Iterable[TokenIds], tokens: int) -> Iterator[TokenIds]:
+    for sequence in sequences:
+        yield sequence[:tokens]
+        tokens -= sequence.size
+        if tokens <= 0:
+            return
+
+
+def _documents(samples: Iterable[Sample]) -> Iterator[Iterator[Sample]]:
+    """Consecutive samples that continue each other."""
+    count = 0
+
+    def number(sample: Sample) -> int:
+        nonlocal count
+        count += not sample.continues
+        return count
+
+    return (document for _, document in groupby(samples, number))
+
+
+def _encode_document(document: Iterator[Sample], encoder: _Encoder) -> Iterator[list[int]]:
+    first = next(document)
+    if not first.templated:
+        yield encoder.opening
+    for piece in _pieces(sample.text for sample in chain([first], document)):
+        yield encoder.encode(piece)
+    if not first.templated:
+        yield encoder.closing
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The same characters in pieces that a tokenizer can take, cut between lines or words where there are any."""
+    held = ""
+    for text in texts:
+        held += text
+        start = 0
+        while len(held) - start > _PIECE:
+            end = _piece_end(held, start)
+            yield held[start:end]
+            start = end
+        held = held[start:]
+    if held:
+        yield held
+
+
+def _piece_end(text: str, start: int) -> int:
+    limit = start + _PIECE
+    after_line = text.rfind("\n", start, limit) + 1
+    if after_line > start:
+        return after_line
+    # A word keeps the space before it: that is how tokenizers read it.
+    before_word = text.rfind(" ", start, limit)
+    return before_word if before_word > start else limit

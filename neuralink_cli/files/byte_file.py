@@ -1,0 +1,104 @@
+"""An open file, and positional reads of it that any number of threads may make."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.errors import InputError
+from neuralink_cli.files.bulk_io import PAGE, DirectReads
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+Bytes = npt.NDArray[np.uint8]
+# Linux transfers at most 2 GiB minus a page per call.
+_MAX_READ = 1 << 30
+# Bytes of the widest integer that weights are moved as.
+_WIDEST = 8
+
+
+class ByteFile:
+    """Reads ranges of one file. Use as a context manager.
+
+    Attributes:
+        size: Bytes of the file when it was opened.
+
+    Raises:
+        InputError: The file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._direct: DirectReads | None = None
+        self._lock = threading.Lock()
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise InputError(f"cannot be opened ({error.strerror})", where=path) from None
+        self.size = os.fstat(self._descriptor).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; harmless when closed already."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        if self._direct is not None:
+            self._direct.close()
+
+    def read_at(self, offset: int, buffer: Bytes) -> None:
+        """Fill a contiguous uint8 buffer from an absolute file offset.
+
+        Raises:
+            InputError: The file ends too early (it was cut while open) or the device fails.
+        """
+        view = buffer.reshape(-1).view(np.uint8).data
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._descriptor, [view[done : done + _MAX_READ]], offset + done)
+            except OSError as error:
+                raise InputError(f"reading failed ({error.strerror})", where=self.path) from None
+            if count == 0:
+                raise InputError("file ended while it was being read", where=self.path)
+            done += count
+
+    def read_range(self, offset: int, size: int, buffer: Bytes) -> Bytes:
+        """Read `size` bytes from an absolute file offset into a buffer of `transfer_buffer`; where they are in it.
+
+        Past the page cache, if the file system can.
+
+        Raises:
+            InputError: As `read_at`.
+        """
+        # What lies at odd places in the file must not do so in memory, where whole elements are moved.
+        lead = offset % PAGE if offset % _WIDEST == 0 else 0
+        data = buffer[lead : lead + size]
+        try:
+            direct = self._open_direct().read(offset, size, buffer) if lead == offset % PAGE else None
+        except OSError as error:
+            raise InputError(f"reading failed ({error.strerror})", where=self.path) from None
+        if direct is None:
+            self.read_at(offset, data)
+        return data
+
+    def _open_direct(self) -> DirectReads:
+        with self._lock:
+            if self._direct is None:
+                self._direct = DirectReads(self.path, self._descriptor)
+            return self._direct

@@ -1,0 +1,135 @@
+"""Writes one large file from start to end; its SHA-256 is taken, and its bytes reach the disk, while more are made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.files import pipeline
+from neuralink_cli.files.bulk_io import PAGE, SequentialWrites, transfer_buffer
+from neuralink_cli.files.byte_file import ByteFile
+from neuralink_cli.files.journal import Journal
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class OutputFile:
+    """A file whose bytes are hashed as they are written. Flushed to the device when the block ends well.
+
+    Args:
+        progress: Called with the number of bytes just taken over.
+        journal: Told how far the file has come at every `mark`; if it knows the file from an earlier run, writing goes
+            on where that ended.
+
+    Attributes:
+        size: Bytes written so far; at the start those of the earlier run.
+    """
+
+    def __init__(
+        self, path: Path, progress: Callable[[int], object] | None = None, journal: Journal | None = None
+    ) -> None:
+        self._name = path.name
+        self._progress = progress
+        self._journal = journal
+        self.size: int = 0
+        self._digest: Any = hashlib.sha256()
+        if journal is not None:
+            self.size, self._digest = journal.reopen(path, progress)
+        self._file = SequentialWrites(path, new=self.size == 0)
+        self._stages = ExitStack()
+        self._hasher = self._stages.enter_context(pipeline.stage("hash"))
+        self._writer = self._stages.enter_context(pipeline.stage("write"))
+        # Full buffers, each with what is still done to it.
+        self._behind: deque[tuple[Bytes, list[Future[Any]]]] = deque()
+        # The buffer being filled: how much of it is, how much of that the hasher has had, and what is done to it.
+        self._buffer = _new_buffer()
+        self._filled = self._hashed = self.size % PAGE
+        self._tasks: list[Future[Any]] = []
+        if self._filled:
+            with ByteFile(path) as before:
+                before.read_at(self.size - self._filled, self._buffer[: self._filled])
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with self._stages:
+                if kind is None:
+                    self._hand_over()
+                    while self._behind:
+                        self._settle()
+            if kind is None:
+                self._file.flush()
+        finally:
+            self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """Digest of everything written so far."""
+        self._hash()
+        return str(self._hasher.submit(self._digest.hexdigest).result())
+
+    def write(self, data: npt.NDArray[Any] | bytes) -> None:
+        """Append bytes, which may be changed afterwards."""
+        view = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
+        done = 0
+        while done < view.size:
+            taken = min(self._buffer.size - self._filled, view.size - done)
+            self._buffer[self._filled : self._filled + taken] = view[done : done + taken]
+            self._filled += taken
+            self.size += taken
+            done += taken
+            if self._filled == self._buffer.size:
+                self._hand_over()
+                self._buffer = self._free_buffer()
+        if self._progress is not None:
+            self._progress(view.size)
+
+    def mark(self) -> None:
+        """Note in the journal how far the file has come."""
+        if self._journal is not None:
+            self._hash()
+            self._tasks.append(self._hasher.submit(self._note, self._journal, self.size))
+
+    def _note(self, journal: Journal, size: int) -> None:
+        journal.add(self._name, size, self._digest.hexdigest())
+
+    def _hash(self) -> None:
+        self._tasks.append(self._hasher.submit(self._digest.update, self._buffer[self._hashed : self._filled].data))
+        self._hashed = self._filled
+
+    def _hand_over(self) -> None:
+        self._hash()
+        data = self._buffer[: self._filled]
+        self._tasks.append(self._writer.submit(self._file.write, data, self.size - self._filled))
+        self._behind.append((self._buffer, self._tasks))
+        self._tasks, self._filled, self._hashed = [], 0, 0
+
+    def _free_buffer(self) -> Bytes:
+        in_flight = len(self._behind) * pipeline.PIECE
+        if in_flight >= pipeline.IN_FLIGHT or all(task.done() for task in self._behind[0][1]):
+            return self._settle()
+        return _new_buffer()
+
+    def _settle(self) -> Bytes:
+        """Wait until the oldest buffer is hashed and written."""
+        buffer, tasks = self._behind.popleft()
+        for task in tasks:
+            task.result()
+        return buffer
+
+
+def _new_buffer() -> Bytes:
+    return transfer_buffer(pipeline.PIECE)[: pipeline.PIECE]

@@ -1,0 +1,101 @@
+"""Keeps the disk busy while the CPU works: ranges are read ahead, and output is hashed and written behind.
+
+Reading, hashing and writing are a thread each, which takes its work in order; the caller, who moves weights about,
+stands between them. At most `IN_FLIGHT` bytes wait on either side, in buffers that are used again and again. A failure
+of a stage is raised where its next result is needed; when a block is left, for whatever reason, its threads have ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.files.bulk_io import PAGE, transfer_buffer
+from neuralink_cli.files.byte_file import ByteFile
+
+Bytes = npt.NDArray[np.uint8]
+# Bytes of a transfer: large enough for the device, small enough for the processor's cache.
+PIECE = 1 << 23
+IN_FLIGHT = 1 << 28
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """`size` bytes of an open file from byte `offset` on."""
+
+    file: ByteFile
+    offset: int
+    size: int
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[ThreadPoolExecutor]:
+    """A thread that does what is submitted to it in order; what it has not begun when the block ends is dropped."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix=f"neuralink-{name}")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def read_ahead(ranges: Iterable[FileRange], in_flight: int | None = None) -> Iterator[Iterator[Bytes]]:
+    """The bytes of each range in turn; those of the last one are gone when the next is asked for.
+
+    Args:
+        in_flight: Most bytes that are read ahead, by default `IN_FLIGHT`.
+
+    Raises:
+        InputError: A file ends too early, or the device fails; where its bytes are asked for.
+    """
+    with stage("read") as reader:
+        yield _read_ahead(reader, ranges, IN_FLIGHT if in_flight is None else in_flight)
+
+
+def _read_ahead(reader: ThreadPoolExecutor, ranges: Iterable[FileRange], in_flight: int) -> Iterator[Bytes]:
+    pending: deque[tuple[Future[Bytes], Bytes]] = deque()
+    free: list[Bytes] = []
+    for wanted in ranges:
+        needed = max(wanted.size, PIECE)
+        while pending and sum(buffer.size for _, buffer in pending) + needed > in_flight:
+            future, buffer = pending.popleft()
+            yield future.result()
+            free.append(buffer)
+        buffer = _buffer_for(needed, free)
+        pending.append((reader.submit(wanted.file.read_range, wanted.offset, wanted.size, buffer), buffer))
+    for future, _ in pending:
+        yield future.result()
+
+
+def _buffer_for(size: int, free: list[Bytes]) -> Bytes:
+    while free:
+        buffer = free.pop()
+        if buffer.size >= size + 2 * PAGE:
+            return buffer
+    return transfer_buffer(size)
+
+
+class Scratch:
+    """Memory for one thing at a time, used again and again."""
+
+    def __init__(self) -> None:
+        self._memory = transfer_buffer(0)
+
+    def take(self, size: int) -> Bytes:
+        """Memory of `size` bytes with arbitrary content; what was taken before must no longer be used."""
+        if self._memory.size < size:
+            self._memory = transfer_buffer(0)
+            self._memory = transfer_buffer(size)
+        return self._memory[:size]
+
+
+def pieces_of(file: ByteFile, start: int, stop: int) -> Iterator[FileRange]:
+    """Bytes `start` to `stop` of a file in ranges of `PIECE` bytes, the last one shorter."""
+    for begin in range(start, stop, PIECE):
+        yield FileRange(file, begin, min(PIECE, stop - begin))

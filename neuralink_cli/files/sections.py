@@ -1,0 +1,91 @@
+"""Writes a file section by section: what each is made of is read ahead, in the order in which it will be needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.files.byte_file import ByteFile
+from neuralink_cli.files.journal import Journal
+from neuralink_cli.files.output_file import OutputFile
+from neuralink_cli.files.pipeline import FileRange, pieces_of, read_ahead
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A stretch of an output file.
+
+    Attributes:
+        nbytes: Its size.
+        reads: What has to be read for it.
+        write: Called with the output and an iterator, of which it takes what was read, all of it.
+    """
+
+    nbytes: int
+    reads: Sequence[FileRange]
+    write: Callable[[OutputFile, Iterator[Bytes]], None]
+
+
+def ready(content: npt.NDArray[Any] | bytes) -> Section:
+    """A section that is in memory."""
+    nbytes = len(content) if isinstance(content, bytes) else content.nbytes
+    return Section(nbytes, (), lambda output, _: output.write(content))
+
+
+def zeros(nbytes: int) -> Section:
+    """A section of zeros."""
+    return Section(nbytes, (), lambda output, _: output.write(bytes(nbytes)))
+
+
+def copied(file: ByteFile, start: int, stop: int) -> Section:
+    """A section that is bytes `start` to `stop` of a file."""
+    reads = tuple(pieces_of(file, start, stop))
+
+    def write(output: OutputFile, pieces: Iterator[Bytes]) -> None:
+        for _ in reads:
+            output.write(next(pieces))
+
+    return Section(stop - start, reads, write)
+
+
+def write_sections(
+    path: Path,
+    sections: Sequence[Section],
+    progress: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
+) -> str:
+    """Write a file and return its SHA-256.
+
+    Args:
+        progress: Called with the bytes written since the last call.
+        journal: Sections that it knows to be written are left out.
+    """
+    with OutputFile(path, progress, journal) as output:
+        left = _after(sections, output.size)
+        with read_ahead(wanted for section in left for wanted in section.reads) as pieces:
+            for section in left:
+                before = output.size
+                section.write(output, pieces)
+                if output.size - before != section.nbytes:
+                    raise ValueError(f"a section of {section.nbytes} bytes got {output.size - before}")
+                output.mark()
+        return output.sha256
+
+
+def _after(sections: Sequence[Section], size: int) -> Sequence[Section]:
+    """The sections that come after the first `size` bytes."""
+    position = 0
+    for k, section in enumerate(sections):
+        if position == size:
+            return sections[k:]
+        position += section.nbytes
+    if position != size:
+        raise ValueError(f"no section starts at byte {size}")
+    return ()

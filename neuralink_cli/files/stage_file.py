@@ -1,0 +1,169 @@
+"""The files that stages hand on (trace, placement): plain safetensors with one metadata document, sealed by a digest.
+
+`__metadata__` has the single key `neuralink`, a canonical JSON document with at least `format`, `version`, `tool` and
+`content_sha256`, the SHA-256 of the data section followed by the canonical document without this key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli import __version__
+from neuralink_cli.errors import InputError
+from neuralink_cli.files.durable import new_file, require_free, require_space, write_all
+from neuralink_cli.files.header import Header, build_header, tensor_bytes
+from neuralink_cli.files.json_text import canonical, parse_object
+from neuralink_cli.files.schema import Schema, check_document
+from neuralink_cli.files.tensor_file import TensorFile
+
+METADATA_KEY = "neuralink"
+DIGEST_KEY = "content_sha256"
+FORMAT_VERSION = 1
+ALIGNMENT = 4096
+_CHUNK = 1 << 24
+
+_DTYPES: Mapping[str, str] = {"U8": "|u1", "I32": "<i4", "U32": "<u4", "F32": "<f4", "I64": "<i8"}
+_NAMES = {np.dtype(spelling): name for name, spelling in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class StreamedTensor:
+    """A tensor to be written: `chunks()` yields its data in order, as C-contiguous arrays of any shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[npt.NDArray[Any]]]
+
+
+def array_tensor(name: str, array: npt.NDArray[Any]) -> StreamedTensor:
+    """A tensor that is in memory already; its dtype must be one of those the stage files use."""
+    return StreamedTensor(name, _NAMES[array.dtype], array.shape, lambda: [np.ascontiguousarray(array)])
+
+
+def write_stage_file(
+    path: Path,
+    schema: Schema,
+    document: Mapping[str, Any],
+    tensors: Sequence[StreamedTensor],
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> str:
+    """Write a stage file, durably and reproducibly, and return its `content_sha256`.
+
+    Args:
+        schema: What the document must meet; its kind gives the `format`.
+        document: The metadata, without the keys that this function adds.
+        progress: Called with the bytes written since the last call.
+
+    Raises:
+        OutputError: The output exists, does not fit on the disk or cannot be written.
+    """
+    require_free(path, overwrite)
+    specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
+    whole = _whole(schema.kind, document)
+    header = _header(specs, whole, "0" * 64)
+    require_space(path, header.data_start + header.data_bytes)
+    digest = hashlib.sha256()
+    with new_file(path, overwrite=overwrite) as handle:
+        handle.seek(header.data_start)
+        for tensor in tensors:
+            written = 0
+            for chunk in tensor.chunks():
+                data = chunk.reshape(-1).view(np.uint8).data
+                digest.update(data)
+                write_all(handle, data)
+                written += len(data)
+                if progress is not None:
+                    progress(len(data))
+            if written != tensor_bytes(tensor.dtype, tensor.shape):
+                raise ValueError(f"tensor {tensor.name!r} got {written} bytes")
+        digest.update(canonical(whole).encode())
+        # The header goes in last: until then the file opens nowhere.
+        handle.seek(0)
+        write_all(handle, _header(specs, whole, digest.hexdigest()).prelude)
+    return digest.hexdigest()
+
+
+class StageFile(TensorFile):
+    """An open trace or placement: a tensor file whose metadata document has been checked against its schema.
+
+    Raises:
+        InputError: Not a safetensors file, of another kind, of a newer version, or with a malformed document.
+    """
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        super().__init__(path)
+        try:
+            self.document = self._checked_document(schema)
+        except InputError:
+            self.close()
+            raise
+
+    @property
+    def content_sha256(self) -> str:
+        """The digest of data and document, as the document states it."""
+        return str(self.document[DIGEST_KEY])
+
+    def array(self, name: str, dtype: str) -> npt.NDArray[Any]:
+        """A whole tensor as an array of the dtype it must have.
+
+        Raises:
+            InputError: The tensor is missing or of another dtype.
+        """
+        entry = self.entry(name)
+        if entry.dtype != dtype:
+            raise InputError(f"tensor {name!r} has dtype {entry.dtype}, not {dtype}", where=self.path)
+        return self.read(name).view(_DTYPES[dtype]).reshape(entry.shape)
+
+    def check_content(self) -> None:
+        """Read the whole file and compare its digest.
+
+        Raises:
+            InputError: The file was damaged after it was written.
+        """
+        digest = hashlib.sha256()
+        buffer = np.empty(_CHUNK, dtype=np.uint8)
+        position, end = self.header.data_start, self.header.data_start + self.header.data_bytes
+        while position < end:
+            part = buffer[: min(_CHUNK, end - position)]
+            self.read_at(position, part)
+            digest.update(part.data)
+            position += part.nbytes
+        stated = {key: value for key, value in self.document.items() if key != DIGEST_KEY}
+        digest.update(canonical(stated).encode())
+        if digest.hexdigest() != self.content_sha256:
+            raise InputError("is damaged: its content does not match its digest", where=self.path, fix="make it again")
+
+    def _checked_document(self, schema: Schema) -> dict[str, Any]:
+        text = self.header.metadata.get(METADATA_KEY)
+        if text is None:
+            raise InputError(f"is not a {schema.kind} file (no {METADATA_KEY!r} metadata)", where=self.path)
+        document = parse_object(text, self.path)
+        expected = f"neuralink-{schema.kind}"
+        if document.get("format") != expected:
+            raise InputError(f"is a {document.get('format')!r} file, a {expected!r} file is needed", where=self.path)
+        if document.get("version") != FORMAT_VERSION:
+            raise InputError(
+                f"has format version {document.get('version')!r}, this tool reads {FORMAT_VERSION}", where=self.path
+            )
+        check_document(document, schema, self.path)
+        return document
+
+
+def _whole(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document as it is written, but for its digest."""
+    added = {"format": f"neuralink-{kind}", "version": FORMAT_VERSION, "tool": f"neuralink {__version__}"}
+    return {**document, **added}
+
+
+def _header(specs: Sequence[tuple[str, str, Sequence[int]]], whole: Mapping[str, Any], digest: str) -> Header:
+    return build_header(specs, {METADATA_KEY: canonical({**whole, DIGEST_KEY: digest})}, alignment=ALIGNMENT)

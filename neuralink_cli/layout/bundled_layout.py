@@ -1,0 +1,241 @@
+"""An open bundled layout: its index and file checked against each other, and its source tensors made again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from neuralink_cli.architectures.regions import Region, Slab, cut_into_slabs
+from neuralink_cli.errors import InputError, VerificationError
+from neuralink_cli.files.header import DTYPE_BITS, LENGTH_BYTES, Header, parse_header
+from neuralink_cli.files.tensor_file import TensorFile
+from neuralink_cli.layout.file_names import FLASH_FILE
+from neuralink_cli.layout.index import read_flash_index
+from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor, TensorRange
+from neuralink_cli.placement.placement import Order, is_permutation
+
+
+@dataclass(frozen=True)
+class SourcePiece:
+    """What a stretch of a source tensor is made from: a resident tensor, or else `offset` of each bundle of a block."""
+
+    block: FlashBlock
+    part: BundlePart | ResidentTensor
+
+    @property
+    def region(self) -> Region:
+        """Where it lies in the source tensor."""
+        return self.block.source_region(self.part)
+
+    @property
+    def stored(self) -> TensorRange:
+        """The tensor of the layout that has its weights, an equal stretch for every slot."""
+        return self.part.place if isinstance(self.part, ResidentTensor) else self.block.bundles
+
+    @property
+    def offset(self) -> int:
+        """Where its weights start in a stretch, in bytes."""
+        return 0 if isinstance(self.part, ResidentTensor) else self.part.offset
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype."""
+        return self.stored.dtype
+
+
+class BundledLayout:
+    """Reads a bundled layout. Use as a context manager.
+
+    Raises:
+        InputError: Index or file is missing or malformed.
+        VerificationError: Index and file do not fit each other.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.index = read_flash_index(directory)
+        self.file = TensorFile(directory / FLASH_FILE)
+        try:
+            self._check_ranges()
+            self._check_sources()
+            self.orders = {block.id: self._order(block) for block in self.index.blocks}
+        except (InputError, VerificationError):
+            self.file.close()
+            raise
+
+    def __enter__(self) -> BundledLayout:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+    @cached_property
+    def made_slabs(self) -> dict[str, tuple[Slab[SourcePiece], ...]]:
+        """The source tensors that the layout holds in another form, by name, in stretches made of whole pieces.
+
+        Raises:
+            VerificationError: A tensor that is not made whole, or that the source has not.
+        """
+        stated = {entry.name: entry for header in self.source_headers.values() for entry in header.entries}
+        pieces: dict[str, list[SourcePiece]] = {}
+        for piece in self._pieces():
+            pieces.setdefault(piece.part.source, []).append(piece)
+        made = {}
+        for name, found in pieces.items():
+            if name not in stated or {piece.dtype for piece in found} != {stated[name].dtype}:
+                raise VerificationError(
+                    f"{found[0].block.id} makes tensor {name!r} {found[0].dtype}, which the source has not",
+                    where=self.directory,
+                )
+            made[name] = self._cut(name, found, stated[name].nbytes)
+        return made
+
+    def _pieces(self) -> Iterator[SourcePiece]:
+        for block in self.index.blocks:
+            yield from (SourcePiece(block, part) for part in block.parts)
+            yield from (SourcePiece(block, kept) for kept in block.resident if kept.kind != "output_bias")
+
+    def _cut(self, name: str, pieces: list[SourcePiece], nbytes: int) -> tuple[Slab[SourcePiece], ...]:
+        try:
+            return cut_into_slabs(pieces, nbytes)
+        except ValueError as error:
+            raise VerificationError(f"tensor {name!r} of the source: {error}", where=self.directory) from None
+
+    @cached_property
+    def source_headers(self) -> dict[str, Header]:
+        """The headers of the source's weight files, by file name."""
+        headers = {}
+        for source in self.index.sources:
+            if source.kind == "weights":
+                prelude = self.file.read(source.stored.tensor).tobytes()
+                where = f"{self.file.path}: {source.stored.tensor}"
+                headers[source.name] = parse_header(prelude[LENGTH_BYTES:], source.bytes - len(prelude), where)
+        return headers
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the source checkpoint."""
+        return self.index.fingerprint
+
+    @property
+    def companions(self) -> list[dict[str, Any]]:
+        """Name, size and SHA-256 of the small files of the layout."""
+        return list(self.index.document["companions"])
+
+    @property
+    def verbatim(self) -> dict[str, bytes]:
+        """Contents of the source's files that the layout does not have under their own name."""
+        sources = [source for source in self.index.sources if source.kind == "verbatim"]
+        return {source.name: self.file.read(source.stored.tensor).tobytes() for source in sources}
+
+    def check_digests(self) -> None:
+        """Compare the small tensors with their digests in the index.
+
+        Raises:
+            VerificationError: One of them was changed.
+        """
+        for name, expected in self.index.digests.items():
+            if name not in self.file:
+                raise VerificationError(f"tensor {name!r} is missing", where=self.file.path)
+            if hashlib.sha256(self.file.read(name).data).hexdigest() != expected:
+                raise VerificationError(f"tensor {name!r} does not match its digest in the index", where=self.file.path)
+
+    def _check_ranges(self) -> None:
+        index, file = self.index, self.file
+        if file.size != index.file_bytes:
+            raise VerificationError(f"has {file.size:,} bytes, the index says {index.file_bytes:,}", where=file.path)
+        for block in index.blocks:
+            self._check_block(block)
+            for place in (block.bundles, block.order, block.frequency, *(r.place for r in block.resident)):
+                self._check_range(place)
+        for source in index.sources:
+            self._check_range(source.stored)
+            if source.kind == "verbatim" and source.stored.bytes != source.bytes:
+                raise VerificationError(f"{source.name} is not stored whole", where=self.directory)
+
+    def _check_range(self, place: TensorRange) -> None:
+        entry = self.file.entry(place.tensor)
+        start = self.file.header.data_start + entry.start
+        found = TensorRange(entry.name, start, entry.nbytes, entry.dtype, entry.shape)
+        if found != place:
+            raise VerificationError(
+                f"index and file disagree on tensor {place.tensor!r}: {place} in the index, {found} in the file",
+                where=self.directory,
+            )
+
+    def _check_block(self, block: FlashBlock) -> None:
+        if block.bundles.offset % self.index.alignment:
+            raise VerificationError(
+                f"bundles of {block.id} start at {block.bundles.offset}, not on a multiple of {self.index.alignment}",
+                where=self.directory,
+            )
+        part_bytes = block.hidden * DTYPE_BITS.get(block.dtype, 0) // 8
+        offsets = [(part.offset, part.bytes) for part in block.parts]
+        expected = [(k * part_bytes, part_bytes) for k in range(len(block.parts))]
+        sizes = (block.stride, block.bundles.bytes, block.bundles.dtype)
+        if offsets != expected or sizes != (
+            len(block.parts) * part_bytes,
+            block.neurons * block.stride,
+            block.dtype,
+        ):
+            raise VerificationError(f"stride and parts of {block.id} do not fit its bundles", where=self.directory)
+        for place, dtype in ((block.order, "I32"), (block.frequency, "F32")):
+            self._check_place(place, dtype, (block.neurons,))
+        if block.pinned > block.neurons:
+            raise VerificationError(f"{block.id} has more pinned slots than neurons", where=self.directory)
+        for resident in block.resident:
+            dtype = block.dtype if resident.kind == "rows" else resident.place.dtype
+            if resident.kind == "output_bias":
+                self._check_output_bias(block, resident)
+            else:
+                shape = (block.neurons, block.hidden) if resident.kind == "rows" else (block.neurons,)
+                self._check_place(resident.place, dtype, shape)
+
+    def _check_output_bias(self, block: FlashBlock, bias: ResidentTensor) -> None:
+        """A tensor of the source: the block's own, or one of all experts of its layer."""
+        place = bias.place
+        if place.tensor != bias.source:
+            raise VerificationError(f"{block.id} takes {place.tensor!r} for {bias.source!r}", where=self.directory)
+        stack = place.shape[:-1] if block.expert is not None else ()
+        self._check_place(place, place.dtype, (*stack, block.hidden))
+        size = DTYPE_BITS.get(place.dtype, 0) // 8
+        index = (block.expert or 0) if stack else 0
+        if (bias.source_start, bias.source_pitch) != (index * block.hidden * size, size) or index >= (
+            stack[0] if stack else 1
+        ):
+            raise VerificationError(f"{block.id} takes the wrong part of {place.tensor!r}", where=self.directory)
+
+    def _check_place(self, place: TensorRange, dtype: str, shape: tuple[int, ...]) -> None:
+        if (place.dtype, place.shape) != (dtype, shape):
+            raise VerificationError(
+                f"tensor {place.tensor!r} is {place.dtype} {list(place.shape)}, not {dtype} {list(shape)}",
+                where=self.directory,
+            )
+
+    def _check_sources(self) -> None:
+        """Check that every tensor of the source is there, in its own form or in one that it can be made from."""
+        stated = {entry.name: entry for header in self.source_headers.values() for entry in header.entries}
+        for name in sorted(stated.keys() - self.made_slabs.keys()):
+            kept = self.file.entry(name)
+            if (kept.dtype, kept.shape) != (stated[name].dtype, stated[name].shape):
+                raise VerificationError(
+                    f"tensor {name!r} is {kept.dtype} {list(kept.shape)}, "
+                    f"in the source {stated[name].dtype} {list(stated[name].shape)}",
+                    where=self.file.path,
+                )
+
+    def _order(self, block: FlashBlock) -> Order:
+        data = self.file.read(block.order.tensor)
+        order = data.view("<i4") if block.order.dtype == "I32" and data.size % 4 == 0 else np.zeros(0, dtype=np.int32)
+        if not is_permutation(order, block.neurons):
+            raise VerificationError(f"{block.order.tensor} is not a permutation", where=self.file.path)
+        return order

@@ -1,0 +1,267 @@
+"""Compares the weights of a layout with their source, both read ahead, while the digest of the layout is taken."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.architectures.blocks import MovedPiece
+from neuralink_cli.architectures.regions import Region, Slab, stretches
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import VerificationError
+from neuralink_cli.files import pipeline
+from neuralink_cli.files.header import TensorEntry
+from neuralink_cli.files.pipeline import FileRange, Scratch, pieces_of, read_ahead
+from neuralink_cli.files.tensor_file import TensorFile
+from neuralink_cli.layout.bundled_layout import BundledLayout, SourcePiece
+from neuralink_cli.layout.open_layout import Layout, check_digest, weight_files
+from neuralink_cli.layout.permuted_layout import PermutedLayout
+from neuralink_cli.layout.permuting import moved_bytes, slab_reads
+from neuralink_cli.layout.unbundling import scatter_piece
+from neuralink_cli.placement.placement import Order, inverse
+
+Bytes = npt.NDArray[np.uint8]
+# Takes what comes next of a file for its digest; the bytes must stay as they are until the future is done.
+Hashing = Callable[[Bytes], "Future[None]"]
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A tensor of the layout, and what it proves of the source.
+
+    Attributes:
+        reads: What has to be read of the layout: the tensor from its start to its end.
+        source: What has to be read of the source.
+        run: Called with iterators over both, of which it takes all, and with what must get the layout's bytes.
+    """
+
+    nbytes: int
+    reads: Sequence[FileRange]
+    source: Sequence[FileRange]
+    run: Callable[[Iterator[Bytes], Iterator[Bytes], Hashing], None]
+
+
+class Comparison:
+    """A layout beside its source, and how much of each source tensor has been compared."""
+
+    def __init__(self, layout: Layout, checkpoint: Checkpoint) -> None:
+        self._layout = layout
+        self._checkpoint = checkpoint
+        self._compared: Counter[str] = Counter()
+        self._stored, self._lines = Scratch(), Scratch()
+
+    def run(self, progress: Callable[[int], object] | None = None) -> None:
+        """Compare everything, each file read once from start to end.
+
+        Args:
+            progress: Called with the layout's bytes seen since the last call.
+
+        Raises:
+            VerificationError: With the tensor, and the neuron if it is one's; or a file whose digest is another.
+        """
+        for file, expected in weight_files(self._layout):
+            digest = hashlib.sha256(file.header.prelude)
+            checks = tuple(self._checks(file))
+            with (
+                pipeline.stage("hash") as hasher,
+                read_ahead(wanted for check in checks for wanted in check.reads) as stored,
+                read_ahead(wanted for check in checks for wanted in check.source) as source,
+            ):
+                for check in checks:
+                    check.run(stored, source, partial(_hash, hasher, digest))
+                    if progress is not None:
+                        progress(check.nbytes)
+            check_digest(file, digest.hexdigest(), expected)
+        for name, place in self._checkpoint.tensors.items():
+            if self._compared[name] != place.entry.nbytes:
+                raise VerificationError(f"source tensor {name!r} is not in the layout", where=self._layout.directory)
+
+    def _checks(self, file: TensorFile) -> Iterator[_Check]:
+        """What is to be done with each tensor of a file of the layout."""
+        if isinstance(self._layout, PermutedLayout):
+            for entry in file.header.entries:
+                slabs = self._layout.moved_slabs.get(entry.name)
+                yield self._same(file, entry) if slabs is None else self._moved(self._layout, file, entry, slabs)
+            return
+        made = _made_of(self._layout)
+        for entry in file.header.entries:
+            if entry.name in made:
+                yield self._made(self._layout, file, entry, made[entry.name])
+            elif entry.name in self._checkpoint and entry.name not in self._layout.made_slabs:
+                yield self._same(file, entry)
+            else:
+                yield self._own(file, entry)
+
+    def _own(self, file: TensorFile, entry: TensorEntry) -> _Check:
+        """A tensor that the source has not: only its digest counts, and that padding is nothing else."""
+        reads = tuple(_reads(file, entry))
+
+        def run(stored: Iterator[Bytes], _source: Iterator[Bytes], hashing: Hashing) -> None:
+            for _ in reads:
+                data = next(stored)
+                hashing(data).result()
+                if entry.name.startswith("padding.") and data.any():
+                    raise VerificationError(f"{entry.name} is not zero", where=file.path)
+
+        return _Check(entry.nbytes, reads, (), run)
+
+    def _same(self, file: TensorFile, entry: TensorEntry) -> _Check:
+        """A tensor that is as it is in the source."""
+        reads = tuple(_reads(file, entry))
+
+        def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
+            position = 0
+            for _ in reads:
+                data = next(stored)
+                hashed = hashing(data)
+                self._compare(entry.name, position, data, next(source))
+                position += data.size
+                hashed.result()
+
+        place = self._checkpoint.place(entry.name)
+        return _Check(entry.nbytes, reads, tuple(_reads(place.file, place.entry)), run)
+
+    def _made(self, layout: BundledLayout, file: TensorFile, entry: TensorEntry, made: Sequence[_Made]) -> _Check:
+        """A tensor from which weights of the source are made."""
+        reads = tuple(_reads(file, entry))
+        cuts = [
+            (stretch, first, count)
+            for stretch in made
+            for first, count in stretches(stretch.slab.lines, stretch.slab.pitch, pipeline.PIECE)
+        ]
+
+        def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
+            whole = self._stored.take(entry.nbytes)
+            hashed, done = [], 0
+            for _ in reads:
+                data = next(stored)
+                whole[done : done + data.size] = data
+                hashed.append(hashing(whole[done : done + data.size]))
+                done += data.size
+            for stretch, first, count in cuts:
+                slab, expected = stretch.slab, next(source)
+                lines = self._lines.take(expected.size)
+                if len(stretch.pieces) < len(slab.pieces):
+                    lines[:] = expected
+                for piece in stretch.pieces:
+                    scatter_piece(piece, whole, inverse(layout.orders[piece.block.id]), slab, first, lines)
+                proved = sum(count * piece.region.line_bytes for piece in stretch.pieces)
+                self._compare(stretch.tensor, slab.start + first * slab.pitch, lines, expected, proved)
+            for task in hashed:
+                task.result()
+
+        places = {stretch.tensor: self._checkpoint.place(stretch.tensor) for stretch in made}
+        source = []
+        for stretch, first, count in cuts:
+            place, pitch = places[stretch.tensor], stretch.slab.pitch
+            start = place.file.header.data_start + place.entry.start + stretch.slab.start
+            source.append(FileRange(place.file, start + first * pitch, count * pitch))
+        return _Check(entry.nbytes, reads, source, run)
+
+    def _moved(
+        self, layout: PermutedLayout, file: TensorFile, entry: TensorEntry, slabs: Sequence[Slab[MovedPiece]]
+    ) -> _Check:
+        """A tensor whose neurons have another order in the source."""
+
+        def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
+            hashed: list[Future[None]] = []
+            pieces = _hashed(stored, hashing, hashed)
+            position = 0
+            for slab in slabs:
+                for moved in moved_bytes(slab, entry.dtype, layout.order, pieces, self._lines):
+                    done = 0
+                    while done < moved.size:
+                        expected = next(source)
+                        self._compare(entry.name, position, moved[done : done + expected.size], expected)
+                        done += expected.size
+                        position += expected.size
+            for task in hashed:
+                task.result()
+
+        place = self._checkpoint.place(entry.name)
+        reads = tuple(wanted for slab in slabs for wanted in slab_reads(file, entry, slab))
+        source = tuple(wanted for slab in slabs for wanted in slab_reads(place.file, place.entry, slab))
+        return _Check(entry.nbytes, reads, source, run)
+
+    def _compare(self, name: str, start: int, data: Bytes, expected: Bytes, proved: int | None = None) -> None:
+        """Compare bytes of a source tensor, from byte `start` on; `proved` of them, by default all, count."""
+        if not _equal(data, expected):
+            byte = start + int(np.flatnonzero(data != expected)[0])
+            raise VerificationError(
+                f"tensor {name!r} differs from the source at byte {byte}{neuron_at(self._layout, name, byte)}",
+                where=self._layout.directory,
+            )
+        self._compared[name] += data.size if proved is None else proved
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The `pieces` of a slab of a source tensor that one tensor of the layout has."""
+
+    tensor: str
+    slab: Slab[SourcePiece]
+    pieces: tuple[SourcePiece, ...]
+
+
+def _made_of(layout: BundledLayout) -> dict[str, list[_Made]]:
+    """What is made of a tensor of the layout, by its name."""
+    made: dict[str, list[_Made]] = {}
+    for name, slabs in layout.made_slabs.items():
+        for slab in slabs:
+            for stored in dict.fromkeys(piece.stored.tensor for piece in slab.pieces):
+                pieces = tuple(piece for piece in slab.pieces if piece.stored.tensor == stored)
+                made.setdefault(stored, []).append(_Made(name, slab, pieces))
+    return made
+
+
+def _reads(file: TensorFile, entry: TensorEntry) -> Iterator[FileRange]:
+    start = file.header.data_start + entry.start
+    return pieces_of(file, start, start + entry.nbytes)
+
+
+def _hashed(pieces: Iterator[Bytes], hashing: Hashing, hashed: list[Future[None]]) -> Iterator[Bytes]:
+    for piece in pieces:
+        hashed.append(hashing(piece))
+        yield piece
+        hashed[-1].result()
+
+
+def _hash(hasher: ThreadPoolExecutor, digest: Any, data: Bytes) -> Future[None]:
+    return hasher.submit(digest.update, data.data)
+
+
+def _equal(data: Bytes, expected: Bytes) -> bool:
+    """Eight bytes at a time."""
+    words = data.size - data.size % 8
+    return np.array_equal(data[:words].view(np.uint64), expected[:words].view(np.uint64)) and np.array_equal(
+        data[words:], expected[words:]
+    )
+
+
+def neuron_at(layout: Layout, name: str, byte: int) -> str:
+    """Names the neuron that a byte of a source tensor belongs to, if it belongs to one."""
+    for block, region, order in _regions(layout, name):
+        place = region.line_at(byte)
+        if place is not None:
+            line, within = place
+            neuron = line if region.neuron_axis == 0 else within * order.size // region.line_bytes
+            return f": {block}, neuron {neuron}, slot {int(inverse(order)[neuron])}"
+    return ""
+
+
+def _regions(layout: Layout, name: str) -> Iterator[tuple[str, Region, Order]]:
+    """The blocks that have neurons in a tensor, with where, and their orders."""
+    if isinstance(layout, BundledLayout):
+        for slab in layout.made_slabs.get(name, ()):
+            yield from ((p.block.id, p.region, layout.orders[p.block.id]) for p in slab.pieces)
+    else:
+        for moved in layout.moved_slabs.get(name, ()):
+            yield from ((p.block, p.region, layout.order(p.block)) for p in moved.pieces)

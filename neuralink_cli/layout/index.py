@@ -1,0 +1,208 @@
+"""The sidecar indexes: `model.flash.json` of a bundled layout, `model.permuted.json` of a permuted one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from neuralink_cli import __version__
+from neuralink_cli.architectures.blocks import MovedPiece
+from neuralink_cli.architectures.regions import Region
+from neuralink_cli.checkpoint.file_names import FLASH_INDEX
+from neuralink_cli.checkpoint.origin import Origin
+from neuralink_cli.errors import InputError, VerificationError
+from neuralink_cli.files.durable import sync_file
+from neuralink_cli.files.json_text import canonical, read_object, readable
+from neuralink_cli.files.schema import Schema, check_document
+from neuralink_cli.layout.file_names import FLASH_FILE, PERMUTED_INDEX, PERMUTED_PLACEMENT
+from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor, SourceFile, TensorRange
+from neuralink_cli.placement.gain import source_gains, total_gain
+from neuralink_cli.placement.placement import Placement
+
+FLASH_SCHEMA = Schema("flash index", __package__, "flash_index.schema.json")
+PERMUTED_SCHEMA = Schema("permuted index", __package__, "permuted_index.schema.json")
+FORMAT_VERSION = 1
+DIGEST_KEY = "document_sha256"
+
+
+@dataclass(frozen=True)
+class FlashIndex:
+    """A parsed and checked `model.flash.json`; `document` is the whole of it."""
+
+    alignment: int
+    resident: str
+    file_bytes: int
+    file_sha256: str
+    fingerprint: str
+    blocks: tuple[FlashBlock, ...]
+    sources: tuple[SourceFile, ...]
+    digests: Mapping[str, str]
+    document: Mapping[str, Any]
+
+
+def flash_document(
+    plan: BundledPlan,
+    placement: Placement,
+    sha256: str,
+    digests: Mapping[str, str],
+    companions: Sequence[Mapping[str, Any]],
+    origin: Origin | None,
+) -> dict[str, Any]:
+    """The index of a bundled layout; `companions` as `describe_companions` gives them, `origin` of the checkpoint."""
+    return {
+        "format": "neuralink-flash",
+        "version": FORMAT_VERSION,
+        "tool": f"neuralink {__version__}",
+        "layout": "bundled",
+        "resident": plan.resident,
+        "alignment": plan.alignment,
+        "file": {"name": FLASH_FILE, "bytes": plan.file_bytes, "sha256": sha256},
+        **_common(placement, origin),
+        "blocks": [asdict(block) for block in plan.blocks],
+        "sources": [asdict(source) for source in plan.sources],
+        "digests": dict(digests),
+        "companions": list(companions),
+    }
+
+
+def permuted_document(
+    moved: Mapping[str, Sequence[MovedPiece]],
+    placement: Placement,
+    files: Sequence[Mapping[str, Any]],
+    verbatim: Sequence[str],
+    companions: Sequence[Mapping[str, Any]],
+    origin: Origin | None,
+) -> dict[str, Any]:
+    """The index of a permuted layout.
+
+    Args:
+        moved: As `moved_pieces` gives it.
+        files: Its weight files, `companions` the others, with size and SHA-256.
+    """
+    regions: dict[str, list[Region]] = {}
+    for pieces in moved.values():
+        for piece in pieces:
+            regions.setdefault(piece.block, []).append(piece.region)
+    return {
+        "format": "neuralink-permuted",
+        "version": FORMAT_VERSION,
+        "tool": f"neuralink {__version__}",
+        "layout": "permuted",
+        "files": list(files),
+        "placement": PERMUTED_PLACEMENT,
+        **_common(placement, origin),
+        "blocks": [
+            {
+                "id": block.id,
+                "neurons": block.neurons,
+                "activation": block.activation,
+                "threshold": block.threshold,
+                "regions": [asdict(region) for region in regions[block.id]],
+            }
+            for block in placement.info.blocks
+        ],
+        "verbatim": list(verbatim),
+        "companions": list(companions),
+    }
+
+
+def write_index(path: Path, document: Mapping[str, Any]) -> None:
+    """Write an index, the last file of a layout, with its own digest in it, flushed to the device."""
+    path.write_text(readable({**document, DIGEST_KEY: _digest(document)}), encoding="utf-8")
+    sync_file(path)
+
+
+def read_flash_index(directory: Path) -> FlashIndex:
+    """Read and check the index of a bundled layout.
+
+    Raises:
+        InputError: It is missing, malformed, or of another version.
+        VerificationError: It was changed after it was written.
+    """
+    document = _read(directory / FLASH_INDEX, "neuralink-flash", FLASH_SCHEMA)
+    return FlashIndex(
+        alignment=document["alignment"],
+        resident=document["resident"],
+        file_bytes=document["file"]["bytes"],
+        file_sha256=document["file"]["sha256"],
+        fingerprint=document["model"]["fingerprint"],
+        blocks=tuple(_parse_block(block) for block in document["blocks"]),
+        sources=tuple(
+            SourceFile(**{**source, "stored": _parse_range(source["stored"])}) for source in document["sources"]
+        ),
+        digests=document["digests"],
+        document=document,
+    )
+
+
+def read_permuted_index(directory: Path) -> dict[str, Any]:
+    """Read and check the index of a permuted layout.
+
+    Raises:
+        InputError: It is missing, malformed, or of another version.
+        VerificationError: It was changed after it was written.
+    """
+    return _read(directory / PERMUTED_INDEX, "neuralink-permuted", PERMUTED_SCHEMA)
+
+
+def is_layout(directory: Path) -> bool:
+    """Whether a directory is a layout that this tool wrote."""
+    return (directory / FLASH_INDEX).is_file() or (directory / PERMUTED_INDEX).is_file()
+
+
+def _common(placement: Placement, origin: Origin | None) -> dict[str, Any]:
+    info = placement.info
+    return {
+        "model": dict(info.model),
+        "origin": None if origin is None else asdict(origin),
+        "signal": info.signal,
+        "calibration": info.calibration,
+        "provenance": {
+            "placement_sha256": placement.content_sha256,
+            "trace_sha256": info.trace["content_sha256"],
+            "sources": info.trace["sources"],
+            "parameters": dict(info.parameters),
+        },
+        "gain": {
+            "held_out": total_gain(info).as_document(),
+            "by_source": [gain.as_document() for gain in source_gains(info)],
+        },
+    }
+
+
+def _read(path: Path, form: str, schema: Schema) -> dict[str, Any]:
+    document = read_object(path)
+    if document.get("format") != form or document.get("version") != FORMAT_VERSION:
+        raise InputError(
+            f"has format {document.get('format')!r} version {document.get('version')!r}, "
+            f"this tool reads {form!r} version {FORMAT_VERSION}",
+            where=path,
+        )
+    check_document(document, schema, path)
+    if document[DIGEST_KEY] != _digest({key: value for key, value in document.items() if key != DIGEST_KEY}):
+        raise VerificationError(f"was changed after it was written: it does not match its {DIGEST_KEY}", where=path)
+    return document
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(document).encode()).hexdigest()
+
+
+def _parse_range(spec: Mapping[str, Any]) -> TensorRange:
+    return TensorRange(**{**spec, "shape": tuple(spec["shape"])})
+
+
+def _parse_block(spec: Mapping[str, Any]) -> FlashBlock:
+    parsed = {
+        "bundles": _parse_range(spec["bundles"]),
+        "parts": tuple(BundlePart(**part) for part in spec["parts"]),
+        "resident": tuple(
+            ResidentTensor(**{**resident, "place": _parse_range(resident["place"])}) for resident in spec["resident"]
+        ),
+        "order": _parse_range(spec["order"]),
+        "frequency": _parse_range(spec["frequency"]),
+    }
+    return FlashBlock(**{**spec, **parsed})

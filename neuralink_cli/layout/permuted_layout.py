@@ -1,0 +1,127 @@
+"""An open permuted layout: its index, files and placement checked, and its source tensors made again."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from neuralink_cli.architectures.blocks import MovedPiece
+from neuralink_cli.architectures.regions import Region, Slab, cut_into_slabs
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.file_names import SHARD_INDEX
+from neuralink_cli.errors import InputError, VerificationError
+from neuralink_cli.files.header import DTYPE_BITS, Header
+from neuralink_cli.layout.file_names import PERMUTED_INDEX, PERMUTED_ORIGINALS
+from neuralink_cli.layout.index import read_permuted_index
+from neuralink_cli.placement.placement import Order, Placement
+
+
+class PermutedLayout:
+    """Reads a permuted layout. Use as a context manager.
+
+    Raises:
+        InputError: Index, weights or placement are missing or malformed.
+        VerificationError: They do not fit each other.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.index = read_permuted_index(directory)
+        self._stack = ExitStack()
+        try:
+            self.checkpoint = self._stack.enter_context(Checkpoint(directory))
+            self.placement = self._stack.enter_context(Placement(directory / self.index["placement"]))
+            self._check()
+        except (InputError, VerificationError):
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> PermutedLayout:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the source checkpoint."""
+        return str(self.index["model"]["fingerprint"])
+
+    @property
+    def file_digests(self) -> dict[str, str]:
+        """SHA-256 of each weight file, by name, as the index states it."""
+        return {file["name"]: file["sha256"] for file in self.index["files"]}
+
+    @property
+    def companions(self) -> list[dict[str, Any]]:
+        """Name, size and SHA-256 of the small files of the layout."""
+        return list(self.index["companions"])
+
+    @property
+    def source_headers(self) -> dict[str, Header]:
+        """The headers of the source's weight files, which a permutation leaves alone, by file name."""
+        return {file.path.name: file.header for file in self.checkpoint.files}
+
+    @property
+    def verbatim(self) -> dict[str, bytes]:
+        """Contents of the source's files that the layout does not have under their own name, or shares with it."""
+        kept = {name: (self.directory / PERMUTED_ORIGINALS / name).read_bytes() for name in self.index["verbatim"]}
+        if self.checkpoint.sharded:
+            kept[SHARD_INDEX] = (self.directory / SHARD_INDEX).read_bytes()
+        return kept
+
+    @cached_property
+    def moved_slabs(self) -> dict[str, tuple[Slab[MovedPiece], ...]]:
+        """The permuted tensors by name, in stretches made of whole pieces.
+
+        Raises:
+            VerificationError: The index does not describe them whole.
+        """
+        pieces: dict[str, list[MovedPiece]] = {}
+        for block in self.index["blocks"]:
+            for region in block["regions"]:
+                pieces.setdefault(region["tensor"], []).append(MovedPiece(block["id"], Region(**region)))
+        sizes = {name: self.checkpoint.place(name).entry.nbytes for name in pieces}
+        try:
+            return {(last := name): cut_into_slabs(found, sizes[name]) for name, found in pieces.items()}
+        except ValueError as error:
+            raise VerificationError(f"tensor {last!r}: {error}", where=self.directory / PERMUTED_INDEX) from None
+
+    def order(self, block: str) -> Order:
+        """The neuron in each slot of a block, int32 `[n]`."""
+        return self.placement.blocks[block].order
+
+    def _check(self) -> None:
+        where = self.directory / PERMUTED_INDEX
+        sizes = {file["name"]: file["bytes"] for file in self.index["files"]}
+        found = {file.path.name: file.size for file in self.checkpoint.files}
+        if sizes != found:
+            raise VerificationError(f"weight files are {found}, the index says {sizes}", where=where)
+        if self.placement.content_sha256 != self.index["provenance"].get("placement_sha256"):
+            raise VerificationError("the placement beside it is not the one it was made with", where=where)
+        for name in self.index["verbatim"]:
+            if not (self.directory / PERMUTED_ORIGINALS / name).is_file():
+                raise InputError("is missing", where=self.directory / PERMUTED_ORIGINALS / name)
+        for block in self.index["blocks"]:
+            if block["id"] not in self.placement.blocks:
+                raise VerificationError(f"block {block['id']} is not in the placement", where=where)
+            neurons = self.placement.blocks[block["id"]].order.size
+            if block["neurons"] != neurons:
+                raise VerificationError(f"{block['id']} has {neurons} neurons, the index says otherwise", where=where)
+            for region in block["regions"]:
+                entry = self.checkpoint.place(region["tensor"]).entry
+                found = region["lines"] * 8 if region["neuron_axis"] == 0 else 8 * region["line_bytes"]
+                size = DTYPE_BITS[entry.dtype] if region["neuron_axis"] else 8
+                whole = not any(region[key] * 8 % DTYPE_BITS[entry.dtype] for key in ("start", "pitch", "line_bytes"))
+                if found != neurons * size or DTYPE_BITS[entry.dtype] % 8 or not whole:
+                    raise VerificationError(
+                        f"tensor {entry.name!r} {entry.dtype} {list(entry.shape)} does not fit {block['id']}",
+                        where=where,
+                    )
+        # Described whole, or this says where not.
+        assert self.moved_slabs is not None

@@ -1,0 +1,254 @@
+"""Checkpoint and placement in, layout out: plan, check everything, then stream."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.architectures.blocks import FFNBlock, moved_pieces
+from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.file_names import FLASH_INDEX, SHARD_INDEX
+from neuralink_cli.errors import MismatchError, OptionError, OutputError
+from neuralink_cli.files.durable import (
+    leftover_bytes,
+    new_directory,
+    require_replaceable,
+    require_space,
+    sync_directory,
+    sync_file,
+)
+from neuralink_cli.files.estimate import Estimate, Pass, estimate
+from neuralink_cli.files.journal import Journal, open_journal
+from neuralink_cli.layout.bundled_writer import write_bundled
+from neuralink_cli.layout.companions import companion_files, copy_companions, describe_companions, model_card
+from neuralink_cli.layout.file_names import (
+    FLASH_FILE,
+    MODEL_CARD,
+    PERMUTED_INDEX,
+    PERMUTED_ORIGINALS,
+    PERMUTED_PLACEMENT,
+)
+from neuralink_cli.layout.index import flash_document, is_layout, permuted_document, write_index
+from neuralink_cli.layout.permuting import write_permuted
+from neuralink_cli.layout.plan import BundledPlan, plan_bundled
+from neuralink_cli.placement.placement import Placement
+
+LAYOUTS = ("bundled", "permuted")
+MAX_ALIGNMENT = 1 << 24
+# Index, card and file system overhead beside the weights and companions, generously.
+_SPARE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class RelayoutOptions:
+    """How the layout is to look; `alignment` in bytes, a power of two."""
+
+    layout: str = "bundled"
+    resident: str = "none"
+    alignment: int = 4096
+
+
+@dataclass(frozen=True)
+class RelayoutPlan:
+    """What will be written: `bundled` is the plan of the flash file, none for a permuted layout."""
+
+    source: Path
+    options: RelayoutOptions
+    blocks: tuple[FFNBlock, ...]
+    bundled: BundledPlan | None
+    weight_bytes: int
+    companions: tuple[str, ...]
+    companion_bytes: int
+    peak_block_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the weights and the files copied beside them."""
+        return self.weight_bytes + self.companion_bytes
+
+
+def plan_relayout(
+    checkpoint: Checkpoint, architecture: Architecture, placement: Placement, options: RelayoutOptions
+) -> RelayoutPlan:
+    """Check that checkpoint and placement belong together and decide everything that will be written.
+
+    Raises:
+        OptionError: An alignment that is not a power of two, or `resident` with a permuted layout.
+        MismatchError: The placement was made for another checkpoint.
+        InputError, UnsupportedError: The checkpoint's tensors do not make FFN blocks.
+    """
+    _check_options(options)
+    blocks = find_blocks(checkpoint, architecture)
+    check_placement(checkpoint, blocks, placement)
+    companions = companion_files(checkpoint.directory)
+    bundled = None
+    weight_bytes = sum(file.size for file in checkpoint.files)
+    if options.layout == "bundled":
+        placed = {block.id: block for block in placement.info.blocks}
+        bundled = plan_bundled(checkpoint, blocks, placed, resident=options.resident, alignment=options.alignment)
+        weight_bytes = bundled.file_bytes
+    return RelayoutPlan(
+        source=checkpoint.directory,
+        options=options,
+        blocks=blocks,
+        bundled=bundled,
+        weight_bytes=weight_bytes,
+        companions=tuple(companions),
+        companion_bytes=sum((checkpoint.directory / name).stat().st_size for name in companions),
+        peak_block_bytes=max(block.neurons * block.bundle_bytes for block in blocks),
+    )
+
+
+def check_placement(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], placement: Placement) -> None:
+    """Check that a placement was made for a checkpoint.
+
+    Raises:
+        MismatchError: Fingerprints, blocks or their sizes differ.
+    """
+    fingerprint = placement.info.model["fingerprint"]
+    if fingerprint != checkpoint.fingerprint:
+        raise MismatchError(
+            f"was made for the model with fingerprint {fingerprint[:12]}, "
+            f"but {checkpoint.directory} has {checkpoint.fingerprint[:12]}",
+            where=placement.path,
+            fix="profile and cluster this checkpoint",
+        )
+    expected = {block.id: block.neurons for block in blocks}
+    found = {block.id: block.neurons for block in placement.info.blocks}
+    if expected != found:
+        differing = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise MismatchError(f"does not fit the checkpoint's blocks (first at {differing})", where=placement.path)
+
+
+def check_output(plan: RelayoutPlan, output: Path, overwrite: bool) -> None:
+    """Check that the planned layout may be written to `output` and fits there.
+
+    Raises:
+        OutputError: It exists (and is not to be overwritten), is the model itself, or the disk is too small.
+    """
+    require_replaceable(output, overwrite, is_layout)
+    if output.exists() and output.samefile(plan.source):
+        raise OutputError("is the model itself", where=output, fix="choose another output")
+    require_space(output, plan.total_bytes + _SPARE_BYTES - leftover_bytes(output))
+
+
+def write_layout(
+    plan: RelayoutPlan,
+    checkpoint: Checkpoint,
+    placement: Placement,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write the planned layout; it appears at `output` when it is complete.
+
+    Args:
+        resume: Go on with what an earlier run has left that was to write the same, and leave it if this one fails.
+
+    Raises:
+        OutputError: The output exists (and is not to be overwritten), or the disk is too small.
+    """
+    check_output(plan, output, overwrite)
+    with (
+        new_directory(output, overwrite=overwrite, replaceable=is_layout, keep=resume) as directory,
+        open_journal(directory, _run(plan, checkpoint, placement), resume=resume) as journal,
+    ):
+        copy_companions(plan.companions, checkpoint.directory, directory)
+        if plan.bundled is not None:
+            sha256 = write_bundled(
+                directory / FLASH_FILE, plan.bundled, checkpoint, placement.blocks, progress, journal
+            )
+            digests = small_digests(plan.bundled, checkpoint, placement)
+            companions = describe_companions(directory, plan.companions)
+            _write_card(directory, checkpoint, placement, "bundled")
+            document = flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin)
+            write_index(directory / FLASH_INDEX, document)
+        else:
+            _write_permuted_layout(plan, checkpoint, placement, directory, progress, journal)
+        journal.remove()
+
+
+def _run(plan: RelayoutPlan, checkpoint: Checkpoint, placement: Placement) -> dict[str, Any]:
+    """All that the bytes of the weight files depend on."""
+    header = b"" if plan.bundled is None else plan.bundled.header.prelude
+    return {
+        "options": asdict(plan.options),
+        "header_sha256": hashlib.sha256(header).hexdigest(),
+        "placement_sha256": placement.content_sha256,
+        "fingerprint": checkpoint.fingerprint,
+        # The fingerprint only samples the weights.
+        "source": [[file.path.name, file.size, file.path.stat().st_mtime_ns] for file in checkpoint.files],
+    }
+
+
+def _check_options(options: RelayoutOptions) -> None:
+    if options.alignment < 1 or options.alignment > MAX_ALIGNMENT or options.alignment & (options.alignment - 1):
+        raise OptionError(f"--alignment {options.alignment} is not a power of two up to {MAX_ALIGNMENT}")
+    if options.layout == "permuted" and options.resident != "none":
+        raise OptionError("--resident needs --layout bundled: a permuted layout keeps every tensor where it was")
+
+
+def small_digests(plan: BundledPlan, checkpoint: Checkpoint, placement: Placement) -> dict[str, str]:
+    """SHA-256 of the small tensors that a quick verification checks: order, frequency and stored source bytes."""
+    content: dict[str, bytes] = {}
+    for block in plan.blocks:
+        content[block.order.tensor] = placement.blocks[block.id].order.tobytes()
+        content[block.frequency.tensor] = placement.blocks[block.id].frequency.tobytes()
+    preludes = {file.path.name: file.header.prelude for file in checkpoint.files}
+    for source in plan.sources:
+        stored = preludes.get(source.name)
+        content[source.stored.tensor] = stored or (checkpoint.directory / source.name).read_bytes()
+    return {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+
+
+def _write_permuted_layout(
+    plan: RelayoutPlan,
+    checkpoint: Checkpoint,
+    placement: Placement,
+    directory: Path,
+    progress: Callable[[int], object] | None,
+    journal: Journal,
+) -> None:
+    moved = moved_pieces(checkpoint, plan.blocks)
+    digests = write_permuted(directory, checkpoint, moved, placement.blocks, progress, journal)
+    beside = [*plan.companions, SHARD_INDEX] if checkpoint.sharded else list(plan.companions)
+    if checkpoint.sharded:
+        copy_companions([SHARD_INDEX], checkpoint.directory, directory)
+    kept = directory / PERMUTED_PLACEMENT
+    kept.parent.mkdir()
+    shutil.copyfile(placement.path, kept)
+    sync_file(kept)
+    verbatim = [MODEL_CARD] if (checkpoint.directory / MODEL_CARD).is_file() else []
+    originals = directory / PERMUTED_ORIGINALS
+    if verbatim:
+        originals.mkdir()
+        copy_companions(verbatim, checkpoint.directory, originals)
+        sync_directory(originals)
+        beside += [f"{PERMUTED_ORIGINALS}/{name}" for name in verbatim]
+    sync_directory(kept.parent)
+    _write_card(directory, checkpoint, placement, "permuted")
+    files = [
+        {"name": file.path.name, "bytes": file.size, "sha256": digests[file.path.name]} for file in checkpoint.files
+    ]
+    companions = describe_companions(directory, beside)
+    document = permuted_document(moved, placement, files, verbatim, companions, checkpoint.origin)
+    write_index(directory / PERMUTED_INDEX, document)
+
+
+def _write_card(directory: Path, checkpoint: Checkpoint, placement: Placement, layout: str) -> None:
+    card = directory / MODEL_CARD
+    card.write_text(model_card(checkpoint, layout, placement), encoding="utf-8")
+    sync_file(card)
+
+
+def estimate_relayout(plan: RelayoutPlan, checkpoint: Checkpoint, output: Path) -> Estimate:
+    """What `write_layout` will take."""
+    return estimate([Pass(checkpoint.files, plan.weight_bytes)], plan.peak_block_bytes, output)

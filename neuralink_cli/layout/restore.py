@@ -1,0 +1,117 @@
+"""Layout in, the original checkpoint out: every file byte for byte as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import NeuralinkError, VerificationError
+from neuralink_cli.files.durable import new_directory, require_replaceable, require_space, sync_file
+from neuralink_cli.files.estimate import Estimate, Pass, estimate
+from neuralink_cli.files.sections import ready, write_sections
+from neuralink_cli.layout.companions import check_companions, copy_companions
+from neuralink_cli.layout.open_layout import Layout, _files, _largest, check_weight_files, open_layout, weight_files
+from neuralink_cli.layout.permuted_layout import PermutedLayout
+
+
+@dataclass(frozen=True)
+class RestoreSummary:
+    """What was restored: number of tensors and of weight bytes."""
+
+    files: tuple[str, ...]
+    tensors: int
+    bytes: int
+
+
+def restore(
+    layout: Layout, output: Path, *, overwrite: bool = False, progress: Callable[[int], object] | None = None
+) -> RestoreSummary:
+    """Write the source checkpoint of a layout to `output`.
+
+    Raises:
+        OutputError: As `check_output`.
+        InputError, VerificationError: The layout is damaged.
+    """
+    # Imported here because numba takes time that a quick look at a layout does not need.
+    from neuralink_cli.layout.unbundling import tensor_sections
+
+    headers = layout.source_headers
+    check_output(layout, output, overwrite)
+    check_weight_files(layout, progress)
+    with new_directory(output, overwrite=overwrite, replaceable=_holds_source(layout)) as directory:
+        check_companions(layout.directory, layout.companions)
+        # Those kept under another name, or as a source file, come from `verbatim`.
+        names = [file["name"] for file in layout.companions if file["name"] not in layout.verbatim]
+        copy_companions([name for name in names if not name.startswith("neuralink/")], layout.directory, directory)
+        for name, content in layout.verbatim.items():
+            (directory / name).write_bytes(content)
+            sync_file(directory / name)
+        for name, header in headers.items():
+            sections = [ready(header.prelude), *tensor_sections(layout, header.entries)]
+            write_sections(directory / name, sections, progress)
+        _check_restored(directory, layout)
+    return RestoreSummary(tuple(headers), sum(len(header.entries) for header in headers.values()), weight_bytes(layout))
+
+
+def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
+    """Check that the source of a layout may be restored to `output` and fits there.
+
+    Raises:
+        OutputError: It exists (and is not to be overwritten, or holds another model), or the disk is too small.
+    """
+    require_replaceable(output, overwrite, _holds_source(layout))
+    require_space(output, weight_bytes(layout))
+
+
+def restore_bytes(layout: Layout) -> int:
+    """Bytes that `restore` reads to check the layout and then writes."""
+    return sum(file.size for file, _ in weight_files(layout)) + weight_bytes(layout)
+
+
+def weight_bytes(layout: Layout) -> int:
+    """Bytes of the source's weight files."""
+    return sum(header.data_start + header.data_bytes for header in layout.source_headers.values())
+
+
+@contextlib.contextmanager
+def loadable(directory: Path) -> Iterator[Path]:
+    """A directory that transformers can load a layout from: its own, or the restored checkpoint's, for a while."""
+    with open_layout(directory) as layout:
+        if isinstance(layout, PermutedLayout):
+            yield directory
+            return
+        with tempfile.TemporaryDirectory(prefix=".neuralink-", dir=directory.absolute().parent) as folder:
+            restored = Path(folder) / "restored"
+            restore(layout, restored)
+            yield restored
+
+
+def _check_restored(directory: Path, layout: Layout) -> None:
+    with Checkpoint(directory) as checkpoint:
+        found = checkpoint.fingerprint
+    if found != layout.fingerprint:
+        raise VerificationError(
+            f"gives a checkpoint with fingerprint {found[:12]}, its source had {layout.fingerprint[:12]}",
+            where=layout.directory,
+        )
+
+
+def _holds_source(layout: Layout) -> Callable[[Path], bool]:
+    def holds(directory: Path) -> bool:
+        try:
+            with Checkpoint(directory) as checkpoint:
+                return checkpoint.fingerprint == layout.fingerprint
+        except NeuralinkError:
+            return False
+
+    return holds
+
+
+def estimate_restore(layout: Layout, output: Path) -> Estimate:
+    """What `restore` will take, which reads the layout to check it and then again."""
+    files = _files(layout)
+    return estimate([Pass(files), Pass(files, weight_bytes(layout))], _largest(layout), output)

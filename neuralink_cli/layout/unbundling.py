@@ -1,0 +1,122 @@
+"""What the files of a source checkpoint are made of again: sections read from a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.architectures.regions import Slab, stretches
+from neuralink_cli.files import pipeline
+from neuralink_cli.files.header import DTYPE_BITS, TensorEntry
+from neuralink_cli.files.output_file import OutputFile
+from neuralink_cli.files.pipeline import FileRange, Scratch, pieces_of
+from neuralink_cli.files.sections import Section, copied
+from neuralink_cli.layout.bundled_layout import BundledLayout, SourcePiece
+from neuralink_cli.layout.bundling import scatter_part
+from neuralink_cli.layout.open_layout import Layout
+from neuralink_cli.layout.permuting import moved_section
+from neuralink_cli.layout.plan import TensorRange
+from neuralink_cli.placement.placement import Order, inverse
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def tensor_sections(layout: Layout, entries: Sequence[TensorEntry]) -> Iterator[Section]:
+    """Sections that are tensors of the source, which are written in this order."""
+    if isinstance(layout, BundledLayout):
+        unbundling = Unbundling(layout)
+        for entry in entries:
+            if entry.name in layout.made_slabs:
+                yield unbundling.section(entry)
+            else:
+                kept = layout.file.entry(entry.name)
+                start = layout.file.header.data_start + kept.start
+                yield copied(layout.file, start, start + kept.nbytes)
+        return
+    scratch = Scratch()
+    for entry in entries:
+        place = layout.checkpoint.place(entry.name)
+        start = place.file.header.data_start + place.entry.start
+        if entry.name in layout.moved_slabs:
+            yield moved_section(place.file, place.entry, layout.moved_slabs[entry.name], layout.order, scratch)
+        else:
+            yield copied(place.file, start, start + place.entry.nbytes)
+
+
+def scatter_piece(
+    piece: SourcePiece, stored: Bytes, slots: Order, slab: Slab[SourcePiece], first: int, lines: Bytes
+) -> None:
+    """Put the weights of a piece in place in lines of a slab, from line `first` on.
+
+    Args:
+        stored: The tensor of the layout that has them.
+        slots: int32 `[n]`, the slot of every neuron.
+        lines: The bytes of whole lines of the slab.
+    """
+    begin = piece.region.start - slab.start
+    region = piece.region.some_lines(first, lines.size // slab.pitch)
+    target = lines[begin : begin + region.stop - region.start]
+    stride = stored.size // piece.block.neurons
+    scatter_part(stored, stride, piece.offset, slots, region, first, DTYPE_BITS[piece.dtype] // 8, target)
+
+
+class Unbundling:
+    """Makes tensors of the source from bundles, of which those of one block are in memory at a time.
+
+    Sections are asked for in the order in which they are written: what is in memory by then is not read again.
+    """
+
+    def __init__(self, layout: BundledLayout) -> None:
+        self._layout = layout
+        self._planned: TensorRange | None = None
+        self._stored_memory, self._lines_memory = Scratch(), Scratch()
+        self._stored = self._lines = self._stored_memory.take(0)
+
+    def section(self, entry: TensorEntry) -> Section:
+        """The section that is a tensor of the source."""
+        reads: list[FileRange] = []
+        steps: list[Callable[[OutputFile, Iterator[Bytes]], None]] = []
+        for slab in self._layout.made_slabs[entry.name]:
+            together = len({piece.stored.tensor for piece in slab.pieces}) == 1
+            for first, count in stretches(slab.lines, slab.pitch, pipeline.PIECE if together else slab.nbytes):
+                steps.append(partial(self._begin, count * slab.pitch))
+                for piece in slab.pieces:
+                    if piece.stored != self._planned:
+                        self._planned = piece.stored
+                        loaded = tuple(self._reads(piece.stored))
+                        reads += loaded
+                        steps.append(partial(self._load, piece.stored.bytes, len(loaded)))
+                    steps.append(partial(self._scatter, piece, slab, first))
+                steps.append(self._write)
+
+        def write(output: OutputFile, pieces: Iterator[Bytes]) -> None:
+            for step in steps:
+                step(output, pieces)
+
+        return Section(entry.nbytes, tuple(reads), write)
+
+    def _reads(self, stored: TensorRange) -> Iterator[FileRange]:
+        return pieces_of(self._layout.file, stored.offset, stored.offset + stored.bytes)
+
+    def _begin(self, size: int, _output: OutputFile, _pieces: Iterator[Bytes]) -> None:
+        self._lines = self._lines_memory.take(size)
+
+    def _load(self, size: int, reads: int, _output: OutputFile, pieces: Iterator[Bytes]) -> None:
+        self._stored = self._stored_memory.take(size)
+        done = 0
+        for _ in range(reads):
+            data = next(pieces)
+            self._stored[done : done + data.size] = data
+            done += data.size
+
+    def _scatter(
+        self, piece: SourcePiece, slab: Slab[SourcePiece], first: int, _output: OutputFile, _pieces: Iterator[Bytes]
+    ) -> None:
+        slots = inverse(self._layout.orders[piece.block.id])
+        scatter_piece(piece, self._stored, slots, slab, first, self._lines)
+
+    def _write(self, output: OutputFile, _pieces: Iterator[Bytes]) -> None:
+        output.write(self._lines)

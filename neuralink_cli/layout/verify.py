@@ -1,0 +1,105 @@
+"""Proof that a layout holds its source: structure, digests, and every source tensor compared byte for byte.
+
+The full check reads each side once: the layout in file order, taking its digest on the way, and the source beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import MismatchError, VerificationError
+from neuralink_cli.files.estimate import Estimate, Pass, estimate
+from neuralink_cli.files.header import Header
+from neuralink_cli.layout.bundled_layout import BundledLayout
+from neuralink_cli.layout.companions import check_companions
+from neuralink_cli.layout.open_layout import Layout, _files, _largest
+
+Bytes = npt.NDArray[np.uint8]
+Progress = Callable[[int], object] | None
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked: `checks` in words, tensors and bytes compared with the source."""
+
+    layout: str
+    mode: str
+    checks: tuple[str, ...]
+    tensors: int
+    bytes: int
+
+
+def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
+    """Check structure only: schema, header, ranges, alignment, permutations, digests of small tensors, tensor lists.
+
+    Most of it has been done when the layout was opened.
+
+    Raises:
+        MismatchError: `checkpoint` is not the source of the layout.
+        VerificationError: With what is wrong and where.
+    """
+    if layout.fingerprint != checkpoint.fingerprint:
+        raise MismatchError(
+            f"was made from the model with fingerprint {layout.fingerprint[:12]}, "
+            f"but {checkpoint.directory} has {checkpoint.fingerprint[:12]}",
+            where=layout.directory,
+        )
+    _compare_tensor_lists(layout.source_headers, checkpoint, layout.directory)
+    check_companions(layout.directory, layout.companions)
+    checks = ["index against schema", "header and ranges", "orders are permutations", "tensor list of the source"]
+    checks.append("config, tokenizer and other small files")
+    if isinstance(layout, BundledLayout):
+        layout.check_digests()
+        checks += ["alignment", "digests of small tensors"]
+    return VerifyReport(_kind(layout), "quick", tuple(checks), 0, 0)
+
+
+def verify_full(layout: Layout, checkpoint: Checkpoint, progress: Progress = None) -> VerifyReport:
+    """As `verify_quick`, and every byte: file digests, and each source tensor made again and compared.
+
+    Args:
+        progress: Called with the layout bytes checked since the last call.
+
+    Raises:
+        MismatchError: `checkpoint` is not the source of the layout.
+        VerificationError: With the tensor, and the neuron if it is one's.
+    """
+    # Imported here because numba takes time that a quick look at a layout does not need.
+    from neuralink_cli.layout.comparison import Comparison
+
+    quick = verify_quick(layout, checkpoint)
+    Comparison(layout, checkpoint).run(progress)
+    checks = (*quick.checks, "file digests", "every source tensor byte for byte")
+    return VerifyReport(quick.layout, "full", checks, len(checkpoint.tensors), checkpoint.total_bytes)
+
+
+def layout_bytes(layout: Layout) -> int:
+    """Bytes that `verify_full` reads from the layout's weight files."""
+    if isinstance(layout, BundledLayout):
+        return layout.file.header.data_bytes
+    return sum(file.header.data_bytes for file in layout.checkpoint.files)
+
+
+def _kind(layout: Layout) -> str:
+    return "bundled" if isinstance(layout, BundledLayout) else "permuted"
+
+
+def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, where: Path) -> None:
+    stated = {entry.name: (entry.dtype, entry.shape) for header in headers.values() for entry in header.entries}
+    found = {name: (place.entry.dtype, place.entry.shape) for name, place in checkpoint.tensors.items()}
+    if stated != found:
+        name = sorted(dict(set(stated.items()) ^ set(found.items())))[0]
+        ours, theirs = stated.get(name, "missing"), found.get(name, "missing")
+        raise VerificationError(f"tensor {name!r} is {ours} in the layout, {theirs} in the source", where=where)
+
+
+def estimate_verify(layout: Layout, checkpoint: Checkpoint) -> Estimate:
+    """What `verify_full` will take."""
+    return estimate([Pass([*_files(layout), *checkpoint.files], hashed_share=0.5)], _largest(layout))

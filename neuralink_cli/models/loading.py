@@ -1,0 +1,161 @@
+"""The model: loaded with transformers, every weight from the checkpoint, and the modules of its FFN blocks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.errors import InputError, OptionError, first_line
+from neuralink_cli.models.model_class import activate_up_projections, model_class, stand_in_config
+from neuralink_cli.models.offload import (
+    MemoryLimit,
+    finish_placement,
+    input_device,
+    placement_options,
+    quiet_accelerate,
+)
+from neuralink_cli.models.tokenizer import load_error
+
+# What configs call the number of positions.
+_POSITION_KEYS = ("max_position_embeddings", "max_seq_len")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_model(
+    directory: Path,
+    architecture: Architecture,
+    *,
+    with_head: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    limit: MemoryLimit = MemoryLimit(),  # noqa: B008 - it is frozen
+    trust_remote_code: bool = False,
+) -> Any:
+    """A local checkpoint as a transformers model, ready for inference.
+
+    Args:
+        with_head: Load what computes logits, not the base model alone.
+        device: A torch device, or "auto": an accelerator if there is one.
+        dtype: One of `DTYPES`; "auto" is float32 on the CPU and the checkpoint's own elsewhere.
+        limit: Of the memory for weights; those beyond it are read for every batch. Inputs go to `input_device`.
+
+    Raises:
+        InputError: Weights are missing or do not fit, or anything else that transformers complains about.
+        OptionError: The device or dtype is not there, or the limit does not go with the device.
+        MissingDependencyError: The weights do not fit, and accelerate is not installed.
+    """
+    place = find_device(device)
+    dtype = compute_dtype(dtype, place)
+    placement = placement_options(directory, dtype, place, limit)
+    # Weights that are drawn at random are refused below; those that a checkpoint may lack are at least always the same.
+    torch.manual_seed(0)
+    config = stand_in_config(directory, architecture)
+    try:
+        with warnings.catch_warnings(), quiet_accelerate():
+            warnings.simplefilter("ignore")
+            model, report = model_class(architecture.task, with_head=with_head).from_pretrained(
+                str(directory),
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **({} if config is None else {"config": config}),
+                **placement,
+            )
+        if not placement:
+            model = model.to(place)
+    except Exception as error:
+        raise load_error("model", directory, error) from error
+    require_all_weights(report["missing_keys"], architecture, directory)
+    finish_placement(model, report["missing_keys"])
+    model.config.use_cache = False
+    if any(pattern.experts for pattern in architecture.blocks) and hasattr(model, "set_experts_implementation"):
+        # The faster ones take only matrices of some sizes.
+        model.set_experts_implementation("eager")
+    if config is not None and architecture.up_activation:
+        activate_up_projections(model, architecture, config.hidden_act)
+    return model.eval().requires_grad_(False)
+
+
+def compute_dtype(dtype: str, device: torch.device) -> str:
+    """What "auto" means on a device; it stays where it is the checkpoint's own.
+
+    Raises:
+        OptionError: Not one of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    return "float32" if dtype == "auto" and device.type == "cpu" else dtype
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of a name; "auto" is CUDA or MPS if there is one, else the CPU.
+
+    Raises:
+        OptionError: There is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f"device {name!r} cannot be used ({first_line(error)})", fix="try --device cpu") from None
+    return device
+
+
+def max_positions(model: Any) -> int | None:
+    """The longest sequence that the model has positions for, if it has a limit."""
+    config = model.config.get_text_config()
+    stated = (getattr(config, key, None) for key in _POSITION_KEYS)
+    limit = next((value for value in stated if isinstance(value, int) and value > 0), None)
+    if limit is None:
+        return None
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        # RoBERTa counts positions from after the padding index, and leaves the rows before without use.
+        if name.endswith("position_embeddings") and padding is not None:
+            limit -= padding + 1
+    return limit
+
+
+def count_image_tokens(model: Any, pixels: npt.NDArray[np.float32]) -> int:
+    """How many tokens a model makes of an image, float32 `[1, channels, height, width]`.
+
+    Raises:
+        InputError: It does not take such images.
+    """
+    try:
+        with torch.inference_mode():
+            output = model(pixel_values=torch.from_numpy(pixels).to(input_device(model), model.dtype))
+    except (RuntimeError, ValueError) as error:
+        problem = f"the model does not take images of shape {list(pixels.shape)} ({first_line(error)})"
+        raise InputError(problem) from error
+    return int(output.last_hidden_state.shape[1])
+
+
+def require_all_weights(missing: Iterable[str], architecture: Architecture, directory: Path) -> None:
+    """Check that a checkpoint had all weights that its model needs.
+
+    Args:
+        missing: Names of the parameters that it did not have.
+
+    Raises:
+        InputError: One is not among those that the architecture says may be missing.
+    """
+    lacking = sorted(
+        name for name in missing if not architecture.bare_name(name).startswith(architecture.not_in_checkpoint)
+    )
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise InputError(
+            f"weight {lacking[0]!r}{more} is missing, so the model would run on random numbers", where=directory
+        )

@@ -1,0 +1,146 @@
+"""Whether two checkpoints compute the same: their outputs on the same tokens, compared as float32."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.calibration.batches import ModelBatch, encoder_decoder_batch, image_batch, text_batch
+from neuralink_cli.calibration.images import load_image_processor, random_images
+from neuralink_cli.calibration.readers import read_token_sequences
+from neuralink_cli.checkpoint.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.models.model_class import TASKS_WITH_HEAD
+
+Outputs = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """How far the outputs (logits, or the hidden states of an encoder) of two models are apart.
+
+    `reference_scale` is the greatest absolute value of the original's outputs, `same_argmax` the share of tokens for
+    which the greatest output is the same one. A model whose neurons were only reordered differs by rounding.
+    """
+
+    max_abs_difference: float
+    reference_scale: float
+    tokens: int
+    same_argmax: float
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no output differs by more than `tolerance` of the scale; false if any is NaN."""
+        return self.max_abs_difference <= self.tolerance * self.reference_scale
+
+
+def compare_outputs(
+    original: Path,
+    other: Path,
+    batches: Sequence[ModelBatch],
+    architecture: Architecture,
+    *,
+    tolerance: float = 1e-4,
+    device: str = "cpu",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> OutputComparison:
+    """Run two local checkpoints, one after the other, on the same batches, each of one sequence.
+
+    Args:
+        tolerance: What `OutputComparison.agrees` allows, as a share of the original's greatest absolute output.
+
+    Raises:
+        InputError, OptionError: A model cannot be loaded, as `load_model`.
+        MismatchError: The outputs have different shapes.
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    require_hf_packages("torch", "transformers")
+
+    def outputs(directory: Path) -> list[Outputs]:
+        with quiet_transformers():
+            return list(run_model(directory, batches, architecture, device, dtype, trust_remote_code))
+
+    expected, found = outputs(original), outputs(other)
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            raise MismatchError(f"gives outputs of shape {b.shape}, {original} of {a.shape}", where=other)
+    same = sum(int((a.argmax(axis=1) == b.argmax(axis=1)).sum()) for a, b in zip(expected, found, strict=True))
+    tokens = sum(a.shape[0] for a in expected)
+    # The maximum of anything with a NaN in it is NaN, in numpy as well, but not in Python's own max.
+    return OutputComparison(
+        max_abs_difference=float(np.max([np.abs(a - b).max() for a, b in zip(expected, found, strict=True)])),
+        reference_scale=float(np.max([np.abs(a).max() for a in expected])),
+        tokens=tokens,
+        same_argmax=same / tokens,
+        tolerance=tolerance,
+    )
+
+
+def comparison_batches(
+    directory: Path, architecture: Architecture, text: str | None, *, trust_remote_code: bool = False
+) -> list[ModelBatch]:
+    """What to compare the outputs of two models on: the start of a text, or images of noise.
+
+    Raises:
+        OptionError: A model that reads text, and there is none.
+        InputError: As `read_token_sequences`, or the checkpoint does not say how images are prepared.
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    if architecture.task == "image-encoder":
+        processor = load_image_processor(directory)
+        return [image_batch(image[None], 1) for image in random_images(processor, 4)]
+    if text is None:
+        raise OptionError("--forward needs text to run on", fix="pass --text FILE")
+    to_batch = encoder_decoder_batch(0) if architecture.task == "seq2seq" else text_batch
+    sequences = read_token_sequences(directory, text, trust_remote_code=trust_remote_code)
+    return [to_batch(ids.astype(np.int64)[None], np.ones((1, ids.size), dtype=bool)) for ids in sequences]
+
+
+def run_model(
+    directory: Path,
+    batches: Sequence[ModelBatch],
+    architecture: Architecture,
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+) -> Iterator[Outputs]:
+    """Outputs of a checkpoint for each batch, of one sequence: float32 `[tokens, outputs]`.
+
+    Raises:
+        InputError, OptionError: As `load_model`.
+    """
+    import torch
+
+    from neuralink_cli.models.loading import load_model
+    from neuralink_cli.models.offload import MemoryLimit, explained_offloading, input_device
+
+    with_head = architecture.task in TASKS_WITH_HEAD
+    with TemporaryDirectory(prefix="neuralink-") as folder:
+        model: Any = load_model(
+            directory,
+            architecture,
+            with_head=with_head,
+            device=device,
+            dtype=dtype,
+            limit=MemoryLimit(folder=Path(folder)),
+            trust_remote_code=trust_remote_code,
+        )
+        for batch in batches:
+            inputs = {name: torch.from_numpy(array).to(input_device(model)) for name, array in batch.inputs.items()}
+            with torch.inference_mode(), explained_offloading():
+                output = model(**inputs)
+            values = output.logits if with_head else output.last_hidden_state
+            yield values[0].float().cpu().numpy()
+        # Only one model at a time fits where one just fits.
+        del model
+    gc.collect()

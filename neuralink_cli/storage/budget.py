@@ -1,0 +1,76 @@
+"""How much DRAM the cache may take, and how it is shared between blocks."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from neuralink_cli.errors import OptionError
+from neuralink_cli.layout.plan import FlashBlock
+from neuralink_cli.sizes import parse_size
+
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
+
+
+@dataclass(frozen=True)
+class DramBudget:
+    """DRAM for bundles: `bytes`, or `fraction` of all bundles; the other is None."""
+
+    bytes: int | None = None
+    fraction: float | None = None
+
+    def bytes_of(self, total: int) -> int:
+        """The budget in bytes if all bundles have `total`; never more than that."""
+        wanted = self.bytes if self.bytes is not None else int((self.fraction or 0.0) * total)
+        return min(wanted, total)
+
+
+def parse_budget(text: str) -> DramBudget:
+    """A budget as users write it: `5%`, `64MB`, `1.5GiB`, or a number of bytes.
+
+    Raises:
+        OptionError: It is none of these.
+    """
+    match = _PERCENT.fullmatch(text.strip())
+    if match is not None:
+        return DramBudget(fraction=float(match[1]) / 100)
+    return DramBudget(bytes=parse_size(text, examples="20%, 64MB or 1.5GiB"))
+
+
+def split_budget(budget: DramBudget, blocks: Sequence[FlashBlock]) -> tuple[int, ...]:
+    """Bundles that each block may keep in DRAM, pinned ones included: the same share of every block.
+
+    Raises:
+        OptionError: Some block could not keep its pinned neurons and one more.
+    """
+    strides = [block.stride for block in blocks]
+    neurons = [block.neurons for block in blocks]
+    return split_bundles(budget, neurons, strides, [block.pinned for block in blocks])
+
+
+def split_bundles(
+    budget: DramBudget, neurons: Sequence[int], strides: Sequence[int], pinned: Sequence[int]
+) -> tuple[int, ...]:
+    """As `split_budget`, from the neurons, bytes of a bundle, and pinned neurons of each block.
+
+    A budget of nothing at all is no cache: 0 for every block.
+
+    Raises:
+        OptionError: As `split_budget`.
+    """
+    total = sum(count * stride for count, stride in zip(neurons, strides, strict=True))
+    available = budget.bytes_of(total)
+    if available == 0 and not budget.bytes and not budget.fraction:
+        return (0,) * len(neurons)
+    capacities = tuple(count * available // total for count in neurons)
+    least = [min(hot + 1, count) for hot, count in zip(pinned, neurons, strict=True)]
+    if any(capacity < needed for capacity, needed in zip(capacities, least, strict=True)):
+        # The share that gives the neediest block its least, rounded up so that the floor above keeps it.
+        minimum = max(-(-needed * total // count) for needed, count in zip(least, neurons, strict=True))
+        raise OptionError(
+            f"{available:,} bytes of DRAM are too few for this layout",
+            fix=f"allow at least {minimum:,} bytes ({math.ceil(1000 * minimum / total) / 10:g}%)",
+        )
+    return capacities

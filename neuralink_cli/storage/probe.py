@@ -1,0 +1,267 @@
+"""Measures what random reads cost on the storage under a directory, and makes a device profile of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuralink_cli.devices.device import DeviceModel, parse_device
+from neuralink_cli.devices.fio import is_fio_output, parse_fio
+from neuralink_cli.errors import InputError, OutputError
+from neuralink_cli.files.durable import new_file, require_space, write_all
+from neuralink_cli.files.json_text import read_object, readable
+from neuralink_cli.storage.direct_io import ScatteredFile, aligned_buffer
+
+# Reads start on multiples of this, and their sizes are multiples of it: any device can be read so.
+UNIT = 4096
+_CHUNK = 1 << 24
+# Memory that all reads go to, over and over.
+_BUFFER_BYTES = 1 << 26
+# Reads per place in the queue that tell how many are enough.
+_PILOT = 4
+_TURNS = 3
+# Stands for an operation that costs nothing, which no device model has.
+_LEAST_SECONDS = 1e-9
+
+
+@dataclass(frozen=True)
+class ProbePoint:
+    """Random reads of `bytes` bytes with `queue_depth` of them in flight: `reads` of them took `seconds`."""
+
+    bytes: int
+    queue_depth: int
+    reads: int
+    seconds: float
+
+    @property
+    def reads_per_second(self) -> float:
+        """Reads per second."""
+        return self.reads / self.seconds
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bandwidth."""
+        return self.reads * self.bytes / self.seconds
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured; `direct` tells whether past the page cache, without which memory is measured, not storage."""
+
+    direct: bool
+    file_bytes: int
+    points: tuple[ProbePoint, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A device profile as a document, and the model that it describes.
+
+    `pooled` are the read sizes whose time was averaged with a neighbour's, because the larger measured took less.
+    """
+
+    document: dict[str, Any]
+    device: DeviceModel
+    pooled: tuple[int, ...]
+
+
+def probe_storage(
+    directory: Path,
+    *,
+    sizes: Sequence[int],
+    queue_depths: Sequence[int],
+    file_bytes: int,
+    seconds: float = 0.3,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Probe:
+    """Measure random reads in a temporary file, which has no name while it is measured and is gone afterwards.
+
+    Args:
+        sizes: Bytes of a read, multiples of `UNIT`.
+        queue_depths: How many reads to keep in flight.
+        file_bytes: Size of the file; a small one measures the storage's own cache.
+        seconds: Time for every size and depth; slow storage takes as long as a few reads per place in the queue do.
+        progress: Called with 1 after every size and depth.
+
+    Raises:
+        ValueError: A size is no multiple of `UNIT`, or the file is smaller than two of the largest reads.
+        InputError: `directory` is none, or reading fails.
+        OutputError: The file cannot be written there, or there is no room for it.
+    """
+    if any(size < UNIT or size % UNIT for size in sizes) or file_bytes < 2 * max(sizes):
+        raise ValueError(f"reads must be multiples of {UNIT} bytes, and at most half the file of {file_bytes}")
+    random = np.random.default_rng(seed)
+    points = []
+    with _temporary_file(directory, file_bytes, random, queue_depths) as files:
+        for file in files:
+            for size in sizes:
+                points.append(_measure(file, size, seconds, random))
+                progress(1)
+    return Probe(files[0].direct, file_bytes, tuple(points))
+
+
+def probe_profile(probe: Probe, name: str) -> Profile:
+    """The device profile of what was measured at the greatest queue depth.
+
+    Raises:
+        InputError: Larger reads do not take longer, so there is no such device; measuring again may help.
+    """
+    depth = max(point.queue_depth for point in probe.points)
+    rates = {point.bytes: point.bytes_per_second for point in probe.points if point.queue_depth == depth}
+    how = "direct I/O"
+    if not probe.direct:
+        how = "reads through the page cache, for want of direct I/O (not the storage's own)"
+    return _profile(
+        name=name,
+        description=f"Random reads measured by `neuralink probe` with {how}.",
+        source=f"Random reads of a file of {probe.file_bytes:,} bytes.",
+        queue_depth=depth,
+        rates=sorted(rates.items()),
+    )
+
+
+def fio_profile(path: Path, name: str) -> Profile:
+    """The device profile of a fio run, from its JSON output.
+
+    Raises:
+        InputError: It is no such output, or lacks figures.
+    """
+    document = read_object(path)
+    if not is_fio_output(document):
+        raise InputError("is not fio's JSON output", where=path, fix="run fio with --output-format=json")
+    measured = parse_fio(document, path)
+    return _profile(
+        name=name,
+        description="Random reads measured with fio.",
+        source=f"JSON output of {document['fio version']}.",
+        queue_depth=measured.queue_depth,
+        rates=measured.rates,
+    )
+
+
+def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> None:
+    """Write a profile, whole and durable.
+
+    Raises:
+        OutputError: The output exists and `overwrite` is false, or cannot be written.
+    """
+    with new_file(path, overwrite=overwrite) as handle:
+        write_all(handle, readable(profile.document).encode())
+
+
+def monotone(values: Sequence[float]) -> list[float]:
+    """The non-decreasing sequence nearest to `values` in the sense of least squares (pooling adjacent violators)."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        total, count = value, 1
+        while pools and pools[-1][0] * count > total * pools[-1][1]:
+            before = pools.pop()
+            total, count = total + before[0], count + before[1]
+        pools.append((total, count))
+    return [total / count for total, count in pools for _ in range(count)]
+
+
+def _profile(
+    *, name: str, description: str, source: str, queue_depth: int, rates: Sequence[tuple[int, float]]
+) -> Profile:
+    measured = [size / rate for size, rate in rates]
+    reads: list[dict[str, int]] = []
+    longest = 0.0
+    for (size, _), seconds in zip(rates, monotone(measured), strict=True):
+        rate = int(size / seconds)
+        # Whole numbers read better; rounding must not make a larger read the faster one again.
+        while size / rate < longest:
+            rate -= 1
+        longest = size / rate
+        reads.append({"bytes": size, "bytes_per_second": rate})
+    document: dict[str, Any] = {
+        "format": "neuralink-device",
+        "version": 1,
+        "name": name,
+        "description": description,
+        "source": source,
+        "queue_depth": queue_depth,
+        "reads": reads,
+    }
+    pooled = [
+        size
+        for (size, _), before, after in zip(rates, measured, monotone(measured), strict=True)
+        if abs(after - before) > 1e-9 * before
+    ]
+    return Profile(document, _device(document, rates), tuple(pooled))
+
+
+def _device(document: dict[str, Any], rates: Sequence[tuple[int, float]]) -> DeviceModel:
+    """The model of a profile, which gets a line of its own if the one fitted to its reads makes no sense."""
+    try:
+        return parse_device(document, document["name"])
+    except InputError:
+        size, rate = np.array(rates, dtype=np.float64).T
+        if len(rates) < 2 or not (size / rate)[-1] > (size / rate)[0]:
+            raise
+    # Small reads were measured to be as cheap by the byte as large ones: then an operation costs next to nothing.
+    bandwidth = float((rate**2).sum() / rate.sum())
+    document |= {"operation_seconds": _LEAST_SECONDS, "bytes_per_second": bandwidth}
+    return parse_device(document, document["name"])
+
+
+@contextlib.contextmanager
+def _temporary_file(
+    directory: Path, size: int, random: np.random.Generator, queue_depths: Sequence[int]
+) -> Iterator[list[ScatteredFile]]:
+    """A file of random bytes, opened once for every queue depth."""
+    if not directory.is_dir():
+        raise InputError("is not a directory", where=directory)
+    require_space(directory / "probe", size)
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=".neuralink-probe-", dir=directory)
+        except OSError as error:
+            raise OutputError(f"cannot be written ({error.strerror})", where=directory) from None
+        stack.callback(os.close, descriptor)
+        try:
+            os.ftruncate(descriptor, size)
+            files = [stack.enter_context(ScatteredFile(Path(name), queue_depth=depth)) for depth in queue_depths]
+        finally:
+            # Open files need no name; without one nothing can leave it behind.
+            Path(name).unlink()
+        try:
+            _fill(descriptor, size, random)
+        except OSError as error:
+            raise OutputError(f"cannot be written ({error.strerror})", where=directory) from None
+        yield files
+
+
+def _fill(descriptor: int, size: int, random: np.random.Generator) -> None:
+    """Write random bytes, which no storage can compress, flush them, and let the page cache forget them."""
+    with os.fdopen(descriptor, "wb", buffering=0, closefd=False) as handle:
+        for start in range(0, size, _CHUNK):
+            write_all(handle, random.bytes(min(_CHUNK, size - start)))
+        os.fsync(descriptor)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _measure(file: ScatteredFile, size: int, seconds: float, random: np.random.Generator) -> ProbePoint:
+    buffer = aligned_buffer(max(_BUFFER_BYTES, size))
+    slots = buffer.size // size
+
+    def read(reads: int) -> float:
+        offsets = random.integers(0, (file.size - size) // UNIT + 1, reads) * UNIT
+        return file.read(offsets, np.full(reads, size), buffer, np.arange(reads) % slots * size)
+
+    pilot = reads = _PILOT * file.queue_depth
+    taken = read(pilot)
+    if taken < seconds:
+        # The middle one of several, as other work on the machine disturbs one or the other.
+        reads = max(int(pilot * seconds / _TURNS / taken), pilot)
+        taken = float(np.median([read(reads) for _ in range(_TURNS)]))
+    return ProbePoint(size, file.queue_depth, reads, taken)

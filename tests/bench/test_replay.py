@@ -1,0 +1,229 @@
+"""The replay against a token-by-token oracle, and what the bench makes of it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuralink_cli.bench import replay_kernels
+from neuralink_cli.bench.bench import BenchOptions, BenchReport, bench
+from neuralink_cli.bench.replay import BlockCache, ReadPrices, TokenFigures, firing_slots, read_prices, replay_block
+from neuralink_cli.devices.device import DeviceModel, ReadRate, builtin_devices
+from neuralink_cli.storage import cache_kernels
+from neuralink_cli.storage.budget import DramBudget
+from neuralink_cli.storage.cache import POLICIES, CachePolicy, NeuronCache
+from neuralink_cli.storage.read_planning import plan_cheapest, plan_runs
+from tests.checkpoints import write_random_trace
+from tests.layouts import LayoutFactory
+
+NEURONS = 60
+LINEAR = DeviceModel("linear", 8, 1e-5, 1e9)
+MEASURED = DeviceModel(
+    "measured", 8, 1e-5, 2e9, (ReadRate(4096, 3e8), ReadRate(16384, 5e8), ReadRate(65536, 1.9e9), ReadRate(2**20, 2e9))
+)
+NO_SLOTS = np.zeros(0, dtype=np.int32)
+
+
+def random_bits(tokens: int, *, seed: int = 0, neurons: int = NEURONS) -> npt.NDArray[np.bool_]:
+    random = np.random.default_rng(seed)
+    chance = random.random(neurons) ** 3
+    return random.random((tokens, neurons)) < chance
+
+
+def pack(fired: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    return np.packbits(fired, axis=1, bitorder="little")
+
+
+@given(seed=st.integers(0, 50), tokens=st.integers(0, 30), neurons=st.integers(1, 70))
+def test_slots_that_fire(seed: int, tokens: int, neurons: int) -> None:
+    fired = random_bits(tokens, seed=seed, neurons=neurons)
+    order = np.random.default_rng(seed).permutation(neurons).astype(np.int32)
+    firing = firing_slots(pack(fired), order)
+    assert firing.tokens == tokens
+    for token in range(tokens):
+        assert firing.of(token).tolist() == np.flatnonzero(fired[token][order]).tolist()
+
+
+def seconds_of(plan_first: npt.NDArray[np.int32], plan_count: npt.NDArray[np.int32], prices: ReadPrices) -> float:
+    return float(prices.seconds[plan_count].sum()) if plan_first.size else 0.0
+
+
+@pytest.mark.parametrize("collapse", [False, True])
+@pytest.mark.parametrize("policy", [*POLICIES, "eager"])
+@pytest.mark.parametrize("pinned", [0, 5])
+def test_a_replay_is_what_a_runtime_would_do(policy: str, pinned: int, collapse: bool) -> None:
+    """Token by token with the cache and the planner that a runtime uses."""
+    rules = POLICIES.get(policy) or CachePolicy(cache_kernels.S3FIFO, take_unwanted=True)
+    fired = random_bits(200, seed=7)
+    firing = firing_slots(pack(fired), np.random.default_rng(2).permutation(NEURONS).astype(np.int32))
+    capacity, stride = 18, 4096
+    prices = read_prices(LINEAR, NEURONS, stride, collapse=collapse)
+    figures = TokenFigures.empty(firing.tokens)
+    held = BlockCache(rules, capacity, np.arange(pinned, dtype=np.int32))
+    reads = replay_block(firing, prices, held, stride, figures, record=True)
+    assert reads is not None
+
+    cache = NeuronCache(NEURONS, capacity, policy=rules, pinned=pinned)
+    for token in range(firing.tokens):
+        active = firing.of(token)
+        missing = active[cache.look_up(active) < 0]
+        plan = plan_cheapest(missing, stride, LINEAR) if collapse else plan_runs(missing)
+        first, count = reads.of(token)
+        assert (first.tolist(), count.tolist()) == (plan.first.tolist(), plan.count.tolist())
+        read = [slot for f, c in zip(first, count, strict=True) for slot in range(f, f + c)]
+        cache.admit(np.array(read, dtype=np.int32), np.isin(read, missing))
+        expected = LINEAR.read_seconds(count * stride).sum()
+        assert figures.seconds[token] == pytest.approx(float(expected), rel=1e-12)
+        counts = figures.counts[token]
+        assert counts[replay_kernels.ACTIVE] == active.size
+        assert counts[replay_kernels.CACHED] == active.size - missing.size
+        assert counts[replay_kernels.READS] == counts[replay_kernels.STRETCHES] == count.size
+        assert counts[replay_kernels.LONGEST] == max(count, default=0)
+        assert figures.useful_bytes[token] == missing.size * stride
+        assert figures.read_bytes[token] == len(read) * stride
+
+
+@pytest.mark.parametrize("device", [MEASURED, *builtin_devices().values()], ids=lambda device: device.name)
+@pytest.mark.parametrize("stride", [1000, 4096, 24576])
+def test_collapsed_reads_are_the_cheapest_on_every_device(device: DeviceModel, stride: int) -> None:
+    firing = firing_slots(pack(random_bits(60, seed=3)), np.arange(NEURONS, dtype=np.int32))
+    prices = read_prices(device, NEURONS, stride, collapse=True)
+    figures = TokenFigures.empty(firing.tokens)
+    replay_block(firing, prices, BlockCache(POLICIES["none"], 0, NO_SLOTS), stride, figures)
+    for token in range(firing.tokens):
+        plan = plan_cheapest(firing.of(token), stride, device)
+        assert figures.seconds[token] == pytest.approx(seconds_of(plan.first, plan.count, prices), rel=1e-12)
+
+
+@given(steps=st.lists(st.floats(0, 5), min_size=1, max_size=25), start=st.floats(0, 30))
+def test_gaps_that_no_cheapest_plan_crosses(steps: list[float], start: float) -> None:
+    seconds = np.concatenate([[0.0], start + np.cumsum(steps)])
+    n = seconds.size - 1
+    gap = int(replay_kernels.never_across(seconds))
+    for g in range(n + 1):
+        pays = any(
+            seconds[a + g + b] < seconds[a] + seconds[b]
+            for a, b in itertools.product(range(1, n + 1), repeat=2)
+            if a + g + b <= n
+        )
+        assert not (pays and g >= gap)
+
+
+def test_unbundled_is_a_read_for_every_part() -> None:
+    firing = firing_slots(pack(random_bits(50)), np.arange(NEURONS, dtype=np.int32))
+    nothing = BlockCache(POLICIES["none"], 0, NO_SLOTS)
+    whole, parts = TokenFigures.empty(50), TokenFigures.empty(50)
+    replay_block(firing, read_prices(LINEAR, NEURONS, 4096, collapse=False), nothing, 4096, whole)
+    prices = read_prices(LINEAR, NEURONS, 4096, parts=2, collapse=False)
+    replay_block(firing, prices, nothing, 4096, parts, parts=2)
+    reads = whole.counts[:, replay_kernels.READS]
+    assert (parts.counts[:, replay_kernels.READS] == 2 * reads).all()
+    assert (parts.read_bytes == whole.read_bytes).all()
+    np.testing.assert_allclose(parts.seconds - whole.seconds, reads * LINEAR.operation_seconds)
+
+
+def test_blocks_add_up() -> None:
+    figures = TokenFigures.empty(40)
+    nothing = BlockCache(POLICIES["none"], 0, NO_SLOTS)
+    prices = read_prices(LINEAR, NEURONS, 512, collapse=False)
+    longest = []
+    for seed in (1, 2):
+        firing = firing_slots(pack(random_bits(40, seed=seed)), np.arange(NEURONS, dtype=np.int32))
+        reads = replay_block(firing, prices, nothing, 512, figures, record=True)
+        assert reads is not None
+        longest.append([max(reads.of(token)[1], default=0) for token in range(40)])
+    assert figures.counts[:, replay_kernels.LONGEST].tolist() == np.max(longest, axis=0).tolist()
+    active = sum(random_bits(40, seed=seed).sum(axis=1) for seed in (1, 2))
+    assert (figures.counts[:, replay_kernels.ACTIVE] == active).all()
+    assert (figures.useful_bytes == 512 * active).all()
+
+
+@pytest.fixture(scope="module")
+def measured(layouts: LayoutFactory, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    made = layouts.bundled()
+    trace = write_random_trace(made.model, tmp_path_factory.mktemp("bench") / "t.safetensors")
+    return made.layout, trace
+
+
+def run(paths: list[Path], trace: Path, **options: object) -> BenchReport:
+    import contextlib
+
+    @contextlib.contextmanager
+    def silent(_stage: str, _total: int | None, _unit: str):  # type: ignore[no-untyped-def]
+        yield lambda _count: None
+
+    return bench(paths, trace, BenchOptions(**options), progress=silent)  # type: ignore[arg-type]
+
+
+def test_rows_of_a_bench(measured: tuple[Path, Path]) -> None:
+    layout, trace = measured
+    report = run([layout], trace, devices=(LINEAR,), dram=DramBudget(fraction=0.2))
+    assert [(part.start, part.stop) for part in report.tokens] == [(480, 600)]
+    ways = [(row.way.name, row.way.collapse, row.way.cache) for row in report.rows]
+    names = ["unbundled", "original", "frequency", "linked"]
+    assert ways == [(n, c, p) for p in ("none", "linked-s3fifo") for n in names for c in (False, True)]
+    by_way = dict(zip(ways, report.rows, strict=True))
+    for cache in ("none", "linked-s3fifo"):
+        assert by_way["original", False, cache].gain == 1.0
+        for name in names:
+            plain, collapsed = by_way[name, False, cache].figures, by_way[name, True, cache].figures
+            assert plain.active == collapsed.active
+            if cache == "none":
+                assert plain.cached == 0
+                assert plain.bytes_read == plain.bytes_useful
+                assert collapsed.io_mean <= plain.io_mean
+            else:
+                assert plain.cached > 0
+    for row in report.rows:
+        figures = row.figures
+        assert figures.io_p50 <= figures.io_p95 <= figures.io_p99
+        assert figures.bytes_read >= figures.bytes_useful
+        assert row.gain == pytest.approx(by_way["original", False, row.way.cache].figures.io_mean / figures.io_mean)
+
+
+def test_the_frequency_order_is_that_of_the_stored_frequencies(measured: tuple[Path, Path]) -> None:
+    """A layout in frequency order itself would have the same figures: compare with a replay by hand."""
+    from neuralink_cli.activations.trace import Trace
+    from neuralink_cli.layout.bundled_layout import BundledLayout
+
+    layout, path = measured
+    report = run([layout], path, devices=(LINEAR,), policy="none")
+    row = next(row for row in report.rows if row.way.name == "frequency" and not row.way.collapse)
+    reads = 0
+    with BundledLayout(layout) as opened, Trace(path) as trace:
+        for block, traced in zip(opened.index.blocks, trace.info.blocks, strict=True):
+            stored = opened.file.read(block.frequency.tensor).view("<f4")
+            by_neuron = dict(zip(opened.orders[block.id].tolist(), stored.tolist(), strict=True))
+            order = sorted(by_neuron, key=lambda neuron: (-by_neuron[neuron], neuron))
+            fired = np.unpackbits(trace.fired(traced, 480, 600), axis=1, bitorder="little")[:, order]
+            reads += int((np.diff(fired, axis=1, prepend=0) == 1).sum())
+    assert row.figures.reads == pytest.approx(reads / 120)
+
+
+def test_a_layout_of_pinned_neurons_needs_dram_for_them(measured: tuple[Path, Path]) -> None:
+    from neuralink_cli.errors import OptionError
+
+    layout, trace = measured
+    with pytest.raises(OptionError, match=r"10 bytes of DRAM are too few for this layout; allow at least [\d,]+ bytes"):
+        run([layout], trace, dram=DramBudget(bytes=10))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_real_reads_stay_in_their_block(parts: int) -> None:
+    from neuralink_cli.bench.contenders import ContenderBlock
+    from neuralink_cli.bench.real_reads import read_ranges_of
+
+    order = np.arange(10, dtype=np.int32)
+    block = ContenderBlock("layers.0", 10, 0.0, 60, parts, 0, order, np.zeros(10, dtype=np.float32), 4096)
+    offsets, sizes = read_ranges_of(block, np.array([0, 7], np.int32), np.array([2, 3], np.int32), parts)
+    bytes_read = [b for offset, size in zip(offsets, sizes, strict=True) for b in range(offset, offset + size)]
+    assert len(set(bytes_read)) == len(bytes_read) == 5 * 60
+    assert min(bytes_read) == 4096
+    assert max(bytes_read) == 4096 + 10 * 60 - 1
+    assert len(offsets) == 2 * parts

@@ -1,0 +1,169 @@
+"""Device models: built-in profiles, user profiles, fio output, and what they refuse."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuralink_cli.devices.device import builtin_devices, find_device, parse_device
+from neuralink_cli.errors import InputError, OptionError
+
+PROFILE = {
+    "format": "neuralink-device",
+    "version": 1,
+    "name": "mine",
+    "queue_depth": 8,
+    "operation_seconds": 1e-5,
+    "bytes_per_second": 2e9,
+}
+READS = [{"bytes": 4096, "bytes_per_second": 3e8}, {"bytes": 65536, "bytes_per_second": 1.5e9}]
+
+
+def fio_job(size: int, rate: float, *, depth: int = 32, numjobs: int = 1) -> dict:
+    return {
+        "jobname": f"bs{size}",
+        "job options": {"bs": str(size), "iodepth": str(depth), "numjobs": str(numjobs), "rw": "randread"},
+        "read": {"total_ios": 1000, "io_bytes": 1000 * size, "bw": rate / 1024, "bw_bytes": rate, "iops": rate / size},
+    }
+
+
+def fio(*jobs: dict) -> dict:
+    return {"fio version": "fio-3.36", "global options": {"direct": "1"}, "jobs": list(jobs)}
+
+
+def write(path: Path, document: dict) -> str:
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def test_builtin_profiles_cover_the_promised_devices() -> None:
+    devices = builtin_devices()
+    assert {"ufs4.0", "ufs3.1", "nvme"} <= set(devices)
+    for device in devices.values():
+        # Small reads are dear: all of these devices are bound by operations at a few KiB.
+        assert device.operation_in_bundles(4096) > 2
+
+
+def test_break_even_gap_of_ufs4_is_the_papers() -> None:
+    device = builtin_devices()["ufs4.0"]
+    assert 5 <= device.operation_in_bundles(4096) <= 6
+    assert 2 <= device.operation_in_bundles(8192) <= 3
+    assert 1 <= device.operation_in_bundles(16384) < 2
+
+
+def test_fit_to_a_table_recovers_the_line_it_was_made_from() -> None:
+    sizes = [4096, 16384, 65536, 1 << 20]
+    reads = [{"bytes": size, "bytes_per_second": size / (12e-6 + size / 1.9e9)} for size in sizes]
+    document = {k: v for k, v in PROFILE.items() if not k.endswith("seconds") and not k.endswith("second")}
+    device = parse_device({**document, "reads": reads}, "x")
+    assert device.operation_seconds == pytest.approx(12e-6, rel=1e-6)
+    assert device.bytes_per_second == pytest.approx(1.9e9, rel=1e-6)
+    assert device.read_seconds(sizes) == pytest.approx([12e-6 + size / 1.9e9 for size in sizes])
+
+
+@given(st.integers(1, 1 << 24), st.integers(1, 1 << 24))
+def test_larger_reads_never_cost_less(a: int, b: int) -> None:
+    for device in builtin_devices().values():
+        small, large = device.read_seconds([min(a, b), max(a, b)])
+        assert 0 < small <= large
+
+
+def test_read_seconds_is_interpolated_between_measured_sizes_and_linear_beyond() -> None:
+    device = parse_device({**PROFILE, "reads": READS}, "x")
+    first, last = READS[0], READS[1]
+    a, b = (read["bytes"] / read["bytes_per_second"] for read in (first, last))
+    middle = (first["bytes"] + last["bytes"]) / 2
+    assert device.read_seconds(middle) == pytest.approx((a + b) / 2)
+    assert device.read_seconds(last["bytes"] + 2_000_000) == pytest.approx(b + 1e-3)
+    assert device.read_seconds(1) == pytest.approx(a)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"queue_depth": 0}, "queue_depth"),
+        ({"operation_seconds": 0}, "operation_seconds"),
+        ({"operation_seconds": -1e-5}, "operation_seconds"),
+        ({"bytes_per_second": 0}, "bytes_per_second"),
+        ({"bytes_per_second": "fast"}, "bytes_per_second"),
+        ({"surprise": 1}, "surprise"),
+        ({"version": 2}, "version"),
+        ({"format": "other"}, "format"),
+        ({"reads": READS[:1]}, "reads"),
+        ({"reads": READS[::-1]}, "ascending"),
+        ({"reads": [{"bytes": 4096, "bytes_per_second": 1e6}, {"bytes": 8192, "bytes_per_second": 1e9}]}, "less time"),
+    ],
+)
+def test_nonsense_profiles_are_refused(tmp_path: Path, change: dict, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        find_device(write(tmp_path / "d.json", {**PROFILE, **change}))
+
+
+def test_a_profile_without_any_cost_is_refused(tmp_path: Path) -> None:
+    document = {key: PROFILE[key] for key in ("format", "version", "name", "queue_depth")}
+    with pytest.raises(InputError):
+        find_device(write(tmp_path / "d.json", document))
+
+
+def test_reads_whose_time_does_not_grow_are_refused(tmp_path: Path) -> None:
+    reads = [{"bytes": size, "bytes_per_second": size / 1e-4} for size in (4096, 8192, 16384)]
+    document = {key: PROFILE[key] for key in ("format", "version", "name", "queue_depth")}
+    with pytest.raises(InputError, match="dearer"):
+        find_device(write(tmp_path / "d.json", {**document, "reads": reads}))
+
+
+def test_unknown_name_lists_what_is_built_in() -> None:
+    with pytest.raises(OptionError, match=r"ufs4\.0"):
+        find_device("floppy")
+
+
+def test_fio_output_is_a_device(tmp_path: Path) -> None:
+    path = write(tmp_path / "phone.json", fio(fio_job(4096, 3e8), fio_job(1 << 20, 2.5e9), fio_job(65536, 1.6e9)))
+    device = find_device(path)
+    assert device.queue_depth == 32
+    assert [read.bytes for read in device.reads] == [4096, 65536, 1 << 20]
+    assert device.read_seconds([4096]) == pytest.approx([4096 / 3e8])
+
+
+def test_either_bandwidth_figure_of_fio_will_do(tmp_path: Path) -> None:
+    jobs = [fio_job(4096, 1e8), fio_job(65536, 1e9)]
+    del jobs[0]["read"]["bw"], jobs[1]["read"]["bw_bytes"]
+    device = find_device(write(tmp_path / "f.json", fio(*jobs)))
+    assert [read.bytes_per_second for read in device.reads] == pytest.approx([1e8, 1e9])
+
+
+def test_fio_jobs_of_a_group_add_up(tmp_path: Path) -> None:
+    jobs = [fio_job(4096, 1e8, depth=4, numjobs=2) for _ in range(2)] + [fio_job(65536, 1e9, depth=8)]
+    device = find_device(write(tmp_path / "f.json", fio(*jobs)))
+    assert device.queue_depth == 8
+    assert device.reads[0].bytes_per_second == pytest.approx(2e8)
+
+
+def test_fio_takes_the_deepest_queue_with_two_sizes(tmp_path: Path) -> None:
+    jobs = [fio_job(4096, 1e8, depth=1), fio_job(65536, 5e8, depth=1), fio_job(4096, 9e8, depth=64)]
+    assert find_device(write(tmp_path / "f.json", fio(*jobs))).queue_depth == 1
+
+
+def test_broken_fio_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two read sizes"):
+        find_device(write(tmp_path / "a.json", fio(fio_job(4096, 1e8))))
+    broken = copy.deepcopy(fio(fio_job(4096, 1e8), fio_job(8192, 2e8)))
+    del broken["jobs"][1]["read"]["total_ios"]
+    with pytest.raises(InputError, match="total_ios"):
+        find_device(write(tmp_path / "b.json", broken))
+    with pytest.raises(InputError, match="list of jobs"):
+        find_device(write(tmp_path / "c.json", {"fio version": "3", "jobs": 3}))
+    writes = [{**fio_job(size, 0), "read": {"total_ios": 0, "io_bytes": 0, "bw": 0}} for size in (4096, 8192)]
+    with pytest.raises(InputError, match="two read sizes"):
+        find_device(write(tmp_path / "d.json", fio(*writes)))
+
+
+def test_read_seconds_keeps_the_shape_of_its_argument() -> None:
+    device = builtin_devices()["nvme"]
+    assert device.read_seconds(np.full((2, 3), 4096)).shape == (2, 3)

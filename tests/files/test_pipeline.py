@@ -1,0 +1,157 @@
+"""Reading ahead, hashing and writing behind: in order, bounded, and over when they are left."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuralink_cli.errors import InputError
+from neuralink_cli.files import output_file, pipeline
+from neuralink_cli.files.byte_file import ByteFile
+from neuralink_cli.files.output_file import OutputFile
+from neuralink_cli.files.pipeline import FileRange, Scratch, pieces_of, read_ahead
+from tests.faults import Disk
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("neuralink")]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(pipeline, "PIECE", 4096)
+    monkeypatch.setattr(pipeline, "IN_FLIGHT", 6 * 4096)
+    yield
+    assert threads() == []
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[ByteFile]:
+    (tmp_path / "in").write_bytes(CONTENT.tobytes())
+    with ByteFile(tmp_path / "in") as opened:
+        yield opened
+
+
+def test_ranges_come_in_order_whatever_their_sizes(file: ByteFile) -> None:
+    random = np.random.default_rng(1)
+    starts = random.integers(0, CONTENT.size - 20_000, 200)
+    sizes = random.integers(0, 20_000, 200)
+    ranges = [FileRange(file, int(start), int(size)) for start, size in zip(starts, sizes, strict=True)]
+    with read_ahead(iter(ranges)) as pieces:
+        count = 0
+        for wanted, data in zip(ranges, pieces, strict=True):
+            assert np.array_equal(data, CONTENT[wanted.offset : wanted.offset + wanted.size])
+            count += 1
+    assert count == 200
+
+
+def test_pieces_make_the_whole(file: ByteFile) -> None:
+    for start, stop in ((0, 0), (5, 5), (0, 1), (3, 4099), (100, 20_000), (0, file.size)):
+        ranges = list(pieces_of(file, start, stop))
+        assert sum(each.size for each in ranges) == stop - start
+        with read_ahead(ranges) as pieces:
+            assert b"".join(data.tobytes() for data in pieces) == CONTENT[start:stop].tobytes()
+
+
+def test_no_more_is_read_than_may_wait(file: ByteFile) -> None:
+    asked = []
+
+    def ranges() -> Iterator[FileRange]:
+        for wanted in pieces_of(file, 0, file.size):
+            asked.append(wanted)
+            yield wanted
+
+    with read_ahead(ranges()) as pieces:
+        next(pieces)
+        assert 1 < len(asked) <= 7
+        next(pieces)
+        assert len(asked) <= 8
+
+
+def test_a_failure_is_raised_where_its_bytes_are_asked_for(file: ByteFile) -> None:
+    ranges = [FileRange(file, 0, 100), FileRange(file, CONTENT.size - 50, 100), FileRange(file, 0, 100)]
+    with read_ahead(ranges) as pieces:
+        assert next(pieces).size == 100
+        with pytest.raises(InputError, match="file ended"):
+            next(pieces)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_leaving_early_ends_the_threads(tmp_path: Path, file: ByteFile, error: type[BaseException]) -> None:
+    with (
+        pytest.raises(error),
+        read_ahead(pieces_of(file, 0, file.size)) as pieces,
+        OutputFile(tmp_path / "out") as output,
+    ):
+        for k, data in enumerate(pieces):
+            output.write(data)
+            if k == 10:
+                raise error
+    assert threads() == []
+
+
+def test_scratch_is_the_same_memory(tmp_path: Path) -> None:
+    scratch = Scratch()
+    first = scratch.take(50_000)
+    assert first.size == 50_000
+    first[:] = 7
+    again = scratch.take(10_000)
+    assert again.ctypes.data == first.ctypes.data
+    assert scratch.take(100_000).size == 100_000
+
+
+@given(sizes=st.lists(st.integers(0, 9000), max_size=30), as_bytes=st.booleans())
+@settings(max_examples=40)
+def test_what_is_written_is_there_and_hashed(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], as_bytes: bool
+) -> None:
+    path = tmp_path_factory.mktemp("out") / "out"
+    seen: list[int] = []
+    memory = np.empty(9000, dtype=np.uint8)
+    with OutputFile(path, seen.append) as output:
+        position = 0
+        for size in sizes:
+            data: npt.NDArray[np.uint8] = memory[:size]
+            data[:] = CONTENT[position : position + size]
+            output.write(data.tobytes() if as_bytes else data)
+            # Whoever writes may use the memory for something else at once.
+            memory[:] = 0
+            position += size
+            assert output.size == position
+            if size % 3 == 0:
+                assert output.sha256 == hashlib.sha256(CONTENT[:position]).hexdigest()
+        assert output.sha256 == hashlib.sha256(CONTENT[:position]).hexdigest()
+    assert path.read_bytes() == CONTENT[:position].tobytes()
+    assert sum(seen) == position
+
+
+def test_few_buffers_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    new_buffer = output_file.transfer_buffer
+    monkeypatch.setattr(output_file, "transfer_buffer", lambda size: made.append(size) or new_buffer(size))
+    with OutputFile(tmp_path / "out") as output:
+        for _ in range(20):
+            output.write(CONTENT)
+    assert len(made) <= 7
+    assert (tmp_path / "out").stat().st_size == 20 * CONTENT.size
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 40, 73, 74, 75])
+def test_a_write_that_fails_is_noticed(tmp_path: Path, at: int) -> None:
+    with (
+        Disk(at).installed() as disk,
+        pytest.raises(OSError, match="Input/output error"),
+        OutputFile(tmp_path / "out") as output,
+    ):
+        output.write(CONTENT)
+    assert disk.hit

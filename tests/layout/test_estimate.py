@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import OutputError
+from neuralink_cli.files import estimate, pipeline
+from neuralink_cli.files.estimate import Estimate
+from neuralink_cli.layout.open_layout import open_layout
+from neuralink_cli.layout.relayout import RelayoutOptions, estimate_relayout, plan_relayout
+from neuralink_cli.layout.restore import estimate_restore
+from neuralink_cli.layout.verify import estimate_verify
+from neuralink_cli.placement.placement import Placement
+from tests.damage import KINDS
+from tests.layouts import LayoutFactory, Made, relayout
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def size_of(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
+def of_relayout(made: Made, output: Path) -> Estimate:
+    with Checkpoint(made.model) as checkpoint, Placement(made.placement) as placement:
+        architecture = choose_architecture(checkpoint.model_type, made.model, None)
+        plan = plan_relayout(checkpoint, architecture, placement, RelayoutOptions())
+        return estimate_relayout(plan, checkpoint, output)
+
+
+def test_bytes_and_memory_are_those_of_the_run(
+    tmp_path: Path, layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = layouts.bundled("llama", shards=2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, 123_456_789))
+    expected = of_relayout(made, tmp_path / "out")
+    assert (expected.bytes_read, expected.bytes_written) == (size_of(made.model), size_of(made.layout))
+    assert expected.free_bytes == 123_456_789
+    assert expected.memory_bytes > 37 * 3 * 20 * 4 + 20_000_000
+    with Checkpoint(made.model) as checkpoint, open_layout(made.layout) as layout:
+        verified = estimate_verify(layout, checkpoint)
+        assert (verified.bytes_read, verified.bytes_written) == (size_of(made.model) + size_of(made.layout), 0)
+        assert verified.free_bytes is None
+        restored = estimate_restore(layout, tmp_path / "model")
+        assert (restored.bytes_read, restored.bytes_written) == (2 * size_of(made.layout), size_of(made.model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_short_run_is_not_sampled(tmp_path: Path, layouts: LayoutFactory, kind: str) -> None:
+    made = layouts.of_kind(kind)
+    with Checkpoint(made.model) as checkpoint, open_layout(made.layout) as layout:
+        assert estimate_verify(layout, checkpoint).seconds is None
+        assert estimate_restore(layout, tmp_path / "out").seconds is None
+
+
+def test_a_sample_leaves_nothing_behind(
+    tmp_path: Path, layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_WORTH_SAMPLING", 1)
+    monkeypatch.setattr(pipeline, "PIECE", 4096)
+    made = layouts.bundled("llama", shards=2)
+    # A clock that goes a second further each time it is looked at.
+    ticks = iter(range(10**6))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(estimate, "_MOST_SECONDS", 10**6)
+    expected = of_relayout(made, tmp_path / "out")
+    assert expected.seconds is not None
+    assert expected.seconds > 0
+    assert not any(tmp_path.iterdir())
+    with Checkpoint(made.model) as checkpoint, open_layout(made.layout) as layout:
+        assert estimate_verify(layout, checkpoint).seconds is not None
+
+
+def test_what_an_earlier_run_left_counts_as_free(
+    tmp_path: Path, layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = layouts.bundled("llama", shards=2)
+    needed = size_of(made.layout) + (4 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, needed - 100_000))
+    with pytest.raises(OutputError, match="bytes of disk"):
+        relayout(made.model, made.placement, tmp_path / "out")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "x").write_bytes(bytes(200_000))
+    assert of_relayout(made, tmp_path / "out").free_bytes == needed + 100_000
+    relayout(made.model, made.placement, tmp_path / "out")

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from neuralink_cli.activations.profile import profile
+from neuralink_cli.activations.request import ProfileRequest
+from neuralink_cli.architectures.architecture import find_architecture
+from neuralink_cli.calibration.batches import text_batch
+from neuralink_cli.calibration.readers import read_token_sequences
+from neuralink_cli.errors import InputError, OptionError, UnsupportedError
+from neuralink_cli.models import offload
+from neuralink_cli.models.loading import load_model
+from neuralink_cli.models.offload import MemoryLimit, available_memory, input_device, weight_bytes
+from neuralink_cli.runtime.output_comparison import compare_outputs
+from tests.families import FAMILY
+from tests.tiny_models import PLAIN, TEXT
+
+# They take the weights of their relative positions without running the module that holds them.
+NOT_OFFLOADED = ["deberta", "deberta-v2"]
+
+
+@pytest.mark.parametrize("family", [name for name in PLAIN if name not in NOT_OFFLOADED])
+@pytest.mark.parametrize(
+    ("stored", "dtype", "share"),
+    [("float32", "float32", 0.0), ("bfloat16", "float32", 0.5), ("float16", "bfloat16", 0.6)],
+)
+def test_traces_do_not_depend_on_the_memory(model, family, stored, dtype, share, text_file, tmp_path, caplog):
+    directory = model(family, dtype=stored, shards=True)
+    ratio = None if FAMILY[family].exact else 0.3
+    request = ProfileRequest(directory, tmp_path / "whole", (str(text_file),), "gate", ratio, batch_size=3, dtype=dtype)
+    profile(request)
+    assert "no room in memory" not in caplog.text
+    limit = max(int(share * weight_bytes(directory, dtype)), 1)
+    profile(replace(request, output=tmp_path / "limited", max_memory=limit))
+    assert "no room in memory" in caplog.text
+    assert (tmp_path / "limited").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "limited"}
+
+
+@pytest.mark.parametrize("family", NOT_OFFLOADED)
+def test_models_that_cannot_be_offloaded(model, family, text_file, tmp_path):
+    request = ProfileRequest(model(family), tmp_path / "t", (str(text_file),), active_ratio=0.3, max_memory=1)
+    with pytest.raises(UnsupportedError, match=r"without running their module.*--max-memory"):
+        profile(request)
+
+
+def test_a_limit_that_is_enough_changes_nothing(model, text_file, tmp_path, caplog):
+    request = ProfileRequest(model("opt"), tmp_path / "t", (str(text_file),), max_memory=10**9)
+    profile(request)
+    assert "no room in memory" not in caplog.text
+
+
+def test_without_an_option_the_free_memory_decides(model, text_file, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(offload, "available_memory", lambda: 30_000)
+    profile(ProfileRequest(model("opt"), tmp_path / "t", (str(text_file),)))
+    assert "of weights have no room in memory" in caplog.text
+
+
+def test_memory_is_there():
+    assert 2**20 < available_memory() < 2**50
+
+
+def test_what_weights_take(model):
+    own = weight_bytes(model("opt", dtype="bfloat16"), "auto")
+    assert weight_bytes(model("opt", dtype="bfloat16"), "float32") == 2 * own
+    assert weight_bytes(model("opt", dtype="bfloat16"), "float16") == own
+    assert weight_bytes(model("opt"), "auto") == 2 * own
+
+
+@pytest.mark.parametrize(("device", "memory"), [("cpu", 0), ("meta", 10**6)])
+def test_limits_that_make_no_sense(model, device, memory):
+    directory = model("opt")
+    architecture = find_architecture("opt", directory)
+    with pytest.raises(OptionError, match="--max-memory"):
+        load_model(directory, architecture, device=device, limit=MemoryLimit(memory))
+
+
+@pytest.mark.parametrize("stage", ["loading the model", "recording"])
+def test_an_interrupted_run_leaves_no_weights_behind(model, text_file, tmp_path, stage):
+    directory, output = model("mixtral"), tmp_path / "t"
+    seen = []
+
+    @contextmanager
+    def progress(name, _total, _unit):
+        yield lambda _amount: None
+        if name == stage:
+            seen.extend(path.name for path in output.parent.iterdir())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(ProfileRequest(directory, output, (str(text_file),), active_ratio=0.3, max_memory=1), progress)
+    # transformers rearranges experts as it loads them, so they are not read from the checkpoint.
+    assert ".t.weights" in seen
+    assert list(output.parent.iterdir()) == []
+
+
+def test_missing_weights_are_not_made_up(model, text_file, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    directory = tmp_path / "broken"
+    directory.mkdir()
+    for path in model("opt").iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.decoder.layers.1.self_attn.q_proj.weight"]
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="is missing, so the model would run on random numbers"):
+        profile(ProfileRequest(directory, tmp_path / "t", (str(text_file),), max_memory=1))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "mixtral-fused"])
+def test_experts(model, family, text_file, tmp_path, caplog):
+    request = ProfileRequest(model(family), tmp_path / "whole", (str(text_file),), active_ratio=0.3)
+    profile(request)
+    profile(replace(request, output=tmp_path / "limited", max_memory=1))
+    assert "no room in memory" in caplog.text
+    assert (tmp_path / "limited").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_inputs_go_where_the_model_computes(model):
+    directory = model("opt")
+    architecture = find_architecture("opt", directory)
+    away = load_model(directory, architecture, device="cpu", limit=MemoryLimit(1))
+    assert away.device.type == "meta"
+    assert input_device(away) == input_device(load_model(directory, architecture, device="cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_outputs_are_compared_whatever_the_memory(model, family, monkeypatch, caplog):
+    directory = model(family)
+    architecture = find_architecture(family, directory)
+    ids = read_token_sequences(directory, TEXT, sequences=1)[0][None]
+    batches = [text_batch(ids.astype(np.int64), np.ones(ids.shape, dtype=bool))]
+    with caplog.at_level(logging.WARNING):
+        monkeypatch.setattr(offload, "available_memory", lambda: 1000)
+        comparison = compare_outputs(directory, directory, batches, architecture)
+    assert "no room in memory" in caplog.text
+    assert comparison.max_abs_difference == 0
+
+
+def test_outputs_of_a_model_that_cannot_be_offloaded_are_not_compared_and_it_says_why(model, monkeypatch):
+    directory = model("deberta")
+    batches = [text_batch(np.arange(3, 40)[None], np.ones((1, 37), dtype=bool))]
+    monkeypatch.setattr(offload, "available_memory", lambda: 1000)
+    with pytest.raises(UnsupportedError, match="left on the disk without running their module"):
+        compare_outputs(directory, directory, batches, find_architecture("deberta", directory))

@@ -1,0 +1,175 @@
+"""Device profiles that are measured: bounded, cleaned up after, and always usable."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.storage.test_direct_io import no_direct
+
+from neuralink_cli.devices.device import find_device
+from neuralink_cli.errors import InputError, OutputError
+from neuralink_cli.storage.probe import (
+    Probe,
+    ProbePoint,
+    fio_profile,
+    monotone,
+    probe_profile,
+    probe_storage,
+    write_profile,
+)
+
+SMALL: dict[str, Any] = {"sizes": [4096, 1 << 20], "queue_depths": [1, 8], "file_bytes": 4 << 20, "seconds": 0.01}
+
+
+def points(*figures: tuple[int, float], depth: int = 8) -> tuple[ProbePoint, ...]:
+    """Points from sizes and microseconds a read."""
+    return tuple(ProbePoint(size, depth, 1000, 1e-3 * microseconds) for size, microseconds in figures)
+
+
+def test_a_directory_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
+    done = []
+    probe = probe_storage(tmp_path, **SMALL, progress=done.append)
+    assert [(point.queue_depth, point.bytes) for point in probe.points] == [
+        (1, 4096), (1, 1 << 20), (8, 4096), (8, 1 << 20),
+    ]  # fmt: skip
+    assert done == [1, 1, 1, 1]
+    for point in probe.points:
+        assert point.reads >= 4 * point.queue_depth
+        assert point.bytes_per_second == pytest.approx(point.bytes * point.reads_per_second)
+    assert list(tmp_path.iterdir()) == []
+    profile = probe_profile(probe, "disk")
+    assert profile.device.queue_depth == 8
+    assert "direct I/O" in profile.document["description"]
+
+
+def test_the_profile_is_found_as_a_device(tmp_path: Path) -> None:
+    profile = probe_profile(Probe(True, 1 << 30, points((4096, 16), (16384, 24), (65536, 55), (1 << 20, 620))), "disk")
+    write_profile(tmp_path / "disk.json", profile)
+    device = find_device(str(tmp_path / "disk.json"))
+    assert device == profile.device
+    assert device.name == "disk"
+    assert device.read_seconds([4096, 65536]) == pytest.approx([16e-6, 55e-6], rel=1e-6)
+    with pytest.raises(OutputError, match="already exists"):
+        write_profile(tmp_path / "disk.json", profile)
+    write_profile(tmp_path / "disk.json", profile, overwrite=True)
+
+
+def test_without_direct_io_the_profile_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_direct(monkeypatch)
+    probe = probe_storage(tmp_path, **SMALL)
+    assert not probe.direct
+    assert "page cache" in probe_profile(probe, "disk").document["description"]
+
+
+def test_only_the_greatest_depth_makes_the_profile() -> None:
+    figures = points((4096, 90), (1 << 20, 900), depth=1) + points((4096, 20), (1 << 20, 500), depth=32)
+    profile = probe_profile(Probe(True, 1 << 30, figures), "disk")
+    assert profile.device.queue_depth == 32
+    assert profile.device.read_seconds([4096]) == pytest.approx([20e-6], rel=1e-6)
+
+
+def test_larger_reads_that_took_less_time_are_averaged() -> None:
+    figures = points((4096, 16), (8192, 30), (16384, 24), (65536, 55), (1 << 20, 620))
+    profile = probe_profile(Probe(True, 1 << 30, figures), "disk")
+    assert profile.pooled == (8192, 16384)
+    assert profile.device.read_seconds([8192, 16384]) == pytest.approx([27e-6, 27e-6], rel=1e-6)
+
+
+@given(microseconds=st.lists(st.floats(1, 1000), min_size=2, max_size=10))
+def test_any_measurement_makes_a_device_or_is_refused(microseconds: list[float]) -> None:
+    figures = points(*((4096 << k, value) for k, value in enumerate(microseconds)))
+    try:
+        profile = probe_profile(Probe(True, 1 << 30, figures), "disk")
+    except InputError as error:
+        assert "do not grow dearer" in str(error)
+        assert microseconds[0] >= microseconds[-1]
+        return
+    assert len(profile.device.reads) == len(microseconds)
+    assert (np.diff([rate.seconds for rate in profile.device.reads]) >= 0).all()
+
+
+@given(values=st.lists(st.floats(0, 100), max_size=8))
+def test_pooling_gives_the_nearest_ascending_values(values: list[float]) -> None:
+    result = monotone(values)
+    assert len(result) == len(values)
+    assert (np.diff(result) >= -1e-9).all()
+    # Min-max formula of isotonic regression.
+    for k in range(len(values)):
+        means = [[np.mean(values[i : j + 1]) for i in range(k + 1)] for j in range(k, len(values))]
+        assert result[k] == pytest.approx(min(max(row) for row in means), abs=1e-9)
+
+
+def test_a_full_disk_is_seen_before_and_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutputError, match="bytes of disk"):
+        probe_storage(tmp_path, **{**SMALL, "file_bytes": 1 << 60})
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        real(descriptor)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        probe_storage(tmp_path, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, RuntimeError])
+def test_nothing_is_left_behind_by_an_interruption(tmp_path: Path, interrupt: type[BaseException]) -> None:
+    def stop(_: int) -> None:
+        assert list(tmp_path.iterdir()) == []
+        raise interrupt
+
+    with pytest.raises(interrupt):
+        probe_storage(tmp_path, **SMALL, progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for directory in (tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(InputError, match="is not a directory"):
+            probe_storage(directory, **SMALL)
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(OutputError, match="cannot be written"):
+        probe_storage(tmp_path, **SMALL)
+
+
+@pytest.mark.parametrize("changed", [{"sizes": [4096, 5000]}, {"sizes": [0, 4096]}, {"file_bytes": 1 << 20}])
+def test_sizes_that_cannot_be_read_are_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="multiples of 4096"):
+        probe_storage(tmp_path, **{**SMALL, **changed})
+
+
+def test_fio_output_becomes_a_profile(tmp_path: Path) -> None:
+    jobs = [
+        {
+            "job options": {"bs": str(size), "iodepth": "32"},
+            "read": {"total_ios": 100, "io_bytes": 100 * size, "bw_bytes": rate, "bw": rate / 1024},
+        }
+        for size, rate in ((4096, 3e8), (65536, 1.5e9))
+    ]
+    path = tmp_path / "fio.json"
+    path.write_text(json.dumps({"fio version": "fio-3.36", "jobs": jobs}))
+    profile = fio_profile(path, "phone")
+    assert profile.device.queue_depth == 32
+    assert profile.document["source"] == "JSON output of fio-3.36."
+    assert [rate.bytes for rate in profile.device.reads] == [4096, 65536]
+    assert find_device(str(path)).read_seconds([4096]) == pytest.approx(profile.device.read_seconds([4096]), rel=1e-6)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="is not fio's JSON output"):
+        fio_profile(path, "phone")
