@@ -22,15 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from neuralink_cli.activations.request import ProfileRequest
 
 from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.profile import _read_subject
 from neuralink_cli.activations.recorder import HookedModel, calibrate, record
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.calibration.batches import ModelBatch, text_batch
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers
+from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import load_model, max_positions
 
 VOCABULARY = 4096

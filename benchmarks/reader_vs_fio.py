@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.storage.direct_io import ScatteredFile, aligned_buffer
+from neuralink_cli.files.bulk_io import aligned_buffer
+from neuralink_cli.storage.direct_io import ScatteredFile
 
 Integers = npt.NDArray[np.int64]
 ENGINES = ("libaio", "io_uring", "psync", "own list")

@@ -19,6 +19,7 @@ from neuralink_cli.activations.trace import TraceHeader, TraceSource, trace_bloc
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.placement.placement import (
     HeldOutReads,
@@ -185,7 +186,7 @@ def write_weights(directory: Path, tensors: Mapping[str, RawTensor], *, shards: 
 
 def blocks_of(checkpoint: Checkpoint) -> tuple[FFNBlock, ...]:
     """The FFN blocks of a checkpoint of a built-in architecture."""
-    return find_blocks(checkpoint, choose_architecture(checkpoint.model_type, checkpoint.directory, None))
+    return find_blocks(checkpoint, choose_architecture(describe(checkpoint)))
 
 
 def placement_block(block: FFNBlock, threshold: float = 0.25) -> PlacementBlock:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.relayout import RelayoutOptions, RelayoutPlan, check_output, plan_relayout, write_layout
@@ -20,7 +21,7 @@ def relayout(
 ) -> RelayoutPlan:
     """What the command does."""
     with Checkpoint(model) as checkpoint, Placement(placement) as opened:
-        architecture = choose_architecture(checkpoint.model_type, model, None)
+        architecture = choose_architecture(describe(checkpoint))
         plan = plan_relayout(checkpoint, architecture, opened, RelayoutOptions(**options))
         check_output(plan, output, overwrite)
         write_layout(plan, checkpoint, opened, output, overwrite=overwrite, resume=resume)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers
+from neuralink_cli.models.hf_packages import quiet_transformers
 from tests.families import FAMILY, VOCABULARY, Family
 from tests.families import HIDDEN as HIDDEN
 from tests.families import LAYERS as LAYERS

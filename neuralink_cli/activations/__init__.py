@@ -1,1 +1,4 @@
-"""Calibration data through the model into a trace: who fires, token by token. The only package that imports torch."""
+"""The model run on calibration data: hooks, experts, thresholds, and the trace of which neurons fired.
+
+Imports `calibration` and below, and torch where the model runs.
+"""

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
 
-from neuralink_cli.activations.trace import Bits, Positions, Trace, TraceBlock, TraceHeader, TraceSource, write_trace
+from neuralink_cli.activations.options import SourceSummary
+from neuralink_cli.activations.trace import Bits, Positions, Trace, TraceBlock, TraceSource, write_trace
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.files.durable import require_free
+from neuralink_cli.progress import Progress, no_progress
 
 _CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """The trace that was written: its digest, its tokens, and what is in it of each dataset."""
+
+    content_sha256: str
+    tokens: int
+    sources: tuple[SourceSummary, ...]
 
 
 def merge_traces(
@@ -22,15 +33,12 @@ def merge_traces(
     output: Path,
     *,
     overwrite: bool = False,
-    progress: Callable[[int], object] | None = None,
-) -> TraceHeader:
-    """Write the trace that has the tokens of all inputs, in the order given, and return its header.
+    progress: Progress = no_progress,
+) -> MergeSummary:
+    """Write the trace that has the tokens of all inputs, in the order given.
 
     Sources that go on where the one before them ended become one, so that the parts of a run, merged in order, give
     the same bytes as the whole run.
-
-    Args:
-        progress: Called with the bytes written since the last call.
 
     Raises:
         InputError: An input is not a trace, or damaged.
@@ -57,16 +65,19 @@ def merge_traces(
             sources=_join(source for trace in traces for source in trace.info.sources),
         )
         index_of = {block.id: index for index, block in enumerate(first.blocks)}
-        write_trace(
-            output,
-            header,
-            np.concatenate([trace.sequence_lengths for trace in traces]),
-            lambda block_id: _all_bits(traces, index_of[block_id]),
-            lambda block_id: _all_tokens(traces, index_of[block_id]),
-            overwrite=overwrite,
-            progress=progress,
-        )
-        return header
+        lengths = np.concatenate([trace.sequence_lengths for trace in traces])
+        with progress("merge", sum(trace.header.data_bytes for trace in traces), "B") as advance:
+            digest = write_trace(
+                output,
+                header,
+                lengths,
+                lambda block_id: _all_bits(traces, index_of[block_id]),
+                lambda block_id: _all_tokens(traces, index_of[block_id]),
+                overwrite=overwrite,
+                progress=advance,
+            )
+    sources = tuple(SourceSummary(source.name, source.sequences, source.tokens) for source in header.sources)
+    return MergeSummary(digest, header.tokens, sources)
 
 
 def _require_same_run(first: Trace, other: Trace) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.trace import bytes_per_token
 from neuralink_cli.architectures.blocks import FFNBlock
-from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH
+from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
+from neuralink_cli.models.execution import ExecutionOptions
 from neuralink_cli.models.loading import compute_dtype, find_device
 from neuralink_cli.models.offload import FLOAT_BYTES, weight_bytes
 from neuralink_cli.sizes import human_bytes, human_seconds
@@ -24,23 +24,29 @@ _NARROW_VALUES = 6
 _LEAST_SECONDS = 60.0
 
 
-def tell_needs(request: ProfileRequest, directory: Path, blocks: Sequence[FFNBlock]) -> None:
+def tell_needs(
+    data: CalibrationOptions,
+    execution: ExecutionOptions,
+    part: tuple[int, int] | None,
+    directory: Path,
+    blocks: Sequence[FFNBlock],
+) -> None:
     """Say about how much memory and disk a run takes on the model in a directory.
 
     Raises:
         OptionError: The device or dtype is not there.
     """
-    dtype = compute_dtype(request.dtype, find_device(request.device))
+    dtype = compute_dtype(execution.dtype, find_device(execution.device))
     weights = weight_bytes(directory, dtype)
-    if request.max_memory is not None:
-        weights = min(weights, request.max_memory)
-    values = activation_bytes(request, blocks, FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
+    if execution.max_memory is not None:
+        weights = min(weights, execution.max_memory)
+    values = activation_bytes(data, blocks, FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
     # Once in the spool and once in the trace.
     per_token = 2 * bytes_per_token(blocks)
-    if request.max_tokens is None:
+    if data.max_tokens is None:
         disk = f"{human_bytes(round(1_000_000 * per_token))} of disk per million tokens"
     else:
-        tokens = request.max_tokens * len(request.datasets) // (request.part[1] if request.part else 1)
+        tokens = data.max_tokens * len(data.datasets) // (part[1] if part else 1)
         disk = f"at most {human_bytes(round(tokens * per_token))} of disk"
     logger.info(
         "takes about %s of memory (%s of weights, %s of activations) and %s",
@@ -51,9 +57,9 @@ def tell_needs(request: ProfileRequest, directory: Path, blocks: Sequence[FFNBlo
     )
 
 
-def activation_bytes(request: ProfileRequest, blocks: Sequence[FFNBlock], element_bytes: int) -> int:
+def activation_bytes(data: CalibrationOptions, blocks: Sequence[FFNBlock], element_bytes: int) -> int:
     """About what a batch of full sequences holds in memory beside the weights."""
-    tokens = request.batch_size * (request.max_seq_length or DEFAULT_SEQUENCE_LENGTH)
+    tokens = data.batch_size * (data.max_seq_length or DEFAULT_SEQUENCE_LENGTH)
     widest = max(_WIDE_VALUES * block.neurons + _NARROW_VALUES * block.hidden for block in blocks)
     return tokens * widest * element_bytes
 

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuralink_cli.activations.request import BlockSummary, ProfileRequest, ProfileSummary, SourceSummary, check_request
+from neuralink_cli.activations.options import (
+    BlockSummary,
+    ProfileOptions,
+    ProfileSummary,
+    SourceSummary,
+    ThresholdOptions,
+)
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
-from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, bytes_per_token, trace_block, write_trace
+from neuralink_cli.activations.trace import (
+    Trace,
+    TraceBlock,
+    TraceHeader,
+    TraceSource,
+    bytes_per_token,
+    trace_block,
+    write_trace,
+)
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.calibration.readers import ImageReader, TextReader
 from neuralink_cli.calibration.sequences import Batch
 from neuralink_cli.calibration.sources import CalibrationData
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.files.durable import require_free, require_space
+from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -39,8 +55,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that is profiled, as its checkpoint describes it; `shapes` are those of all tensors."""
+    """The model that is profiled, as its checkpoint describes it.
 
+    Attributes:
+        name: As the user wrote it.
+        shapes: Of all tensors.
+    """
+
+    name: str
     directory: Path
     origin: Origin | None
     identity: Mapping[str, str]
@@ -57,50 +79,69 @@ class Thresholds:
     calibration: Mapping[str, Any] | None
 
 
-def profile(request: ProfileRequest, progress: Progress = no_progress) -> ProfileSummary:
-    """Record which neurons fire for every token of the calibration data, and write the trace.
+@dataclass(frozen=True)
+class _Run:
+    """All that is known before recording starts."""
 
-    The same request gives the same bytes on the same machine. Tokens that are padding are left out, nothing else is.
+    subject: Subject
+    signal: str
+    thresholds: Thresholds
+    hooked: HookedModel
+    data: CalibrationData
+    batches: Sequence[Batch]
+
+
+def profile(
+    model: str | Path,
+    output: Path,
+    data: CalibrationOptions,
+    options: ProfileOptions = ProfileOptions(),
+    *,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> ProfileSummary:
+    """Record which FFN neurons fire for every token of the calibration data, and write the trace to `output`.
+
+    The same arguments give the same bytes on the same machine. Padding is left out of the trace, nothing else is.
+
+    Args:
+        model: A checkpoint directory; a string may also be a hub id, see `find_model`.
 
     Raises:
         OptionError: Options that do not go together, or not with this model.
         InputError, UnsupportedError: The model or the data cannot be used; a signal is NaN.
-        MismatchError: `thresholds_from` is of another model or signal.
+        MismatchError: The trace to take thresholds from is of another model or signal.
         OutputError: The output exists, cannot be written or does not fit on the disk.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
-    check_request(request)
-    require_free(request.output, request.overwrite)
-    subject = _read_subject(request)
-    known = _known_thresholds(request, subject)
+    require_free(output, overwrite)
+    subject = _read_subject(model, options)
+    known = _known_thresholds(options, subject)
     require_hf_packages("torch", "transformers", "datasets")
     with quiet_transformers(), ExitStack() as stack:
         # Beside the output: what has no room in memory may have none in the system's temporary folder either.
-        offloaded = request.output.absolute().with_name(f".{request.output.name}.weights")
+        offloaded = output.absolute().with_name(f".{output.name}.weights")
         stack.callback(shutil.rmtree, offloaded, ignore_errors=True)
-        hooked, data = _prepare(request, subject, offloaded, progress)
+        hooked, batched = _prepare(data, options, subject, offloaded, progress)
         stack.enter_context(hooked)
-        batches = data.batches if request.part is None else data.part(request.part)
-        thresholds = known if known is not None else _calibrate(request, hooked, data, progress)
-        return _record(request, subject, thresholds, hooked, data, batches, progress)
+        batches = batched.batches if options.part is None else batched.part(options.part)
+        thresholds = known if known is not None else _calibrate(options.thresholds, hooked, batched, progress)
+        run = _Run(subject, options.signal, thresholds, hooked, batched, batches)
+        return _record(run, output, overwrite=overwrite, progress=progress)
 
 
-def _read_subject(request: ProfileRequest) -> Subject:
-    source = find_model(request.model, request.revision)
+def _read_subject(model: str | Path, options: ProfileOptions) -> Subject:
+    source = find_model(model, options.revision)
     with Checkpoint(source.directory, source.origin) as checkpoint:
         description = describe(checkpoint)
-        architecture = choose_architecture(
-            checkpoint.model_type,
-            checkpoint.directory,
-            request.architecture_file,
-            description if request.infer_architecture else None,
-        )
+        architecture = choose_architecture(description, options.architecture)
         identity = {
             "fingerprint": checkpoint.fingerprint,
             "model_type": checkpoint.model_type,
             "architecture": architecture.name,
         }
         return Subject(
+            name=str(model),
             directory=checkpoint.directory,
             origin=checkpoint.origin,
             identity=identity,
@@ -110,12 +151,12 @@ def _read_subject(request: ProfileRequest) -> Subject:
         )
 
 
-def _known_thresholds(request: ProfileRequest, subject: Subject) -> Thresholds | None:
+def _known_thresholds(options: ProfileOptions, subject: Subject) -> Thresholds | None:
     """The thresholds that need no calibration: another trace's, or 0; None if they are to be calibrated."""
-    if request.active_ratio is not None:
+    if options.thresholds.active_ratio is not None:
         return None
-    if request.thresholds_from is not None:
-        return _thresholds_of_trace(request.thresholds_from, request, subject)
+    if options.thresholds.trace is not None:
+        return _thresholds_of_trace(options.thresholds.trace, options.signal, subject)
     for block in subject.blocks:
         if block.activation not in EXACT_AT_ZERO:
             raise OptionError(
@@ -126,24 +167,24 @@ def _known_thresholds(request: ProfileRequest, subject: Subject) -> Thresholds |
     return Thresholds((0.0,) * len(subject.blocks), None)
 
 
-def _thresholds_of_trace(path: Path, request: ProfileRequest, subject: Subject) -> Thresholds:
+def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Thresholds:
     with Trace(path) as trace:
         trace.check_content()
         info = trace.info
     if dict(info.model) != dict(subject.identity):
-        raise MismatchError(f"was not made with the model {request.model}", where=path)
-    if info.signal != request.signal:
-        raise MismatchError(f"has the thresholds of signal {info.signal!r}, not {request.signal!r}", where=path)
+        raise MismatchError(f"was not made with the model {subject.name}", where=path)
+    if info.signal != signal:
+        raise MismatchError(f"has the thresholds of signal {info.signal!r}, not {signal!r}", where=path)
     for block, other in zip(subject.blocks, info.blocks, strict=False):
         if trace_block(block, other.threshold) != _routed(other, 0):
-            raise MismatchError(f"its block {other.id!r} is not that of the model {request.model}", where=path)
+            raise MismatchError(f"its block {other.id!r} is not that of the model {subject.name}", where=path)
     if len(info.blocks) != len(subject.blocks):
         raise MismatchError(f"has {len(info.blocks)} blocks, the model {len(subject.blocks)}", where=path)
     return Thresholds(tuple(block.threshold for block in info.blocks), info.calibration)
 
 
 def _prepare(
-    request: ProfileRequest, subject: Subject, offloaded: Path, progress: Progress
+    data: CalibrationOptions, options: ProfileOptions, subject: Subject, offloaded: Path, progress: Progress
 ) -> tuple[HookedModel, CalibrationData]:
     """Load the model and read the data, looking at the first sample of each dataset before the model is loaded."""
     from neuralink_cli.activations.hooked_blocks import hooked_blocks
@@ -152,80 +193,98 @@ def _prepare(
     from neuralink_cli.models.loading import load_model
     from neuralink_cli.models.offload import MemoryLimit
 
-    images = subject.architecture.task == "image-encoder"
-    directory, task = subject.directory, subject.architecture.task
-    reader = ImageReader(request, directory) if images else TextReader(request, directory, task)
-    tell_needs(request, directory, subject.blocks)
+    directory, task, execution = subject.directory, subject.architecture.task, options.execution
+    reader: ImageReader | TextReader
+    if task == "image-encoder":
+        reader = ImageReader(data, directory)
+    else:
+        reader = TextReader(data, directory, task, trust_remote_code=execution.trust_remote_code)
+    tell_needs(data, execution, options.part, directory, subject.blocks)
     with progress("loading the model", None, "B"):
         model = load_model(
             subject.directory,
             subject.architecture,
-            device=request.device,
-            dtype=request.dtype,
-            limit=MemoryLimit(request.max_memory, offloaded),
-            trust_remote_code=request.trust_remote_code,
+            device=execution.device,
+            dtype=execution.dtype,
+            limit=MemoryLimit(execution.max_memory, offloaded),
+            trust_remote_code=execution.trust_remote_code,
         )
-    blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, request.signal)
+    blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, options.signal)
     return HookedModel(model, blocks), reader.read(model, progress)
 
 
-def _calibrate(request: ProfileRequest, hooked: HookedModel, data: CalibrationData, progress: Progress) -> Thresholds:
+def _calibrate(options: ThresholdOptions, hooked: HookedModel, data: CalibrationData, progress: Progress) -> Thresholds:
     from neuralink_cli.activations.recorder import calibrate
 
-    assert request.active_ratio is not None
+    ratio = options.active_ratio
+    if ratio is None:
+        raise ValueError("there is no active ratio to calibrate to")
     # Of the whole run, whatever part of it is recorded: parts of one run must agree.
-    batches = data.first_batches(request.calibration_tokens)
+    batches = data.first_batches(options.calibration_tokens)
     tokens = sum(batch.tokens for batch in batches)
     with progress("calibrating thresholds", tokens, "token") as advance:
-        values = calibrate(hooked, data.inputs(batches), request.active_ratio, advance)
-    return Thresholds(tuple(values), {"active_ratio": request.active_ratio, "tokens": tokens})
+        values = calibrate(hooked, data.inputs(batches), ratio, advance)
+    return Thresholds(tuple(values), {"active_ratio": ratio, "tokens": tokens})
 
 
-def _record(
-    request: ProfileRequest,
-    subject: Subject,
-    thresholds: Thresholds,
-    hooked: HookedModel,
-    data: CalibrationData,
-    batches: Sequence[Batch],
-    progress: Progress,
-) -> ProfileSummary:
+def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> ProfileSummary:
     from neuralink_cli.activations.preflight import telling_time
     from neuralink_cli.activations.recorder import record
 
+    subject, thresholds, data, batches = run.subject, run.thresholds, run.data, run.batches
     blocks = tuple(
         trace_block(block, threshold) for block, threshold in zip(subject.blocks, thresholds.values, strict=True)
     )
     header = TraceHeader(
         model=subject.identity,
         origin=subject.origin,
-        signal=request.signal,
+        signal=run.signal,
         calibration=thresholds.calibration,
         blocks=blocks,
-        sources=data.trace_sources(batches),
+        sources=trace_sources(data, batches),
     )
     row_bytes = [block.row_bytes for block in blocks]
     # Once in the spool and once in the trace.
-    require_space(request.output, round(2 * header.tokens * bytes_per_token(subject.blocks)))
-    with Spool(request.output, row_bytes) as spool:
+    require_space(output, round(2 * header.tokens * bytes_per_token(subject.blocks)))
+    with Spool(output, row_bytes) as spool:
         with progress("recording", header.tokens, "token") as advance:
             timed = telling_time(advance, header.tokens)
-            active = record(hooked, thresholds.values, data.inputs(batches), spool, timed)
+            active = record(run.hooked, thresholds.values, data.inputs(batches), spool, timed)
         header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
         index_of = {block.id: index for index, block in enumerate(blocks)}
         lengths = data.sequence_lengths(batches)
         rows = sum(spool.count(index) * size for index, size in enumerate(row_bytes))
         with progress("writing", rows + lengths.nbytes, "B") as advance:
             digest = write_trace(
-                request.output,
+                output,
                 header,
                 lengths,
                 lambda block: spool.rows(index_of[block]),
                 lambda block: spool.tokens(index_of[block]),
-                overwrite=request.overwrite,
+                overwrite=overwrite,
                 progress=advance,
             )
     return _summarize(header, active, digest)
+
+
+def trace_sources(data: CalibrationData, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
+    """What consecutive batches hold of each source, as the trace states it."""
+    found = []
+    for index, group in groupby(batches, lambda batch: batch.source):
+        of_source = list(group)
+        source = data.sources[index]
+        found.append(
+            TraceSource(
+                name=source.name,
+                sha256=source.sha256,
+                first_sequence=of_source[0].first,
+                sequences=of_source[-1].stop - of_source[0].first,
+                total_sequences=len(source.lengths),
+                tokens=sum(batch.tokens for batch in of_source),
+                parameters=source.parameters,
+            )
+        )
+    return tuple(found)
 
 
 def _routed(block: TraceBlock, rows: int) -> TraceBlock:

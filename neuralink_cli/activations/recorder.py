@@ -57,13 +57,7 @@ class HookedModel:
         self._model = model
         self.blocks = blocks
         self._hooks = ExitStack()
-        self._receive: Receive = lambda _index, _values, _tokens: None
-        self._mask: torch.Tensor | None = None
-        self._kept: torch.Tensor | None = None
-        self._shape: tuple[int, ...] = ()
-        self._seen: set[int] = set()
-        # A block whose values the model is about to activate, and these.
-        self._pending: tuple[int, torch.Tensor] | None = None
+        self._batch: _RunningBatch | None = None
 
     def __enter__(self) -> HookedModel:
         experts: dict[int, dict[int, int]] = {}
@@ -100,56 +94,83 @@ class HookedModel:
         device, dtype = input_device(self._model), self._model.dtype
         inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.inputs.items()}
         inputs = {name: array.to(dtype) if array.is_floating_point() else array for name, array in inputs.items()}
-        self._receive, self._shape = receive, batch.mask.shape
-        padded = not batch.mask.all()
-        self._mask = torch.from_numpy(batch.mask).to(device).reshape(-1) if padded else None
-        # Found out once: a device would have to be waited for at every block.
-        self._kept = torch.from_numpy(np.flatnonzero(batch.mask)).to(device) if padded else None
-        self._seen.clear()
-        self._pending = None
+        running = self._batch = _RunningBatch(self.blocks, batch, device, receive)
         try:
             with torch.inference_mode(), explained_offloading():
                 self._model(**inputs)
-                self._settle()
+                running.settle()
         except torch.cuda.OutOfMemoryError as error:
             raise InputError(
                 f"the device has not enough memory ({first_line(error)})",
                 fix="lower --batch-size or --max-seq-length, or use --device cpu",
             ) from None
-        for index, block in enumerate(self.blocks):
-            if index not in self._seen and block.expert is None:
-                raise UnsupportedError(f"the model did not run block {block.rule.block!r}")
+        finally:
+            self._batch = None
+        running.require_all_seen()
 
     def _before(self, index: int) -> Callable[[Any, tuple[Any, ...]], None]:
-        return lambda _module, inputs: self._hand_over(index, self._values(index, inputs[0]))
-
-    def _after(self, index: int) -> Callable[[Any, Any, Any], None]:
-        return lambda _module, _inputs, output: self._projected(index, self._values(index, output))
-
-    def _activated(self, index: int) -> Callable[[Any, tuple[Any, ...], Any], None]:
-        def hook(_module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-            # What the model makes of these values need not be computed again; of others it is no concern.
-            if self._pending is not None and self._pending[0] == index and _same(self._pending[1], inputs):
-                self._pending = None
-                self._hand_over(index, output)
+        def hook(_module: Any, inputs: tuple[Any, ...]) -> None:
+            if self._batch is not None:
+                self._batch.hand_over(index, self._batch.values(index, inputs[0]))
 
         return hook
 
-    def _projected(self, index: int, values: torch.Tensor) -> None:
-        self._settle()
-        self._pending = (index, values)
-        if self.blocks[index].activation is None:
-            self._settle()
+    def _after(self, index: int) -> Callable[[Any, Any, Any], None]:
+        def hook(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            if self._batch is not None:
+                self._batch.projected(index, self._batch.values(index, output))
 
-    def _settle(self) -> None:
-        """Activate what the model did not."""
-        if self._pending is not None:
-            index, values = self._pending
-            self._pending = None
-            self._hand_over(index, self.blocks[index].rule.signal(values))
+        return hook
 
-    def _values(self, index: int, seen: torch.Tensor) -> torch.Tensor:
-        block = self.blocks[index]
+    def _activated(self, index: int) -> Callable[[Any, tuple[Any, ...], Any], None]:
+        def hook(_module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            if self._batch is not None:
+                self._batch.activated(index, inputs, output)
+
+        return hook
+
+    def _see_expert(
+        self, indexes: Mapping[int, int], expert: int, tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor
+    ) -> None:
+        index = indexes.get(expert)
+        if index is not None and self._batch is not None:
+            self._batch.routed(index, tokens, gate, product)
+
+
+class _RunningBatch:
+    """What is known while a batch runs through the model: where its padding is, and which blocks have run."""
+
+    def __init__(
+        self, blocks: Sequence[HookedBlock], batch: ModelBatch, device: torch.device, receive: Receive
+    ) -> None:
+        self._blocks = blocks
+        self._receive = receive
+        self._shape = batch.mask.shape
+        padded = not batch.mask.all()
+        self._mask = torch.from_numpy(batch.mask).to(device).reshape(-1) if padded else None
+        # Found out once: a device would have to be waited for at every block.
+        self._kept = torch.from_numpy(np.flatnonzero(batch.mask)).to(device) if padded else None
+        self._seen: set[int] = set()
+        # A block whose values the model is about to activate, and these.
+        self._pending: tuple[int, torch.Tensor] | None = None
+
+    def require_all_seen(self) -> None:
+        """Check that every block ran, but for experts that no token was routed to.
+
+        Raises:
+            UnsupportedError: One did not.
+        """
+        for index, block in enumerate(self._blocks):
+            if index not in self._seen and block.expert is None:
+                raise UnsupportedError(f"the model did not run block {block.rule.block!r}")
+
+    def values(self, index: int, seen: torch.Tensor) -> torch.Tensor:
+        """The values of a block's own neurons in what its module gave or got.
+
+        Raises:
+            UnsupportedError: The block has run before, or not on the tokens of the batch.
+        """
+        block = self._blocks[index]
         width = seen.shape[-1]
         tokens = self._shape[0] * self._shape[1]
         if index in self._seen or width < block.first + block.neurons or seen.numel() != tokens * width:
@@ -160,18 +181,40 @@ class HookedModel:
         self._seen.add(index)
         return seen.detach()[..., block.first : block.first + block.neurons]
 
-    def _hand_over(self, index: int, signal: torch.Tensor) -> None:
+    def projected(self, index: int, values: torch.Tensor) -> None:
+        """Take the values of a block before they are activated."""
+        self.settle()
+        self._pending = (index, values)
+        if self._blocks[index].activation is None:
+            self.settle()
+
+    def activated(self, index: int, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Take what the model's own activation made of the values of a block, if it did of just these."""
+        # What the model makes of these values need not be computed again; of others it is no concern.
+        if self._pending is not None and self._pending[0] == index and _same(self._pending[1], inputs):
+            self._pending = None
+            self.hand_over(index, output)
+
+    def settle(self) -> None:
+        """Activate what the model did not."""
+        if self._pending is not None:
+            index, values = self._pending
+            self._pending = None
+            self.hand_over(index, self._blocks[index].rule.signal(values))
+
+    def hand_over(self, index: int, signal: torch.Tensor) -> None:
+        """Hand over the signal of a block without that of padding."""
         # Some models run their FFNs on [tokens, hidden], some on [sequences, width, hidden]: the order is the same.
-        rows = signal.detach().reshape(-1, self.blocks[index].neurons)
+        rows = signal.detach().reshape(-1, self._blocks[index].neurons)
         self._receive(index, rows if self._kept is None else rows.index_select(0, self._kept), None)
 
-    def _see_expert(
-        self, indexes: Mapping[int, int], expert: int, tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor
-    ) -> None:
-        index = indexes.get(expert)
-        if index is None:
-            return
-        block = self.blocks[index]
+    def routed(self, index: int, tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor) -> None:
+        """Hand over the signal of an expert on the tokens routed to it.
+
+        Raises:
+            UnsupportedError: It has run before, or has other neurons.
+        """
+        block = self._blocks[index]
         values = product if block.before else gate
         if index in self._seen or values.shape[-1] != block.neurons:
             raise UnsupportedError(f"block {block.rule.block!r} runs more than once on a batch, or is not its tensors")

@@ -1,1 +1,4 @@
-"""Room."""
+"""Which regions of which tensors make up the FFN blocks: descriptions as JSON, the search for blocks, inference.
+
+Imports `checkpoint` and below; never torch.
+"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from neuralink_cli.architectures.architecture import (
@@ -15,33 +16,53 @@ from neuralink_cli.architectures.architecture import (
 )
 from neuralink_cli.architectures.inference import infer_architecture
 from neuralink_cli.architectures.model_description import ModelDescription
+from neuralink_cli.errors import OptionError
 
 logger = logging.getLogger(__name__)
 
 
-def choose_architecture(
-    model_type: str, where: Path, override: Path | None = None, infer_from: ModelDescription | None = None
-) -> Architecture:
-    """The user's architecture file if there is one, else what is inferred if asked for, else the built-in architecture.
+@dataclass(frozen=True)
+class ArchitectureChoice:
+    """Where the description of a model's FFN blocks comes from: by default it is built in.
+
+    Attributes:
+        file: JSON description of an architecture that is not built in.
+        infer: Infer it from the names and shapes of the model's tensors.
+
+    Raises:
+        OptionError: Both are given.
+    """
+
+    file: Path | None = None
+    infer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.infer:
+            raise OptionError("--architecture and --infer-architecture both say what it is", fix="drop one of them")
+
+
+BUILT_IN = ArchitectureChoice()
+
+
+def choose_architecture(model: ModelDescription, choice: ArchitectureChoice = BUILT_IN) -> Architecture:
+    """The architecture of a model, from where the choice says.
 
     What is inferred is logged, so that it can be reviewed.
-
-    Args:
-        infer_from: The model, if its architecture is to be inferred.
 
     Raises:
         InputError, UnsupportedError: As `read_architecture`, `infer_architecture` and `find_architecture`.
     """
-    if override is not None:
-        return read_architecture(override)
-    if infer_from is None:
-        return find_architecture(model_type, where)
-    document = infer_architecture(infer_from)
+    if choice.file is not None:
+        return read_architecture(choice.file)
+    model_type = str(model.config.get("model_type"))
+    if not choice.infer:
+        return find_architecture(model_type, model.where)
+    document = infer_architecture(model)
     remark_if_built_in(model_type)
     logger.info(
         "inferred this architecture from names and shapes; please review it:\n%s", json.dumps(document, indent=2)
     )
-    return parse_architecture(document, where)
+    return parse_architecture(document, model.where)
 
 
 def remark_if_built_in(model_type: str) -> None:

@@ -13,6 +13,7 @@ from neuralink_cli.architectures.blocks import BlockPart, ExpertPlace, FFNBlock,
 from neuralink_cli.architectures.regions import cut_into_slabs
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.config import config_value
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS
 
@@ -47,7 +48,7 @@ def activation_name(checkpoint: Checkpoint, architecture: Architecture) -> str:
             return architecture.activation_names.get(value, value)
     if architecture.activation_default is None:
         keys = " or ".join(architecture.activation_keys)
-        raise InputError(f"does not name the activation ({keys})", where=checkpoint.directory / "config.json")
+        raise InputError(f"does not name the activation ({keys})", where=checkpoint.directory / CONFIG_FILE)
     return architecture.activation_default
 
 

@@ -31,12 +31,18 @@ from neuralink_cli.bench.replay import BlockCache, BlockReads, TokenFigures, fir
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.kernels import available_cpus
+from neuralink_cli.placement.placement import FREQUENCY, ORIGINAL
 from neuralink_cli.progress import Progress
 from neuralink_cli.storage.budget import DramBudget, split_bundles
 from neuralink_cli.storage.cache import cache_policy
+from neuralink_cli.storage.policies import DEFAULT_POLICY, NO_CACHE
 
 REAL = "real"
 REAL_TOKENS = 256
+
+
+# Each matrix stored on its own, as in a checkpoint.
+UNBUNDLED = "unbundled"
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class BenchOptions:
 
     devices: tuple[DeviceModel, ...] = ()
     dram: DramBudget = field(default_factory=lambda: DramBudget(fraction=0.05))
-    policy: str = "linked-s3fifo"
+    policy: str = DEFAULT_POLICY
     held_out: float | None = None
     tokens: int | None = None
     real: bool = False
@@ -85,7 +91,7 @@ class Way:
     @property
     def baseline(self) -> Way:
         """What it is compared with: bundles in original order, no gap read across, the same cache and device."""
-        return replace(self, name="original", layout=None, collapse=False)
+        return replace(self, name=ORIGINAL, layout=None, collapse=False)
 
 
 @dataclass(frozen=True)
@@ -145,12 +151,12 @@ class _Task:
         return self.way.bundle_bytes or block.stride
 
     def parts(self, block: ContenderBlock) -> int:
-        return block.parts if self.way.name == "unbundled" else 1
+        return block.parts if self.way.name == UNBUNDLED else 1
 
     def order(self, block: ContenderBlock) -> npt.NDArray[np.int32]:
         if self.way.layout is not None:
             return block.order
-        if self.way.name == "frequency":
+        if self.way.name == FREQUENCY:
             # By falling frequency, ties by neuron: the stored frequencies are by slot.
             by_neuron = np.empty(block.neurons, dtype=np.float32)
             by_neuron[block.order] = block.frequency
@@ -211,12 +217,12 @@ def _tasks(contenders: Sequence[Contender], options: BenchOptions) -> Iterator[_
                         label = REAL if options.real else device.name
                         way = Way(name or contender.order, layout, collapse, cache, label, size)
                         capacities = _capacities(contender, options, size)
-                        yield _Task(way, contender, device, capacities if cache != "none" else (0,) * len(capacities))
+                        yield _Task(way, contender, device, capacities if cache != NO_CACHE else (0,) * len(capacities))
 
 
 def _stored(contenders: Sequence[Contender]) -> Iterator[tuple[str | None, Contender]]:
     """The baselines, made from the first contender, then the contenders themselves."""
-    for name in ("unbundled", "original", "frequency"):
+    for name in (UNBUNDLED, ORIGINAL, FREQUENCY):
         yield name, contenders[0]
     for contender in contenders:
         yield None, contender
@@ -224,7 +230,7 @@ def _stored(contenders: Sequence[Contender]) -> Iterator[tuple[str | None, Conte
 
 def _capacities(contender: Contender, options: BenchOptions, size: int | None) -> tuple[int, ...]:
     blocks = contender.blocks
-    if options.policy == "none":
+    if options.policy == NO_CACHE:
         return (0,) * len(blocks)
     strides = [size or block.stride for block in blocks]
     return split_bundles(options.dram, [block.neurons for block in blocks], strides, [block.pinned for block in blocks])

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Trace
+from neuralink_cli.arrays import Order
 from neuralink_cli.devices.device import DeviceModel, builtin_devices
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import open_layout
-from neuralink_cli.layout.permuted_layout import PermutedLayout
 from neuralink_cli.placement.gain import total_gain
 from neuralink_cli.placement.held_out import Range, split_tokens
-from neuralink_cli.placement.placement import Order, Placement
+from neuralink_cli.placement.placement import Placement
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def read_contender(path: Path, trace: Trace) -> Contender:
             contender = _from_placement(path, placement, trace)
     else:
         with open_layout(path) as layout:
-            if isinstance(layout, PermutedLayout):
+            if layout.kind == "permuted":
                 contender = _from_placement(path, layout.placement, trace)
             else:
                 contender = _from_bundled(path, layout)
@@ -100,7 +100,7 @@ def _from_bundled(path: Path, layout: BundledLayout) -> Contender:
             stride=block.stride,
             parts=len(block.parts),
             pinned=block.pinned,
-            order=layout.orders[block.id],
+            order=layout.order(block.id),
             frequency=layout.file.read(block.frequency.tensor).view("<f4"),
             offset=block.bundles.offset,
         )

@@ -12,10 +12,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Order
 from neuralink_cli.bench import replay_kernels
 from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel
-from neuralink_cli.placement.placement import Order, inverse
+from neuralink_cli.placement.placement import inverse
 from neuralink_cli.storage.cache import CachePolicy, cache_state
 
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from neuralink_cli.calibration.batches import ModelBatch, image_batch
 from neuralink_cli.calibration.rows import Rows, open_rows, streamed_table
 from neuralink_cli.calibration.sources import Source
-from neuralink_cli.checkpoint.hf_packages import require_hf_packages
 from neuralink_cli.errors import InputError, OptionError, first_line
+from neuralink_cli.models.hf_packages import require_hf_packages
 
 Pixels = npt.NDArray[np.float32]
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))

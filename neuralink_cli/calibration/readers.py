@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.calibration.batches import TextBatch, encoder_decoder_batch, text_batch
 from neuralink_cli.calibration.images import (
     load_image_processor,
@@ -15,12 +14,12 @@ from neuralink_cli.calibration.images import (
     prepare_images,
     require_image_options,
 )
-from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH
+from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
 from neuralink_cli.calibration.sequences import SequenceOptions, TokenIds, tokenize
 from neuralink_cli.calibration.sources import CalibrationData, plan, tokenize_source
 from neuralink_cli.calibration.texts import CorpusOptions, Sample, open_corpus
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.errors import InputError
+from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -32,22 +31,23 @@ PACKED_TASKS = ("causal-lm", "seq2seq")
 class TextReader:
     """The texts of a run: opened when it is made, tokenised when the model is there."""
 
-    def __init__(self, request: ProfileRequest, directory: Path, task: str) -> None:
+    def __init__(self, options: CalibrationOptions, directory: Path, task: str, *, trust_remote_code: bool) -> None:
         from neuralink_cli.models.tokenizer import load_tokenizer
 
-        self._request = request
+        self._options = options
         self._task = task
-        self._tokenizer = load_tokenizer(directory, trust_remote_code=request.trust_remote_code)
-        options = CorpusOptions(request.text_columns, request.split, request.num_samples, request.seed)
-        self._corpora = [open_corpus(dataset, options, self._tokenizer) for dataset in request.datasets]
+        self._tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+        of_corpus = CorpusOptions(options.text_columns, options.split, options.num_samples, options.seed)
+        self._corpora = [open_corpus(dataset, of_corpus, self._tokenizer) for dataset in options.datasets]
 
     def read(self, model: Any, progress: Progress) -> CalibrationData:
         """All sequences, and the batches that they are run in."""
         from neuralink_cli.models.loading import max_positions
 
-        request = self._request
-        packing = self._task in PACKED_TASKS if request.packing is None else request.packing
-        options = SequenceOptions(_sequence_length(request, max_positions(model)), packing, request.max_tokens)
+        options = self._options
+        packing = self._task in PACKED_TASKS if options.packing is None else options.packing
+        length = _sequence_length(options.max_seq_length, max_positions(model))
+        sequences = SequenceOptions(length, packing, options.max_tokens)
         vocabulary = int(model.get_input_embeddings().weight.shape[0])
         # Padding is masked and never recorded: any token that the model knows will do.
         pad_ids = [token for token in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if token is not None]
@@ -56,8 +56,8 @@ class TextReader:
             sources = [
                 tokenize_source(
                     corpus,
-                    options,
-                    _run_parameters(request, model),
+                    sequences,
+                    _run_parameters(options, model),
                     self._to_batch(model, pad_id),
                     vocabulary=vocabulary,
                     pad_id=pad_id,
@@ -65,7 +65,7 @@ class TextReader:
                 )
                 for corpus in self._corpora
             ]
-        return plan(sources, request.batch_size, packing)
+        return plan(sources, options.batch_size, packing)
 
     def _to_batch(self, model: Any, pad_id: int) -> TextBatch:
         if self._task != "seq2seq":
@@ -77,50 +77,50 @@ class TextReader:
 class ImageReader:
     """The images of a run: opened when it is made, prepared when the model is there."""
 
-    def __init__(self, request: ProfileRequest, directory: Path) -> None:
-        require_image_options(request.packing, request.text_columns)
-        self._request = request
+    def __init__(self, options: CalibrationOptions, directory: Path) -> None:
+        require_image_options(options.packing, options.text_columns)
+        self._options = options
         self._processor = load_image_processor(directory)
-        self._rows = [open_images(dataset, request.split) for dataset in request.datasets]
+        self._rows = [open_images(dataset, options.split) for dataset in options.datasets]
 
     def read(self, model: Any, progress: Progress) -> CalibrationData:
         """All images, and the batches that they are run in."""
         from neuralink_cli.models.loading import count_image_tokens
 
-        request = self._request
+        options = self._options
         with progress("preparing images", None, "token") as advance:
             sources = [
                 prepare_images(
                     rows,
                     self._processor,
                     partial(count_image_tokens, model),
-                    _run_parameters(request, model),
-                    num_samples=request.num_samples,
-                    seed=request.seed,
-                    max_tokens=request.max_tokens,
+                    _run_parameters(options, model),
+                    num_samples=options.num_samples,
+                    seed=options.seed,
+                    max_tokens=options.max_tokens,
                     advance=advance,
                 )
                 for rows in self._rows
             ]
-        return plan(sources, request.batch_size, packing=False)
+        return plan(sources, options.batch_size, packing=False)
 
 
-def _run_parameters(request: ProfileRequest, model: Any) -> dict[str, Any]:
+def _run_parameters(options: CalibrationOptions, model: Any) -> dict[str, Any]:
     """What can change the bits of any dataset."""
     from neuralink_cli.models.offload import input_device
 
     return {
-        "batch_size": request.batch_size,
+        "batch_size": options.batch_size,
         "device": input_device(model).type,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
 
 
-def _sequence_length(request: ProfileRequest, limit: int | None) -> int:
-    wanted = request.max_seq_length or DEFAULT_SEQUENCE_LENGTH
+def _sequence_length(asked: int | None, limit: int | None) -> int:
+    wanted = asked or DEFAULT_SEQUENCE_LENGTH
     if limit is None or wanted <= limit:
         return wanted
-    if request.max_seq_length is not None:
+    if asked is not None:
         logger.warning("sequences are cut at %d tokens: the model has no more positions", limit)
     return limit
 

@@ -12,9 +12,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.checkpoint.hf_packages import quiet_datasets, require_hf_packages
 from neuralink_cli.checkpoint.hub import DatasetSource, find_dataset
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
+from neuralink_cli.models.hf_packages import quiet_datasets, require_hf_packages
 
 # What a local file ends in, the `datasets` builder that reads it, and how: nothing is guessed into another type.
 _BUILDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {

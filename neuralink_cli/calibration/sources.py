@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.activations.trace import TraceSource
 from neuralink_cli.calibration.batches import ModelBatch, TextBatch
 from neuralink_cli.calibration.sequences import (
     Batch,
@@ -102,25 +100,6 @@ class CalibrationData:
         """Tokens of each sequence of the batches."""
         lengths = (self.sources[batch.source].lengths[batch.first : batch.stop] for batch in batches)
         return np.array([length for of_batch in lengths for length in of_batch], dtype=np.uint32)
-
-    def trace_sources(self, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
-        """What consecutive batches hold of each source."""
-        found = []
-        for index, group in groupby(batches, lambda batch: batch.source):
-            of_source = list(group)
-            source = self.sources[index]
-            found.append(
-                TraceSource(
-                    name=source.name,
-                    sha256=source.sha256,
-                    first_sequence=of_source[0].first,
-                    sequences=of_source[-1].stop - of_source[0].first,
-                    total_sequences=len(source.lengths),
-                    tokens=sum(batch.tokens for batch in of_source),
-                    parameters=source.parameters,
-                )
-            )
-        return tuple(found)
 
 
 def tokenize_source(

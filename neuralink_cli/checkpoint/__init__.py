@@ -1,1 +1,4 @@
-"""A HuggingFace checkpoint on disk, without torch: safetensors bytes in and out, and where the FFN blocks are."""
+"""A HuggingFace checkpoint on disk: config, shards and tensors, its fingerprint, the hub it came from.
+
+Imports `files`; never torch.
+"""

@@ -29,6 +29,11 @@ class TensorPlace:
     file: TensorFile
     entry: TensorEntry
 
+    @property
+    def offset(self) -> int:
+        """Where its bytes start in the file."""
+        return self.file.header.offset_of(self.entry)
+
 
 class Checkpoint:
     """An open checkpoint. Use as a context manager; reads may come from any number of threads.

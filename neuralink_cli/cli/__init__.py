@@ -1,1 +1,4 @@
-"""The command line: one thin module per subcommand, and no logic."""
+"""The command line: a thin module per subcommand parses options, calls the library and prints.
+
+Imports everything; nothing imports it.
+"""

@@ -14,12 +14,10 @@ from neuralink_cli.cli.options import PATH, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.sizes import human_bytes
+from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 
 if TYPE_CHECKING:
     from neuralink_cli.bench.bench import BenchReport, BenchRow
-
-
-POLICY_NAMES = ("linked-s3fifo", "s3fifo", "lru", "window", "none")
 
 
 @click.command(
@@ -53,7 +51,7 @@ Examples:
 @click.option(
     "--cache",
     type=click.Choice(POLICY_NAMES),
-    default="linked-s3fifo",
+    default=DEFAULT_POLICY,
     show_default=True,
     help="What the cache keeps. linked-s3fifo leaves out long runs, which are cheap to read again; window has the "
     "neurons of the last tokens.",

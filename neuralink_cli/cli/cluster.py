@@ -9,8 +9,16 @@ import click
 from neuralink_cli.architectures.blocks import experts_of
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
+from neuralink_cli.layout.names import RESIDENT_CHOICES
 from neuralink_cli.placement.gain import Gain, block_gains, layer_gains, source_gains, total_gain
-from neuralink_cli.placement.placement import ORDER_NAMES, PlacementBlock, PlacementHeader
+from neuralink_cli.placement.placement import (
+    DEFAULT_ORDER,
+    EFFORT_NAMES,
+    ORDER_NAMES,
+    ORIGINAL,
+    PlacementBlock,
+    PlacementHeader,
+)
 
 # How many experts a remark names.
 _SHOWN_EXPERTS = 5
@@ -34,7 +42,7 @@ Examples:
 @click.option(
     "--order",
     type=click.Choice(ORDER_NAMES),
-    default="refined",
+    default=DEFAULT_ORDER,
     show_default=True,
     help="Order to store: as in the checkpoint, hottest first, two from graph theory, linked by co-activation (the "
     "published method), or refined from that to cost less on the device. A block whose held-out tokens cost less in "
@@ -42,7 +50,7 @@ Examples:
 )
 @click.option(
     "--effort",
-    type=click.Choice(["fast", "normal", "max"]),
+    type=click.Choice(EFFORT_NAMES),
     default="normal",
     show_default=True,
     help="How long to refine: a number of sweeps, so that results do not depend on the machine.",
@@ -62,7 +70,7 @@ Examples:
 )
 @click.option(
     "--resident",
-    type=click.Choice(["none", "gate"]),
+    type=click.Choice(RESIDENT_CHOICES),
     default="none",
     show_default=True,
     help="As for `relayout`: bundles without the rows that decide firing are smaller.",
@@ -166,8 +174,8 @@ def command(
         return
     _warn_of_rare_experts(header, min_tokens)
     print_gains([*layer_gains(header), *(sources if len(sources) > 1 else []), total])
-    kept = sum(block.order == "original" and not _is_rare(block, min_tokens) for block in header.blocks)
-    if kept and order != "original":
+    kept = sum(block.order == ORIGINAL and not _is_rare(block, min_tokens) for block in header.blocks)
+    if kept and order != ORIGINAL:
         click.echo(f"{kept} of {len(header.blocks)} blocks stay in original order, which costs less there")
     gaps = sorted({block.collapse_gap for block in header.blocks})
     click.echo(f"{options.device.name}: worth reading across gaps of up to {'/'.join(map(str, gaps))} neurons")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
-from neuralink_cli.cli.output import print_json
+from neuralink_cli.cli.output import print_json, progress_bar
 
 
 @click.command(
@@ -29,14 +29,11 @@ def command(traces: tuple[Path, ...], output: Path, overwrite: bool, as_json: bo
     would have written, byte for byte. Model, signal and thresholds must be the same.
     """
     from neuralink_cli.activations.merge import merge_traces
-    from neuralink_cli.activations.trace import Trace
 
-    merge_traces(traces, output, overwrite=overwrite)
-    with Trace(output) as trace:
-        digest = trace.content_sha256
-        sources = [{"name": source.name, "tokens": source.tokens} for source in trace.info.sources]
-        tokens = trace.info.tokens
+    summary = merge_traces(traces, output, overwrite=overwrite, progress=progress_bar)
     if as_json:
+        sources = [{"name": source.name, "tokens": source.tokens} for source in summary.sources]
+        digest, tokens = summary.content_sha256, summary.tokens
         print_json({"output": str(output), "content_sha256": digest, "tokens": tokens, "sources": sources})
     else:
-        click.echo(f"{output}: {tokens:,} tokens of {len(sources)} sources")
+        click.echo(f"{output}: {summary.tokens:,} tokens of {len(summary.sources)} sources")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.output import set_verbosity
-from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.errors import InputError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,34 +27,28 @@ revision_option = click.option(
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
 
-def architecture_options(function: Function) -> Function:
-    """`--architecture FILE` or `--infer-architecture`; adds parameters `architecture_file` and `infer_architecture`."""
-    function = click.option(
-        "--infer-architecture",
-        is_flag=True,
-        callback=_exclude("architecture_file"),
-        help="Find the FFN tensors of an architecture that is not built in by their names and shapes, and print it as "
-        "JSON for review.",
-    )(function)
-    return click.option(
+def architecture_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--architecture FILE` or `--infer-architecture`; they become the one parameter `architecture`."""
+
+    @click.option(
         "--architecture",
         "architecture_file",
         type=PATH,
         metavar="FILE",
-        callback=_exclude("infer_architecture"),
         help="JSON description of an architecture that is not built in.",
-    )(function)
+    )
+    @click.option(
+        "--infer-architecture",
+        is_flag=True,
+        help="Find the FFN tensors of an architecture that is not built in by their names and shapes, and print it as "
+        "JSON for review.",
+    )
+    @functools.wraps(function)
+    def with_choice(*arguments: Any, architecture_file: Path | None, infer_architecture: bool, **options: Any) -> Any:
+        choice = ArchitectureChoice(architecture_file, infer_architecture)
+        return function(*arguments, architecture=choice, **options)
 
-
-def _exclude(other: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Lets an option be given only if the other, of the two that say what the architecture is, is not."""
-
-    def check(context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
-        if value and context.params.get(other):
-            raise OptionError("--architecture and --infer-architecture both say what it is", fix="drop one of them")
-        return value
-
-    return check
+    return with_choice
 
 
 def output_option(metavar: str, text: str) -> Callable[[Function], Function]:

@@ -8,15 +8,9 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-from neuralink_cli.sizes import human_bytes, human_seconds
-
-if TYPE_CHECKING:
-    from neuralink_cli.files.estimate import Estimate
-
 
 _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
@@ -93,14 +87,3 @@ def progress_bar(stage: str, total: int | None, unit: str) -> Iterator[Callable[
         file=sys.stderr,
     ) as bar:
         yield bar.update
-
-
-def in_words(expected: Estimate) -> str:
-    """What a run is expected to take, in a line."""
-    words = [f"reads {human_bytes(expected.bytes_read)}"]
-    if expected.free_bytes is not None:
-        words.append(f"writes {human_bytes(expected.bytes_written)} of {human_bytes(expected.free_bytes)} free")
-    words.append(f"takes up to {human_bytes(expected.memory_bytes)} of memory")
-    if expected.seconds is not None:
-        words.append(f"about {human_seconds(expected.seconds)}")
-    return ", ".join(words)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from neuralink_cli.activations.options import SIGNALS
+from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
     architecture_options,
@@ -20,10 +22,11 @@ from neuralink_cli.cli.options import (
     revision_option,
 )
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.sizes import parse_size
 
 if TYPE_CHECKING:
-    from neuralink_cli.activations.request import BlockSummary
+    from neuralink_cli.activations.options import BlockSummary
 
 
 class PartType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -70,7 +73,7 @@ Examples:
 @output_option("TRACE", "Trace to write.")
 @click.option(
     "--signal",
-    type=click.Choice(["gate", "intermediate"]),
+    type=click.Choice(SIGNALS),
     default="gate",
     show_default=True,
     help="What fires: the activated gate (or up projection, without a gate), or the input of the down projection.",
@@ -146,7 +149,7 @@ Examples:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    type=click.Choice(DTYPES),
     default="auto",
     show_default=True,
     help="Precision of the forward pass; auto is float32 on the CPU and the checkpoint's elsewhere.",
@@ -165,29 +168,41 @@ Examples:
 def command(
     model: str,
     output: Path,
-    datasets: tuple[str, ...],
-    num_samples: int,
-    max_tokens: int,
+    architecture: ArchitectureChoice,
+    overwrite: bool,
     as_json: bool,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Record which FFN neurons fire on calibration data.
 
     MODEL is run over the data, and every neuron noted token by token. Padding is left out of the trace, nothing else
     is. MODEL is a local HuggingFace checkpoint directory, or else a model of the hub, which is fetched into its cache.
     """
+    from neuralink_cli.activations.options import ProfileOptions, ThresholdOptions
     from neuralink_cli.activations.profile import profile
-    from neuralink_cli.activations.request import ProfileRequest
+    from neuralink_cli.calibration.options import CalibrationOptions
+    from neuralink_cli.models.execution import ExecutionOptions
 
-    request = ProfileRequest(
-        model=model,
-        output=output,
-        datasets=datasets,
-        num_samples=num_samples or None,
-        max_tokens=max_tokens or None,
-        **options,  # type: ignore[arg-type]
+    def some(kind: type[Any], **renamed: str) -> dict[str, Any]:
+        """The options that a dataclass takes under their own name, or another."""
+        taken = {field.name: renamed.get(field.name, field.name) for field in fields(kind)}
+        return {name: options[key] for name, key in taken.items() if key in options}
+
+    for name in ("num_samples", "max_tokens"):
+        options[name] = options[name] or None
+    summary = profile(
+        model,
+        output,
+        CalibrationOptions(**some(CalibrationOptions)),
+        ProfileOptions(
+            thresholds=ThresholdOptions(**some(ThresholdOptions, trace="thresholds_from")),
+            execution=ExecutionOptions(**some(ExecutionOptions)),
+            architecture=architecture,
+            **some(ProfileOptions),
+        ),
+        overwrite=overwrite,
+        progress=progress_bar,
     )
-    summary = profile(request, progress_bar)
     if as_json:
         print_json({"output": str(output), **asdict(summary)})
         return

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
     architecture_options,
@@ -18,7 +19,8 @@ from neuralink_cli.cli.options import (
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import in_words, print_json, print_table, progress_bar, remark
+from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.layout.names import BUNDLED, LAYOUT_KINDS, RESIDENT_CHOICES
 from neuralink_cli.sizes import human_bytes
 
 
@@ -40,14 +42,14 @@ Examples:
 @output_option("DIR", "Directory to write.")
 @click.option(
     "--layout",
-    type=click.Choice(["bundled", "permuted"]),
-    default="bundled",
+    type=click.Choice(LAYOUT_KINDS),
+    default=BUNDLED,
     show_default=True,
     help="Bundles with an index for a sparse runtime, or an ordinary checkpoint with its neurons reordered.",
 )
 @click.option(
     "--resident",
-    type=click.Choice(["none", "gate"]),
+    type=click.Choice(RESIDENT_CHOICES),
     default="none",
     show_default=True,
     help="Keep the rows that decide firing out of the bundles, for DRAM.",
@@ -77,8 +79,7 @@ def command(
     layout: str,
     resident: str,
     alignment: int,
-    architecture_file: Path | None,
-    infer_architecture: bool,
+    architecture: ArchitectureChoice,
     resume: bool,
     dry_run: bool,
     overwrite: bool,
@@ -89,57 +90,32 @@ def command(
     The bytes of MODEL, a directory or hub id as for `profile`, are moved, never decoded. The output is complete or not
     there.
     """
-    from neuralink_cli.architectures.choice import choose_architecture
-    from neuralink_cli.architectures.model_description import describe
-    from neuralink_cli.checkpoint.checkpoint import Checkpoint
-    from neuralink_cli.checkpoint.hub import find_model
-    from neuralink_cli.layout.relayout import (
-        RelayoutOptions,
-        check_output,
-        estimate_relayout,
-        plan_relayout,
-        write_layout,
-    )
-    from neuralink_cli.placement.placement import Placement
+    from neuralink_cli.layout.relayout import RelayoutOptions, relayout
 
-    options = RelayoutOptions(layout=layout, resident=resident, alignment=alignment)
-    with Placement(placement_path) as placement:
-        # Only now: a model may take long to fetch.
-        source = find_model(model, revision)
-        with Checkpoint(source.directory, source.origin) as checkpoint:
-            infer_from = describe(checkpoint) if infer_architecture else None
-            architecture = choose_architecture(checkpoint.model_type, source.directory, architecture_file, infer_from)
-            plan = plan_relayout(checkpoint, architecture, placement, options)
-            check_output(plan, output, overwrite)
-            expected = estimate_relayout(plan, checkpoint, output)
-            remark(in_words(expected))
-            if not dry_run:
-                with progress_bar("relayout", plan.weight_bytes, "B") as advance, _saying_how_to_go_on(resume):
-                    write_layout(
-                        plan, checkpoint, placement, output, overwrite=overwrite, resume=resume, progress=advance
-                    )
-    summary = {
-        "output": str(output),
-        "written": not dry_run,
-        "origin": None if source.origin is None else asdict(source.origin),
-        "layout": layout,
-        "resident": resident,
-        "alignment": alignment,
-        "blocks": len(plan.blocks),
-        "neurons": sum(block.neurons for block in plan.blocks),
-        "weight_bytes": plan.weight_bytes,
-        "total_bytes": plan.total_bytes,
-        "peak_block_bytes": plan.peak_block_bytes,
-    }
+    with _saying_how_to_go_on(resume):
+        summary = relayout(
+            model,
+            placement_path,
+            output,
+            RelayoutOptions(layout=layout, resident=resident, alignment=alignment),
+            revision=revision,
+            architecture=architecture,
+            dry_run=dry_run,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress_bar,
+        )
+    document = asdict(summary)
+    expected = document.pop("estimate")
     if dry_run:
-        summary["estimate"] = asdict(expected)
+        document["estimate"] = expected
     if as_json:
-        print_json(summary)
+        print_json(document)
         return
     verb = "would take" if dry_run else "takes"
-    click.echo(f"{output}: {layout} layout of {len(plan.blocks)} blocks {verb} {human_bytes(plan.total_bytes)}")
+    click.echo(f"{output}: {layout} layout of {summary.blocks} blocks {verb} {human_bytes(summary.total_bytes)}")
     if dry_run:
-        plain = {**summary, **asdict(expected)}.items()
+        plain = {**document, **expected}.items()
         print_table(["plan", ""], [[name, str(value)] for name, value in plain if isinstance(value, (str, int, float))])
 
 

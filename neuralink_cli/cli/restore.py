@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
-from neuralink_cli.cli.output import in_words, print_json, progress_bar, remark
+from neuralink_cli.cli.output import print_json, progress_bar
 from neuralink_cli.sizes import human_bytes
 
 
@@ -29,14 +29,9 @@ def command(layout_directory: Path, output: Path, overwrite: bool, as_json: bool
     Every file that LAYOUT was made from, byte for byte. With --overwrite, DIR is replaced only if it holds the same
     model.
     """
-    from neuralink_cli.layout.open_layout import open_layout
-    from neuralink_cli.layout.restore import check_output, estimate_restore, restore, restore_bytes
+    from neuralink_cli.layout.restore import restore
 
-    with open_layout(layout_directory) as layout:
-        check_output(layout, output, overwrite)
-        remark(in_words(estimate_restore(layout, output)))
-        with progress_bar("restore", restore_bytes(layout), "B") as advance:
-            summary = restore(layout, output, overwrite=overwrite, progress=advance)
+    summary = restore(layout_directory, output, overwrite=overwrite, progress=progress_bar)
     if as_json:
         print_json({"output": str(output), **asdict(summary)})
     else:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import PATH, architecture_options, read_text, reporting_options, revision_option
 from neuralink_cli.cli.output import print_json, remark
 from neuralink_cli.errors import OptionError, VerificationError
+from neuralink_cli.models.execution import COMPUTE_DTYPES
 from neuralink_cli.sizes import human_bytes
+from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 
 if TYPE_CHECKING:
     from neuralink_cli.runtime.generation import Phase
     from neuralink_cli.runtime.session import RunReport
+    from neuralink_cli.runtime.settings import RunSettings
 
 
 @click.command(
@@ -56,8 +60,8 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For --temperature.")
 @click.option(
     "--cache",
-    type=click.Choice(["linked-s3fifo", "s3fifo", "lru", "window", "none"]),
-    default="linked-s3fifo",
+    type=click.Choice(POLICY_NAMES),
+    default=DEFAULT_POLICY,
     show_default=True,
     help="Which neurons stay in DRAM between tokens.",
 )
@@ -72,7 +76,7 @@ Examples:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=click.Choice(COMPUTE_DTYPES),
     default="float32",
     show_default=True,
     help="Precision to compute in.",
@@ -98,57 +102,37 @@ def command(
     layout: Path,
     prompt: str | None,
     prompt_file: Path | None,
-    dram: str,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    cache: str,
-    device_profile: str | None,
-    direct: bool | None,
-    queue_depth: int,
-    dtype: str,
     compare: str | None,
     revision: str | None,
     text_file: Path | None,
     perplexity_tokens: int,
-    architecture_file: Path | None,
-    infer_architecture: bool,
+    architecture: ArchitectureChoice,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Generate text while FFN weights stay in flash.
 
     FLASH is a bundled layout with `--resident gate`: which neurons fire is computed from rows in DRAM, and only the
     other weights of those are read. The text goes to stdout, figures to stderr, or both into the JSON.
     """
-    from neuralink_cli.devices.device import find_device
     from neuralink_cli.runtime.session import RunRequest, run_layout
-    from neuralink_cli.runtime.settings import RunSettings
-    from neuralink_cli.storage.budget import parse_budget
+    from neuralink_cli.runtime.settings import GenerationOptions
 
     if prompt is not None and prompt_file is not None:
         raise OptionError("--prompt and --prompt-file do not go together")
     if prompt is None and prompt_file is None and text_file is None:
         raise OptionError("there is nothing to do", fix="pass --prompt, --prompt-file or --perplexity")
+    generation = GenerationOptions(*(options.pop(name) for name in ("max_new_tokens", "temperature", "seed")))
     request = RunRequest(
         layout=layout,
-        settings=RunSettings(
-            dram=parse_budget(dram),
-            cache=cache,
-            device=None if device_profile is None else find_device(device_profile),
-            direct=direct,
-            queue_depth=queue_depth,
-            dtype=dtype,
-        ),
+        settings=_settings(**options),
         prompt=prompt if prompt_file is None else read_text(prompt_file),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
+        generation=generation,
         compare=compare,
         compare_revision=revision,
         perplexity_text=None if text_file is None else read_text(text_file),
         perplexity_tokens=perplexity_tokens,
-        architecture_file=architecture_file,
-        infer_architecture=infer_architecture,
+        architecture=architecture,
     )
     report = run_layout(request)
     if as_json:
@@ -158,6 +142,15 @@ def command(
             click.echo(report.generated.text)
         _say(report)
     _require_agreement(report, layout)
+
+
+def _settings(*, dram: str, device_profile: str | None, **others: Any) -> RunSettings:
+    from neuralink_cli.devices.device import find_device
+    from neuralink_cli.runtime.settings import RunSettings
+    from neuralink_cli.storage.budget import parse_budget
+
+    device = None if device_profile is None else find_device(device_profile)
+    return RunSettings(dram=parse_budget(dram), device=device, **others)
 
 
 def _say(report: RunReport) -> None:
@@ -180,12 +173,11 @@ def _say(report: RunReport) -> None:
         remark(f"perplexity: {report.perplexity.value:.3f} on {report.perplexity.tokens:,} tokens{cost}")
     if report.comparison is not None and report.comparison.masked is not None:
         masked, plain = report.comparison.masked, report.comparison.dense
-        assert plain is not None
         if masked.agrees:
             whom = "the dense model" if report.exact else "the dense model with the same neurons masked"
             rounding = "" if masked.logit_gap is None else " up to rounding"
             remark(f"compare: {masked.same} of {masked.tokens} tokens as {whom}{rounding}")
-        if not report.exact:
+        if plain is not None and not report.exact:
             remark(f"compare: {plain.same} of {plain.tokens} tokens before the whole model chose another")
 
 

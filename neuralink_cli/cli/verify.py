@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
     architecture_options,
@@ -16,7 +17,7 @@ from neuralink_cli.cli.options import (
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import in_words, print_json, progress_bar, remark
+from neuralink_cli.cli.output import print_json, progress_bar
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.sizes import human_bytes
 
@@ -64,8 +65,7 @@ def command(
     text_file: Path | None,
     tolerance: float,
     trust_remote_code: bool,
-    architecture_file: Path | None,
-    infer_architecture: bool,
+    architecture: ArchitectureChoice,
     as_json: bool,
 ) -> None:
     """Prove that a layout holds its checkpoint.
@@ -77,17 +77,14 @@ def command(
     if quick and forward:
         raise OptionError("--quick reads no weights, so it does not go with --forward")
     from neuralink_cli.checkpoint.hub import find_model
+    from neuralink_cli.layout.verify import verify
 
     directory = find_model(model, revision).directory
-    comparison = None
-    if forward:
-        comparison = _prepare_comparison(directory, text_file, architecture_file, infer_architecture, trust_remote_code)
+    prepared = _prepare_comparison(directory, text_file, architecture, trust_remote_code) if forward else None
     try:
-        document = _verify(directory, layout_directory, quick=quick)
-        if comparison is not None:
-            document["forward"] = _compare_outputs(
-                directory, layout_directory, comparison, tolerance, trust_remote_code
-            )
+        document = asdict(verify(directory, layout_directory, quick=quick, progress=progress_bar))
+        if prepared is not None:
+            document["forward"] = _compare_outputs(directory, layout_directory, prepared, tolerance, trust_remote_code)
     except VerificationError as error:
         if as_json:
             print_json({"verified": False, "problem": str(error)})
@@ -108,27 +105,8 @@ def command(
         )
 
 
-def _verify(model: Path, directory: Path, *, quick: bool) -> dict[str, Any]:
-    from neuralink_cli.checkpoint.checkpoint import Checkpoint
-    from neuralink_cli.layout.open_layout import open_layout
-    from neuralink_cli.layout.verify import estimate_verify, layout_bytes, verify_full, verify_quick
-
-    with Checkpoint(model) as checkpoint, open_layout(directory) as layout:
-        # First in any case: what it finds needs no bar.
-        report = verify_quick(layout, checkpoint)
-        if quick:
-            return asdict(report)
-        remark(in_words(estimate_verify(layout, checkpoint)))
-        with progress_bar("verify", layout_bytes(layout), "B") as advance:
-            return asdict(verify_full(layout, checkpoint, advance))
-
-
 def _prepare_comparison(
-    model: Path,
-    text_file: Path | None,
-    architecture_file: Path | None,
-    infer_architecture: bool,
-    trust_remote_code: bool,
+    model: Path, text_file: Path | None, choice: ArchitectureChoice, trust_remote_code: bool
 ) -> Comparison:
     from neuralink_cli.architectures.choice import choose_architecture
     from neuralink_cli.architectures.model_description import describe
@@ -136,8 +114,7 @@ def _prepare_comparison(
     from neuralink_cli.runtime.output_comparison import comparison_batches
 
     with Checkpoint(model) as checkpoint:
-        infer_from = describe(checkpoint) if infer_architecture else None
-        architecture = choose_architecture(checkpoint.model_type, model, architecture_file, infer_from)
+        architecture = choose_architecture(describe(checkpoint), choice)
     text = None if text_file is None else read_text(text_file)
     return architecture, comparison_batches(model, architecture, text, trust_remote_code=trust_remote_code)
 

@@ -1,1 +1,4 @@
-"""Room."""
+"""Bytes on disk, knowing nothing of models: safetensors headers, direct I/O, durable outputs, JSON and schemas.
+
+Imports the top level (errors, arrays, kernels, progress, sizes) and nothing else of the package.
+"""

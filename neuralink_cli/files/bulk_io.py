@@ -15,9 +15,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-Bytes = npt.NDArray[np.uint8]
+from neuralink_cli.arrays import Bytes
+
 # What offsets, sizes and addresses of direct transfers are multiples of; no device asks for more.
 PAGE = 4096
 _HUGE_PAGE = 1 << 21
@@ -30,6 +30,13 @@ _flush_data = getattr(os, "fdatasync", os.fsync)
 _WRITE_BEHIND = 1 << 27
 
 
+def aligned_buffer(size: int) -> Bytes:
+    """A new uint8 array that starts on a page, as direct transfers need it; its content is arbitrary."""
+    whole = np.empty(size + PAGE, dtype=np.uint8)
+    start = -whole.ctypes.data % PAGE
+    return whole[start : start + size]
+
+
 def transfer_buffer(size: int) -> Bytes:
     """Memory for transfers of `size` bytes: page-aligned, with a page of room on both sides of them.
 
@@ -37,15 +44,13 @@ def transfer_buffer(size: int) -> Bytes:
     """
     size += 2 * PAGE
     if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        whole = np.empty(size + PAGE, dtype=np.uint8)
-        start = -whole.ctypes.data % PAGE
-    else:
-        memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # A system built without huge pages refuses.
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        whole = np.frombuffer(memory, dtype=np.uint8)
-        start = -whole.ctypes.data % _HUGE_PAGE
+        return aligned_buffer(size)
+    memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # A system built without huge pages refuses.
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(memory, dtype=np.uint8)
+    start = -whole.ctypes.data % _HUGE_PAGE
     return whole[start : start + size]
 
 

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.bulk_io import PAGE, DirectReads
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-Bytes = npt.NDArray[np.uint8]
 # Linux transfers at most 2 GiB minus a page per call.
 _MAX_READ = 1 << 30
 # Bytes of the widest integer that weights are moved as.

@@ -18,6 +18,7 @@ from neuralink_cli.files.byte_file import ByteFile
 from neuralink_cli.files.durable import leftover_bytes
 from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import FileRange, read_ahead
+from neuralink_cli.sizes import human_bytes, human_seconds
 
 # A run over fewer bytes is over before a sample of it would be.
 _WORTH_SAMPLING = 1 << 30
@@ -60,6 +61,15 @@ class Estimate:
     free_bytes: int | None
     memory_bytes: int
     seconds: float | None
+
+    def __str__(self) -> str:
+        words = [f"reads {human_bytes(self.bytes_read)}"]
+        if self.free_bytes is not None:
+            words.append(f"writes {human_bytes(self.bytes_written)} of {human_bytes(self.free_bytes)} free")
+        words.append(f"takes up to {human_bytes(self.memory_bytes)} of memory")
+        if self.seconds is not None:
+            words.append(f"about {human_seconds(self.seconds)}")
+        return ", ".join(words)
 
 
 def estimate(passes: Sequence[Pass], largest: int, output: Path | None = None) -> Estimate:

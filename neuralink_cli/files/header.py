@@ -80,6 +80,15 @@ class Header:
         return self.entries[-1].stop if self.entries else 0
 
     @property
+    def file_bytes(self) -> int:
+        """Size of the whole file."""
+        return self.data_start + self.data_bytes
+
+    def offset_of(self, entry: TensorEntry) -> int:
+        """Absolute file offset of a tensor."""
+        return self.data_start + entry.start
+
+    @property
     def prelude(self) -> bytes:
         """All bytes before the data section: length and JSON."""
         return struct.pack("<Q", len(self.raw)) + self.raw

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.files import pipeline
 from neuralink_cli.files.bulk_io import PAGE, SequentialWrites, transfer_buffer
 from neuralink_cli.files.byte_file import ByteFile
 from neuralink_cli.files.journal import Journal
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class OutputFile:

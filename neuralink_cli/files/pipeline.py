@@ -13,13 +13,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.files.bulk_io import PAGE, transfer_buffer
 from neuralink_cli.files.byte_file import ByteFile
 
-Bytes = npt.NDArray[np.uint8]
 # Bytes of a transfer: large enough for the device, small enough for the processor's cache.
 PIECE = 1 << 23
 IN_FLIGHT = 1 << 28

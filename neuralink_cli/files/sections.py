@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.files.byte_file import ByteFile
 from neuralink_cli.files.journal import Journal
 from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import FileRange, pieces_of, read_ahead
-
-Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def write_stage_file(
     specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
     whole = _whole(schema.kind, document)
     header = _header(specs, whole, "0" * 64)
-    require_space(path, header.data_start + header.data_bytes)
+    require_space(path, header.file_bytes)
     digest = hashlib.sha256()
     with new_file(path, overwrite=overwrite) as handle:
         handle.seek(header.data_start)
@@ -132,7 +132,7 @@ class StageFile(TensorFile):
         """
         digest = hashlib.sha256()
         buffer = np.empty(_CHUNK, dtype=np.uint8)
-        position, end = self.header.data_start, self.header.data_start + self.header.data_bytes
+        position, end = self.header.data_start, self.header.file_bytes
         while position < end:
             part = buffer[: min(_CHUNK, end - position)]
             self.read_at(position, part)

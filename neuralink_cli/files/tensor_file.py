@@ -7,13 +7,12 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.byte_file import ByteFile
 from neuralink_cli.files.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, TensorEntry, parse_header
 
-Bytes = npt.NDArray[np.uint8]
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -62,7 +61,7 @@ class TensorFile(ByteFile):
         entry = self.entry(name)
         if start < 0 or start + buffer.nbytes > entry.nbytes:
             raise ValueError(f"bytes {start}..{start + buffer.nbytes} lie outside tensor {name!r}")
-        self.read_at(self.header.data_start + entry.start + start, buffer)
+        self.read_at(self.header.offset_of(entry) + start, buffer)
 
     def _read_header(self) -> Header:
         start = os.pread(self._descriptor, 64, 0)

@@ -1,1 +1,4 @@
-"""From a placement to a flash layout: plan, write, index, verify, restore."""
+"""From placement to flash layout: plan, writers, index, journal; layouts opened, verified and restored.
+
+Imports `placement` and below; never torch.
+"""

@@ -3,60 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal
 
 import numpy as np
 
+from neuralink_cli.architectures.blocks import MovedPiece
 from neuralink_cli.architectures.regions import Region, Slab, cut_into_slabs
+from neuralink_cli.arrays import Order
+from neuralink_cli.checkpoint.checkpoint import TensorPlace
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, LENGTH_BYTES, Header, parse_header
 from neuralink_cli.files.tensor_file import TensorFile
-from neuralink_cli.layout.file_names import FLASH_FILE
 from neuralink_cli.layout.index import read_flash_index
-from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor, TensorRange
-from neuralink_cli.placement.placement import Order, is_permutation
-
-
-@dataclass(frozen=True)
-class SourcePiece:
-    """What a stretch of a source tensor is made from: a resident tensor, or else `offset` of each bundle of a block."""
-
-    block: FlashBlock
-    part: BundlePart | ResidentTensor
-
-    @property
-    def region(self) -> Region:
-        """Where it lies in the source tensor."""
-        return self.block.source_region(self.part)
-
-    @property
-    def stored(self) -> TensorRange:
-        """The tensor of the layout that has its weights, an equal stretch for every slot."""
-        return self.part.place if isinstance(self.part, ResidentTensor) else self.block.bundles
-
-    @property
-    def offset(self) -> int:
-        """Where its weights start in a stretch, in bytes."""
-        return 0 if isinstance(self.part, ResidentTensor) else self.part.offset
-
-    @property
-    def dtype(self) -> str:
-        """Its dtype."""
-        return self.stored.dtype
+from neuralink_cli.layout.names import FLASH_FILE
+from neuralink_cli.layout.plan import FlashBlock, ResidentTensor, SourcePiece, TensorRange
+from neuralink_cli.placement.placement import is_permutation
 
 
 class BundledLayout:
     """Reads a bundled layout. Use as a context manager.
 
+    Attributes:
+        kind: Tells the kinds of layout apart.
+        loadable: Whether transformers can load it as it is.
+        moved_slabs: The source tensors that it holds with their neurons moved: none, bundles are another form.
+
     Raises:
         InputError: Index or file is missing or malformed.
         VerificationError: Index and file do not fit each other.
     """
+
+    kind: Literal["bundled"] = "bundled"
+    loadable = False
+    moved_slabs: Mapping[str, tuple[Slab[MovedPiece], ...]] = MappingProxyType({})
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -65,7 +48,7 @@ class BundledLayout:
         try:
             self._check_ranges()
             self._check_sources()
-            self.orders = {block.id: self._order(block) for block in self.index.blocks}
+            self._orders = {block.id: self._read_order(block) for block in self.index.blocks}
         except (InputError, VerificationError):
             self.file.close()
             raise
@@ -137,8 +120,35 @@ class BundledLayout:
         sources = [source for source in self.index.sources if source.kind == "verbatim"]
         return {source.name: self.file.read(source.stored.tensor).tobytes() for source in sources}
 
-    def check_digests(self) -> None:
-        """Compare the small tensors with their digests in the index.
+    @property
+    def weight_files(self) -> tuple[tuple[TensorFile, str], ...]:
+        """The files with weights, each with the SHA-256 that the index states."""
+        return ((self.file, self.index.file_sha256),)
+
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest stretch that has to be in memory whole when sources are made again."""
+        return max(block.bundles.bytes for block in self.index.blocks)
+
+    def order(self, block: str) -> Order:
+        """The neuron in each slot of a block, int32 `[n]`."""
+        return self._orders[block]
+
+    def place(self, name: str) -> TensorPlace:
+        """Where a source tensor lies that the layout keeps as it is.
+
+        Raises:
+            InputError: It keeps none of this name.
+        """
+        return TensorPlace(self.file, self.file.entry(name))
+
+    def regions_of(self, name: str) -> Iterator[tuple[str, Region]]:
+        """The blocks with neurons in a source tensor, and where in it."""
+        for slab in self.made_slabs.get(name, ()):
+            yield from ((piece.block.id, piece.region) for piece in slab.pieces)
+
+    def check_small_tensors(self) -> tuple[str, ...]:
+        """Compare the small tensors with their digests in the index, and say what has been checked.
 
         Raises:
             VerificationError: One of them was changed.
@@ -148,6 +158,7 @@ class BundledLayout:
                 raise VerificationError(f"tensor {name!r} is missing", where=self.file.path)
             if hashlib.sha256(self.file.read(name).data).hexdigest() != expected:
                 raise VerificationError(f"tensor {name!r} does not match its digest in the index", where=self.file.path)
+        return ("alignment", "digests of small tensors")
 
     def _check_ranges(self) -> None:
         index, file = self.index, self.file
@@ -164,7 +175,7 @@ class BundledLayout:
 
     def _check_range(self, place: TensorRange) -> None:
         entry = self.file.entry(place.tensor)
-        start = self.file.header.data_start + entry.start
+        start = self.file.header.offset_of(entry)
         found = TensorRange(entry.name, start, entry.nbytes, entry.dtype, entry.shape)
         if found != place:
             raise VerificationError(
@@ -233,7 +244,7 @@ class BundledLayout:
                     where=self.file.path,
                 )
 
-    def _order(self, block: FlashBlock) -> Order:
+    def _read_order(self, block: FlashBlock) -> Order:
         data = self.file.read(block.order.tensor)
         order = data.view("<i4") if block.order.dtype == "I32" and data.size % 4 == 0 else np.zeros(0, dtype=np.int32)
         if not is_permutation(order, block.neurons):

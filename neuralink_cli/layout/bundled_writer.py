@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from neuralink_cli.architectures.regions import Region, stretches
+from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.files import pipeline
 from neuralink_cli.files.header import DTYPE_BITS
@@ -18,9 +16,7 @@ from neuralink_cli.files.pipeline import FileRange, Scratch
 from neuralink_cli.files.sections import Section, copied, ready, write_sections, zeros
 from neuralink_cli.layout.bundling import gather_part
 from neuralink_cli.layout.plan import BundledPlan, SourceFile
-from neuralink_cli.placement.placement import Order, PlacedBlock, inverse
-
-Bytes = npt.NDArray[np.uint8]
+from neuralink_cli.placement.placement import PlacedBlock, inverse
 
 
 def write_bundled(
@@ -47,8 +43,7 @@ def write_bundled(
 def tensor_section(checkpoint: Checkpoint, name: str) -> Section:
     """A tensor of the checkpoint as it is."""
     place = checkpoint.place(name)
-    start = place.file.header.data_start + place.entry.start
-    return copied(place.file, start, start + place.entry.nbytes)
+    return copied(place.file, place.offset, place.offset + place.entry.nbytes)
 
 
 def _made_sections(plan: BundledPlan, checkpoint: Checkpoint, placed: Mapping[str, PlacedBlock]) -> dict[str, Section]:
@@ -106,8 +101,7 @@ def _gathered(
 
 def _lines_of(checkpoint: Checkpoint, region: Region) -> FileRange:
     place = checkpoint.place(region.tensor)
-    start = place.file.header.data_start + place.entry.start
-    return FileRange(place.file, start + region.start, region.stop - region.start)
+    return FileRange(place.file, place.offset + region.start, region.stop - region.start)
 
 
 def _stored_bytes(source: SourceFile, checkpoint: Checkpoint) -> bytes:

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from neuralink_cli.architectures.regions import Region
+from neuralink_cli.arrays import Bytes, Order
+from neuralink_cli.kernels import kernel
 
-Bytes = npt.NDArray[np.uint8]
-Order = npt.NDArray[np.int32]
 _TILE = 256
 _MICRO_TILE = 32
 
@@ -75,7 +74,7 @@ def _elements(data: Bytes, element_bytes: int) -> npt.NDArray[Any]:
     return data.view(f"<u{element_bytes}")
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _copy(source: Any, begin: int, target: Any, place: int, count: int) -> None:
     # A loop, because numba takes seconds to compile the assignment of a slice; unsigned, because signed indexes are
     # checked for counting from the end, and then not vectorised.
@@ -84,26 +83,26 @@ def _copy(source: Any, begin: int, target: Any, place: int, count: int) -> None:
         target[last + i] = source[first + i]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _gather_rows(source: Any, pitch: int, slots: Any, hidden: int, target: Any, step: int, start: int) -> None:
     for line in range(slots.size):
         _copy(source, line * pitch, target, slots[line] * step + start, hidden)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _scatter_rows(source: Any, step: int, start: int, slots: Any, hidden: int, target: Any, pitch: int) -> None:
     for line in range(slots.size):
         _copy(source, slots[line] * step + start, target, line * pitch, hidden)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _move_columns(source: Any, target: Any, pitch: int, lines: int, to: Any) -> None:
     for line in range(lines):
         for j in range(to.size):
             target[line * pitch + to[j]] = source[line * pitch + j]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _gather_columns(source: Any, pitch: int, slots: Any, hidden: int, target: Any, step: int, start: int) -> None:
     neurons = slots.size
     lines = np.empty(_TILE * _TILE, source.dtype)
@@ -119,7 +118,7 @@ def _gather_columns(source: Any, pitch: int, slots: Any, hidden: int, target: An
                 _copy(columns, j * _TILE, target, slots[neuron + j] * step + start + line, height)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _scatter_columns(source: Any, step: int, start: int, slots: Any, hidden: int, target: Any, pitch: int) -> None:
     neurons = slots.size
     lines = np.empty(_TILE * _TILE, source.dtype)
@@ -135,7 +134,7 @@ def _scatter_columns(source: Any, step: int, start: int, slots: Any, hidden: int
                 _copy(lines, i * _TILE, target, (line + i) * pitch + neuron, width)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _transpose(source: Any, height: int, width: int, target: Any) -> None:
     for top in range(0, height, _MICRO_TILE):
         rows = min(_MICRO_TILE, height - top)

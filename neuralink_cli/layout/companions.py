@@ -13,11 +13,11 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, SHARD_INDEX, is_module_file, is_small_file
 from neuralink_cli.errors import VerificationError
 from neuralink_cli.files.durable import sync_directory, sync_file
-from neuralink_cli.layout.file_names import MODEL_CARD
+from neuralink_cli.layout.names import MODEL_CARD, PERMUTED_INDEX
 from neuralink_cli.placement.gain import Gain, layer_gains, source_gains, total_gain
 from neuralink_cli.placement.placement import Placement
 
-_OWN_FILES = frozenset((SHARD_INDEX, FLASH_INDEX, "model.permuted.json", MODEL_CARD))
+_OWN_FILES = frozenset((SHARD_INDEX, FLASH_INDEX, PERMUTED_INDEX, MODEL_CARD))
 
 
 def companion_files(directory: Path) -> list[str]:

@@ -11,24 +11,22 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from neuralink_cli.architectures.blocks import MovedPiece
-from neuralink_cli.architectures.regions import Region, Slab, stretches
+from neuralink_cli.architectures.regions import Slab, stretches
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import VerificationError
 from neuralink_cli.files import pipeline
 from neuralink_cli.files.header import TensorEntry
 from neuralink_cli.files.pipeline import FileRange, Scratch, pieces_of, read_ahead
 from neuralink_cli.files.tensor_file import TensorFile
-from neuralink_cli.layout.bundled_layout import BundledLayout, SourcePiece
-from neuralink_cli.layout.open_layout import Layout, check_digest, weight_files
-from neuralink_cli.layout.permuted_layout import PermutedLayout
+from neuralink_cli.layout.open_layout import Layout, check_digest
 from neuralink_cli.layout.permuting import moved_bytes, slab_reads
+from neuralink_cli.layout.plan import SourcePiece
 from neuralink_cli.layout.unbundling import scatter_piece
-from neuralink_cli.placement.placement import Order, inverse
+from neuralink_cli.placement.placement import inverse
 
-Bytes = npt.NDArray[np.uint8]
 # Takes what comes next of a file for its digest; the bytes must stay as they are until the future is done.
 Hashing = Callable[[Bytes], "Future[None]"]
 
@@ -67,7 +65,7 @@ class Comparison:
         Raises:
             VerificationError: With the tensor, and the neuron if it is one's; or a file whose digest is another.
         """
-        for file, expected in weight_files(self._layout):
+        for file, expected in self._layout.weight_files:
             digest = hashlib.sha256(file.header.prelude)
             checks = tuple(self._checks(file))
             with (
@@ -86,16 +84,13 @@ class Comparison:
 
     def _checks(self, file: TensorFile) -> Iterator[_Check]:
         """What is to be done with each tensor of a file of the layout."""
-        if isinstance(self._layout, PermutedLayout):
-            for entry in file.header.entries:
-                slabs = self._layout.moved_slabs.get(entry.name)
-                yield self._same(file, entry) if slabs is None else self._moved(self._layout, file, entry, slabs)
-            return
-        made = _made_of(self._layout)
+        layout, made = self._layout, _made_of(self._layout)
         for entry in file.header.entries:
             if entry.name in made:
-                yield self._made(self._layout, file, entry, made[entry.name])
-            elif entry.name in self._checkpoint and entry.name not in self._layout.made_slabs:
+                yield self._made(file, entry, made[entry.name])
+            elif entry.name in layout.moved_slabs:
+                yield self._moved(file, entry, layout.moved_slabs[entry.name])
+            elif entry.name in self._checkpoint and entry.name not in layout.made_slabs:
                 yield self._same(file, entry)
             else:
                 yield self._own(file, entry)
@@ -129,7 +124,7 @@ class Comparison:
         place = self._checkpoint.place(entry.name)
         return _Check(entry.nbytes, reads, tuple(_reads(place.file, place.entry)), run)
 
-    def _made(self, layout: BundledLayout, file: TensorFile, entry: TensorEntry, made: Sequence[_Made]) -> _Check:
+    def _made(self, file: TensorFile, entry: TensorEntry, made: Sequence[_Made]) -> _Check:
         """A tensor from which weights of the source are made."""
         reads = tuple(_reads(file, entry))
         cuts = [
@@ -152,7 +147,7 @@ class Comparison:
                 if len(stretch.pieces) < len(slab.pieces):
                     lines[:] = expected
                 for piece in stretch.pieces:
-                    scatter_piece(piece, whole, inverse(layout.orders[piece.block.id]), slab, first, lines)
+                    scatter_piece(piece, whole, inverse(self._layout.order(piece.block.id)), slab, first, lines)
                 proved = sum(count * piece.region.line_bytes for piece in stretch.pieces)
                 self._compare(stretch.tensor, slab.start + first * slab.pitch, lines, expected, proved)
             for task in hashed:
@@ -162,13 +157,11 @@ class Comparison:
         source = []
         for stretch, first, count in cuts:
             place, pitch = places[stretch.tensor], stretch.slab.pitch
-            start = place.file.header.data_start + place.entry.start + stretch.slab.start
+            start = place.offset + stretch.slab.start
             source.append(FileRange(place.file, start + first * pitch, count * pitch))
         return _Check(entry.nbytes, reads, source, run)
 
-    def _moved(
-        self, layout: PermutedLayout, file: TensorFile, entry: TensorEntry, slabs: Sequence[Slab[MovedPiece]]
-    ) -> _Check:
+    def _moved(self, file: TensorFile, entry: TensorEntry, slabs: Sequence[Slab[MovedPiece]]) -> _Check:
         """A tensor whose neurons have another order in the source."""
 
         def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
@@ -176,7 +169,7 @@ class Comparison:
             pieces = _hashed(stored, hashing, hashed)
             position = 0
             for slab in slabs:
-                for moved in moved_bytes(slab, entry.dtype, layout.order, pieces, self._lines):
+                for moved in moved_bytes(slab, entry.dtype, self._layout.order, pieces, self._lines):
                     done = 0
                     while done < moved.size:
                         expected = next(source)
@@ -211,7 +204,7 @@ class _Made:
     pieces: tuple[SourcePiece, ...]
 
 
-def _made_of(layout: BundledLayout) -> dict[str, list[_Made]]:
+def _made_of(layout: Layout) -> dict[str, list[_Made]]:
     """What is made of a tensor of the layout, by its name."""
     made: dict[str, list[_Made]] = {}
     for name, slabs in layout.made_slabs.items():
@@ -223,7 +216,7 @@ def _made_of(layout: BundledLayout) -> dict[str, list[_Made]]:
 
 
 def _reads(file: TensorFile, entry: TensorEntry) -> Iterator[FileRange]:
-    start = file.header.data_start + entry.start
+    start = file.header.offset_of(entry)
     return pieces_of(file, start, start + entry.nbytes)
 
 
@@ -248,20 +241,10 @@ def _equal(data: Bytes, expected: Bytes) -> bool:
 
 def neuron_at(layout: Layout, name: str, byte: int) -> str:
     """Names the neuron that a byte of a source tensor belongs to, if it belongs to one."""
-    for block, region, order in _regions(layout, name):
+    for block, region in layout.regions_of(name):
         place = region.line_at(byte)
         if place is not None:
-            line, within = place
+            (line, within), order = place, layout.order(block)
             neuron = line if region.neuron_axis == 0 else within * order.size // region.line_bytes
             return f": {block}, neuron {neuron}, slot {int(inverse(order)[neuron])}"
     return ""
-
-
-def _regions(layout: Layout, name: str) -> Iterator[tuple[str, Region, Order]]:
-    """The blocks that have neurons in a tensor, with where, and their orders."""
-    if isinstance(layout, BundledLayout):
-        for slab in layout.made_slabs.get(name, ()):
-            yield from ((p.block.id, p.region, layout.orders[p.block.id]) for p in slab.pieces)
-    else:
-        for moved in layout.moved_slabs.get(name, ()):
-            yield from ((p.block, p.region, layout.order(p.block)) for p in moved.pieces)

@@ -17,7 +17,7 @@ from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.durable import sync_file
 from neuralink_cli.files.json_text import canonical, read_object, readable
 from neuralink_cli.files.schema import Schema, check_document
-from neuralink_cli.layout.file_names import FLASH_FILE, PERMUTED_INDEX, PERMUTED_PLACEMENT
+from neuralink_cli.layout.names import FLASH_FILE, PERMUTED_INDEX, PERMUTED_PLACEMENT
 from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor, SourceFile, TensorRange
 from neuralink_cli.placement.gain import source_gains, total_gain
 from neuralink_cli.placement.placement import Placement

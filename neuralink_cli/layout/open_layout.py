@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from neuralink_cli.architectures.model_description import ModelDescription
-from neuralink_cli.checkpoint.file_names import FLASH_INDEX
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX
 from neuralink_cli.errors import InputError, VerificationError
-from neuralink_cli.files.byte_file import ByteFile
 from neuralink_cli.files.json_text import read_object
 from neuralink_cli.files.pipeline import pieces_of, read_ahead
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.bundled_layout import BundledLayout
-from neuralink_cli.layout.file_names import PERMUTED_INDEX
+from neuralink_cli.layout.names import PERMUTED_INDEX
 from neuralink_cli.layout.permuted_layout import PermutedLayout
 
 Layout = BundledLayout | PermutedLayout
@@ -44,14 +43,7 @@ def describe_source(layout: Layout) -> ModelDescription:
     """
     entries = (entry for header in layout.source_headers.values() for entry in header.entries)
     shapes = {entry.name: entry.shape for entry in entries}
-    return ModelDescription(layout.directory, read_object(layout.directory / "config.json"), shapes)
-
-
-def weight_files(layout: Layout) -> list[tuple[TensorFile, str]]:
-    """The weight files of a layout, each with the SHA-256 that the index states."""
-    if isinstance(layout, BundledLayout):
-        return [(layout.file, layout.index.file_sha256)]
-    return [(file, layout.file_digests[file.path.name]) for file in layout.checkpoint.files]
+    return ModelDescription(layout.directory, read_object(layout.directory / CONFIG_FILE), shapes)
 
 
 def check_weight_files(layout: Layout, progress: Callable[[int], object] | None = None) -> None:
@@ -63,7 +55,7 @@ def check_weight_files(layout: Layout, progress: Callable[[int], object] | None 
     Raises:
         VerificationError: One was changed after it was written.
     """
-    for file, expected in weight_files(layout):
+    for file, expected in layout.weight_files:
         digest = hashlib.sha256()
         with read_ahead(pieces_of(file, 0, file.size)) as pieces:
             for data in pieces:
@@ -81,14 +73,3 @@ def check_digest(file: TensorFile, found: str, expected: str) -> None:
     """
     if found != expected:
         raise VerificationError(f"SHA-256 is {found}, the index says {expected}", where=file.path)
-
-
-def _files(layout: Layout) -> list[ByteFile]:
-    return [file for file, _ in weight_files(layout)]
-
-
-def _largest(layout: Layout) -> int:
-    """Bytes of the largest tensor or slab that is in memory as a whole."""
-    if isinstance(layout, BundledLayout):
-        return max(block.bundles.bytes for block in layout.index.blocks)
-    return max(slab.nbytes for slabs in layout.moved_slabs.values() for slab in slabs)

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal
 
 from neuralink_cli.architectures.blocks import MovedPiece
 from neuralink_cli.architectures.regions import Region, Slab, cut_into_slabs
-from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.arrays import Order
+from neuralink_cli.checkpoint.checkpoint import Checkpoint, TensorPlace
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, Header
-from neuralink_cli.layout.file_names import PERMUTED_INDEX, PERMUTED_ORIGINALS
+from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.index import read_permuted_index
-from neuralink_cli.placement.placement import Order, Placement
+from neuralink_cli.layout.names import PERMUTED_INDEX, PERMUTED_ORIGINALS
+from neuralink_cli.layout.plan import SourcePiece
+from neuralink_cli.placement.placement import Placement
 
 
 class PermutedLayout:
     """Reads a permuted layout. Use as a context manager.
 
+    Attributes:
+        kind: Tells the kinds of layout apart.
+        loadable: Whether transformers can load it as it is.
+        made_slabs: The source tensors that it holds in another form: none, it only moves neurons.
+
     Raises:
         InputError: Index, weights or placement are missing or malformed.
         VerificationError: They do not fit each other.
     """
+
+    kind: Literal["permuted"] = "permuted"
+    loadable = True
+    made_slabs: Mapping[str, tuple[Slab[SourcePiece], ...]] = MappingProxyType({})
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -53,9 +66,15 @@ class PermutedLayout:
         return str(self.index["model"]["fingerprint"])
 
     @property
-    def file_digests(self) -> dict[str, str]:
-        """SHA-256 of each weight file, by name, as the index states it."""
-        return {file["name"]: file["sha256"] for file in self.index["files"]}
+    def weight_files(self) -> tuple[tuple[TensorFile, str], ...]:
+        """The files with weights, each with the SHA-256 that the index states."""
+        stated = {file["name"]: file["sha256"] for file in self.index["files"]}
+        return tuple((file, stated[file.path.name]) for file in self.checkpoint.files)
+
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest stretch that has to be in memory whole when sources are made again."""
+        return max(slab.nbytes for slabs in self.moved_slabs.values() for slab in slabs)
 
     @property
     def companions(self) -> list[dict[str, Any]]:
@@ -96,6 +115,23 @@ class PermutedLayout:
         """The neuron in each slot of a block, int32 `[n]`."""
         return self.placement.blocks[block].order
 
+    def place(self, name: str) -> TensorPlace:
+        """Where a tensor of the source's name lies.
+
+        Raises:
+            InputError: There is none.
+        """
+        return self.checkpoint.place(name)
+
+    def regions_of(self, name: str) -> Iterator[tuple[str, Region]]:
+        """The blocks with neurons in a source tensor, and where in it."""
+        for slab in self.moved_slabs.get(name, ()):
+            yield from ((piece.block, piece.region) for piece in slab.pieces)
+
+    def check_small_tensors(self) -> tuple[str, ...]:
+        """Nothing: what is small lies in the files, whose digests are checked whole."""
+        return ()
+
     def _check(self) -> None:
         where = self.directory / PERMUTED_INDEX
         sizes = {file["name"]: file["bytes"] for file in self.index["files"]}
@@ -123,5 +159,5 @@ class PermutedLayout:
                         f"tensor {entry.name!r} {entry.dtype} {list(entry.shape)} does not fit {block['id']}",
                         where=where,
                     )
-        # Described whole, or this says where not.
-        assert self.moved_slabs is not None
+        # Made for its check alone: that the index describes every permuted tensor whole.
+        _ = self.moved_slabs

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from neuralink_cli.architectures.blocks import MovedPiece
 from neuralink_cli.architectures.regions import Slab, cut_into_slabs, stretches
+from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.files import pipeline
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry
@@ -20,9 +18,8 @@ from neuralink_cli.files.sections import Section, ready, write_sections
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.bundled_writer import tensor_section
 from neuralink_cli.layout.bundling import move_lines
-from neuralink_cli.placement.placement import Order, PlacedBlock, inverse
+from neuralink_cli.placement.placement import PlacedBlock, inverse
 
-Bytes = npt.NDArray[np.uint8]
 # Where each neuron of a block goes, int32 `[n]`.
 Moves = Callable[[str], Order]
 
@@ -43,7 +40,7 @@ def moved_section(
 
 def slab_reads(file: TensorFile, entry: TensorEntry, slab: Slab[MovedPiece]) -> Iterator[FileRange]:
     """What has to be read of a tensor for `moved_bytes` of a slab."""
-    start = file.header.data_start + entry.start + slab.start
+    start = file.header.offset_of(entry) + slab.start
     for first, count in stretches(slab.lines, slab.pitch, pipeline.PIECE):
         yield FileRange(file, start + first * slab.pitch, count * slab.pitch)
 

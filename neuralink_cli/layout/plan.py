@@ -11,10 +11,9 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, Header, TensorEntry, build_header, tensor_bytes
-from neuralink_cli.layout.file_names import MODEL_CARD
+from neuralink_cli.layout.names import MODEL_CARD
 from neuralink_cli.placement.placement import PlacementBlock
 
-RESIDENT_CHOICES = ("none", "gate")
 # Bytes of an element of the widest dtype.
 _WIDEST = 8
 
@@ -99,6 +98,34 @@ class FlashBlock:
 
 
 @dataclass(frozen=True)
+class SourcePiece:
+    """What a stretch of a source tensor is made from: a resident tensor, or else `offset` of each bundle of a block."""
+
+    block: FlashBlock
+    part: BundlePart | ResidentTensor
+
+    @property
+    def region(self) -> Region:
+        """Where it lies in the source tensor."""
+        return self.block.source_region(self.part)
+
+    @property
+    def stored(self) -> TensorRange:
+        """The tensor of the layout that has its weights, an equal stretch for every slot."""
+        return self.part.place if isinstance(self.part, ResidentTensor) else self.block.bundles
+
+    @property
+    def offset(self) -> int:
+        """Where its weights start in a stretch, in bytes."""
+        return 0 if isinstance(self.part, ResidentTensor) else self.part.offset
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype."""
+        return self.stored.dtype
+
+
+@dataclass(frozen=True)
 class SourceFile:
     """A file of the source checkpoint that `restore` makes again.
 
@@ -124,7 +151,7 @@ class BundledPlan:
     @property
     def file_bytes(self) -> int:
         """Size of the flash file."""
-        return self.header.data_start + self.header.data_bytes
+        return self.header.file_bytes
 
 
 def plan_bundled(

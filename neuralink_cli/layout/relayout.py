@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,9 +12,13 @@ from typing import Any
 
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import FFNBlock, moved_pieces
+from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, SHARD_INDEX
+from neuralink_cli.checkpoint.hub import find_model
+from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import MismatchError, OptionError, OutputError
 from neuralink_cli.files.durable import (
     leftover_bytes,
@@ -27,19 +32,23 @@ from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.journal import Journal, open_journal
 from neuralink_cli.layout.bundled_writer import write_bundled
 from neuralink_cli.layout.companions import companion_files, copy_companions, describe_companions, model_card
-from neuralink_cli.layout.file_names import (
+from neuralink_cli.layout.index import flash_document, is_layout, permuted_document, write_index
+from neuralink_cli.layout.names import (
+    BUNDLED,
     FLASH_FILE,
     MODEL_CARD,
+    PERMUTED,
     PERMUTED_INDEX,
     PERMUTED_ORIGINALS,
     PERMUTED_PLACEMENT,
 )
-from neuralink_cli.layout.index import flash_document, is_layout, permuted_document, write_index
 from neuralink_cli.layout.permuting import write_permuted
 from neuralink_cli.layout.plan import BundledPlan, plan_bundled
 from neuralink_cli.placement.placement import Placement
+from neuralink_cli.progress import Progress, no_progress
 
-LAYOUTS = ("bundled", "permuted")
+logger = logging.getLogger(__name__)
+
 MAX_ALIGNMENT = 1 << 24
 # Index, card and file system overhead beside the weights and companions, generously.
 _SPARE_BYTES = 4 << 20
@@ -49,7 +58,7 @@ _SPARE_BYTES = 4 << 20
 class RelayoutOptions:
     """How the layout is to look; `alignment` in bytes, a power of two."""
 
-    layout: str = "bundled"
+    layout: str = BUNDLED
     resident: str = "none"
     alignment: int = 4096
 
@@ -73,6 +82,85 @@ class RelayoutPlan:
         return self.weight_bytes + self.companion_bytes
 
 
+@dataclass(frozen=True)
+class RelayoutSummary:
+    """What was written, or would be.
+
+    Attributes:
+        written: False for a dry run.
+        origin: The hub model, if the checkpoint is one.
+        peak_block_bytes: Bytes of the bundles of the largest block.
+        estimate: What the run was expected to take.
+    """
+
+    output: str
+    written: bool
+    origin: Origin | None
+    layout: str
+    resident: str
+    alignment: int
+    blocks: int
+    neurons: int
+    weight_bytes: int
+    total_bytes: int
+    peak_block_bytes: int
+    estimate: Estimate
+
+
+def relayout(
+    model: str | Path,
+    placement: Path,
+    output: Path,
+    options: RelayoutOptions = RelayoutOptions(),
+    *,
+    revision: str | None = None,
+    architecture: ArchitectureChoice = BUILT_IN,
+    dry_run: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> RelayoutSummary:
+    """Write a checkpoint in the order of a placement. The output is complete or not there.
+
+    Everything is checked before the first byte is written, and what the run will take is logged.
+
+    Args:
+        model: A checkpoint directory; a string may also be a hub id, see `find_model`.
+        dry_run: Only check and plan.
+        resume: Continue what an earlier run with the same inputs and options left, and keep it if this one fails.
+
+    Raises:
+        OptionError, MismatchError, InputError, UnsupportedError: As `plan_relayout`.
+        OutputError: As `check_output`.
+    """
+    with Placement(placement) as opened:
+        # Only now: a model may take long to fetch.
+        source = find_model(model, revision)
+        with Checkpoint(source.directory, source.origin) as checkpoint:
+            found = choose_architecture(describe(checkpoint), architecture)
+            plan = plan_relayout(checkpoint, found, opened, options)
+            check_output(plan, output, overwrite)
+            expected = estimate_relayout(plan, checkpoint, output)
+            logger.info("%s", expected)
+            if not dry_run:
+                with progress("relayout", plan.weight_bytes, "B") as advance:
+                    write_layout(plan, checkpoint, opened, output, overwrite=overwrite, resume=resume, progress=advance)
+    return RelayoutSummary(
+        output=str(output),
+        written=not dry_run,
+        origin=source.origin,
+        layout=options.layout,
+        resident=options.resident,
+        alignment=options.alignment,
+        blocks=len(plan.blocks),
+        neurons=sum(block.neurons for block in plan.blocks),
+        weight_bytes=plan.weight_bytes,
+        total_bytes=plan.total_bytes,
+        peak_block_bytes=plan.peak_block_bytes,
+        estimate=expected,
+    )
+
+
 def plan_relayout(
     checkpoint: Checkpoint, architecture: Architecture, placement: Placement, options: RelayoutOptions
 ) -> RelayoutPlan:
@@ -89,7 +177,7 @@ def plan_relayout(
     companions = companion_files(checkpoint.directory)
     bundled = None
     weight_bytes = sum(file.size for file in checkpoint.files)
-    if options.layout == "bundled":
+    if options.layout == BUNDLED:
         placed = {block.id: block for block in placement.info.blocks}
         bundled = plan_bundled(checkpoint, blocks, placed, resident=options.resident, alignment=options.alignment)
         weight_bytes = bundled.file_bytes
@@ -168,7 +256,7 @@ def write_layout(
             )
             digests = small_digests(plan.bundled, checkpoint, placement)
             companions = describe_companions(directory, plan.companions)
-            _write_card(directory, checkpoint, placement, "bundled")
+            _write_card(directory, checkpoint, placement, BUNDLED)
             document = flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin)
             write_index(directory / FLASH_INDEX, document)
         else:
@@ -192,7 +280,7 @@ def _run(plan: RelayoutPlan, checkpoint: Checkpoint, placement: Placement) -> di
 def _check_options(options: RelayoutOptions) -> None:
     if options.alignment < 1 or options.alignment > MAX_ALIGNMENT or options.alignment & (options.alignment - 1):
         raise OptionError(f"--alignment {options.alignment} is not a power of two up to {MAX_ALIGNMENT}")
-    if options.layout == "permuted" and options.resident != "none":
+    if options.layout == PERMUTED and options.resident != "none":
         raise OptionError("--resident needs --layout bundled: a permuted layout keeps every tensor where it was")
 
 
@@ -234,7 +322,7 @@ def _write_permuted_layout(
         sync_directory(originals)
         beside += [f"{PERMUTED_ORIGINALS}/{name}" for name in verbatim]
     sync_directory(kept.parent)
-    _write_card(directory, checkpoint, placement, "permuted")
+    _write_card(directory, checkpoint, placement, PERMUTED)
     files = [
         {"name": file.path.name, "bytes": file.size, "sha256": digests[file.path.name]} for file in checkpoint.files
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from neuralink_cli.files.durable import new_directory, require_replaceable, requ
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.sections import ready, write_sections
 from neuralink_cli.layout.companions import check_companions, copy_companions
-from neuralink_cli.layout.open_layout import Layout, _files, _largest, check_weight_files, open_layout, weight_files
-from neuralink_cli.layout.permuted_layout import PermutedLayout
+from neuralink_cli.layout.open_layout import Layout, check_weight_files, open_layout
+from neuralink_cli.progress import Progress, no_progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,24 @@ class RestoreSummary:
     bytes: int
 
 
-def restore(
+def restore(layout: Path, output: Path, *, overwrite: bool = False, progress: Progress = no_progress) -> RestoreSummary:
+    """Write the checkpoint that a layout was made from, every file byte for byte. What the run will take is logged.
+
+    Raises:
+        OutputError: The output exists and is not to be overwritten, holds another model, or the disk is too small.
+        InputError, VerificationError: The layout is damaged.
+    """
+    with open_layout(layout) as opened:
+        check_output(opened, output, overwrite)
+        logger.info("%s", estimate_restore(opened, output))
+        with progress("restore", restore_bytes(opened), "B") as advance:
+            return restore_layout(opened, output, overwrite=overwrite, progress=advance)
+
+
+def restore_layout(
     layout: Layout, output: Path, *, overwrite: bool = False, progress: Callable[[int], object] | None = None
 ) -> RestoreSummary:
-    """Write the source checkpoint of a layout to `output`.
+    """As `restore`, of an open layout; `progress` is called with the bytes since the last call.
 
     Raises:
         OutputError: As `check_output`.
@@ -69,24 +86,24 @@ def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
 
 def restore_bytes(layout: Layout) -> int:
     """Bytes that `restore` reads to check the layout and then writes."""
-    return sum(file.size for file, _ in weight_files(layout)) + weight_bytes(layout)
+    return sum(file.size for file, _ in layout.weight_files) + weight_bytes(layout)
 
 
 def weight_bytes(layout: Layout) -> int:
     """Bytes of the source's weight files."""
-    return sum(header.data_start + header.data_bytes for header in layout.source_headers.values())
+    return sum(header.file_bytes for header in layout.source_headers.values())
 
 
 @contextlib.contextmanager
 def loadable(directory: Path) -> Iterator[Path]:
     """A directory that transformers can load a layout from: its own, or the restored checkpoint's, for a while."""
     with open_layout(directory) as layout:
-        if isinstance(layout, PermutedLayout):
+        if layout.loadable:
             yield directory
             return
         with tempfile.TemporaryDirectory(prefix=".neuralink-", dir=directory.absolute().parent) as folder:
             restored = Path(folder) / "restored"
-            restore(layout, restored)
+            restore_layout(layout, restored)
             yield restored
 
 
@@ -113,5 +130,5 @@ def _holds_source(layout: Layout) -> Callable[[Path], bool]:
 
 def estimate_restore(layout: Layout, output: Path) -> Estimate:
     """What `restore` will take, which reads the layout to check it and then again."""
-    files = _files(layout)
-    return estimate([Pass(files), Pass(files, weight_bytes(layout))], _largest(layout), output)
+    files = [file for file, _ in layout.weight_files]
+    return estimate([Pass(files), Pass(files, weight_bytes(layout))], layout.largest_bytes, output)

@@ -5,45 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
-
 from neuralink_cli.architectures.regions import Slab, stretches
+from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.files import pipeline
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry
 from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import FileRange, Scratch, pieces_of
 from neuralink_cli.files.sections import Section, copied
-from neuralink_cli.layout.bundled_layout import BundledLayout, SourcePiece
 from neuralink_cli.layout.bundling import scatter_part
 from neuralink_cli.layout.open_layout import Layout
 from neuralink_cli.layout.permuting import moved_section
-from neuralink_cli.layout.plan import TensorRange
-from neuralink_cli.placement.placement import Order, inverse
-
-Bytes = npt.NDArray[np.uint8]
+from neuralink_cli.layout.plan import SourcePiece, TensorRange
+from neuralink_cli.placement.placement import inverse
 
 
 def tensor_sections(layout: Layout, entries: Sequence[TensorEntry]) -> Iterator[Section]:
     """Sections that are tensors of the source, which are written in this order."""
-    if isinstance(layout, BundledLayout):
-        unbundling = Unbundling(layout)
-        for entry in entries:
-            if entry.name in layout.made_slabs:
-                yield unbundling.section(entry)
-            else:
-                kept = layout.file.entry(entry.name)
-                start = layout.file.header.data_start + kept.start
-                yield copied(layout.file, start, start + kept.nbytes)
-        return
-    scratch = Scratch()
+    unbundling, scratch = Unbundling(layout), Scratch()
     for entry in entries:
-        place = layout.checkpoint.place(entry.name)
-        start = place.file.header.data_start + place.entry.start
+        if entry.name in layout.made_slabs:
+            yield unbundling.section(entry)
+            continue
+        place = layout.place(entry.name)
         if entry.name in layout.moved_slabs:
             yield moved_section(place.file, place.entry, layout.moved_slabs[entry.name], layout.order, scratch)
         else:
-            yield copied(place.file, start, start + place.entry.nbytes)
+            yield copied(place.file, place.offset, place.offset + place.entry.nbytes)
 
 
 def scatter_piece(
@@ -69,7 +56,7 @@ class Unbundling:
     Sections are asked for in the order in which they are written: what is in memory by then is not read again.
     """
 
-    def __init__(self, layout: BundledLayout) -> None:
+    def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._planned: TensorRange | None = None
         self._stored_memory, self._lines_memory = Scratch(), Scratch()
@@ -99,7 +86,7 @@ class Unbundling:
         return Section(entry.nbytes, tuple(reads), write)
 
     def _reads(self, stored: TensorRange) -> Iterator[FileRange]:
-        return pieces_of(self._layout.file, stored.offset, stored.offset + stored.bytes)
+        return pieces_of(self._layout.place(stored.tensor).file, stored.offset, stored.offset + stored.bytes)
 
     def _begin(self, size: int, _output: OutputFile, _pieces: Iterator[Bytes]) -> None:
         self._lines = self._lines_memory.take(size)
@@ -115,7 +102,7 @@ class Unbundling:
     def _scatter(
         self, piece: SourcePiece, slab: Slab[SourcePiece], first: int, _output: OutputFile, _pieces: Iterator[Bytes]
     ) -> None:
-        slots = inverse(self._layout.orders[piece.block.id])
+        slots = inverse(self._layout.order(piece.block.id))
         scatter_piece(piece, self._stored, slots, slab, first, self._lines)
 
     def _write(self, output: OutputFile, _pieces: Iterator[Bytes]) -> None:

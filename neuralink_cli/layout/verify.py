@@ -5,24 +5,21 @@ The full check reads each side once: the layout in file order, taking its digest
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import MismatchError, VerificationError
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.header import Header
-from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.companions import check_companions
-from neuralink_cli.layout.open_layout import Layout, _files, _largest
+from neuralink_cli.layout.open_layout import Layout, open_layout
+from neuralink_cli.progress import Progress, no_progress
 
-Bytes = npt.NDArray[np.uint8]
-Progress = Callable[[int], object] | None
-_CHUNK = 1 << 24
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,36 @@ class VerifyReport:
     checks: tuple[str, ...]
     tensors: int
     bytes: int
+
+
+def verify(
+    model: str | Path,
+    layout: Path,
+    *,
+    quick: bool = False,
+    revision: str | None = None,
+    progress: Progress = no_progress,
+) -> VerifyReport:
+    """Prove that a layout holds its checkpoint, byte for byte. What the run will take is logged.
+
+    Args:
+        model: A checkpoint directory; a string may also be a hub id, see `find_model`.
+        quick: Check structure, permutations and small digests only; no weights are read.
+
+    Raises:
+        MismatchError: The layout was made from another checkpoint.
+        VerificationError: The layout does not hold the checkpoint; names the tensor, and the neuron if it is one's.
+        InputError, UnsupportedError: The checkpoint or the layout cannot be used.
+    """
+    source = find_model(model, revision)
+    with Checkpoint(source.directory, source.origin) as checkpoint, open_layout(layout) as opened:
+        # First in any case: what it finds needs no bar.
+        report = verify_quick(opened, checkpoint)
+        if quick:
+            return report
+        logger.info("%s", estimate_verify(opened, checkpoint))
+        with progress("verify", layout_bytes(opened), "B") as advance:
+            return verify_full(opened, checkpoint, advance)
 
 
 def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
@@ -55,13 +82,13 @@ def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
     check_companions(layout.directory, layout.companions)
     checks = ["index against schema", "header and ranges", "orders are permutations", "tensor list of the source"]
     checks.append("config, tokenizer and other small files")
-    if isinstance(layout, BundledLayout):
-        layout.check_digests()
-        checks += ["alignment", "digests of small tensors"]
-    return VerifyReport(_kind(layout), "quick", tuple(checks), 0, 0)
+    checks += layout.check_small_tensors()
+    return VerifyReport(layout.kind, "quick", tuple(checks), 0, 0)
 
 
-def verify_full(layout: Layout, checkpoint: Checkpoint, progress: Progress = None) -> VerifyReport:
+def verify_full(
+    layout: Layout, checkpoint: Checkpoint, progress: Callable[[int], object] | None = None
+) -> VerifyReport:
     """As `verify_quick`, and every byte: file digests, and each source tensor made again and compared.
 
     Args:
@@ -82,13 +109,7 @@ def verify_full(layout: Layout, checkpoint: Checkpoint, progress: Progress = Non
 
 def layout_bytes(layout: Layout) -> int:
     """Bytes that `verify_full` reads from the layout's weight files."""
-    if isinstance(layout, BundledLayout):
-        return layout.file.header.data_bytes
-    return sum(file.header.data_bytes for file in layout.checkpoint.files)
-
-
-def _kind(layout: Layout) -> str:
-    return "bundled" if isinstance(layout, BundledLayout) else "permuted"
+    return sum(file.header.data_bytes for file, _ in layout.weight_files)
 
 
 def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, where: Path) -> None:
@@ -102,4 +123,6 @@ def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, wh
 
 def estimate_verify(layout: Layout, checkpoint: Checkpoint) -> Estimate:
     """What `verify_full` will take."""
-    return estimate([Pass([*_files(layout), *checkpoint.files], hashed_share=0.5)], _largest(layout))
+    return estimate(
+        [Pass([*(file for file, _ in layout.weight_files), *checkpoint.files], hashed_share=0.5)], layout.largest_bytes
+    )

@@ -1,1 +1,4 @@
-"""Room."""
+"""A checkpoint as transformers runs it: loading, tokenizers, classes, offloading what does not fit into memory.
+
+Imports `architectures` and below, torch and transformers.
+"""

@@ -13,6 +13,7 @@ import torch
 
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.errors import InputError, OptionError, first_line
+from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.models.model_class import activate_up_projections, model_class, stand_in_config
 from neuralink_cli.models.offload import (
     MemoryLimit,
@@ -25,7 +26,6 @@ from neuralink_cli.models.tokenizer import load_error
 
 # What configs call the number of positions.
 _POSITION_KEYS = ("max_position_embeddings", "max_seq_len")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load_model(

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.hf_packages import require_hf_packages
 from neuralink_cli.errors import OptionError, UnsupportedError, first_line
+from neuralink_cli.models.hf_packages import require_hf_packages
 from neuralink_cli.sizes import human_bytes
 
 logger = logging.getLogger(__name__)

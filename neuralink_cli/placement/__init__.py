@@ -1,1 +1,4 @@
-"""From a trace to an order: co-activation counts, linking, baselines, their cost, and the placement file."""
+"""From trace to order: counting, linking (Algorithm 1), refinement, baselines, and the placement file.
+
+Imports `devices`, `activations.trace` and below; never torch.
+"""

@@ -8,25 +8,25 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.placement.linking import IntArray
+from neuralink_cli.arrays import Neurons
 
 Activations = npt.NDArray[np.int64]
 
 LANCZOS_STEPS = 200
 
 
-def original_order(n: int) -> IntArray:
+def original_order(n: int) -> Neurons:
     """The order of the checkpoint: int32[n]."""
     return np.arange(n, dtype=np.int32)
 
 
-def frequency_order(activation_counts: Activations) -> IntArray:
+def frequency_order(activation_counts: Activations) -> Neurons:
     """Neurons by descending activation count, ties by index (the paper's Neuralink-S): int32[n]."""
     return np.argsort(-activation_counts, kind="stable").astype(np.int32)
 
 
 def strongest_graph(
-    i: IntArray, j: IntArray, count: npt.NDArray[np.uint32], activation_counts: npt.NDArray[np.int64 | np.floating]
+    i: Neurons, j: Neurons, count: npt.NDArray[np.uint32], activation_counts: npt.NDArray[np.int64 | np.floating]
 ) -> nx.Graph:
     """The sparse co-activation graph of a block, as found by `partners.strongest_links`.
 
@@ -47,8 +47,8 @@ def strongest_graph(
 
 
 def reverse_cuthill_mckee_order(
-    i: IntArray, j: IntArray, count: npt.NDArray[np.uint32], activation_counts: Activations
-) -> IntArray:
+    i: Neurons, j: Neurons, count: npt.NDArray[np.uint32], activation_counts: Activations
+) -> Neurons:
     """Neurons by reverse Cuthill-McKee, which keeps linked neurons within a narrow band: int32[n].
 
     Args:
@@ -60,14 +60,14 @@ def reverse_cuthill_mckee_order(
     """
     graph = strongest_graph(i, j, count, activation_counts)
 
-    def arrange(neurons: IntArray) -> IntArray:
+    def arrange(neurons: Neurons) -> Neurons:
         component = graph.subgraph(neurons.tolist()).copy()
         return np.array(list(nx.utils.reverse_cuthill_mckee_ordering(component)), dtype=np.int32)
 
     return _order_components(graph, activation_counts, arrange)
 
 
-def spectral_order(i: IntArray, j: IntArray, count: npt.NDArray[np.uint32], activation_counts: Activations) -> IntArray:
+def spectral_order(i: Neurons, j: Neurons, count: npt.NDArray[np.uint32], activation_counts: Activations) -> Neurons:
     """Neurons by their entry in the Fiedler vector of the sparse co-activation graph: int32[n].
 
     The vector is that of the normalised Laplacian with the counts as weights, approximated by a fixed number of Lanczos
@@ -83,7 +83,7 @@ def spectral_order(i: IntArray, j: IntArray, count: npt.NDArray[np.uint32], acti
     """
     n = activation_counts.size
 
-    def arrange(neurons: IntArray) -> IntArray:
+    def arrange(neurons: Neurons) -> Neurons:
         inside = np.zeros(n, dtype=bool)
         inside[neurons] = True
         edges = inside[i]
@@ -98,8 +98,8 @@ def spectral_order(i: IntArray, j: IntArray, count: npt.NDArray[np.uint32], acti
 
 
 def _order_components(
-    graph: nx.Graph, activation_counts: Activations, arrange: Callable[[IntArray], IntArray]
-) -> IntArray:
+    graph: nx.Graph, activation_counts: Activations, arrange: Callable[[Neurons], Neurons]
+) -> Neurons:
     """Order the connected components by descending mean activation, and the neurons of each by `arrange`."""
     components = [np.array(sorted(component), dtype=np.int32) for component in nx.connected_components(graph)]
     components.sort(key=lambda neurons: (-float(activation_counts[neurons].mean()), int(neurons[0])))

@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
+from neuralink_cli.arrays import Neurons
 from neuralink_cli.devices.cost import order_cost
-from neuralink_cli.placement.baselines import frequency_order
+from neuralink_cli.placement.baselines import frequency_order, original_order
 from neuralink_cli.placement.bits import Bits, activation_counts, transpose_bits
 from neuralink_cli.placement.held_out import Range, TokenSplit, read_statistics
-from neuralink_cli.placement.orders import IntArray, NeuronOrder, OrderingTask, make_orders, pinned_first
-from neuralink_cli.placement.placement import HeldOutReads, OrderCost, PlacedBlock
-
-COMPARED = ("original", "frequency", "linked")
+from neuralink_cli.placement.orders import NeuronOrder, OrderingTask, make_orders, pinned_first
+from neuralink_cli.placement.placement import COMPARED_ORDERS, ORIGINAL, REFINED, HeldOutReads, OrderCost, PlacedBlock
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def order_block(
         bits[rest] if pinned.size else bits, options.operation_in_bundles, options.effort, between_sweeps
     )
     tokens = int(sum(trace.tokens_of(block, *ordering).size for ordering in split.ordering))
-    compared = {*COMPARED, options.order}
+    compared = {*COMPARED_ORDERS, options.order}
     too_few = block.routed is not None and tokens < options.fewest_tokens
     made = dict.fromkeys(compared, _unchanged(rest.size)) if too_few else make_orders(task, compared)
     orders = {name: _whole(name, order, pinned, rest, block.neurons) for name, order in made.items()}
@@ -78,7 +77,7 @@ def order_block(
         _measure(trace, block, held, name, orders, pinned, options)
         for held, name in zip(split.held_out, source_names, strict=True)
     )
-    chosen = "original" if too_few else _choose(options.order, held_out)
+    chosen = ORIGINAL if too_few else _choose(options.order, held_out)
     order = orders[chosen]
     all_tokens = sum(stop - start for start, stop in split.ordering)
     frequency = (counts[order.order] / max(all_tokens, 1)).astype(np.float32)
@@ -91,15 +90,15 @@ def block_bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits
     return transpose_bits(fired[0] if len(fired) == 1 else np.concatenate(fired), block.neurons)
 
 
-def _whole(name: str, order: NeuronOrder, pinned: IntArray, rest: IntArray, neurons: int) -> NeuronOrder:
+def _whole(name: str, order: NeuronOrder, pinned: Neurons, rest: Neurons, neurons: int) -> NeuronOrder:
     """The original order is the checkpoint's, pinned or not; every other has the pinned neurons first."""
-    if name == "original":
+    if name == ORIGINAL:
         return _unchanged(neurons)
     return pinned_first(pinned, rest, order)
 
 
 def _unchanged(neurons: int) -> NeuronOrder:
-    as_it_was = np.arange(neurons, dtype=np.int32)
+    as_it_was = original_order(neurons)
     return NeuronOrder(as_it_was, as_it_was)
 
 
@@ -109,7 +108,7 @@ def _measure(
     held_out: Range,
     source: str,
     orders: Mapping[str, NeuronOrder],
-    pinned: IntArray,
+    pinned: Neurons,
     options: BlockOptions,
 ) -> HeldOutReads:
     tokens = held_out[1] - held_out[0]
@@ -130,5 +129,5 @@ def _cost(bits: Bits, order: npt.NDArray[np.int32], tokens: int, operation_in_bu
 
 def _choose(wanted: str, held_out: Sequence[HeldOutReads]) -> str:
     costs = {name: sum(part.orders[name].cost for part in held_out) for name in held_out[0].orders}
-    candidates = (wanted, *COMPARED) if wanted == "refined" else (wanted, "original")
+    candidates = (wanted, *COMPARED_ORDERS) if wanted == REFINED else (wanted, ORIGINAL)
     return min(dict.fromkeys(candidates), key=lambda name: costs[name])

@@ -17,8 +17,13 @@ from neuralink_cli.files.durable import require_free
 from neuralink_cli.kernels import available_cpus
 from neuralink_cli.placement.block_ordering import BlockOptions, OrderedBlock, order_block
 from neuralink_cli.placement.held_out import split_tokens
-from neuralink_cli.placement.orders import ORDER_MAKERS
-from neuralink_cli.placement.placement import PlacementBlock, PlacementHeader, write_placement
+from neuralink_cli.placement.placement import (
+    DEFAULT_ORDER,
+    ORDER_NAMES,
+    PlacementBlock,
+    PlacementHeader,
+    write_placement,
+)
 from neuralink_cli.progress import Progress
 
 
@@ -39,7 +44,7 @@ class ClusterOptions:
     """
 
     device: DeviceModel
-    order: str = "refined"
+    order: str = DEFAULT_ORDER
     held_out: float = 0.2
     bundle_bytes: int | None = None
     resident: str = "none"
@@ -70,8 +75,8 @@ def cluster(
 
 
 def _check_options(options: ClusterOptions) -> None:
-    if options.order not in ORDER_MAKERS:
-        raise OptionError(f"order {options.order!r} is not one of {', '.join(ORDER_MAKERS)}")
+    if options.order not in ORDER_NAMES:
+        raise OptionError(f"order {options.order!r} is not one of {', '.join(ORDER_NAMES)}")
     if not 0 <= options.held_out <= 0.9:
         raise OptionError(f"--held-out {options.held_out} is not between 0 and 0.9")
     if not 0 <= options.pin_hot <= 0.9:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from neuralink_cli.architectures.blocks import experts_of
-from neuralink_cli.placement.placement import ORDER_NAMES, HeldOutReads, PlacementBlock, PlacementHeader
+from neuralink_cli.placement.placement import ORDER_NAMES, ORIGINAL, HeldOutReads, PlacementBlock, PlacementHeader
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _figures(order: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOut
             continue
         block_reads = sum(part.orders[order].reads for part in held_out if part.tokens)
         cost = sum(part.orders[order].cost for part in held_out if part.tokens)
-        original = sum(part.orders["original"].cost for part in held_out if part.tokens)
+        original = sum(part.orders[ORIGINAL].cost for part in held_out if part.tokens)
         reads += block_reads
         reads_per_token += block_reads / tokens
         bytes_per_token += cost * block.bundle_bytes / tokens

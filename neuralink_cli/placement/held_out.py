@@ -56,11 +56,6 @@ class ReadStatistics:
     """Runs of consecutive active slots, over all tokens."""
 
     @property
-    def active_per_token(self) -> float:
-        """Mean number of active neurons of a token."""
-        return self.active / self.tokens if self.tokens else 0.0
-
-    @property
     def reads_per_token(self) -> float:
         """Mean number of reads of a token."""
         return self.reads / self.tokens if self.tokens else 0.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Neurons
 from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.kernels import available_cpus, kernel
 from neuralink_cli.placement.bits import Bits
@@ -15,16 +16,14 @@ from neuralink_cli.placement.counting import STRIPE, Counts, count_dtype, count_
 
 BATCH = 1 << 18  # pairs sorted at a time
 
-IntArray = npt.NDArray[np.int32]
-
 
 @dataclass(frozen=True, eq=False)
 class Linking:
     """An order of the neurons, and where its links are."""
 
-    order: IntArray
+    order: Neurons
     """int32[n], `order[slot]` = neuron."""
-    links: IntArray
+    links: Neurons
     """int32[links], ascending: the slots at which links start; a link ends where the next one starts."""
 
 
@@ -58,31 +57,6 @@ def link_greedy(counts: Counts, activation_counts: npt.NDArray[np.int64], *, bat
             return paths.lay_out()
 
 
-def link_sparse(
-    i: IntArray, j: IntArray, count: npt.NDArray[np.uint32], n: int, activation_counts: npt.NDArray[np.int64]
-) -> Linking:
-    """Link the neurons as `link_greedy` does, but as if all pairs that are not listed had count 0.
-
-    Args:
-        i: int32[pairs], one neuron of each pair.
-        j: int32[pairs], the other.
-        count: Their co-activation counts.
-        n: Number of neurons.
-        activation_counts: int64[n].
-
-    Raises:
-        InputError: A pair names a neuron outside the block, or `activation_counts` are not those of n neurons.
-        UnsupportedError: As `link_greedy`.
-    """
-    if activation_counts.size != n or any(ends.size and not (ends.min() >= 0 and ends.max() < n) for ends in (i, j)):
-        raise InputError(f"the pairs and {activation_counts.size} activation counts are not those of {n} neurons")
-    paths = Paths(activation_counts)
-    pairs = LeadingPairs(count.size, paths.activation_counts)
-    pairs.offer_list(i, j, count)
-    paths.join_leading(pairs)
-    return paths.lay_out()
-
-
 class LeadingPairs:
     """Of all pairs offered, the first `capacity` in greedy order, as integer keys that ascend in greedy order.
 
@@ -109,7 +83,7 @@ class LeadingPairs:
         self.ceiling = ceiling
         self.floor = 1  # pairs of lower counts cannot be among the first
 
-    def offer(self, table: Counts, rows: IntArray, columns: IntArray, neurons: IntArray, paths: Paths) -> None:
+    def offer(self, table: Counts, rows: Neurons, columns: Neurons, neurons: Neurons, paths: Paths) -> None:
         """Offer the pairs of each of the first `rows.size` of `neurons` with those after it, but the ends of one path.
 
         The co-activation count of the a-th and the b-th neuron, a < b, is `table[rows[a], columns[b]]`.
@@ -128,14 +102,6 @@ class LeadingPairs:
             if done == rows.size:
                 break
             self.trim()
-
-    def offer_list(self, i: IntArray, j: IntArray, count: npt.NDArray[np.uint32]) -> None:
-        """Offer listed pairs, no more than the capacity."""
-        low = np.minimum(i, j).astype(np.int64)
-        keys = (self.largest - count.astype(np.int64)) * (self.n * self.n) + low * self.n + np.maximum(i, j)
-        keys = keys[np.asarray(count) > 0]
-        self.keys[: keys.size] = keys
-        self.size = keys.size
 
     def trim(self) -> None:
         """Drop all but the first `capacity` pairs and raise the floor to the count of the last of them."""
@@ -166,7 +132,7 @@ class Paths:
         self.neighbours = np.full((n, 2), -1, dtype=np.int32)
         self.other_end = np.arange(n, dtype=np.int32)
 
-    def open_neurons(self) -> IntArray:
+    def open_neurons(self) -> Neurons:
         """Neurons that may still be linked, ascending: those that fired and have less than two neighbours."""
         return np.nonzero((self.neighbours[:, 1] < 0) & (self.activation_counts > 0))[0].astype(np.int32)
 
@@ -202,8 +168,8 @@ class Paths:
 @kernel
 def _collect(
     table: Counts,
-    positions: tuple[IntArray, IntArray, IntArray],
-    state: tuple[npt.NDArray[np.int64], IntArray],
+    positions: tuple[Neurons, Neurons, Neurons],
+    state: tuple[npt.NDArray[np.int64], Neurons],
     done: int,
     counts: tuple[int, int, int],
     keys: npt.NDArray[np.int64],
@@ -231,7 +197,7 @@ def _collect(
 
 
 @kernel
-def _join(keys: npt.NDArray[np.int64], n: int, neighbours: IntArray, other_end: IntArray) -> None:
+def _join(keys: npt.NDArray[np.int64], n: int, neighbours: Neurons, other_end: Neurons) -> None:
     """Link the pairs in the order given, unless one has two neighbours or both are ends of one path."""
     for key in keys:
         i, j = key // n % n, key % n
@@ -245,7 +211,7 @@ def _join(keys: npt.NDArray[np.int64], n: int, neighbours: IntArray, other_end: 
 
 
 @kernel
-def _walk(starts: IntArray, neighbours: IntArray, walked: IntArray, first: npt.NDArray[np.int64]) -> None:
+def _walk(starts: Neurons, neighbours: Neurons, walked: Neurons, first: npt.NDArray[np.int64]) -> None:
     """Write the paths from `starts` one after the other to `walked`, and where each begins to `first`."""
     slot = 0
     for k in range(starts.size):

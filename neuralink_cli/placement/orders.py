@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from neuralink_cli.arrays import Neurons
 from neuralink_cli.placement.bits import Bits, activation_counts
 from neuralink_cli.placement.linking import link_tiled
 from neuralink_cli.placement.partners import likely_partners, strongest_links
+from neuralink_cli.placement.placement import FREQUENCY, LINKED, ORIGINAL, REFINED, REVERSE_CUTHILL_MCKEE, SPECTRAL
 
-IntArray = npt.NDArray[np.int32]
 GRAPH_LINKS = 32
 
 
@@ -20,8 +20,8 @@ GRAPH_LINKS = 32
 class NeuronOrder:
     """An order of the neurons of a block, and the slots at which its links start: all, if nothing was linked."""
 
-    order: IntArray
-    links: IntArray
+    order: Neurons
+    links: Neurons
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def make_orders(task: OrderingTask, names: Collection[str]) -> dict[str, NeuronO
     return made
 
 
-def pinned_first(pinned: IntArray, rest: IntArray, order: NeuronOrder) -> NeuronOrder:
+def pinned_first(pinned: Neurons, rest: Neurons, order: NeuronOrder) -> NeuronOrder:
     """The order of a whole block: the pinned neurons in one link, then the others as `order` has them.
 
     Args:
@@ -59,7 +59,9 @@ def pinned_first(pinned: IntArray, rest: IntArray, order: NeuronOrder) -> Neuron
 
 
 def _original(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
-    return _unlinked(np.arange(task.bits.shape[0], dtype=np.int32))
+    from neuralink_cli.placement.baselines import original_order
+
+    return _unlinked(original_order(task.bits.shape[0]))
 
 
 def _frequency(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
@@ -89,7 +91,7 @@ def _linked(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
 def _refined(task: OrderingTask, made: dict[str, NeuronOrder]) -> NeuronOrder:
     from neuralink_cli.placement.refinement import EFFORTS, PARTNERS, refine
 
-    linked = made.get("linked") or _linked(task, made)
+    linked = made.get(LINKED) or _linked(task, made)
     partners = likely_partners(task.bits, PARTNERS)
     refined = refine(
         task.bits,
@@ -102,15 +104,15 @@ def _refined(task: OrderingTask, made: dict[str, NeuronOrder]) -> NeuronOrder:
     return _unlinked(refined.order) if refined.moves else linked
 
 
-def _unlinked(order: IntArray) -> NeuronOrder:
+def _unlinked(order: Neurons) -> NeuronOrder:
     return NeuronOrder(order, np.arange(order.size, dtype=np.int32))
 
 
 ORDER_MAKERS: dict[str, Callable[[OrderingTask, dict[str, NeuronOrder]], NeuronOrder]] = {
-    "original": _original,
-    "frequency": _frequency,
-    "reverse-cuthill-mckee": _reverse_cuthill_mckee,
-    "spectral": _spectral,
-    "linked": _linked,
-    "refined": _refined,
+    ORIGINAL: _original,
+    FREQUENCY: _frequency,
+    REVERSE_CUTHILL_MCKEE: _reverse_cuthill_mckee,
+    SPECTRAL: _spectral,
+    LINKED: _linked,
+    REFINED: _refined,
 }

@@ -10,15 +10,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Order
 from neuralink_cli.checkpoint.origin import Origin, parse_origin
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.schema import Schema
 from neuralink_cli.files.stage_file import StageFile, array_tensor, write_stage_file
 
-Order = npt.NDArray[np.int32]
 Frequency = npt.NDArray[np.float32]
 PLACEMENT_SCHEMA = Schema("placement", __package__, "placement.schema.json")
-ORDER_NAMES = ("original", "frequency", "reverse-cuthill-mckee", "spectral", "linked", "refined")
+
+# The names of orders, as files and options spell them.
+ORIGINAL = "original"
+FREQUENCY = "frequency"
+REVERSE_CUTHILL_MCKEE = "reverse-cuthill-mckee"
+SPECTRAL = "spectral"
+LINKED = "linked"
+REFINED = "refined"
+
+# As tables show them.
+ORDER_NAMES = (ORIGINAL, FREQUENCY, REVERSE_CUTHILL_MCKEE, SPECTRAL, LINKED, REFINED)
+DEFAULT_ORDER = REFINED
+# Measured whatever order is asked for.
+COMPARED_ORDERS = (ORIGINAL, FREQUENCY, LINKED)
+
+# How long refinement searches, least first.
+EFFORT_NAMES = ("fast", "normal", "max")
 
 
 @dataclass(frozen=True)

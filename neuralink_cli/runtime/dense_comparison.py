@@ -11,13 +11,14 @@ import torch
 
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.calibration.sequences import TokenIds
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.layout.plan import FlashBlock
+from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import load_model
 from neuralink_cli.models.offload import input_device
-from neuralink_cli.runtime.generation import Generated, GenerationOptions, generate
+from neuralink_cli.runtime.generation import Generated, generate
 from neuralink_cli.runtime.masking import masked_neurons
 from neuralink_cli.runtime.perplexity import Perplexity, perplexity
+from neuralink_cli.runtime.settings import GenerationOptions
 
 # Sums in another order differ by rounding: two logits that are closer than this share of the greatest are equal.
 _ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}

@@ -10,20 +10,12 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import max_positions
 from neuralink_cli.models.offload import input_device
 from neuralink_cli.runtime.counters import FlashCounters
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How to go on from a prompt: the likeliest token each time, or drawn at a temperature above 0, from a seed."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    seed: int = 0
+from neuralink_cli.runtime.settings import GenerationOptions
 
 
 @dataclass(frozen=True)

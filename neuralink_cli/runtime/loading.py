@@ -8,17 +8,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from neuralink_cli.architectures.architecture import Architecture, find_architecture, read_architecture
+from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import BlockPart
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
 from neuralink_cli.layout.bundled_layout import BundledLayout
-from neuralink_cli.layout.open_layout import open_layout
+from neuralink_cli.layout.open_layout import describe_source, open_layout
 from neuralink_cli.layout.plan import FlashBlock
+from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.runtime.flash_weights import FlashWeights
 from neuralink_cli.runtime.settings import RunSettings, require_runnable
 from neuralink_cli.storage.budget import parse_budget
+from neuralink_cli.storage.policies import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +42,12 @@ def load_flash_model(
     directory: str | Path,
     *,
     dram: str = "20%",
-    cache: str = "linked-s3fifo",
+    cache: str = DEFAULT_POLICY,
     device_profile: str | None = None,
     direct: bool | None = None,
     queue_depth: int = 32,
     dtype: str = "float32",
-    architecture_file: Path | None = None,
+    architecture: ArchitectureChoice = BUILT_IN,
 ) -> Any:
     """A bundled layout with resident gate rows as a transformers model whose other FFN weights stay in flash.
 
@@ -56,11 +58,11 @@ def load_flash_model(
 
     Args:
         dram: Memory for cached bundles, as `5%` (of all bundles), `64MB` or `1.5GiB`.
-        cache: A key of `neuralink_cli.storage.cache.POLICIES`.
+        cache: One of `neuralink_cli.storage.policies.POLICY_NAMES`.
         device_profile: Name or file of the storage that reads are planned for.
         direct: Whether reads go past the page cache; by default if the file system can.
         dtype: What is computed in; "float32" is exact for checkpoints of any usual dtype.
-        architecture_file: Description of an architecture that is not built in.
+        architecture: Where the description of the model's blocks comes from.
 
     Raises:
         InputError: Not a layout, or a damaged one; a weight is missing.
@@ -77,21 +79,19 @@ def load_flash_model(
         queue_depth=queue_depth,
         dtype=dtype,
     )
-    architecture = None if architecture_file is None else read_architecture(architecture_file)
     return load_with_settings(Path(directory), settings, architecture)
 
 
-def load_with_settings(directory: Path, settings: RunSettings, architecture: Architecture | None = None) -> Any:
-    """As `load_flash_model`, with settings that were checked before; None stands for the built-in architecture.
+def load_with_settings(directory: Path, settings: RunSettings, choice: ArchitectureChoice = BUILT_IN) -> Any:
+    """As `load_flash_model`, with settings that were checked before.
 
     Raises:
         As `load_flash_model`.
     """
     with open_layout(directory) as opened:
         layout = require_runnable(opened)
-        layout.check_digests()
-        if architecture is None:
-            architecture = find_architecture(layout.index.document["model"]["model_type"], directory)
+        layout.check_small_tensors()
+        architecture = choose_architecture(describe_source(layout), choice)
         require_hf_packages("torch", "transformers")
         weights = FlashWeights(directory, settings)
         try:

@@ -6,23 +6,20 @@ import threading
 import time
 
 import numpy as np
-import numpy.typing as npt
 
+from neuralink_cli.arrays import Bytes, Slots
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.runtime.counters import FlashCounters
 from neuralink_cli.storage.cache import NeuronCache
 from neuralink_cli.storage.reader import BundleReads, FlashReader
-
-Bundles = npt.NDArray[np.uint8]
-Slots = npt.NDArray[np.int32]
 
 
 class NeuronStore:
     """Fetches bundles of a block through a cache. Any number of threads may use it; they take turns.
 
     Args:
-        capacity: Bundles to keep in DRAM, pinned ones included; 0 for no cache, not even of pinned neurons.
-        policy: A key of `neuralink_cli.storage.cache.POLICIES`.
+        capacity: Bytes to keep in DRAM, pinned ones included; 0 for no cache, not even of pinned neurons.
+        policy: One of `neuralink_cli.storage.policies.POLICY_NAMES`.
     """
 
     def __init__(self, reader: FlashReader, block: FlashBlock, capacity: int, policy: str) -> None:
@@ -48,7 +45,7 @@ class NeuronStore:
         with self._lock:
             return self._counters
 
-    def fetch(self, slots: Slots) -> Bundles:
+    def fetch(self, slots: Slots) -> Bytes:
         """The bundles of the neurons in some slots.
 
         Args:

@@ -16,8 +16,8 @@ from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.calibration.batches import ModelBatch, encoder_decoder_batch, image_batch, text_batch
 from neuralink_cli.calibration.images import load_image_processor, random_images
 from neuralink_cli.calibration.readers import read_token_sequences
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.models.model_class import TASKS_WITH_HEAD
 
 Outputs = npt.NDArray[np.float32]

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.hf_packages import require_hf_packages
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import InputError, MismatchError, OptionError, UnsupportedError
 from neuralink_cli.layout.open_layout import describe_source, open_layout
 from neuralink_cli.layout.plan import FlashBlock
-from neuralink_cli.runtime.settings import RunSettings, is_exact, require_runnable
+from neuralink_cli.models.hf_packages import require_hf_packages
+from neuralink_cli.runtime.settings import GenerationOptions, RunSettings, is_exact, require_runnable
 
 if TYPE_CHECKING:
     from neuralink_cli.calibration.sequences import TokenIds
@@ -36,6 +36,7 @@ class RunRequest:
 
     Attributes:
         prompt: Text to go on from; None to generate nothing.
+        generation: How to go on from it.
         compare: The checkpoint that the layout was made of; a string may be a hub id, see `find_model`.
         compare_revision: Branch, tag or commit of a hub model to compare with.
         perplexity_text: Text to measure perplexity on, its first `perplexity_tokens` tokens; None not to.
@@ -44,15 +45,12 @@ class RunRequest:
     layout: Path
     settings: RunSettings
     prompt: str | None = None
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    seed: int = 0
+    generation: GenerationOptions = GenerationOptions()
     compare: str | Path | None = None
     compare_revision: str | None = None
     perplexity_text: str | None = None
     perplexity_tokens: int = 4096
-    architecture_file: Path | None = None
-    infer_architecture: bool = False
+    architecture: ArchitectureChoice = BUILT_IN
 
 
 @dataclass(frozen=True)
@@ -131,14 +129,11 @@ def run_layout(request: RunRequest) -> RunReport:
         raise OptionError("there is nothing to do", fix="pass a prompt, or a text to measure perplexity on")
     if request.compare is None and request.compare_revision is not None:
         raise OptionError("--revision is that of the model to compare with", fix="pass --compare, or leave it out")
-    if request.compare is not None and request.temperature > 0:
+    if request.compare is not None and request.generation.temperature > 0:
         raise OptionError("tokens drawn at random cannot be compared", fix="leave out --temperature or --compare")
     subject = _check(request)
     require_hf_packages("torch", "transformers")
-    from neuralink_cli.runtime.generation import GenerationOptions
-
-    options = GenerationOptions(request.max_new_tokens, request.temperature, request.seed)
-    report, sequences = _run_sparse(request, subject, options)
+    report, sequences = _run_sparse(request, subject)
     if subject.dense is None:
         return report
     gc.collect()
@@ -149,7 +144,7 @@ def run_layout(request: RunRequest) -> RunReport:
         subject.architecture,
         subject.blocks,
         report.generated,
-        options,
+        request.generation,
         sequences,
         exact=report.exact,
         dtype=request.settings.dtype,
@@ -161,17 +156,12 @@ def _check(request: RunRequest) -> _Subject:
     with open_layout(request.layout) as opened:
         layout = require_runnable(opened)
         model_type = layout.index.document["model"]["model_type"]
-        architecture = choose_architecture(
-            model_type,
-            request.layout,
-            request.architecture_file,
-            describe_source(layout) if request.infer_architecture else None,
-        )
+        architecture = choose_architecture(describe_source(layout), request.architecture)
         if architecture.task != "causal-lm":
             raise UnsupportedError(
                 f"is an encoder ({model_type}), which generates no text",
                 where=request.layout,
-                fix="run it from Python with neuralink_cli.runtime.load_flash_model",
+                fix="run it from Python with neuralink_cli.load_flash_model",
             )
         dense = None
         if request.compare is not None:
@@ -186,7 +176,7 @@ def _check(request: RunRequest) -> _Subject:
         return _Subject(architecture, layout.index.blocks, is_exact(layout), dense)
 
 
-def _run_sparse(request: RunRequest, subject: _Subject, options: Any) -> tuple[RunReport, list[TokenIds]]:
+def _run_sparse(request: RunRequest, subject: _Subject) -> tuple[RunReport, list[TokenIds]]:
     from neuralink_cli.models.tokenizer import load_tokenizer
     from neuralink_cli.runtime.generation import encode_prompt, generate
     from neuralink_cli.runtime.loading import load_with_settings
@@ -194,13 +184,13 @@ def _run_sparse(request: RunRequest, subject: _Subject, options: Any) -> tuple[R
 
     started = time.perf_counter()
     tokenizer = load_tokenizer(request.layout)
-    with load_with_settings(request.layout, request.settings, subject.architecture) as model:
+    with load_with_settings(request.layout, request.settings, request.architecture) as model:
         load_seconds = time.perf_counter() - started
         weights = model.flash
         generated = None
         if request.prompt is not None:
-            prompt = encode_prompt(model, tokenizer, request.prompt, options)
-            generated = generate(model, tokenizer, prompt, options, lambda: weights.counters)
+            prompt = encode_prompt(model, tokenizer, request.prompt, request.generation)
+            generated = generate(model, tokenizer, prompt, request.generation, lambda: weights.counters)
         sequences = _sequences(request, model)
         report = RunReport(
             exact=subject.exact,

@@ -10,11 +10,12 @@ from neuralink_cli.errors import OptionError, UnsupportedError
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import Layout
 from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor
+from neuralink_cli.models.execution import COMPUTE_DTYPES
 from neuralink_cli.storage.budget import DramBudget
+from neuralink_cli.storage.policies import DEFAULT_POLICY
 
 # Dtypes of weights that are the numbers to compute with.
 _WEIGHTS = ("F64", "F32", "F16", "BF16")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,19 @@ class RunSettings:
 
     Attributes:
         dram: For the cache of bundles; the resident rows and everything that is not FFN come on top.
-        cache: A key of `neuralink_cli.storage.cache.POLICIES`.
+        cache: One of `neuralink_cli.storage.policies.POLICY_NAMES`.
         device: Storage that reads are planned for; None for what the placement was made for.
         direct: Whether reads go past the page cache; None if the file system can.
         queue_depth: Reads kept in flight.
-        dtype: One of `DTYPES`, what is computed in.
+        dtype: One of `COMPUTE_DTYPES`, what is computed in.
         working_bytes: Decoded weights of one block at a time at most; more firing neurons are computed in turns.
 
     Raises:
-        OptionError: A dtype that is not in `DTYPES`.
+        OptionError: A dtype that is not in `COMPUTE_DTYPES`.
     """
 
     dram: DramBudget
-    cache: str = "linked-s3fifo"
+    cache: str = DEFAULT_POLICY
     device: DeviceModel | None = None
     direct: bool | None = None
     queue_depth: int = 32
@@ -43,8 +44,17 @@ class RunSettings:
     working_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise OptionError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.dtype not in COMPUTE_DTYPES:
+            raise OptionError(f"dtype {self.dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to go on from a prompt: the likeliest token each time, or drawn at a temperature above 0, from a seed."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
 
 
 def require_runnable(layout: Layout) -> BundledLayout:
@@ -55,7 +65,7 @@ def require_runnable(layout: Layout) -> BundledLayout:
         OptionError: It keeps no rows in DRAM.
     """
     where: Path = layout.directory
-    if not isinstance(layout, BundledLayout):
+    if layout.kind != "bundled":
         raise UnsupportedError(
             "is a permuted layout, an ordinary checkpoint that keeps nothing in flash",
             where=where,

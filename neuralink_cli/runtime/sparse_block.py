@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional
 
 from neuralink_cli.activations.firing import FiringRule
+from neuralink_cli.arrays import Slots
 from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.runtime.neuron_store import NeuronStore, Slots
+from neuralink_cli.runtime.neuron_store import NeuronStore
 
 # Bundle bytes (uint8 [k, stride]) to weights [k, parts, hidden] of the checkpoint's dtype.
 Decode = Callable[[torch.Tensor], torch.Tensor]

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Neurons
 from neuralink_cli.errors import OptionError
-from neuralink_cli.storage import cache_kernels
-from neuralink_cli.storage.cache_kernels import CacheState, IntArray, new_state
+from neuralink_cli.storage import cache_kernels, policies
+from neuralink_cli.storage.cache_kernels import CacheState, new_state
+from neuralink_cli.storage.policies import DEFAULT_POLICY
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,11 @@ class CachePolicy:
 
 
 POLICIES: dict[str, CachePolicy] = {
-    "linked-s3fifo": CachePolicy(cache_kernels.S3FIFO, run_length=2, admission=0.1),
-    "s3fifo": CachePolicy(cache_kernels.S3FIFO),
-    "lru": CachePolicy(cache_kernels.LRU),
-    "window": CachePolicy(cache_kernels.WINDOW),
-    "none": CachePolicy(cache_kernels.NONE),
+    policies.LINKED_S3FIFO: CachePolicy(cache_kernels.S3FIFO, run_length=2, admission=0.1),
+    policies.S3FIFO: CachePolicy(cache_kernels.S3FIFO),
+    policies.LRU: CachePolicy(cache_kernels.LRU),
+    policies.WINDOW: CachePolicy(cache_kernels.WINDOW),
+    policies.NO_CACHE: CachePolicy(cache_kernels.NONE),
 }
 
 
@@ -85,7 +87,7 @@ class NeuronCache:
         neurons: int,
         capacity: int,
         *,
-        policy: str | CachePolicy = "linked-s3fifo",
+        policy: str | CachePolicy = DEFAULT_POLICY,
         pinned: int = 0,
         seed: int = 0,
     ) -> None:
@@ -149,7 +151,7 @@ class NeuronCache:
         return np.flatnonzero(self._state.row_of >= 0).astype(np.int32)
 
 
-def cache_state(policy: CachePolicy, neurons: int, capacity: int, pinned: IntArray, seed: int = 0) -> CacheState:
+def cache_state(policy: CachePolicy, neurons: int, capacity: int, pinned: Neurons, seed: int = 0) -> CacheState:
     """The state of an empty cache; `pinned` are the slots (int32) that rows 0, 1, ... hold for good."""
     return new_state(
         neurons,

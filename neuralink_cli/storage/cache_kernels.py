@@ -20,9 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Neurons
 from neuralink_cli.kernels import kernel
-
-IntArray = npt.NDArray[np.int32]
 
 NONE, S3FIFO, LRU, WINDOW = range(4)
 ABSENT = -1
@@ -68,21 +67,21 @@ class CacheState(NamedTuple):
         counters: int64 `[COUNTERS]`, see the constants of this module.
     """
 
-    row_of: IntArray
+    row_of: Neurons
     frequency: npt.NDArray[np.uint8]
     stamp: npt.NDArray[np.int64]
-    small: IntArray
-    main: IntArray
-    newer: IntArray
-    older: IntArray
-    free: IntArray
+    small: Neurons
+    main: Neurons
+    newer: Neurons
+    older: Neurons
+    free: Neurons
     counters: npt.NDArray[np.int64]
 
 
 def new_state(
     neurons: int,
     rows: int,
-    pinned: IntArray,
+    pinned: Neurons,
     policy: int,
     *,
     run_length: int,
@@ -132,7 +131,7 @@ def new_state(
 
 
 @kernel
-def look_up(state: CacheState, slots: IntArray, rows: IntArray) -> None:
+def look_up(state: CacheState, slots: Neurons, rows: Neurons) -> None:
     """Start a token: the row of each slot it uses goes to `rows`, or -1."""
     counters = state.counters
     counters[TOKEN] += 1
@@ -156,7 +155,7 @@ def look_up(state: CacheState, slots: IntArray, rows: IntArray) -> None:
 
 
 @kernel
-def admit(state: CacheState, slots: IntArray, wanted: npt.NDArray[np.bool_], rows: IntArray) -> None:
+def admit(state: CacheState, slots: Neurons, wanted: npt.NDArray[np.bool_], rows: Neurons) -> None:
     """Offer what was read for the token; the row where each slot now lives goes to `rows`, or -1."""
     policy = state.counters[POLICY]
     for k in range(slots.size):
@@ -175,7 +174,7 @@ def admit(state: CacheState, slots: IntArray, wanted: npt.NDArray[np.bool_], row
 
 
 @kernel
-def _admit_by_run(state: CacheState, slots: IntArray, wanted: npt.NDArray[np.bool_], rows: IntArray) -> None:
+def _admit_by_run(state: CacheState, slots: Neurons, wanted: npt.NDArray[np.bool_], rows: Neurons) -> None:
     counters = state.counters
     if counters[FREE] + counters[SMALL_SIZE] + counters[MAIN_SIZE] == 0:
         return
@@ -252,14 +251,14 @@ def _leave_main(state: CacheState) -> None:
 
 
 @kernel
-def _append(ring: IntArray, counters: npt.NDArray[np.int64], head: int, slot: int) -> None:
+def _append(ring: Neurons, counters: npt.NDArray[np.int64], head: int, slot: int) -> None:
     place = counters[head] + counters[head + 1]
     ring[place if place < ring.size else place - ring.size] = slot
     counters[head + 1] += 1
 
 
 @kernel
-def _take(ring: IntArray, counters: npt.NDArray[np.int64], head: int) -> int:
+def _take(ring: Neurons, counters: npt.NDArray[np.int64], head: int) -> int:
     slot: int = ring[counters[head]]
     counters[head] = counters[head] + 1 if counters[head] + 1 < ring.size else 0
     counters[head + 1] -= 1
@@ -275,7 +274,7 @@ def _release(state: CacheState, slot: int) -> None:
 
 
 @kernel
-def _admit_recent(state: CacheState, slots: IntArray, wanted: npt.NDArray[np.bool_], rows: IntArray) -> None:
+def _admit_recent(state: CacheState, slots: Neurons, wanted: npt.NDArray[np.bool_], rows: Neurons) -> None:
     head = state.row_of.size
     for k in range(slots.size):
         slot = slots[k]
@@ -292,7 +291,7 @@ def _admit_recent(state: CacheState, slots: IntArray, wanted: npt.NDArray[np.boo
 
 
 @kernel
-def _admit_token(state: CacheState, slots: IntArray, wanted: npt.NDArray[np.bool_], rows: IntArray) -> None:
+def _admit_token(state: CacheState, slots: Neurons, wanted: npt.NDArray[np.bool_], rows: Neurons) -> None:
     head = state.row_of.size
     counters = state.counters
     needed = 0

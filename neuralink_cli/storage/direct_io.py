@@ -19,21 +19,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from neuralink_cli.arrays import Bytes, Offsets
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.bulk_io import PAGE, aligned_buffer
 from neuralink_cli.storage import io_kernels
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-Bytes = npt.NDArray[np.uint8]
-Integers = npt.NDArray[np.int64]
 # Reads ranges in turn: called with a descriptor, the turn, and the ranges.
 Lane = Callable[..., None]
 _LOGGER = logging.getLogger(__name__)
-_PAGE = 4096
 # Units in which devices let themselves be read directly.
 _BLOCK_CHOICES = (512, 4096)
 # Threads that share the asynchronous reads of a request, and how many reads make another one worth its start.
@@ -86,7 +84,7 @@ class ScatteredFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def read(self, offsets: Integers, sizes: Integers, buffer: Bytes, places: Integers) -> float:
+    def read(self, offsets: Offsets, sizes: Offsets, buffer: Bytes, places: Offsets) -> float:
         """Read range k, `sizes[k]` bytes from `offsets[k]` of the file, to `buffer[places[k]:]`, for all k.
 
         What lies beyond the end of the file is left as it was. With direct I/O everything is on multiples of
@@ -125,7 +123,7 @@ class ScatteredFile:
                 self._finish(int(offsets[k]), buffer[place : place + int(sizes[k])], int(results[k]))
         return time.perf_counter() - started
 
-    def _check(self, offsets: Integers, sizes: Integers, buffer: Bytes, places: Integers) -> None:
+    def _check(self, offsets: Offsets, sizes: Offsets, buffer: Bytes, places: Offsets) -> None:
         if not offsets.shape == sizes.shape == places.shape == (offsets.size,):
             raise ValueError("offsets, sizes and places differ in shape")
         if not offsets.size:
@@ -151,7 +149,7 @@ class ScatteredFile:
             return [partial(self._read_asynchronously, depth) for depth in depths]
         return [io_kernels.read_in_turn] * min(self.queue_depth, reads)
 
-    def _read_asynchronously(self, depth: int, descriptor: int, *ranges: Integers) -> None:
+    def _read_asynchronously(self, depth: int, descriptor: int, *ranges: Offsets) -> None:
         try:
             context: int | None = self._contexts.pop()
         except IndexError:
@@ -210,15 +208,8 @@ class ScatteredFile:
             done += count
 
 
-def _run(lane: Lane, _buffer: Bytes, descriptor: int, *ranges: Integers) -> None:
+def _run(lane: Lane, _buffer: Bytes, descriptor: int, *ranges: Offsets) -> None:
     lane(descriptor, *ranges)
-
-
-def aligned_buffer(size: int) -> Bytes:
-    """A new uint8 array whose address suits direct I/O; its content is arbitrary."""
-    whole = np.empty(size + _PAGE, dtype=np.uint8)
-    start = -whole.ctypes.data % _PAGE
-    return whole[start : start + size]
 
 
 def _open(path: Path, direct: bool | None) -> tuple[int, int]:
@@ -245,7 +236,7 @@ def _open_direct(path: Path, flags: int) -> tuple[int, int]:
         descriptor = os.open(path, flags | os.O_DIRECT)
     except OSError:
         return -1, 0
-    buffer = aligned_buffer(2 * _PAGE)
+    buffer = aligned_buffer(2 * PAGE)
     for unit in _BLOCK_CHOICES:
         try:
             os.preadv(descriptor, [buffer[unit : 2 * unit].data], unit)

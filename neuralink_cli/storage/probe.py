@@ -15,9 +15,10 @@ import numpy as np
 from neuralink_cli.devices.device import DeviceModel, parse_device
 from neuralink_cli.devices.fio import is_fio_output, parse_fio
 from neuralink_cli.errors import InputError, OutputError
+from neuralink_cli.files.bulk_io import aligned_buffer
 from neuralink_cli.files.durable import new_file, require_space, write_all
 from neuralink_cli.files.json_text import read_object, readable
-from neuralink_cli.storage.direct_io import ScatteredFile, aligned_buffer
+from neuralink_cli.storage.direct_io import ScatteredFile
 
 # Reads start on multiples of this, and their sizes are multiples of it: any device can be read so.
 UNIT = 4096

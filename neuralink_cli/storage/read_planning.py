@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Slots
 from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.kernels import kernel
 
-Slots = npt.NDArray[np.int32]
 # Into how many stages the lengths of reads are divided, so that a table of very many sizes takes little memory.
 _MOST_STAGES = 32
 
@@ -43,18 +43,6 @@ class ReadPlan:
     def rows(self) -> int:
         """Number of bundles they bring."""
         return int(self.count.sum(dtype=np.int64))
-
-
-def plan_runs(slots: npt.ArrayLike) -> ReadPlan:
-    """One read for every run of consecutive slots.
-
-    Args:
-        slots: Integers `[k]`, ascending, each once.
-
-    Raises:
-        ValueError: They are not.
-    """
-    return plan_with_gap(slots, 0)
 
 
 def plan_with_gap(slots: npt.ArrayLike, gap: int) -> ReadPlan:

@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Bytes, Offsets
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.errors import VerificationError
+from neuralink_cli.files.bulk_io import aligned_buffer
 from neuralink_cli.kernels import kernel
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.storage import io_kernels
-from neuralink_cli.storage.direct_io import ScatteredFile, aligned_buffer
+from neuralink_cli.storage.direct_io import ScatteredFile
 from neuralink_cli.storage.read_planning import ReadPlan, as_slots, plan_cheapest, plan_with_gap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-Bytes = npt.NDArray[np.uint8]
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +127,7 @@ class FlashReader:
         """Read the bundles in some slots of a block.
 
         Args:
-            slots: Integers `[asked]`, ascending, each once.
+            slots: Offsets `[asked]`, ascending, each once.
             plan: The reads to issue, which must cover the slots.
 
         Raises:
@@ -158,7 +156,7 @@ class FlashReader:
             seconds=brought.seconds,
         )
 
-    def read_ranges(self, offsets: Integers, sizes: Integers, buffer: Bytes | None = None) -> RangeReads:
+    def read_ranges(self, offsets: Offsets, sizes: Offsets, buffer: Bytes | None = None) -> RangeReads:
         """Read any ranges of the flash file, each as one read; with direct I/O each is widened to whole device blocks.
 
         Args:
@@ -189,7 +187,7 @@ class FlashReader:
             io_kernels.pack(buffer, places + lead, sizes)
         return RangeReads(buffer[:useful], total, seconds)
 
-    def range_buffer(self, sizes: Integers) -> Bytes:
+    def range_buffer(self, sizes: Offsets) -> Bytes:
         """Memory that `read_ranges` can use for ranges of these sizes, wherever they start."""
         return aligned_buffer(int(np.sum(sizes)) + 2 * self._file.block_bytes * len(sizes))
 
@@ -199,7 +197,7 @@ class FlashReader:
 
     def order(self, block: FlashBlock) -> npt.NDArray[np.int32]:
         """The neuron in each slot, int32 `[n]`."""
-        return self._layout.orders[block.id]
+        return self._layout.order(block.id)
 
     def frequency(self, block: FlashBlock) -> npt.NDArray[np.float32]:
         """How often the neuron in each slot fired in calibration, float32 `[n]`."""

@@ -10,18 +10,17 @@ import torch
 
 from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.merge import merge_traces
-from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.recorder import HookedModel
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.architectures.architecture import find_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.errors import InputError
 from neuralink_cli.models.find_modules import find_experts
+from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import load_model
 from tests.families import EXPERTS, FAMILY
+from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import TEXT
 
 MIXTURES = ["mixtral", "mixtral-fused", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "granitemoe"]

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from transformers import AutoModel
 
-from neuralink_cli.activations.profile import profile
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.architectures.architecture import find_architecture
 from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH
@@ -22,6 +20,7 @@ from neuralink_cli.errors import OptionError
 from neuralink_cli.models.loading import load_model
 from neuralink_cli.models.tokenizer import load_tokenizer
 from tests.families import FAMILY, LAYERS, MAX_POSITIONS
+from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import ENCODERS, NEURONS, PLAIN, TEXT
 
 

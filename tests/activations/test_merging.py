@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from neuralink_cli.activations.merge import merge_traces
-from neuralink_cli.activations.profile import profile
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.errors import InputError, MismatchError, OptionError, OutputError
+from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import TEXT
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from neuralink_cli.activations import preflight
 from neuralink_cli.activations.preflight import telling_time
-from neuralink_cli.activations.profile import profile
-from neuralink_cli.activations.request import ProfileRequest
+from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import LAYERS, NEURONS
 
 

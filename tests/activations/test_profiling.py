@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuralink_cli.activations.profile import profile
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import (
@@ -23,6 +21,7 @@ from neuralink_cli.errors import (
     OutputError,
     UnsupportedError,
 )
+from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import HIDDEN, NEURONS, TEXT
 
 
@@ -82,9 +81,9 @@ def test_the_same_request_gives_the_same_bytes_in_another_process(request_, tmp_
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 from neuralink_cli.activations.profile import profile
-from neuralink_cli.activations.request import ProfileRequest
+from neuralink_cli.calibration.options import CalibrationOptions
 model, output = {str(request_.model)!r}, {str(tmp_path / "other")!r}
-profile(ProfileRequest(Path(model), Path(output), {request_.datasets!r}, batch_size=3))
+profile(Path(model), Path(output), CalibrationOptions({request_.datasets!r}, batch_size=3))
 """
     subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONHASHSEED": "77", "PATH": "/usr/bin"})
     assert first.output.read_bytes() == request_.output.read_bytes() == (tmp_path / "other").read_bytes()
@@ -325,7 +324,7 @@ def test_without_torch_the_extra_is_named(request_, monkeypatch):
 
 def test_torch_is_not_imported_before_it_is_needed():
     modules = (
-        *(f"activations.{name}" for name in ("trace", "merge", "request", "profile", "threshold", "spool")),
+        *(f"activations.{name}" for name in ("trace", "merge", "options", "profile", "threshold", "spool")),
         *("calibration.sources", "runtime.output_comparison"),
     )
     imports = "; ".join(f"import neuralink_cli.{module}" for module in modules)

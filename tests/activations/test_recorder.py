@@ -10,9 +10,7 @@ from torch import nn
 
 from neuralink_cli.activations.firing import FiringRule, firing_rule
 from neuralink_cli.activations.hooked_blocks import hooked_blocks
-from neuralink_cli.activations.profile import profile
 from neuralink_cli.activations.recorder import HookedBlock, HookedModel
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.architectures.architecture import find_architecture
 from neuralink_cli.architectures.blocks import BlockPart
 from neuralink_cli.architectures.find_blocks import find_blocks
@@ -22,6 +20,7 @@ from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.models.find_modules import find_experts, find_module
 from neuralink_cli.models.loading import load_model, max_positions
 from tests.families import FAMILY
+from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import PLAIN
 
 

@@ -20,9 +20,10 @@ from neuralink_cli.architectures.architecture import (
     parse_architecture,
     read_architecture,
 )
-from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.choice import ArchitectureChoice, choose_architecture
+from neuralink_cli.architectures.model_description import ModelDescription
 from neuralink_cli.devices.device import DEVICE_SCHEMA
-from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.errors import InputError, OptionError, UnsupportedError
 from neuralink_cli.files.schema import Schema
 from neuralink_cli.layout.index import FLASH_SCHEMA, PERMUTED_SCHEMA
 from neuralink_cli.placement.placement import PLACEMENT_SCHEMA
@@ -105,8 +106,11 @@ def test_reads_a_file_of_the_user(tmp_path: Path) -> None:
     assert list(found.blocks[0].parts) == ["gate", "up", "down"]
     assert found.blocks[0].parts["up"].bias == "l.${layer}.ub"
     assert found.blocks[0].parts["gate"].bias is None
-    assert choose_architecture("opt", Path("x"), path) == found
-    assert choose_architecture("opt", Path("x"), None).name == "opt"
+    opt = ModelDescription(Path("x"), {"model_type": "opt"}, {})
+    assert choose_architecture(opt, ArchitectureChoice(path)) == found
+    assert choose_architecture(opt).name == "opt"
+    with pytest.raises(OptionError, match="drop one of them"):
+        ArchitectureChoice(path, infer=True)
 
 
 def test_parts_are_in_bundle_order_whatever_the_order_in_the_file() -> None:

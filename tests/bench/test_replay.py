@@ -18,7 +18,7 @@ from neuralink_cli.devices.device import DeviceModel, ReadRate, builtin_devices
 from neuralink_cli.storage import cache_kernels
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.cache import POLICIES, CachePolicy, NeuronCache
-from neuralink_cli.storage.read_planning import plan_cheapest, plan_runs
+from neuralink_cli.storage.read_planning import plan_cheapest, plan_with_gap
 from tests.checkpoints import write_random_trace
 from tests.layouts import LayoutFactory
 
@@ -73,7 +73,7 @@ def test_a_replay_is_what_a_runtime_would_do(policy: str, pinned: int, collapse:
     for token in range(firing.tokens):
         active = firing.of(token)
         missing = active[cache.look_up(active) < 0]
-        plan = plan_cheapest(missing, stride, LINEAR) if collapse else plan_runs(missing)
+        plan = plan_cheapest(missing, stride, LINEAR) if collapse else plan_with_gap(missing, 0)
         first, count = reads.of(token)
         assert (first.tolist(), count.tolist()) == (plan.first.tolist(), plan.count.tolist())
         read = [slot for f, c in zip(first, count, strict=True) for slot in range(f, f + c)]
@@ -199,7 +199,7 @@ def test_the_frequency_order_is_that_of_the_stored_frequencies(measured: tuple[P
     with BundledLayout(layout) as opened, Trace(path) as trace:
         for block, traced in zip(opened.index.blocks, trace.info.blocks, strict=True):
             stored = opened.file.read(block.frequency.tensor).view("<f4")
-            by_neuron = dict(zip(opened.orders[block.id].tolist(), stored.tolist(), strict=True))
+            by_neuron = dict(zip(opened.order(block.id).tolist(), stored.tolist(), strict=True))
             order = sorted(by_neuron, key=lambda neuron: (-by_neuron[neuron], neuron))
             fired = np.unpackbits(trace.fired(traced, 480, 600), axis=1, bitorder="little")[:, order]
             reads += int((np.diff(fired, axis=1, prepend=0) == 1).sum())

@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, ViTModel
 
-from neuralink_cli.activations.profile import profile
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.errors import InputError, OptionError
+from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import write_images
 
 # 4 by 4 patches and the token of the whole image.

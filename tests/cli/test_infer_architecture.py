@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from neuralink_cli.architectures.architecture import is_built_in
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers
+from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.placement.placement import Placement
 from tests.checkpoints import files_of, write_checkpoint
 from tests.cli.conftest import Neuralink

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel
 
-from neuralink_cli.architectures.choice import choose_architecture
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers
+from neuralink_cli.architectures.architecture import find_architecture
 from neuralink_cli.cli.exit_codes import UNSUPPORTED
+from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.placement.placement import Placement
 from neuralink_cli.runtime.output_comparison import comparison_batches, run_model
 from tests.checkpoints import files_of
@@ -72,7 +72,7 @@ def test_the_table_in_the_docs_says_what_goes(made: Stages) -> None:
 def outputs_of(stages: Stages, directory: Path) -> list[torch.Tensor]:
     """Logits or hidden states, on the first words of the text or on images."""
     family = FAMILY[stages.family]
-    architecture = choose_architecture(family.renamed or family.model_type, directory, None)
+    architecture = find_architecture(family.renamed or family.model_type, directory)
     batches = comparison_batches(directory, architecture, TEXT[:200])
     outputs = run_model(directory, batches, architecture, "cpu", "float32", False)
     return [torch.from_numpy(output) for output in outputs]

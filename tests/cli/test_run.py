@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.cli.entry import run
+from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.storage.cache import POLICIES
 from tests.cli.conftest import Neuralink
 from tests.cli.test_help import command_of

@@ -12,7 +12,7 @@ import pytest
 from neuralink_cli.errors import VerificationError
 from neuralink_cli.files import bulk_io, byte_file, output_file, pipeline, stage_file
 from neuralink_cli.layout.open_layout import open_layout
-from neuralink_cli.layout.restore import restore
+from neuralink_cli.layout.restore import restore_layout
 from tests.checkpoints import files_of, write_random_placement
 from tests.damage import FLASH, KINDS, flip, start_of
 from tests.layouts import LayoutFactory, relayout, verify
@@ -44,7 +44,7 @@ def test_the_size_of_the_parts_does_not_matter(tmp_path: Path, parts: int, layou
     assert files_of(tmp_path / "layout") == files_of(made.layout)
     assert verify(made.model, tmp_path / "layout").mode == "full"
     with open_layout(tmp_path / "layout") as layout:
-        restore(layout, tmp_path / "restored")
+        restore_layout(layout, tmp_path / "restored")
     assert files_of(tmp_path / "restored") == files_of(made.model)
     write_random_placement(made.model, tmp_path / "placement", seed=1)
     assert (tmp_path / "placement").read_bytes() == made.placement.read_bytes()
@@ -80,7 +80,7 @@ def test_nothing_larger_than_the_bundles_of_a_block_is_held(
     relayout(model, placement, tmp_path / "layout", layout=kind)
     verify(model, tmp_path / "layout")
     with open_layout(tmp_path / "layout") as layout:
-        restore(layout, tmp_path / "restored")
+        restore_layout(layout, tmp_path / "restored")
     assert max(sizes) == (bundles if kind == "bundled" else bundles // 3)
     # And of those few at a time: one for each of three stages, and one that was too small before.
     assert sum(size > 4096 for size in sizes) <= 6

@@ -9,7 +9,7 @@ import pytest
 
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.layout.open_layout import open_layout
-from neuralink_cli.layout.restore import restore
+from neuralink_cli.layout.restore import restore_layout
 from tests.checkpoints import files_of, write_checkpoint, write_random_placement
 from tests.damage import KINDS
 from tests.layouts import LayoutFactory, Made, relayout, verify
@@ -32,7 +32,7 @@ def test_a_changed_or_missing_file_is_found_at_once(
         with pytest.raises(VerificationError, match=f"{name}: was changed"):
             verify(made.model, copy, quick=True)
         with open_layout(copy) as layout, pytest.raises(VerificationError, match="was changed"):
-            restore(layout, tmp_path / "restored")
+            restore_layout(layout, tmp_path / "restored")
         (copy / name).unlink()
         with pytest.raises((VerificationError, InputError), match=f"{name}: is missing"):
             verify(made.model, copy, quick=True)
@@ -47,7 +47,7 @@ def test_files_that_came_later_are_not_restored(
     copy = copy_of(layouts.bundled("opt"))
     (copy / "notes.txt").write_text("mine")
     with open_layout(copy) as layout:
-        restore(layout, tmp_path / "restored")
+        restore_layout(layout, tmp_path / "restored")
     assert not (tmp_path / "restored" / "notes.txt").exists()
 
 
@@ -68,7 +68,7 @@ def test_the_modules_of_a_sentence_transformer_go_along(tmp_path: Path, kind: st
     relayout(model, placement, tmp_path / "layout", layout=kind)
     verify(model, tmp_path / "layout")
     with open_layout(tmp_path / "layout") as layout:
-        restore(layout, tmp_path / "restored")
+        restore_layout(layout, tmp_path / "restored")
     expected = {name: content for name, content in files_of(model).items() if name not in ignored}
     assert files_of(tmp_path / "restored") == expected
     (tmp_path / "layout/2_Dense/config.json").write_bytes(b"{x}")

@@ -16,7 +16,7 @@ import pytest
 
 from neuralink_cli.errors import NeuralinkError
 from neuralink_cli.layout.open_layout import open_layout
-from neuralink_cli.layout.restore import restore
+from neuralink_cli.layout.restore import restore_layout
 from tests.checkpoints import files_of
 from tests.damage import FLASH, INDEX, KINDS
 from tests.faults import deaths, faults, file_size_limit, flushed
@@ -154,7 +154,7 @@ def test_everything_is_on_the_device_before_it_has_its_name(
             relayout(made.model, made.placement, tmp_path / "out", layout=kind)
         else:
             with open_layout(made.layout) as layout:
-                restore(layout, tmp_path / "out")
+                restore_layout(layout, tmp_path / "out")
         assert seen == [("out", [])]
         # And then the folder that holds the name.
         assert forgotten(tmp_path) == []

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import OutputError
 from neuralink_cli.files import estimate, pipeline
@@ -28,7 +29,7 @@ def size_of(directory: Path) -> int:
 
 def of_relayout(made: Made, output: Path) -> Estimate:
     with Checkpoint(made.model) as checkpoint, Placement(made.placement) as placement:
-        architecture = choose_architecture(checkpoint.model_type, made.model, None)
+        architecture = choose_architecture(describe(checkpoint))
         plan = plan_relayout(checkpoint, architecture, placement, RelayoutOptions())
         return estimate_relayout(plan, checkpoint, output)
 

@@ -14,7 +14,7 @@ import pytest
 from neuralink_cli.errors import InputError, OutputError, VerificationError
 from neuralink_cli.layout import unbundling
 from neuralink_cli.layout.open_layout import open_layout
-from neuralink_cli.layout.restore import RestoreSummary, loadable, restore, restore_bytes
+from neuralink_cli.layout.restore import RestoreSummary, loadable, restore_bytes, restore_layout
 from tests.checkpoints import FAMILIES, files_of, tensors_of, write_checkpoint, write_random_placement
 from tests.damage import FLASH, KINDS, PLACEMENT, edit, flip, start_of
 from tests.faults import faults
@@ -25,7 +25,7 @@ Usage = namedtuple("Usage", "total used free")
 
 def restored(layout: Path, output: Path, **options: Any) -> RestoreSummary:
     with open_layout(layout) as opened:
-        return restore(opened, output, **options)
+        return restore_layout(opened, output, **options)
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -151,7 +151,7 @@ def test_space_is_checked_before(
 def test_progress_adds_up(tmp_path: Path, layouts: LayoutFactory, kind: str) -> None:
     seen: list[int] = []
     with open_layout(layouts.of_kind(kind).layout) as layout:
-        restore(layout, tmp_path / "model", progress=seen.append)
+        restore_layout(layout, tmp_path / "model", progress=seen.append)
         assert sum(seen) == restore_bytes(layout)
 
 

@@ -19,7 +19,7 @@ from neuralink_cli.files import pipeline
 from neuralink_cli.layout import bundled_writer, comparison, permuting, unbundling
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.relayout import RelayoutOptions, plan_relayout, write_layout
-from neuralink_cli.layout.restore import restore
+from neuralink_cli.layout.restore import restore_layout
 from neuralink_cli.placement.placement import Placement
 from neuralink_cli.storage.reader import FlashReader
 from tests.checkpoints import RawTensor, decode, files_of, random_tensor, write_checkpoint, write_random_placement
@@ -157,7 +157,7 @@ def test_bundles_hold_every_part_and_the_source_comes_back(
                     assert np.array_equal(kept[role, "bias"].view(np.uint16), expected[f"{role}.bias"][order])
     assert verify(model, layout).tensors == len(decode_all(model))
     with open_layout(layout) as opened_layout:
-        restore(opened_layout, tmp_path / "restored")
+        restore_layout(opened_layout, tmp_path / "restored")
     assert files_of(tmp_path / "restored") == files_of(model)
 
 
@@ -178,7 +178,7 @@ def test_a_permuted_layout_moves_every_part_within_its_tensor(
                 assert np.array_equal(after[role], matrix[opened.blocks[block.id].order])
     assert verify(model, layout).mode == "full"
     with open_layout(layout) as opened_layout:
-        restore(opened_layout, tmp_path / "restored")
+        restore_layout(opened_layout, tmp_path / "restored")
     assert files_of(tmp_path / "restored") == files_of(model)
 
 

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from neuralink_cli.activations.profile import profile
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.architectures.architecture import find_architecture
 from neuralink_cli.calibration.batches import text_batch
 from neuralink_cli.calibration.readers import read_token_sequences
@@ -19,6 +17,7 @@ from neuralink_cli.models.loading import load_model
 from neuralink_cli.models.offload import MemoryLimit, available_memory, input_device, weight_bytes
 from neuralink_cli.runtime.output_comparison import compare_outputs
 from tests.families import FAMILY
+from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import PLAIN, TEXT
 
 # They take the weights of their relative positions without running the module that holds them.

@@ -9,13 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from neuralink_cli.activations.profile import profile
-from neuralink_cli.activations.request import ProfileRequest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.architectures.architecture import find_architecture
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.models.loading import load_model
 from tests.families import FAMILY
+from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import build_model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuralink_cli.calibration.readers import read_token_sequences
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.errors import InputError, MismatchError, OptionError, UnsupportedError
+from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime.dense_comparison import TokenComparison
 from neuralink_cli.runtime.perplexity import perplexity
 from neuralink_cli.runtime.session import RunReport, RunRequest, run_layout
-from neuralink_cli.runtime.settings import RunSettings
+from neuralink_cli.runtime.settings import GenerationOptions, RunSettings
 from neuralink_cli.storage.budget import parse_budget
 from tests.runtime.conftest import Runnable, RunnableFactory
 from tests.tiny_models import MAX_POSITIONS, TEXT
@@ -26,7 +27,10 @@ PROMPT = "The river rises in the hills"
 
 
 def go(made: Runnable, **options: Any) -> RunReport:
-    return run_layout(RunRequest(made.layout, RunSettings(parse_budget("30%")), **{"max_new_tokens": 8, **options}))
+    names = {field.name for field in fields(GenerationOptions)}
+    generation = GenerationOptions(**{"max_new_tokens": 8, **{k: v for k, v in options.items() if k in names}})
+    others = {name: value for name, value in options.items() if name not in names}
+    return run_layout(RunRequest(made.layout, RunSettings(parse_budget("30%")), generation=generation, **others))
 
 
 def dense_of(made: Runnable) -> Any:

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import ACT2FN
 
-from neuralink_cli.checkpoint.hf_packages import quiet_transformers
 from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime import load_flash_model
 from neuralink_cli.runtime.loading import load_with_settings
 from neuralink_cli.runtime.settings import RunSettings

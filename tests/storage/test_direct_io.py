@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.bulk_io import aligned_buffer
 from neuralink_cli.storage import io_kernels
-from neuralink_cli.storage.direct_io import ScatteredFile, aligned_buffer
+from neuralink_cli.storage.direct_io import ScatteredFile
 
 SIZE = 3 * 4096 * 100 + 777
 UNIT = 4096

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.storage.test_direct_io import no_direct
 
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import InputError, OutputError
@@ -25,6 +24,7 @@ from neuralink_cli.storage.probe import (
     probe_storage,
     write_profile,
 )
+from tests.storage.test_direct_io import no_direct
 
 SMALL: dict[str, Any] = {"sizes": [4096, 1 << 20], "queue_depths": [1, 8], "file_bytes": 4 << 20, "seconds": 0.01}
 

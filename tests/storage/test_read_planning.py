@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel, ReadRate, builtin_devices
-from neuralink_cli.storage.read_planning import ReadPlan, plan_cheapest, plan_runs, plan_with_gap
+from neuralink_cli.storage.read_planning import ReadPlan, plan_cheapest, plan_with_gap
 
 slot_sets = st.sets(st.integers(0, 60), max_size=11).map(sorted)
 
@@ -56,7 +56,7 @@ def quadratic_seconds(slots: npt.NDArray[np.int64], stride: int, device: DeviceM
 
 @given(slots=slot_sets)
 def test_runs_are_the_maximal_runs(slots: list[int]) -> None:
-    plan = plan_runs(slots)
+    plan = plan_with_gap(slots, 0)
     assert covered(plan) == slots
     assert (np.diff(plan.first) > plan.count[:-1]).all()
     assert (plan.first.dtype, plan.count.dtype) == (np.int32, np.int32)
@@ -132,7 +132,7 @@ def test_a_read_that_is_slower_than_two_halves_is_cut() -> None:
 @pytest.mark.parametrize("slots", [[1, 1], [2, 1], [-1, 3], [[1, 2]], [0.5, 1.5]])
 def test_slots_that_are_not_ascending_are_refused(slots: list[int]) -> None:
     with pytest.raises(ValueError, match="slots"):
-        plan_runs(slots)
+        plan_with_gap(slots, 0)
     with pytest.raises(ValueError, match="slots"):
         plan_cheapest(slots, 4096, builtin_devices()["nvme"])
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from neuralink_cli.devices.device import builtin_devices
 from neuralink_cli.errors import InputError, VerificationError
-from neuralink_cli.layout.file_names import FLASH_FILE
+from neuralink_cli.layout.names import FLASH_FILE
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.placement.placement import Placement
-from neuralink_cli.storage.read_planning import ReadPlan, plan_runs, plan_with_gap
+from neuralink_cli.storage.read_planning import ReadPlan, plan_with_gap
 from neuralink_cli.storage.reader import BundleReads, FlashReader
 from tests.checkpoints import HIDDEN, NEURONS, decode
 from tests.layouts import LayoutFactory, Made
@@ -72,7 +72,7 @@ def test_bundles_are_the_checkpoints(
                 list(range(0, NEURONS, 7)),
             ):
                 check(reader.read_bundles(block, asked), expected, asked, order, block.stride)
-                check(reader.read_bundles(block, asked, plan_runs(asked)), expected, asked, order, block.stride)
+                check(reader.read_bundles(block, asked, plan_with_gap(asked, 0)), expected, asked, order, block.stride)
 
 
 @given(

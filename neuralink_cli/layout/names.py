@@ -1,0 +1,17 @@
+"""The names of a layout's files, of the kinds of layout, and of what may stay in DRAM. Costs nothing to import."""
+
+from __future__ import annotations
+
+PERMUTED_INDEX = "model.permuted.json"
+PERMUTED_PLACEMENT = "neuralink/placement.safetensors"
+PERMUTED_ORIGINALS = "neuralink/original"
+
+FLASH_FILE = "model.flash.safetensors"
+MODEL_CARD = "README.md"
+
+BUNDLED = "bundled"
+PERMUTED = "permuted"
+LAYOUT_KINDS = (BUNDLED, PERMUTED)
+
+# Which rows stay out of the bundles, for DRAM: none, or those that decide firing.
+RESIDENT_CHOICES = ("none", "gate")

@@ -1,0 +1,27 @@
+"""Where and how transformers runs a model. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# What a model is computed in, and what may be asked for.
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", *COMPUTE_DTYPES)
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """Where and how a model runs.
+
+    Attributes:
+        device: As torch spells it ("cpu", "cuda:1", "mps"); "auto" takes a GPU if there is one.
+        dtype: One of `DTYPES`, the precision of the forward pass; "auto" is float32 on the CPU and the checkpoint's
+            own elsewhere.
+        max_memory: Bytes of the CPU's memory for weights; None for most of what is free.
+        trust_remote_code: Run code that comes with the model. Dangerous.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    max_memory: int | None = None
+    trust_remote_code: bool = False
