@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import heapq
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,7 @@ from neuralink_cli.placement.baselines import frequency_order, original_order
 from neuralink_cli.placement.bits import activation_counts, transpose_bits
 from neuralink_cli.placement.counting import coactivation_counts
 from neuralink_cli.placement.held_out import read_statistics
-from neuralink_cli.placement.linking import link_greedy, link_sparse, link_tiled
-from neuralink_cli.placement.partners import strongest_links
+from neuralink_cli.placement.linking import link_greedy, link_tiled
 
 Bits = npt.NDArray[np.uint64]
 Edges = set[tuple[int, int]]
@@ -96,7 +96,7 @@ def compare(bits: Bits, tokens: int, repeat: int, in_python: bool) -> None:
     if in_python:
         edges = edges_of(linking.order, linking.links)
         for name, link in (("numpy argsort, union-find in Python", link_by_sort), ("heapq, as printed", link_by_heap)):
-            measured = measure(lambda link=link: link(counts))  # type: ignore[misc]
+            measured = measure(partial(link, counts))
             assert measured.result == edges
             print_row(name, measured, f"{measured.seconds / greedy.seconds:.1f}")
     else:
@@ -106,8 +106,6 @@ def compare(bits: Bits, tokens: int, repeat: int, in_python: bool) -> None:
     tiled = measure(lambda: link_tiled(bits, activations), repeat)
     assert np.array_equal(tiled.result.order, linking.order)
     print_row("link_tiled, counting included", tiled, "", length(tiled.result.order))
-    sparse = measure(lambda: link_sparse(*strongest_links(bits, 32), n, activations))
-    print_row("strongest_links 32 and link_sparse", sparse, "", length(sparse.result.order))
     print(f"{'original order':83}{length(original_order(n)):>12}")
     print(f"{'frequency order':83}{length(frequency_order(activations)):>12}")
 
@@ -124,7 +122,6 @@ def main() -> None:
 
     warm = transpose_bits(np.ones((64, 1), dtype=np.uint8), 8)
     link_greedy(coactivation_counts(warm), activation_counts(warm))
-    link_sparse(*strongest_links(warm, 1), 8, activation_counts(warm))
     for neurons, in_python in ((options.reference_neurons, True), (options.neurons, False)):
         fired = clustered_activations(neurons, options.tokens, options.active, options.seed)
         compare(transpose_bits(fired, neurons), options.tokens, options.repeat, in_python)

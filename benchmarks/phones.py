@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from neuralink_cli.bench.bench import BenchOptions, BenchReport, BenchRow, bench
+from neuralink_cli.bench.bench import BenchOptions, BenchReport, BenchRow, bench_layouts
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.storage.budget import parse_budget
@@ -78,7 +78,7 @@ def main() -> None:
                     policy=options.cache,
                     bundle_bytes=(size,),
                 )
-                reports.append(bench(placements, trace, replay, progress=silent))
+                reports.append(bench_layouts(placements, trace, replay, progress=silent))
             tokens = sum(part.tokens for part in reports[0].tokens)
             print_table(f"{trace.name}, {tokens:,} tokens, {options.device}", options.bundle_bytes, reports)
 

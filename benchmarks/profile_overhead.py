@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from neuralink_cli.activations.request import ProfileRequest
 
 from neuralink_cli.activations.hooked_blocks import hooked_blocks
+from neuralink_cli.activations.options import ProfileOptions
 from neuralink_cli.activations.profile import _read_subject
 from neuralink_cli.activations.recorder import HookedModel, calibrate, record
 from neuralink_cli.activations.spool import Spool
@@ -48,11 +48,11 @@ def build_random_models(folder: Path, layers: int, hidden: int) -> Iterator[Path
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for name, build in (
-            ("random OPT", lambda: transformers.OPTForCausalLM(opt)),
-            ("random Llama", lambda: transformers.LlamaForCausalLM(llama)),
+        for name, build, config in (
+            ("random OPT", transformers.OPTForCausalLM, opt),
+            ("random Llama", transformers.LlamaForCausalLM, llama),
         ):
-            build().save_pretrained(folder / name)
+            build(config).save_pretrained(folder / name)
             yield folder / name
 
 
@@ -93,8 +93,7 @@ def random_batch(sequences: int, length: int, vocabulary: int, padded: bool) -> 
 
 def run(path: Path, dtype: str, options: argparse.Namespace) -> None:
     """Measure one model and print its row."""
-    request = ProfileRequest(path, path / "trace", ("none",), active_ratio=options.active_ratio, dtype=dtype)
-    subject = _read_subject(request)
+    subject = _read_subject(path, ProfileOptions())
     model = load_model(path, subject.architecture, device=options.device, dtype=dtype)
     length = min(options.length, max_positions(model) or options.length)
     vocabulary = int(model.get_input_embeddings().weight.shape[0])

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def compare(file: Path, folder: Path, size: int, options: argparse.Namespace) ->
     ):
         for turn in range(options.rounds):
             offsets = random.integers(0, (file.stat().st_size - size) // _UNIT, reads) * _UNIT
-            contenders = [
+            contenders: list[tuple[str, Callable[[], float | None]]] = [
                 *(
                     (engine, partial(fio_rate, folder, file, offsets, size, options.depth, engine))
                     for engine in ENGINES

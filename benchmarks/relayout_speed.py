@@ -26,6 +26,7 @@ import numpy as np
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
 from neuralink_cli.files.header import build_header, tensor_bytes
@@ -91,7 +92,7 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
             shards.append([])
         shards[-1].append(spec)
     random = np.random.default_rng(0)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, specs in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         weight_map |= {spec[0]: name for spec in specs}
@@ -110,7 +111,7 @@ def write_random_placement(model: Path, path: Path) -> None:
     """A placement of random orders."""
     random = np.random.default_rng(1)
     with Checkpoint(model) as checkpoint:
-        blocks = find_blocks(checkpoint, choose_architecture(checkpoint.model_type, model, None))
+        blocks = find_blocks(checkpoint, choose_architecture(describe(checkpoint)))
         fingerprint = checkpoint.fingerprint
     arrays = {
         block.id: PlacedBlock(

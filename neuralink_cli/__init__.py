@@ -1,5 +1,211 @@
-"""neuralink: co-activation-ordered flash layouts for sparse LLM inference."""
+"""neuralink: co-activation-ordered flash layouts for sparse LLM inference.
+
+The Python API: the stages of the pipeline as functions, its files, and what a runtime needs (docs/python.md). Names are
+imported when they are first used, so that `import neuralink_cli` costs nothing.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neuralink_cli.activations.merge import MergeSummary as MergeSummary
+    from neuralink_cli.activations.merge import merge_traces as merge_traces
+    from neuralink_cli.activations.options import ProfileOptions as ProfileOptions
+    from neuralink_cli.activations.options import ProfileSummary as ProfileSummary
+    from neuralink_cli.activations.options import ThresholdOptions as ThresholdOptions
+    from neuralink_cli.activations.profile import profile as profile
+    from neuralink_cli.activations.trace import Trace as Trace
+    from neuralink_cli.architectures.architecture import Architecture as Architecture
+    from neuralink_cli.architectures.architecture import builtin_architectures as builtin_architectures
+    from neuralink_cli.architectures.architecture import find_architecture as find_architecture
+    from neuralink_cli.architectures.architecture import parse_architecture as parse_architecture
+    from neuralink_cli.architectures.architecture import read_architecture as read_architecture
+    from neuralink_cli.architectures.choice import ArchitectureChoice as ArchitectureChoice
+    from neuralink_cli.architectures.choice import choose_architecture as choose_architecture
+    from neuralink_cli.architectures.find_blocks import find_blocks as find_blocks
+    from neuralink_cli.bench.bench import BenchOptions as BenchOptions
+    from neuralink_cli.bench.bench import BenchReport as BenchReport
+    from neuralink_cli.bench.bench import bench_layouts as bench_layouts
+    from neuralink_cli.calibration.options import CalibrationOptions as CalibrationOptions
+    from neuralink_cli.checkpoint.checkpoint import Checkpoint as Checkpoint
+    from neuralink_cli.checkpoint.hub import find_model as find_model
+    from neuralink_cli.devices.device import DeviceModel as DeviceModel
+    from neuralink_cli.devices.device import builtin_devices as builtin_devices
+    from neuralink_cli.devices.device import find_device as find_device
+    from neuralink_cli.errors import InputError as InputError
+    from neuralink_cli.errors import MismatchError as MismatchError
+    from neuralink_cli.errors import MissingDependencyError as MissingDependencyError
+    from neuralink_cli.errors import NeuralinkError as NeuralinkError
+    from neuralink_cli.errors import OptionError as OptionError
+    from neuralink_cli.errors import OutputError as OutputError
+    from neuralink_cli.errors import UnsupportedError as UnsupportedError
+    from neuralink_cli.errors import VerificationError as VerificationError
+    from neuralink_cli.layout.open_layout import open_layout as open_layout
+    from neuralink_cli.layout.relayout import RelayoutOptions as RelayoutOptions
+    from neuralink_cli.layout.relayout import RelayoutSummary as RelayoutSummary
+    from neuralink_cli.layout.relayout import relayout as relayout
+    from neuralink_cli.layout.restore import RestoreSummary as RestoreSummary
+    from neuralink_cli.layout.restore import restore as restore
+    from neuralink_cli.layout.verify import VerifyReport as VerifyReport
+    from neuralink_cli.layout.verify import verify as verify
+    from neuralink_cli.models.execution import ExecutionOptions as ExecutionOptions
+    from neuralink_cli.placement.cluster import ClusterOptions as ClusterOptions
+    from neuralink_cli.placement.cluster import ClusterSummary as ClusterSummary
+    from neuralink_cli.placement.cluster import cluster as cluster
+    from neuralink_cli.placement.placement import Placement as Placement
+    from neuralink_cli.runtime.loading import load_flash_model as load_flash_model
+    from neuralink_cli.storage.budget import DramBudget as DramBudget
+    from neuralink_cli.storage.budget import parse_budget as parse_budget
+    from neuralink_cli.storage.cache import NeuronCache as NeuronCache
+    from neuralink_cli.storage.probe import Probe as Probe
+    from neuralink_cli.storage.probe import fio_profile as fio_profile
+    from neuralink_cli.storage.probe import probe_profile as probe_profile
+    from neuralink_cli.storage.probe import probe_storage as probe_storage
+    from neuralink_cli.storage.probe import write_profile as write_profile
+    from neuralink_cli.storage.read_planning import ReadPlan as ReadPlan
+    from neuralink_cli.storage.read_planning import plan_cheapest as plan_cheapest
+    from neuralink_cli.storage.read_planning import plan_with_gap as plan_with_gap
+    from neuralink_cli.storage.reader import FlashReader as FlashReader
+
 __version__ = "0.1.0"
+
+# Every exported name and the module that defines it.
+_HOMES = {
+    "Architecture": "architectures.architecture",
+    "ArchitectureChoice": "architectures.choice",
+    "BenchOptions": "bench.bench",
+    "BenchReport": "bench.bench",
+    "CalibrationOptions": "calibration.options",
+    "Checkpoint": "checkpoint.checkpoint",
+    "ClusterOptions": "placement.cluster",
+    "ClusterSummary": "placement.cluster",
+    "DeviceModel": "devices.device",
+    "DramBudget": "storage.budget",
+    "ExecutionOptions": "models.execution",
+    "FlashReader": "storage.reader",
+    "InputError": "errors",
+    "MergeSummary": "activations.merge",
+    "MismatchError": "errors",
+    "MissingDependencyError": "errors",
+    "NeuralinkError": "errors",
+    "NeuronCache": "storage.cache",
+    "OptionError": "errors",
+    "OutputError": "errors",
+    "Placement": "placement.placement",
+    "Probe": "storage.probe",
+    "ProfileOptions": "activations.options",
+    "ProfileSummary": "activations.options",
+    "ReadPlan": "storage.read_planning",
+    "RelayoutOptions": "layout.relayout",
+    "RelayoutSummary": "layout.relayout",
+    "RestoreSummary": "layout.restore",
+    "ThresholdOptions": "activations.options",
+    "Trace": "activations.trace",
+    "UnsupportedError": "errors",
+    "VerificationError": "errors",
+    "VerifyReport": "layout.verify",
+    "bench_layouts": "bench.bench",
+    "builtin_architectures": "architectures.architecture",
+    "builtin_devices": "devices.device",
+    "choose_architecture": "architectures.choice",
+    "cluster": "placement.cluster",
+    "find_architecture": "architectures.architecture",
+    "find_blocks": "architectures.find_blocks",
+    "find_device": "devices.device",
+    "find_model": "checkpoint.hub",
+    "fio_profile": "storage.probe",
+    "load_flash_model": "runtime.loading",
+    "merge_traces": "activations.merge",
+    "open_layout": "layout.open_layout",
+    "parse_architecture": "architectures.architecture",
+    "parse_budget": "storage.budget",
+    "plan_cheapest": "storage.read_planning",
+    "plan_with_gap": "storage.read_planning",
+    "probe_profile": "storage.probe",
+    "probe_storage": "storage.probe",
+    "profile": "activations.profile",
+    "read_architecture": "architectures.architecture",
+    "relayout": "layout.relayout",
+    "restore": "layout.restore",
+    "verify": "layout.verify",
+    "write_profile": "storage.probe",
+}
+
+__all__ = [
+    "Architecture",
+    "ArchitectureChoice",
+    "BenchOptions",
+    "BenchReport",
+    "CalibrationOptions",
+    "Checkpoint",
+    "ClusterOptions",
+    "ClusterSummary",
+    "DeviceModel",
+    "DramBudget",
+    "ExecutionOptions",
+    "FlashReader",
+    "InputError",
+    "MergeSummary",
+    "MismatchError",
+    "MissingDependencyError",
+    "NeuralinkError",
+    "NeuronCache",
+    "OptionError",
+    "OutputError",
+    "Placement",
+    "Probe",
+    "ProfileOptions",
+    "ProfileSummary",
+    "ReadPlan",
+    "RelayoutOptions",
+    "RelayoutSummary",
+    "RestoreSummary",
+    "ThresholdOptions",
+    "Trace",
+    "UnsupportedError",
+    "VerificationError",
+    "VerifyReport",
+    "bench_layouts",
+    "builtin_architectures",
+    "builtin_devices",
+    "choose_architecture",
+    "cluster",
+    "find_architecture",
+    "find_blocks",
+    "find_device",
+    "find_model",
+    "fio_profile",
+    "load_flash_model",
+    "merge_traces",
+    "open_layout",
+    "parse_architecture",
+    "parse_budget",
+    "plan_cheapest",
+    "plan_with_gap",
+    "probe_profile",
+    "probe_storage",
+    "profile",
+    "read_architecture",
+    "relayout",
+    "restore",
+    "verify",
+    "write_profile",
+]
+
+
+# Type checkers see the imports above; with this function, they would take any name for exported.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import an exported name from its module."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"neuralink_cli.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

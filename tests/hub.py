@@ -93,7 +93,9 @@ class Hub:
             gated = "manual" if repository in self.gated else False
             return {"id": repository, "sha": COMMIT, "private": False, "gated": gated, "siblings": siblings}
         folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
-        entries = [{"type": "directory", "path": folder, "oid": "0" * 40} for folder in sorted(folders)]
+        entries: list[dict[str, Any]] = [
+            {"type": "directory", "path": folder, "oid": "0" * 40} for folder in sorted(folders)
+        ]
         entries += [
             {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
             for name, content in files.items()

@@ -32,7 +32,7 @@ from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.kernels import available_cpus
 from neuralink_cli.placement.placement import FREQUENCY, ORIGINAL
-from neuralink_cli.progress import Progress
+from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.storage.budget import DramBudget, split_bundles
 from neuralink_cli.storage.cache import cache_policy
 from neuralink_cli.storage.policies import DEFAULT_POLICY, NO_CACHE
@@ -164,31 +164,37 @@ class _Task:
         return np.arange(block.neurons, dtype=np.int32)
 
 
-def bench(paths: Sequence[Path], trace_path: Path, options: BenchOptions, *, progress: Progress) -> BenchReport:
-    """Replay a trace against layouts and baselines.
+def bench_layouts(
+    layouts: Sequence[Path],
+    trace: Path,
+    options: BenchOptions = BenchOptions(),
+    *,
+    progress: Progress = no_progress,
+) -> BenchReport:
+    """Replay the held-out tokens of a trace against layouts, or placement files, and against baselines.
 
     Raises:
         OptionError: Options that make no sense for these layouts.
         InputError: A layout, or the trace, is missing or malformed.
         MismatchError: A layout of another model than the trace.
     """
-    with Trace(trace_path) as trace:
-        trace.check_content()
-        contenders = [read_contender(path, trace) for path in paths]
+    with Trace(trace) as opened:
+        opened.check_content()
+        contenders = [read_contender(path, opened) for path in layouts]
         _check(contenders, options)
         most = options.tokens or (REAL_TOKENS if options.real else None)
-        tokens = choose_tokens(trace, contenders, options.held_out, most)
+        tokens = choose_tokens(opened, contenders, options.held_out, most)
         tasks = list(_tasks(contenders, options))
         count = sum(part.tokens for part in tokens)
         figures = [TokenFigures.empty(count) for _ in tasks]
         recorded: list[list[BlockReads]] = [[] for _ in tasks]
-        with progress("bench", len(trace.info.blocks) * len(tasks), "row") as advance:
-            for index in range(len(trace.info.blocks)):
-                _replay_block_of_all(trace, index, tokens, tasks, figures, recorded, options.real, advance)
+        with progress("bench", len(opened.info.blocks) * len(tasks), "row") as advance:
+            for index in range(len(opened.info.blocks)):
+                _replay_block_of_all(opened, index, tokens, tasks, figures, recorded, options.real, advance)
         direct = None
         if options.real:
             direct = _read_for_real(tasks, figures, recorded, count, progress)
-    return BenchReport(str(trace_path), tokens, options.real, direct, _rows(tasks, figures, tokens))
+    return BenchReport(str(trace), tokens, options.real, direct, _rows(tasks, figures, tokens))
 
 
 def _check(contenders: Sequence[Contender], options: BenchOptions) -> None:

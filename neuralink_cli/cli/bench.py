@@ -111,7 +111,7 @@ def command(
     access collapse, without and with a cache. Gain is the mean I/O time of bundles in original order without
     collapse, with the same cache, over that of the row.
     """
-    from neuralink_cli.bench.bench import BenchOptions, bench
+    from neuralink_cli.bench.bench import BenchOptions, bench_layouts
     from neuralink_cli.devices.device import find_device
     from neuralink_cli.files.durable import require_free
     from neuralink_cli.storage.budget import parse_budget
@@ -129,7 +129,7 @@ def command(
         real=real,
         bundle_bytes=tuple(dict.fromkeys(bundle_bytes)),
     )
-    report = bench(layouts, trace, options, progress=progress_bar)
+    report = bench_layouts(layouts, trace, options, progress=progress_bar)
     if csv_path is not None:
         _write_csv(csv_path, report, overwrite)
     if as_json:

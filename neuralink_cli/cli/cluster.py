@@ -148,7 +148,8 @@ def command(
     )
     if graphs is not None:
         check_export(graphs, overwrite)
-    header, digest = cluster(trace, output, options, overwrite=overwrite, progress=progress_bar)
+    summary = cluster(trace, output, options, overwrite=overwrite, progress=progress_bar)
+    header, digest = summary.header, summary.content_sha256
     if graphs is not None:
         export_graphs(trace, output, graphs, overwrite=overwrite)
     blocks, sources, total = block_gains(header), source_gains(header), total_gain(header)

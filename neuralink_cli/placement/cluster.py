@@ -24,7 +24,7 @@ from neuralink_cli.placement.placement import (
     PlacementHeader,
     write_placement,
 )
-from neuralink_cli.progress import Progress
+from neuralink_cli.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,18 @@ class ClusterOptions:
     jobs: int | None = None
 
 
+@dataclass(frozen=True)
+class ClusterSummary:
+    """The placement that was written: what it says, held-out figures included, and its digest."""
+
+    header: PlacementHeader
+    content_sha256: str
+
+
 def cluster(
-    trace_path: Path, output: Path, options: ClusterOptions, *, overwrite: bool = False, progress: Progress
-) -> tuple[PlacementHeader, str]:
-    """Order every block of a trace, write the placement, and return what it says and its `content_sha256`.
+    trace: Path, output: Path, options: ClusterOptions, *, overwrite: bool = False, progress: Progress = no_progress
+) -> ClusterSummary:
+    """Order the neurons of every block of a trace by co-activation, and write the placement.
 
     Raises:
         OptionError: An unknown order, or a share that leaves nothing to order.
@@ -66,12 +74,12 @@ def cluster(
     """
     _check_options(options)
     require_free(output, overwrite)
-    with Trace(trace_path) as trace:
-        trace.check_content()
-        ordered = _order_blocks(trace, options, progress)
-        header = _header(trace, ordered, options)
+    with Trace(trace) as opened:
+        opened.check_content()
+        ordered = _order_blocks(opened, options, progress)
+        header = _header(opened, ordered, options)
     placed = {block.id: result.placed for block, result in zip(header.blocks, ordered, strict=True)}
-    return header, write_placement(output, header, placed, overwrite=overwrite)
+    return ClusterSummary(header, write_placement(output, header, placed, overwrite=overwrite))
 
 
 def _check_options(options: ClusterOptions) -> None:

@@ -79,27 +79,31 @@ def load_flash_model(
         queue_depth=queue_depth,
         dtype=dtype,
     )
-    return load_with_settings(Path(directory), settings, architecture)
+    with open_layout(Path(directory)) as opened:
+        layout = require_runnable(opened)
+        return _load(layout, settings, choose_architecture(describe_source(layout), architecture))
 
 
-def load_with_settings(directory: Path, settings: RunSettings, choice: ArchitectureChoice = BUILT_IN) -> Any:
-    """As `load_flash_model`, with settings that were checked before.
+def load_with_settings(directory: Path, settings: RunSettings, architecture: Architecture) -> Any:
+    """As `load_flash_model`, with settings and an architecture that were checked before.
 
     Raises:
         As `load_flash_model`.
     """
     with open_layout(directory) as opened:
-        layout = require_runnable(opened)
-        layout.check_small_tensors()
-        architecture = choose_architecture(describe_source(layout), choice)
-        require_hf_packages("torch", "transformers")
-        weights = FlashWeights(directory, settings)
-        try:
-            with quiet_transformers():
-                return _build(layout, architecture, weights, settings)
-        except BaseException:
-            weights.close()
-            raise
+        return _load(require_runnable(opened), settings, architecture)
+
+
+def _load(layout: BundledLayout, settings: RunSettings, architecture: Architecture) -> Any:
+    layout.check_small_tensors()
+    require_hf_packages("torch", "transformers")
+    weights = FlashWeights(layout.directory, settings)
+    try:
+        with quiet_transformers():
+            return _build(layout, architecture, weights, settings)
+    except BaseException:
+        weights.close()
+        raise
 
 
 def _build(layout: BundledLayout, architecture: Architecture, weights: FlashWeights, settings: RunSettings) -> Any:

@@ -184,7 +184,7 @@ def _run_sparse(request: RunRequest, subject: _Subject) -> tuple[RunReport, list
 
     started = time.perf_counter()
     tokenizer = load_tokenizer(request.layout)
-    with load_with_settings(request.layout, request.settings, request.architecture) as model:
+    with load_with_settings(request.layout, request.settings, subject.architecture) as model:
         load_seconds = time.perf_counter() - started
         weights = model.flash
         generated = None

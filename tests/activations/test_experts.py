@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from neuralink_cli.errors import InputError
 from neuralink_cli.models.find_modules import find_experts
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import load_model
+from tests.conftest import ModelFactory
 from tests.families import EXPERTS, FAMILY
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import TEXT
@@ -26,24 +29,26 @@ from tests.tiny_models import TEXT
 MIXTURES = ["mixtral", "mixtral-fused", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "granitemoe"]
 
 
-def routed_values(directory, family, ids, signal):
+def routed_values(
+    directory: Path, family: str, ids: torch.Tensor, signal: str
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """By block id: the tokens routed to each expert, ascending, and their signal; by transformers' own experts."""
     architecture = find_architecture(FAMILY[family].model_type, directory)
     with Checkpoint(directory) as checkpoint:
-        blocks = [block for block in find_blocks(checkpoint, architecture) if block.expert is not None]
+        blocks = [(block, block.expert) for block in find_blocks(checkpoint, architecture) if block.expert is not None]
     model = load_model(directory, architecture, device="cpu")
-    seen = {}
-    modules = {block.id: find_experts(model, block.expert, architecture) for block in blocks}
+    seen: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+    modules = {block.id: find_experts(model, place, architecture) for block, place in blocks}
     for module in set(modules.values()):
         module.register_forward_pre_hook(lambda m, inputs: seen.__setitem__(m, inputs[:2]))
     with torch.no_grad():
         model(input_ids=ids)
     found = {}
-    for block in blocks:
+    for block, place in blocks:
         module = modules[block.id]
         hidden, chosen = seen[module]
-        tokens = (chosen == block.expert.index).any(dim=1).nonzero().squeeze(1)
-        both = hidden[tokens] @ module.gate_up_proj[block.expert.index].T
+        tokens = (chosen == place.index).any(dim=1).nonzero().squeeze(1)
+        both = hidden[tokens] @ module.gate_up_proj[place.index].T
         gate = torch.nn.functional.silu(both[:, : block.neurons])
         found[block.id] = tokens, gate if signal == "gate" else gate * both[:, block.neurons :]
     return found
@@ -51,7 +56,9 @@ def routed_values(directory, family, ids, signal):
 
 @pytest.mark.parametrize("signal", ["gate", "intermediate"])
 @pytest.mark.parametrize("family", MIXTURES)
-def test_experts_are_recorded_on_the_tokens_routed_to_them(model, family, signal, text_file, tmp_path):
+def test_experts_are_recorded_on_the_tokens_routed_to_them(
+    model: ModelFactory, family: str, signal: str, text_file: Path, tmp_path: Path
+) -> None:
     directory = model(family)
     request = ProfileRequest(
         directory, tmp_path / "t", (str(text_file),), signal, 0.3, batch_size=1, max_seq_length=40, max_tokens=40
@@ -63,7 +70,7 @@ def test_experts_are_recorded_on_the_tokens_routed_to_them(model, family, signal
         ids = AutoTokenizer.from_pretrained(directory)(TEXT, return_tensors="pt")["input_ids"][:, :40]
         expected = routed_values(directory, family, ids, signal)
         assert {block.id for block in trace.info.blocks if block.routed is not None} == expected.keys()
-        per_layer = {}
+        per_layer: dict[str, list[int]] = {}
         for block, said in zip(trace.info.blocks, summary.blocks, strict=True):
             if block.routed is None:
                 continue
@@ -85,7 +92,7 @@ def test_experts_are_recorded_on_the_tokens_routed_to_them(model, family, signal
 
 
 @pytest.mark.parametrize("family", ["mixtral", "granitemoe"])
-def test_the_model_computes_the_same_while_its_experts_are_seen(model, family):
+def test_the_model_computes_the_same_while_its_experts_are_seen(model: ModelFactory, family: str) -> None:
     directory = model(family)
     architecture = find_architecture(FAMILY[family].model_type, directory)
     with Checkpoint(directory) as checkpoint:
@@ -104,7 +111,7 @@ def test_the_model_computes_the_same_while_its_experts_are_seen(model, family):
     assert torch.equal(before, after)
 
 
-def test_padding_is_routed_nowhere(model, tmp_path):
+def test_padding_is_routed_nowhere(model: ModelFactory, tmp_path: Path) -> None:
     """Rows of different lengths in one batch give the same bits as each alone."""
     rows = tmp_path / "rows.csv"
     rows.write_text("text\n" + "\n".join(["one", "a longer row of words", "and", "seven more words in this last row"]))
@@ -124,7 +131,7 @@ def test_padding_is_routed_nowhere(model, tmp_path):
             assert differing.mean() < 0.01
 
 
-def test_parts_of_a_run_merge_into_the_whole(model, text_file, tmp_path):
+def test_parts_of_a_run_merge_into_the_whole(model: ModelFactory, text_file: Path, tmp_path: Path) -> None:
     request = ProfileRequest(
         model("qwen2_moe"), tmp_path / "whole", (str(text_file),), active_ratio=0.3, batch_size=1, max_seq_length=64
     )
@@ -137,7 +144,7 @@ def test_parts_of_a_run_merge_into_the_whole(model, text_file, tmp_path):
     assert (tmp_path / "merged").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_a_range_of_tokens_holds_those_routed_in_it(model, text_file, tmp_path):
+def test_a_range_of_tokens_holds_those_routed_in_it(model: ModelFactory, text_file: Path, tmp_path: Path) -> None:
     profile(ProfileRequest(model("mixtral"), tmp_path / "t", (str(text_file),), active_ratio=0.3))
     with Trace(tmp_path / "t") as trace:
         block = trace.info.blocks[1]
@@ -149,7 +156,7 @@ def test_a_range_of_tokens_holds_those_routed_in_it(model, text_file, tmp_path):
             assert trace.fired_by_token(block, start, stop).shape == (stop - start, block.row_bytes)
 
 
-def test_tokens_out_of_order_are_refused(model, text_file, tmp_path):
+def test_tokens_out_of_order_are_refused(model: ModelFactory, text_file: Path, tmp_path: Path) -> None:
     profile(ProfileRequest(model("mixtral"), tmp_path / "t", (str(text_file),), active_ratio=0.3))
     with Trace(tmp_path / "t") as trace:
         block = trace.info.blocks[0]

@@ -19,17 +19,20 @@ from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH
 from neuralink_cli.errors import OptionError
 from neuralink_cli.models.loading import load_model
 from neuralink_cli.models.tokenizer import load_tokenizer
+from tests.conftest import ModelFactory
 from tests.families import FAMILY, LAYERS, MAX_POSITIONS
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import ENCODERS, NEURONS, PLAIN, TEXT
 
 
 def gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    erf: NDArray[np.float64] = np.vectorize(math.erf)(x / math.sqrt(2))
+    return x * 0.5 * (1 + erf)
 
 
 def gelu_tanh(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    tanh: NDArray[np.float64] = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return 0.5 * x * (1 + tanh)
 
 
 ACTIVATIONS: dict[str, Any] = {
@@ -44,7 +47,7 @@ ACTIVATIONS: dict[str, Any] = {
 
 
 def read_tensors(directory: Path) -> dict[str, NDArray[np.float64]]:
-    tensors = {}
+    tensors: dict[str, NDArray[np.float64]] = {}
     for path in directory.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             tensors |= {name: file.get_tensor(name).double().numpy() for name in file.keys()}  # noqa: SIM118
@@ -124,12 +127,14 @@ def check_against_oracle(
 
 
 @pytest.mark.parametrize("family", PLAIN)
-def test_bits_are_those_of_the_checkpoint(model, family, text_file, tmp_path):
+def test_bits_are_those_of_the_checkpoint(model: ModelFactory, family: str, text_file: Path, tmp_path: Path) -> None:
     check_against_oracle(model(family), family, text_file, tmp_path / "t", dtype="float32", signal="gate", margin=1e-5)
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "bert", "llama", "nemotron", "falcon", "turbosparse", "prosparse"])
-def test_intermediate_signal_is_the_input_of_the_down_projection(model, family, text_file, tmp_path):
+def test_intermediate_signal_is_the_input_of_the_down_projection(
+    model: ModelFactory, family: str, text_file: Path, tmp_path: Path
+) -> None:
     check_against_oracle(
         model(family), family, text_file, tmp_path / "t", dtype="float32", signal="intermediate", margin=1e-5
     )
@@ -137,14 +142,16 @@ def test_intermediate_signal_is_the_input_of_the_down_projection(model, family, 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama", "roberta"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_and_shards(model, family, dtype, text_file, tmp_path):
+def test_half_precision_and_shards(
+    model: ModelFactory, family: str, dtype: str, text_file: Path, tmp_path: Path
+) -> None:
     directory = model(family, dtype=dtype, shards=True)
     assert (directory / "model.safetensors.index.json").exists()
     margin = 0.015 if dtype == "bfloat16" else 0.004
     check_against_oracle(directory, family, text_file, tmp_path / "t", dtype=dtype, signal="gate", margin=margin)
 
 
-def test_float32_is_the_default_on_the_cpu(model, text_file, tmp_path):
+def test_float32_is_the_default_on_the_cpu(model: ModelFactory, text_file: Path, tmp_path: Path) -> None:
     profile(ProfileRequest(model("opt", dtype="bfloat16"), tmp_path / "t", (str(text_file),), device="cpu"))
     with Trace(tmp_path / "t") as trace:
         assert trace.info.sources[0].parameters["dtype"] == "float32"
@@ -152,14 +159,18 @@ def test_float32_is_the_default_on_the_cpu(model, text_file, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "bert", "mpt", "t5-gated", "mixtral", "phi3"])
-def test_a_threshold_of_zero_needs_an_activation_that_is_exactly_zero(model, family, text_file, tmp_path):
+def test_a_threshold_of_zero_needs_an_activation_that_is_exactly_zero(
+    model: ModelFactory, family: str, text_file: Path, tmp_path: Path
+) -> None:
     with pytest.raises(OptionError, match=r"hardly ever exactly zero.*--active-ratio"):
         profile(ProfileRequest(model(family), tmp_path / "t", (str(text_file),)))
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu2"])
 @pytest.mark.parametrize("signal", ["gate", "intermediate"])
-def test_relu_in_a_gated_model_needs_no_threshold(model, activation, signal, text_file, tmp_path):
+def test_relu_in_a_gated_model_needs_no_threshold(
+    model: ModelFactory, activation: str, signal: str, text_file: Path, tmp_path: Path
+) -> None:
     request = ProfileRequest(model("llama", activation=activation), tmp_path / "t", (str(text_file),), signal)
     summary = profile(request)
     assert summary.calibration is None

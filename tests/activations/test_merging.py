@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,30 +11,31 @@ import pytest
 from neuralink_cli.activations.merge import merge_traces
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.errors import InputError, MismatchError, OptionError, OutputError
+from tests.conftest import ModelFactory
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import TEXT
 
 
 @pytest.fixture(scope="module")
-def rows_file(tmp_path_factory):
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "rows.csv"
     path.write_text("text\n" + "\n".join(f'"{line.replace(chr(34), "")}"' for line in TEXT.splitlines() if line))
     return path
 
 
 @pytest.fixture
-def request_(model, text_file, rows_file, tmp_path):
+def request_(model: ModelFactory, text_file: Path, rows_file: Path, tmp_path: Path) -> ProfileRequest:
     return ProfileRequest(model("opt"), tmp_path / "whole", (str(text_file), str(rows_file)), batch_size=2)
 
 
-def run(request, name, **changes):
+def run(request: ProfileRequest, name: str, **changes: Any) -> Path:
     changed = replace(request, output=request.output.with_name(name), **changes)
     profile(changed)
     return changed.output
 
 
 @pytest.mark.parametrize(("parts", "packing"), [(2, True), (3, True), (5, False)])
-def test_parts_merge_into_the_whole(request_, tmp_path, parts, packing):
+def test_parts_merge_into_the_whole(request_: ProfileRequest, tmp_path: Path, parts: int, packing: bool) -> None:
     whole = run(request_, "whole", packing=packing)
     pieces = [run(request_, f"part{i}", packing=packing, part=(i, parts)) for i in range(1, parts + 1)]
     header = merge_traces(pieces, tmp_path / "merged")
@@ -39,7 +43,7 @@ def test_parts_merge_into_the_whole(request_, tmp_path, parts, packing):
     assert [source.name for source in header.sources] == ["river.txt", "rows.csv"]
 
 
-def test_parts_of_a_calibrated_run_agree(model, request_, tmp_path):
+def test_parts_of_a_calibrated_run_agree(model: ModelFactory, request_: ProfileRequest, tmp_path: Path) -> None:
     request_ = replace(request_, model=model("llama"), active_ratio=0.25, calibration_tokens=64)
     whole = run(request_, "whole")
     pieces = [run(request_, f"part{i}", part=(i, 2)) for i in (1, 2)]
@@ -47,7 +51,7 @@ def test_parts_of_a_calibrated_run_agree(model, request_, tmp_path):
     assert (tmp_path / "merged").read_bytes() == whole.read_bytes()
 
 
-def test_datasets_merge_into_a_run_over_both(model, request_, tmp_path):
+def test_datasets_merge_into_a_run_over_both(model: ModelFactory, request_: ProfileRequest, tmp_path: Path) -> None:
     first, second = request_.datasets
     request_ = replace(request_, model=model("llama"))
     calibrated = run(request_, "a", datasets=(first,), active_ratio=0.25)
@@ -57,7 +61,7 @@ def test_datasets_merge_into_a_run_over_both(model, request_, tmp_path):
     assert (tmp_path / "merged").read_bytes() == whole.read_bytes()
 
 
-def test_order_is_that_of_the_inputs(request_, tmp_path):
+def test_order_is_that_of_the_inputs(request_: ProfileRequest, tmp_path: Path) -> None:
     pieces = [run(request_, f"part{i}", part=(i, 2)) for i in (1, 2)]
     merge_traces(pieces[::-1], tmp_path / "merged")
     with Trace(tmp_path / "merged") as merged, Trace(pieces[0]) as one, Trace(pieces[1]) as two:
@@ -69,7 +73,7 @@ def test_order_is_that_of_the_inputs(request_, tmp_path):
             np.testing.assert_array_equal(merged.fired(block), both)
 
 
-def test_one_trace_merges_into_itself(request_, tmp_path):
+def test_one_trace_merges_into_itself(request_: ProfileRequest, tmp_path: Path) -> None:
     whole = run(request_, "whole")
     merge_traces([whole], tmp_path / "merged")
     assert (tmp_path / "merged").read_bytes() == whole.read_bytes()
@@ -77,14 +81,16 @@ def test_one_trace_merges_into_itself(request_, tmp_path):
     assert (tmp_path / "merged").read_bytes() == whole.read_bytes()
 
 
-def test_chunks_smaller_than_the_trace(request_, tmp_path, monkeypatch):
+def test_chunks_smaller_than_the_trace(
+    request_: ProfileRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("neuralink_cli.activations.merge._CHUNK_BYTES", 100)
     pieces = [run(request_, f"part{i}", part=(i, 2)) for i in (1, 2)]
     merge_traces(pieces, tmp_path / "merged")
     assert (tmp_path / "merged").read_bytes() == run(request_, "whole").read_bytes()
 
 
-def test_traces_that_do_not_belong_together(model, request_, tmp_path):
+def test_traces_that_do_not_belong_together(model: ModelFactory, request_: ProfileRequest, tmp_path: Path) -> None:
     relu = replace(request_, model=model("llama", activation="relu"))
     first, second = request_.datasets
     a = run(relu, "a", datasets=(first,))
@@ -111,7 +117,7 @@ def test_traces_that_do_not_belong_together(model, request_, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
-def test_thresholds_that_differ(request_, tmp_path):
+def test_thresholds_that_differ(request_: ProfileRequest, tmp_path: Path) -> None:
     # The same number of calibration tokens, but not the same tokens.
     first, second = request_.datasets
     limits = {"active_ratio": 0.2, "max_tokens": 100}
@@ -121,7 +127,7 @@ def test_thresholds_that_differ(request_, tmp_path):
         merge_traces([a, b], tmp_path / "merged")
 
 
-def test_bad_inputs_and_outputs(request_, tmp_path):
+def test_bad_inputs_and_outputs(request_: ProfileRequest, tmp_path: Path) -> None:
     whole = run(request_, "whole")
     with pytest.raises(OptionError, match="no traces"):
         merge_traces([], tmp_path / "merged")
@@ -137,6 +143,6 @@ def test_bad_inputs_and_outputs(request_, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
-def read_calibration(path):
+def read_calibration(path: Path) -> Mapping[str, Any] | None:
     with Trace(path) as trace:
         return trace.info.calibration

@@ -1,25 +1,31 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralink_cli.activations.packing import pack_fired, pack_on_device
+from neuralink_cli.activations.packing import FiredBits, pack_fired, pack_on_device
 
-DTYPES = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
+DTYPES: dict[str, type[np.unsignedinteger[Any]]] = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
 PACKERS = [pack_fired, pack_on_device]
 
+Packer = Callable[[torch.Tensor, float], FiredBits]
 
-def from_words(words, dtype):
+
+def from_words(words: npt.NDArray[np.unsignedinteger[Any]], dtype: str) -> tuple[torch.Tensor, npt.NDArray[np.float32]]:
     """Floating-point numbers of any bits, as a tensor and, exactly, in float32."""
     signed = words.view(np.int32 if dtype == "float32" else np.int16)
     values = torch.from_numpy(signed.copy()).view(getattr(torch, dtype))
     return values, values.float().numpy()
 
 
-def check(fired, expected):
+def check(fired: FiredBits, expected: npt.NDArray[np.bool_]) -> None:
     """Against bool `[tokens, neurons]`."""
     np.testing.assert_array_equal(fired.rows(), np.packbits(expected, axis=1, bitorder="little"))
     assert int(fired.active) == expected.sum()
@@ -29,7 +35,7 @@ def check(fired, expected):
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_any_bits_against_numpy(pack, dtype, data):
+def test_any_bits_against_numpy(pack: Packer, dtype: str, data: st.DataObject) -> None:
     neurons, tokens = data.draw(st.integers(1, 200)), data.draw(st.integers(0, 5))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     kind = DTYPES[dtype]
@@ -57,7 +63,7 @@ def test_any_bits_against_numpy(pack, dtype, data):
 
 @pytest.mark.parametrize("pack", PACKERS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_at_and_beside_the_threshold(pack, dtype):
+def test_at_and_beside_the_threshold(pack: Packer, dtype: str) -> None:
     values = torch.tensor([[1.0, -1.0, 0.0, -0.0, float("inf"), -float("inf")]], dtype=getattr(torch, dtype))
     bits = {t: pack(values, float(np.float32(t))).rows().item() for t in (0.0, 0.999, 1.0, 1.001, np.inf)}
     # A threshold is not rounded to the dtype of the model.
@@ -65,20 +71,20 @@ def test_at_and_beside_the_threshold(pack, dtype):
 
 
 @pytest.mark.parametrize("pack", PACKERS)
-def test_other_dtypes_count_as_float32(pack):
+def test_other_dtypes_count_as_float32(pack: Packer) -> None:
     values = torch.tensor([[1.0, 1.0 + 1e-12, 1.1]], dtype=torch.float64)
     assert pack(values, 1.0).rows().item() == 0b100
 
 
 @pytest.mark.parametrize("pack", PACKERS)
-def test_values_that_are_not_contiguous(pack):
+def test_values_that_are_not_contiguous(pack: Packer) -> None:
     values = torch.randn(20, 30, generator=torch.Generator().manual_seed(0)).T[::2]
     check(pack(values, 0.5), values.abs().numpy() > 0.5)
 
 
 @pytest.mark.parametrize("pack", PACKERS)
 @pytest.mark.parametrize("neurons", [8, 37])
-def test_nan_anywhere_is_noticed(pack, neurons):
+def test_nan_anywhere_is_noticed(pack: Packer, neurons: int) -> None:
     for column in range(neurons):
         values = torch.ones(3, neurons)
         assert pack(values, 0.5).is_number

@@ -3,15 +3,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from neuralink_cli.activations.trace import Trace
+from neuralink_cli.activations.trace import Trace, TraceHeader
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import (
     InputError,
@@ -21,11 +24,12 @@ from neuralink_cli.errors import (
     OutputError,
     UnsupportedError,
 )
+from tests.conftest import ModelFactory
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import HIDDEN, NEURONS, TEXT
 
 
-def read(path: Path):
+def read(path: Path) -> tuple[TraceHeader, list[int], list[npt.NDArray[np.uint8]]]:
     with Trace(path) as trace:
         bits = [
             np.unpackbits(trace.fired(block), axis=1, bitorder="little")[:, : block.neurons]
@@ -35,14 +39,14 @@ def read(path: Path):
 
 
 @pytest.fixture
-def request_(model, text_file, tmp_path) -> ProfileRequest:
+def request_(model: ModelFactory, text_file: Path, tmp_path: Path) -> ProfileRequest:
     return ProfileRequest(model("opt"), tmp_path / "t.trace.safetensors", (str(text_file),), batch_size=3)
 
 
-def test_the_trace_says_what_it_is_of(request_):
+def test_the_trace_says_what_it_is_of(request_: ProfileRequest) -> None:
     summary = profile(request_)
     info, lengths, bits = read(request_.output)
-    with Checkpoint(request_.model) as checkpoint:
+    with Checkpoint(Path(request_.model)) as checkpoint:
         fingerprint = checkpoint.fingerprint
     assert info.model == {"fingerprint": fingerprint, "model_type": "opt", "architecture": "opt"}
     assert info.origin is None
@@ -73,7 +77,7 @@ def test_the_trace_says_what_it_is_of(request_):
         assert trace.content_sha256 == summary.content_sha256
 
 
-def test_the_same_request_gives_the_same_bytes_in_another_process(request_, tmp_path):
+def test_the_same_request_gives_the_same_bytes_in_another_process(request_: ProfileRequest, tmp_path: Path) -> None:
     first = replace(request_, output=tmp_path / "first")
     profile(first)
     profile(request_)
@@ -89,13 +93,15 @@ profile(Path(model), Path(output), CalibrationOptions({request_.datasets!r}, bat
     assert first.output.read_bytes() == request_.output.read_bytes() == (tmp_path / "other").read_bytes()
 
 
-def test_the_dtype_of_the_checkpoint_is_taken_when_asked_for(request_):
+def test_the_dtype_of_the_checkpoint_is_taken_when_asked_for(request_: ProfileRequest) -> None:
     profile(replace(request_, dtype="bfloat16"))
     assert read(request_.output)[0].sources[0].parameters["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("family", ["opt", "bert"])
-def test_padding_and_nothing_else_is_left_out(model, family, request_, tmp_path):
+def test_padding_and_nothing_else_is_left_out(
+    model: ModelFactory, family: str, request_: ProfileRequest, tmp_path: Path
+) -> None:
     ratio = None if family == "opt" else 0.3
     padded = replace(request_, model=model(family), active_ratio=ratio, packing=False, batch_size=4)
     profile(padded)
@@ -112,20 +118,24 @@ def test_padding_and_nothing_else_is_left_out(model, family, request_, tmp_path)
         assert (a != b).mean() < 1e-3
 
 
-def test_packing_is_the_default_for_language_models_only(model, request_, tmp_path):
+def test_packing_is_the_default_for_language_models_only(
+    model: ModelFactory, request_: ProfileRequest, tmp_path: Path
+) -> None:
     profile(request_)
     profile(replace(request_, model=model("bert"), output=tmp_path / "bert", active_ratio=0.3))
     assert set(read(request_.output)[1][:-1]) == {64}
     assert len(read(tmp_path / "bert")[1]) == sum(1 for line in TEXT.split("\n") if line)
 
 
-def test_roberta_runs_to_its_last_position(model, request_):
+def test_roberta_runs_to_its_last_position(model: ModelFactory, request_: ProfileRequest) -> None:
     long = replace(request_, model=model("roberta"), active_ratio=0.3, packing=True, max_seq_length=1000)
     profile(long)
     assert max(read(long.output)[1]) == 64
 
 
-def test_several_datasets_keep_their_tokens_apart(model, request_, tmp_path):
+def test_several_datasets_keep_their_tokens_apart(
+    model: ModelFactory, request_: ProfileRequest, tmp_path: Path
+) -> None:
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi there"}]}) + "\n")
     (tmp_path / "rows.csv").write_text("text,n\nthe river runs,1\nand runs,2\n")
     datasets = (request_.datasets[0], str(tmp_path / "chat.jsonl"), str(tmp_path / "rows.csv"))
@@ -139,7 +149,7 @@ def test_several_datasets_keep_their_tokens_apart(model, request_, tmp_path):
     assert sum(lengths) == info.tokens
 
 
-def test_the_active_ratio_is_met_and_the_calibration_recorded(model, request_):
+def test_the_active_ratio_is_met_and_the_calibration_recorded(model: ModelFactory, request_: ProfileRequest) -> None:
     request_ = replace(request_, model=model("llama"), active_ratio=0.2, calibration_tokens=100, batch_size=1)
     summary = profile(request_)
     info, _, _ = read(request_.output)
@@ -151,7 +161,7 @@ def test_the_active_ratio_is_met_and_the_calibration_recorded(model, request_):
     assert summary.blocks[0].active_ratio != summary.blocks[1].active_ratio
 
 
-def test_thresholds_are_taken_over_exactly(model, request_, tmp_path):
+def test_thresholds_are_taken_over_exactly(model: ModelFactory, request_: ProfileRequest, tmp_path: Path) -> None:
     first = replace(request_, model=model("llama"), active_ratio=0.2, max_tokens=128)
     profile(first)
     second = replace(first, output=tmp_path / "second", active_ratio=None, thresholds_from=first.output)
@@ -165,12 +175,12 @@ def test_thresholds_are_taken_over_exactly(model, request_, tmp_path):
         profile(replace(second, output=tmp_path / "third", thresholds_from=model("llama") / "model.safetensors"))
 
 
-def test_an_active_ratio_also_holds_for_relu(request_):
+def test_an_active_ratio_also_holds_for_relu(request_: ProfileRequest) -> None:
     summary = profile(replace(request_, active_ratio=0.1))
     assert [block.active_ratio for block in summary.blocks] == pytest.approx([0.1, 0.1], abs=0.01)
 
 
-def test_an_architecture_from_a_file(request_, tmp_path):
+def test_an_architecture_from_a_file(request_: ProfileRequest, tmp_path: Path) -> None:
     built_in = resources.files("neuralink_cli.architectures").joinpath("descriptions/opt.json").read_text()
     document = json.loads(built_in) | {"name": "mine"}
     (tmp_path / "mine.json").write_text(json.dumps(document))
@@ -195,13 +205,13 @@ def test_an_architecture_from_a_file(request_, tmp_path):
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
     ],
 )
-def test_options_that_make_no_sense(request_, change, message):
+def test_options_that_make_no_sense(request_: ProfileRequest, change: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         profile(replace(request_, **change))
     assert list(request_.output.parent.iterdir()) == []
 
 
-def test_an_output_that_exists_is_kept(request_):
+def test_an_output_that_exists_is_kept(request_: ProfileRequest) -> None:
     request_.output.write_text("mine")
     with pytest.raises(OutputError, match="already exists"):
         profile(request_)
@@ -210,21 +220,23 @@ def test_an_output_that_exists_is_kept(request_):
     assert read(request_.output)
 
 
-def test_a_disk_that_is_too_small_is_found_out_before_the_model_runs(request_, monkeypatch):
+def test_a_disk_that_is_too_small_is_found_out_before_the_model_runs(
+    request_: ProfileRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000}))
     with pytest.raises(OutputError, match="bytes of disk"):
         profile(request_)
 
 
 @pytest.mark.parametrize("stage", ["loading the model", "tokenising", "recording", "writing"])
-def test_an_interrupted_run_leaves_nothing(request_, stage):
+def test_an_interrupted_run_leaves_nothing(request_: ProfileRequest, stage: str) -> None:
     stages = []
 
     @contextmanager
-    def progress(name, total, unit):
+    def progress(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
         stages.append(name)
 
-        def advance(_amount):
+        def advance(_amount: int) -> None:
             if name == stage:
                 raise KeyboardInterrupt
 
@@ -238,15 +250,15 @@ def test_an_interrupted_run_leaves_nothing(request_, stage):
     assert list(request_.output.parent.iterdir()) == []
 
 
-def test_progress_adds_up(model, request_):
+def test_progress_adds_up(model: ModelFactory, request_: ProfileRequest) -> None:
     done: dict[str, int] = {}
     totals = {}
 
     @contextmanager
-    def progress(name, total, unit):
+    def progress(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
         totals[name], done[name] = total, 0
 
-        def advance(amount):
+        def advance(amount: int) -> None:
             done[name] += amount
 
         yield advance
@@ -258,7 +270,7 @@ def test_progress_adds_up(model, request_):
     assert done["writing"] == totals["writing"] == written
 
 
-def test_nan_weights_stop_the_run(model, request_, tmp_path):
+def test_nan_weights_stop_the_run(model: ModelFactory, request_: ProfileRequest, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     broken = copy_model(model("opt"), tmp_path / "broken")
@@ -273,7 +285,9 @@ def test_nan_weights_stop_the_run(model, request_, tmp_path):
 @pytest.mark.parametrize(
     "lost", ["model.decoder.layers.1.self_attn.q_proj.weight", "model.decoder.embed_tokens.weight"]
 )
-def test_missing_weights_are_not_made_up(model, request_, tmp_path, lost):
+def test_missing_weights_are_not_made_up(
+    model: ModelFactory, request_: ProfileRequest, tmp_path: Path, lost: str
+) -> None:
     from safetensors.numpy import load_file, save_file
 
     broken = copy_model(model("opt"), tmp_path / "broken")
@@ -284,7 +298,7 @@ def test_missing_weights_are_not_made_up(model, request_, tmp_path, lost):
         profile(replace(request_, model=broken))
 
 
-def test_a_model_without_a_tokenizer(model, request_, tmp_path):
+def test_a_model_without_a_tokenizer(model: ModelFactory, request_: ProfileRequest, tmp_path: Path) -> None:
     bare = copy_model(model("opt"), tmp_path / "bare")
     for path in bare.glob("tokenizer*"):
         path.unlink()
@@ -292,7 +306,7 @@ def test_a_model_without_a_tokenizer(model, request_, tmp_path):
         profile(replace(request_, model=bare))
 
 
-def test_a_tokenizer_of_another_model(model, request_, tmp_path):
+def test_a_tokenizer_of_another_model(model: ModelFactory, request_: ProfileRequest, tmp_path: Path) -> None:
     mixed = copy_model(model("opt"), tmp_path / "mixed")
     text = (mixed / "tokenizer.json").read_text()
     document = json.loads(text)
@@ -303,7 +317,7 @@ def test_a_tokenizer_of_another_model(model, request_, tmp_path):
         profile(replace(request_, model=mixed))
 
 
-def test_code_in_a_checkpoint_is_not_run(model, request_, tmp_path):
+def test_code_in_a_checkpoint_is_not_run(model: ModelFactory, request_: ProfileRequest, tmp_path: Path) -> None:
     remote = copy_model(model("opt"), tmp_path / "remote")
     config = json.loads((remote / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoModel": "code.Mine", "AutoConfig": "code.MyConfig"}}
@@ -316,13 +330,13 @@ def test_code_in_a_checkpoint_is_not_run(model, request_, tmp_path):
         profile(replace(request_, model=remote, architecture_file=Path(str(built_in))))
 
 
-def test_without_torch_the_extra_is_named(request_, monkeypatch):
+def test_without_torch_the_extra_is_named(request_: ProfileRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=r"torch.*pip install 'neuralink-cli\[hf\]'"):
         profile(request_)
 
 
-def test_torch_is_not_imported_before_it_is_needed():
+def test_torch_is_not_imported_before_it_is_needed() -> None:
     modules = (
         *(f"activations.{name}" for name in ("trace", "merge", "options", "profile", "threshold", "spool")),
         *("calibration.sources", "runtime.output_comparison"),

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
@@ -12,19 +15,20 @@ from neuralink_cli.activations.firing import FiringRule, firing_rule
 from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.recorder import HookedBlock, HookedModel
 from neuralink_cli.architectures.architecture import find_architecture
-from neuralink_cli.architectures.blocks import BlockPart
+from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.calibration.batches import encoder_decoder_batch, text_batch
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.models.find_modules import find_experts, find_module
 from neuralink_cli.models.loading import load_model, max_positions
+from tests.conftest import ModelFactory
 from tests.families import FAMILY
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import PLAIN
 
 
-class Toy(nn.Module):
+class Toy(nn.Module):  # type: ignore[misc]  # the types of torch are not read
     """One FFN that runs `times` times on `fed` of its tokens, and does with its output what `activate` says."""
 
     device, dtype = torch.device("cpu"), torch.float32
@@ -36,7 +40,7 @@ class Toy(nn.Module):
         self.embed, self.up, self.act = nn.Embedding(10, 4), nn.Linear(4, 5), nn.ReLU()
         self.times, self.fed, self.flat, self.activate = times, fed, flat, activate
 
-    def forward(self, input_ids, attention_mask=None):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
         x = self.embed(input_ids)[:, self.fed]
         for _ in range(self.times):
             output = self.up(x.reshape(-1, 4) if self.flat else x)
@@ -46,8 +50,14 @@ class Toy(nn.Module):
                 self.act(-output)
 
 
-def seen_by_hooks(toy, ids, mask, activation=None, rule=None):
-    seen = []
+def seen_by_hooks(
+    toy: Toy,
+    ids: npt.NDArray[np.int64],
+    mask: npt.NDArray[np.bool_],
+    activation: nn.Module | None = None,
+    rule: FiringRule | None = None,
+) -> list[tuple[int, torch.Tensor]]:
+    seen: list[tuple[int, torch.Tensor]] = []
     rule = rule or firing_rule("layers.0", "relu", "gate")
     with HookedModel(toy, [HookedBlock(toy.up, False, 5, rule, activation=activation)]) as hooked:
         hooked.run(text_batch(ids, mask), lambda index, values, _tokens: seen.append((index, values)))
@@ -58,7 +68,7 @@ def seen_by_hooks(toy, ids, mask, activation=None, rule=None):
 
 @pytest.mark.parametrize("activate", [None, "module", "of something else"])
 @pytest.mark.parametrize("flat", [False, True])
-def test_tokens_come_in_the_order_of_the_sequences(flat, activate):
+def test_tokens_come_in_the_order_of_the_sequences(flat: bool, activate: str | None) -> None:
     toy = Toy(flat=flat, activate=activate)
     ids = np.array([[1, 2, 3], [4, 5, 0]])
     mask = np.array([[True, True, True], [True, True, False]])
@@ -68,14 +78,14 @@ def test_tokens_come_in_the_order_of_the_sequences(flat, activate):
     torch.testing.assert_close(values, expected)
 
 
-def test_what_the_model_activates_is_not_activated_again():
+def test_what_the_model_activates_is_not_activated_again() -> None:
     toy = Toy(activate="module")
     ids = np.array([[1, 2, 3]])
     ((_, values),) = seen_by_hooks(toy, ids, np.ones_like(ids, dtype=bool), toy.act, FiringRule("b", fail, False))
     assert torch.equal(values, toy.up(toy.embed(torch.from_numpy(ids)))[0].relu())
 
 
-def fail(_values):
+def fail(_values: torch.Tensor) -> NoReturn:
     raise AssertionError
 
 
@@ -84,7 +94,7 @@ WITHOUT_ACTIVATION = {"bloom", "mpt"}
 
 
 @pytest.mark.parametrize("family", [*PLAIN, "phi3"])
-def test_what_the_model_activates_is_the_signal(model, family):
+def test_what_the_model_activates_is_the_signal(model: ModelFactory, family: str) -> None:
     directory, known = model(family), FAMILY[family]
     architecture = find_architecture(known.renamed or known.model_type, directory)
     with Checkpoint(directory) as checkpoint:
@@ -98,8 +108,8 @@ def test_what_the_model_activates_is_the_signal(model, family):
     mask = np.array([[True] * 6, [True] * 4 + [False] * 2])
     to_batch = encoder_decoder_batch(0) if known.task == "seq2seq" else text_batch
 
-    def signals(blocks):
-        seen = []
+    def signals(blocks: list[HookedBlock]) -> list[tuple[int, torch.Tensor]]:
+        seen: list[tuple[int, torch.Tensor]] = []
         with HookedModel(loaded, blocks) as running:
             running.run(to_batch(ids, mask), lambda index, signal, _tokens: seen.append((index, signal)))
         return seen
@@ -126,7 +136,7 @@ def test_what_the_model_activates_is_the_signal(model, family):
         (Toy(times=0), "did not run block 'layers.0'"),
     ],
 )
-def test_a_block_that_does_not_run_once_per_token(toy, message):
+def test_a_block_that_does_not_run_once_per_token(toy: Toy, message: str) -> None:
     ids = np.array([[1, 2, 3]])
     with pytest.raises(UnsupportedError, match=message):
         seen_by_hooks(toy, ids, np.ones_like(ids, dtype=bool))
@@ -141,7 +151,7 @@ def test_a_block_that_does_not_run_once_per_token(toy, message):
         if not (with_head and family.task.endswith("encoder"))
     ],
 )
-def test_modules_are_found_whatever_the_prefix(model, family, with_head):
+def test_modules_are_found_whatever_the_prefix(model: ModelFactory, family: str, with_head: bool) -> None:
     directory, known = model(family), FAMILY[family]
     architecture = find_architecture(known.renamed or known.model_type, directory)
     with Checkpoint(directory) as checkpoint:
@@ -163,7 +173,7 @@ def test_modules_are_found_whatever_the_prefix(model, family, with_head):
                 assert torch.equal(rows[first : first + block.neurons], stored)
 
 
-def matrix_of(checkpoint, block, part):
+def matrix_of(checkpoint: Checkpoint, block: FFNBlock, part: BlockPart) -> torch.Tensor:
     """The weights of a part, `[neurons, hidden]`, from the bytes of the checkpoint alone."""
     data = checkpoint.place(part.weight).file.read(part.weight).view(np.float32)
     lines, width = (block.neurons, block.hidden) if part.neuron_axis == 0 else (block.hidden, block.neurons)
@@ -171,15 +181,16 @@ def matrix_of(checkpoint, block, part):
     return torch.from_numpy(matrix if part.neuron_axis == 0 else matrix.T.copy())
 
 
-def expert_matrix(experts, block, role):
+def expert_matrix(experts: Any, block: FFNBlock, role: str) -> torch.Tensor:
     """The same from where transformers keeps all experts of a layer."""
+    assert block.expert is not None
     if role == "down":
         return experts.down_proj[block.expert.index].T
     both = experts.gate_up_proj[block.expert.index]
     return both[: block.neurons] if role == "gate" else both[block.neurons :]
 
 
-def test_a_module_that_is_not_there(model):
+def test_a_module_that_is_not_there(model: ModelFactory) -> None:
     directory = model("opt")
     architecture = find_architecture("opt", directory)
     loaded = load_model(directory, architecture, device="cpu")
@@ -188,7 +199,7 @@ def test_a_module_that_is_not_there(model):
         find_module(loaded, part, (52, 16), architecture)
 
 
-def test_ffns_that_run_in_chunks_are_refused(model, text_file, tmp_path):
+def test_ffns_that_run_in_chunks_are_refused(model: ModelFactory, text_file: Path, tmp_path: Path) -> None:
     directory = tmp_path / "chunked"
     directory.mkdir()
     for path in model("bert").iterdir():

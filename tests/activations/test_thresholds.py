@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from neuralink_cli.activations.threshold import MagnitudeHistogram
 from neuralink_cli.errors import InputError, UnsupportedError
 
 
-def threshold_of(values, ratio):
+def threshold_of(values: npt.ArrayLike, ratio: float) -> float:
     histogram = MagnitudeHistogram()
     for part in np.array_split(np.asarray(values, dtype=np.float32), 3):
         histogram.add(magnitude_counts(torch.from_numpy(np.abs(part))))
@@ -20,7 +21,7 @@ def threshold_of(values, ratio):
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 0.99), st.sampled_from(["normal", "laplace", "uniform"]))
-def test_the_ratio_is_met(seed, ratio, shape):
+def test_the_ratio_is_met(seed: int, ratio: float, shape: str) -> None:
     values = getattr(np.random.default_rng(seed), shape)(size=20_000).astype(np.float32)
     threshold = threshold_of(values, ratio)
     assert threshold == np.float32(threshold)
@@ -28,12 +29,12 @@ def test_the_ratio_is_met(seed, ratio, shape):
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e20])
-def test_any_scale(scale):
+def test_any_scale(scale: float) -> None:
     values = np.random.default_rng(1).normal(size=10_000) * scale
     assert (np.abs(values.astype(np.float32)) > threshold_of(values, 0.2)).mean() == pytest.approx(0.2, abs=2e-3)
 
 
-def test_zero_where_fewer_are_beyond_zero():
+def test_zero_where_fewer_are_beyond_zero() -> None:
     values = np.zeros(1000)
     values[:100] = 1
     assert threshold_of(values, 0.5) == 0
@@ -41,11 +42,11 @@ def test_zero_where_fewer_are_beyond_zero():
     assert threshold_of(np.zeros(10), 0.3) == 0
 
 
-def test_infinite_values_leave_the_threshold_finite():
+def test_infinite_values_leave_the_threshold_finite() -> None:
     assert np.isfinite(threshold_of(np.full(10, np.inf), 0.3))
 
 
-def test_signals_by_definition():
+def test_signals_by_definition() -> None:
     values = torch.tensor([[-3.0, -0.0, 0.0, 1e-30, 0.5, 7.0, float("inf")]])
     fires = {
         name: firing_rule("layers.0", name, "gate").fires(values, 0.0)[0].tolist()
@@ -61,7 +62,7 @@ def test_signals_by_definition():
     ]  # fmt: skip
 
 
-def test_a_threshold_is_not_rounded_to_the_dtype_of_the_model():
+def test_a_threshold_is_not_rounded_to_the_dtype_of_the_model() -> None:
     values = torch.tensor([[1.0]], dtype=torch.bfloat16)
     rule = firing_rule("layers.0", "relu", "intermediate")
     assert not rule.fires(values, float(np.float32(1.001))).item()
@@ -70,7 +71,7 @@ def test_a_threshold_is_not_rounded_to_the_dtype_of_the_model():
 
 @pytest.mark.parametrize("activation", ["relu", "silu", "relu2"])
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
-def test_nan_stops_the_run(activation, threshold):
+def test_nan_stops_the_run(activation: str, threshold: float) -> None:
     values = torch.ones(4, 9)
     values[2, 5] = float("nan")
     with pytest.raises(InputError, match=r"block 'layers\.3' is not a number"):
@@ -80,7 +81,7 @@ def test_nan_stops_the_run(activation, threshold):
 
 
 @pytest.mark.parametrize("activation", ["made_up", "prelu", "xielu"])
-def test_activations_without_a_function(activation):
+def test_activations_without_a_function(activation: str) -> None:
     with pytest.raises(UnsupportedError, match=f"{activation}.*--signal intermediate"):
         firing_rule("layers.0", activation, "gate")
     assert firing_rule("layers.0", activation, "intermediate").function is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from neuralink_cli.activations import trace as trace_module
 from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, TraceSource, write_trace
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.schema import Schema
-from neuralink_cli.files.stage_file import write_stage_file
+from neuralink_cli.files.stage_file import StreamedTensor, write_stage_file
 
 
 def test_a_block_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +27,9 @@ def test_a_block_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         (TraceSource("x", "0" * 64, 0, 1, 1, 3, {}),),
     )
 
-    def write_once(path: Path, schema: Schema, document: dict, tensors: list, **options: object) -> str:
+    def write_once(
+        path: Path, schema: Schema, document: Mapping[str, Any], tensors: Sequence[StreamedTensor], **options: Any
+    ) -> str:
         return write_stage_file(path, schema, document, tensors[1:], **options)
 
     # A writer that is not ours: the document has the block twice, the tensors once.

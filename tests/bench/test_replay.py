@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuralink_cli.bench import replay_kernels
-from neuralink_cli.bench.bench import BenchOptions, BenchReport, bench
+from neuralink_cli.bench.bench import BenchOptions, BenchReport, bench_layouts
 from neuralink_cli.bench.replay import BlockCache, ReadPrices, TokenFigures, firing_slots, read_prices, replay_block
 from neuralink_cli.devices.device import DeviceModel, ReadRate, builtin_devices
+from neuralink_cli.progress import no_progress
 from neuralink_cli.storage import cache_kernels
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.cache import POLICIES, CachePolicy, NeuronCache
@@ -151,14 +153,8 @@ def measured(layouts: LayoutFactory, tmp_path_factory: pytest.TempPathFactory) -
     return made.layout, trace
 
 
-def run(paths: list[Path], trace: Path, **options: object) -> BenchReport:
-    import contextlib
-
-    @contextlib.contextmanager
-    def silent(_stage: str, _total: int | None, _unit: str):  # type: ignore[no-untyped-def]
-        yield lambda _count: None
-
-    return bench(paths, trace, BenchOptions(**options), progress=silent)  # type: ignore[arg-type]
+def run(paths: list[Path], trace: Path, **options: Any) -> BenchReport:
+    return bench_layouts(paths, trace, BenchOptions(**options), progress=no_progress)
 
 
 def test_rows_of_a_bench(measured: tuple[Path, Path]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from transformers import AutoImageProcessor, ViTModel
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.errors import InputError, OptionError
+from tests.conftest import ModelFactory
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import write_images
 
@@ -17,15 +21,15 @@ TOKENS = 17
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images") / "pictures", 12)
 
 
-def request(model, pictures, output, **options):
+def request(model: ModelFactory, pictures: Path, output: Path, **options: Any) -> ProfileRequest:
     return ProfileRequest(model("vit"), output, (str(pictures),), active_ratio=0.3, **options)
 
 
-def test_bits_are_those_of_the_model_on_the_images(model, pictures, tmp_path):
+def test_bits_are_those_of_the_model_on_the_images(model: ModelFactory, pictures: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     summary = profile(request(model, pictures, tmp_path / "t", batch_size=5))
@@ -47,7 +51,7 @@ def test_bits_are_those_of_the_model_on_the_images(model, pictures, tmp_path):
         assert np.array_equal(bits[decided], (signal > block.threshold)[decided])
 
 
-def test_the_same_images_give_the_same_bytes(model, pictures, tmp_path):
+def test_the_same_images_give_the_same_bytes(model: ModelFactory, pictures: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         profile(request(model, pictures, tmp_path / name, seed=3))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -56,11 +60,13 @@ def test_the_same_images_give_the_same_bytes(model, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "images"), [({"num_samples": 5}, 5), ({"max_tokens": 3 * TOKENS + 1}, 3), ({"max_tokens": 1}, 1)]
 )
-def test_takes_as_many_as_asked_for(model, pictures, options, images, tmp_path):
+def test_takes_as_many_as_asked_for(
+    model: ModelFactory, pictures: Path, options: dict[str, int], images: int, tmp_path: Path
+) -> None:
     assert profile(request(model, pictures, tmp_path / "t", **options)).tokens == images * TOKENS
 
 
-def test_one_image_and_a_table_of_images(model, pictures, tmp_path):
+def test_one_image_and_a_table_of_images(model: ModelFactory, pictures: Path, tmp_path: Path) -> None:
     import datasets
 
     one = profile(request(model, pictures / "03.png", tmp_path / "one"))
@@ -72,7 +78,7 @@ def test_one_image_and_a_table_of_images(model, pictures, tmp_path):
     assert profile(request(model, tmp_path / "two.parquet", tmp_path / "two")).tokens == 2 * TOKENS
 
 
-def test_what_has_no_images_is_refused(model, pictures, text_file, tmp_path):
+def test_what_has_no_images_is_refused(model: ModelFactory, pictures: Path, text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no column of images, its columns are 'text'"):
         profile(request(model, text_file, tmp_path / "t"))
     (tmp_path / "broken.png").write_bytes(b"no picture")

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,21 +20,24 @@ from neuralink_cli.calibration.sequences import (
 )
 from neuralink_cli.calibration.texts import Sample
 from neuralink_cli.models.tokenizer import load_tokenizer
+from tests.conftest import ModelFactory
 from tests.tiny_models import TEXT
 
 LINES = [Sample(line, continues=i > 0) for i, line in enumerate(TEXT.splitlines(keepends=True))]
 
 
-def ids_of(samples, tokenizer, length=64, *, packing, max_tokens=None):
+def ids_of(
+    samples: Iterable[Sample], tokenizer: Any, length: int = 64, *, packing: bool, max_tokens: int | None = None
+) -> list[list[int]]:
     return [s.tolist() for s in tokenize(samples, tokenizer, SequenceOptions(length, packing, max_tokens))]
 
 
-def joined(sequences):
+def joined(sequences: list[list[int]]) -> list[int]:
     return list(chain.from_iterable(sequences))
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "bert", "roberta"])
-def test_packed_lines_are_one_document(model, family):
+def test_packed_lines_are_one_document(model: ModelFactory, family: str) -> None:
     tokenizer = load_tokenizer(model(family))
     packed = ids_of(LINES, tokenizer, 50, packing=True)
     assert {len(ids) for ids in packed[:-1]} == {50}
@@ -43,7 +48,7 @@ def test_packed_lines_are_one_document(model, family):
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "bert"])
-def test_packed_rows_are_documents_of_their_own(model, family):
+def test_packed_rows_are_documents_of_their_own(model: ModelFactory, family: str) -> None:
     tokenizer = load_tokenizer(model(family))
     samples = [Sample("The river"), Sample("the bridge"), Sample("<x>", templated=True)]
     expected = [*tokenizer("The river")["input_ids"], *tokenizer("the bridge")["input_ids"]]
@@ -52,7 +57,7 @@ def test_packed_rows_are_documents_of_their_own(model, family):
 
 
 @pytest.mark.parametrize("family", ["opt", "bert", "roberta"])
-def test_without_packing_every_sample_is_a_sequence(model, family):
+def test_without_packing_every_sample_is_a_sequence(model: ModelFactory, family: str) -> None:
     tokenizer = load_tokenizer(model(family))
     expected = [tokenizer(line)["input_ids"] for line in TEXT.split("\n") if line]
     assert ids_of(LINES, tokenizer, 1000, packing=False) == expected
@@ -63,7 +68,7 @@ def test_without_packing_every_sample_is_a_sequence(model, family):
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_max_tokens_is_exact(model, packing):
+def test_max_tokens_is_exact(model: ModelFactory, packing: bool) -> None:
     tokenizer = load_tokenizer(model("opt"))
     whole = ids_of(LINES, tokenizer, 20, packing=packing)
     for limit in (1, 20, 21, 77):
@@ -73,7 +78,7 @@ def test_max_tokens_is_exact(model, packing):
     assert ids_of(LINES, tokenizer, 20, packing=packing, max_tokens=10**9) == whole
 
 
-def test_long_texts_are_tokenised_in_pieces(model, monkeypatch):
+def test_long_texts_are_tokenised_in_pieces(model: ModelFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = load_tokenizer(model("opt"))
     whole = ids_of(LINES, tokenizer, 10**6, packing=True)
     monkeypatch.setattr(module, "_PIECE", 150)
@@ -86,7 +91,7 @@ def test_long_texts_are_tokenised_in_pieces(model, monkeypatch):
     assert ids_of([Sample(TEXT.strip())], tokenizer, 40, packing=False)[0] == tokenizer(TEXT)["input_ids"][:40]
 
 
-def test_state_saved_with_a_tokenizer_has_no_effect(model):
+def test_state_saved_with_a_tokenizer_has_no_effect(model: ModelFactory) -> None:
     tokenizer = load_tokenizer(model("bert"))
     expected = ids_of(LINES, tokenizer, 64, packing=False)
     tokenizer.backend_tokenizer.enable_truncation(5)
@@ -94,13 +99,13 @@ def test_state_saved_with_a_tokenizer_has_no_effect(model):
     assert ids_of(LINES, tokenizer, 64, packing=False) == expected
 
 
-def test_digest_is_of_lengths_and_ids():
+def test_digest_is_of_lengths_and_ids() -> None:
     sequences = [np.array([1, 2, 300], dtype=np.int32), np.array([70000], dtype=np.int32)]
     expected = hashlib.sha256(struct.pack("<I3iIi", 3, 1, 2, 300, 1, 70000)).hexdigest()
     assert sequences_sha256(sequences) == expected
 
 
-def test_packed_batches_hold_equal_lengths_of_one_source():
+def test_packed_batches_hold_equal_lengths_of_one_source() -> None:
     sources = [(8, 8, 8, 3), (8, 8)]
     assert plan_batches(sources, 2, packing=True) == [
         Batch(0, 0, 2, 16),
@@ -111,7 +116,7 @@ def test_packed_batches_hold_equal_lengths_of_one_source():
     assert plan_batches(sources, 100, packing=False) == [Batch(0, 0, 4, 27), Batch(1, 0, 2, 16)]
 
 
-def test_batches_are_padded_on_the_right():
+def test_batches_are_padded_on_the_right() -> None:
     ids, mask = batch_arrays([np.array([5, 6], dtype=np.int32), np.array([7, 8, 9], dtype=np.int32)], pad_id=1)
     assert ids.dtype == np.int64
     assert ids.tolist() == [[5, 6, 1], [7, 8, 9]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import pytest
 
 from neuralink_cli.calibration.texts import CorpusOptions, Sample, open_corpus
 from neuralink_cli.errors import InputError, MissingDependencyError, NeuralinkError, UnsupportedError
+from tests.conftest import ModelFactory
 
 
 def texts(dataset: Path | str, **options: Any) -> list[str]:
     return [sample.text for sample in open_corpus(str(dataset), CorpusOptions(**options), None)]
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     match path.suffix:
         case ".json":
             path.write_text(json.dumps(rows, indent=1))
@@ -32,7 +34,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 TABLES = (".json", ".jsonl", ".csv", ".parquet")
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"text": "one", "label": 1},
     {"text": "two\nlines, and a comma", "label": 2},
     {"text": "", "label": 3},
@@ -41,7 +43,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("suffix", TABLES)
-def test_rows_of_every_file_type(tmp_path, suffix):
+def test_rows_of_every_file_type(tmp_path: Path, suffix: str) -> None:
     path = write_rows(tmp_path / f"rows{suffix}", ROWS)
     corpus = open_corpus(str(path), CorpusOptions(), None)
     assert list(corpus) == [Sample("one"), Sample("two\nlines, and a comma"), Sample("nul")]
@@ -49,13 +51,13 @@ def test_rows_of_every_file_type(tmp_path, suffix):
     assert corpus.name == f"rows{suffix}"
 
 
-def test_csv_values_are_not_interpreted(tmp_path):
+def test_csv_values_are_not_interpreted(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("text,b\nNA,1\nnull,2\nNaN,3\n")
     assert texts(path) == ["NA", "null", "NaN"]
 
 
-def test_text_lines_continue_each_other(tmp_path):
+def test_text_lines_continue_each_other(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(b"a\n\nb \r\nlast")
     assert list(open_corpus(str(path), CorpusOptions(), None)) == [
@@ -66,15 +68,15 @@ def test_text_lines_continue_each_other(tmp_path):
     ]
 
 
-def test_num_samples_does_not_count_blank_ones(tmp_path):
+def test_num_samples_does_not_count_blank_ones(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("a\n\n \nb\nc\n")
     assert texts(path, num_samples=2) == ["a\n", "\n", " \n", "b\n"]
     assert texts(write_rows(tmp_path / "x.jsonl", ROWS), num_samples=3)[-1] == "nul"
 
 
-def test_columns_are_joined(tmp_path):
-    rows = [
+def test_columns_are_joined(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
         {"instruction": "Sort", "input": "b, a", "output": "a, b"},
         {"instruction": "Greet", "input": "", "output": "Hello"},
         {"instruction": None, "input": None, "output": None},
@@ -86,7 +88,7 @@ def test_columns_are_joined(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
-def test_a_seed_shuffles_and_repeats(tmp_path, name):
+def test_a_seed_shuffles_and_repeats(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     lines = [f"line {i}" for i in range(200)]
     path.write_text("\n".join(lines if name == "x.txt" else [json.dumps({"text": line}) for line in lines]))
@@ -100,10 +102,10 @@ def test_a_seed_shuffles_and_repeats(tmp_path, name):
     assert not any(sample.continues for sample in shuffled)
 
 
-def test_messages_go_through_the_chat_template(model, tmp_path):
+def test_messages_go_through_the_chat_template(model: ModelFactory, tmp_path: Path) -> None:
     from neuralink_cli.models.tokenizer import load_tokenizer
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "extra": 1}]},
         {"messages": [{"role": "user", "content": "Bye"}]},
     ]
@@ -139,7 +141,9 @@ def test_messages_go_through_the_chat_template(model, tmp_path):
         ("x.md", b"a", UnsupportedError, r"none of the calibration data types \.txt"),
     ],
 )
-def test_data_that_cannot_be_used(tmp_path, name, content, error, message):
+def test_data_that_cannot_be_used(
+    tmp_path: Path, name: str, content: bytes, error: type[NeuralinkError], message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message) as caught:
         texts(tmp_path / name)
@@ -147,7 +151,7 @@ def test_data_that_cannot_be_used(tmp_path, name, content, error, message):
     assert len(str(caught.value)) < 400
 
 
-def test_paths_that_are_no_file(tmp_path):
+def test_paths_that_are_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         texts(tmp_path / "missing.jsonl")
     with pytest.raises(InputError, match="no such file"):
@@ -156,13 +160,13 @@ def test_paths_that_are_no_file(tmp_path):
         texts(tmp_path)
 
 
-def test_names_that_look_like_patterns(tmp_path):
+def test_names_that_look_like_patterns(tmp_path: Path) -> None:
     (tmp_path / "a[1]*.txt").write_text("this one\n")
     (tmp_path / "a1.txt").write_text("not this\n")
     assert texts(tmp_path / "a[1]*.txt") == ["this one\n"]
 
 
-def test_local_files_leave_no_trace_in_the_cache(tmp_path, monkeypatch):
+def test_local_files_leave_no_trace_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -170,7 +174,7 @@ def test_local_files_leave_no_trace_in_the_cache(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_datasets_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     (tmp_path / "x.txt").write_text("a")
     with pytest.raises(MissingDependencyError, match=r"pip install 'neuralink-cli\[hf\]'") as caught:

@@ -4,7 +4,7 @@ import errno
 import logging
 import shutil
 import sys
-from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -23,10 +23,10 @@ from tests.hub import COMMIT, write_cached
 OTHER = "f" * 40
 
 
-def http_error(kind: type[Exception]) -> Exception:
+def http_error(kind: Callable[..., Exception]) -> Exception:
     """An error of the hub's library, as an answer of the hub leads to it."""
     response: Any = SimpleNamespace(headers={}, status_code=404, request=None)
-    return kind("the hub's words.\nMore of them", response=response)  # type: ignore[call-arg]
+    return kind("the hub's words.\nMore of them", response=response)
 
 
 def hub_fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -297,7 +297,7 @@ def test_there_must_be_room_in_the_cache(
     hub_cache: Path, files: dict[str, bytes], hub_knows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = hub_knows(hub_cache, files)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: namedtuple("Usage", "free")(100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=100))
     with pytest.raises(OutputError, match=r"hub cache/models--org--name: needs [\d,]+ bytes of disk, 100 are free"):
         find_model("org/name")
     assert not asked

@@ -17,7 +17,8 @@ from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.placement.placement import Placement
 from tests.checkpoints import files_of, write_checkpoint
 from tests.cli.conftest import Neuralink
-from tests.tiny_models import TEXT, VOCABULARY, build_model
+from tests.families import VOCABULARY
+from tests.tiny_models import TEXT, build_model
 
 HIDDEN, NEURONS = 16, 37
 USUAL = {

@@ -135,7 +135,8 @@ def test_the_permuted_model_is_really_permuted(made: Stages) -> None:
 @pytest.mark.parametrize("name", ["bundled", "gate"])
 def test_transformers_does_not_take_a_bundled_layout_for_a_model(made: Stages, name: str) -> None:
     # The ones that come with code of their own are not even looked at without it.
-    kind, complaint = (OSError, r"model\.safetensors|no file named")
+    kind: type[Exception] = OSError
+    complaint = r"model\.safetensors|no file named"
     if FAMILY[made.family].renamed is not None:
         kind, complaint = (ValueError, "trust_remote_code")
     with quiet_transformers(), pytest.raises(kind, match=complaint):

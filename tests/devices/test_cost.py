@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from neuralink_cli.devices.cost import collapse_gap, gap_terms, order_cost
 
+TraceAndOrder = tuple[NDArray[np.bool_], NDArray[np.int32]]
+
 
 def pack(fired: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Packs bool [tokens, n] into uint64 [n, words], independently of the project's own transposition."""
@@ -29,7 +31,7 @@ def cost_token_by_token(fired: NDArray[np.bool_], order: NDArray[np.int32], rati
 
 
 @st.composite
-def traces(draw: st.DrawFn) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+def traces(draw: st.DrawFn) -> TraceAndOrder:
     tokens = draw(st.integers(0, 150))
     n = draw(st.integers(1, 24))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -39,14 +41,14 @@ def traces(draw: st.DrawFn) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
 
 @settings(deadline=None)
 @given(traces(), st.one_of(st.integers(0, 30).map(float), st.floats(0, 40)))
-def test_cost_equals_the_sum_over_tokens_and_gaps(trace, ratio):
+def test_cost_equals_the_sum_over_tokens_and_gaps(trace: TraceAndOrder, ratio: float) -> None:
     fired, order = trace
     assert order_cost(pack(fired), order, ratio) == pytest.approx(cost_token_by_token(fired, order, ratio))
 
 
 @settings(deadline=None)
 @given(traces(), st.floats(0, 10))
-def test_an_order_costs_the_same_backwards(trace, ratio):
+def test_an_order_costs_the_same_backwards(trace: TraceAndOrder, ratio: float) -> None:
     fired, order = trace
     bits = pack(fired)
     assert order_cost(bits, order[::-1], ratio) == pytest.approx(order_cost(bits, order, ratio))
@@ -54,29 +56,29 @@ def test_an_order_costs_the_same_backwards(trace, ratio):
 
 @settings(deadline=None)
 @given(traces(), st.integers(0, 40))
-def test_terms_count_the_gaps_of_at_least_j_slots(trace, limit):
+def test_terms_count_the_gaps_of_at_least_j_slots(trace: TraceAndOrder, limit: int) -> None:
     fired, order = trace
     terms = gap_terms(pack(fired), order, limit)
     gaps = [np.diff(np.flatnonzero(token), prepend=-limit - 2) - 1 for token in fired[:, order] if token.any()]
     assert terms.tolist() == [sum(int((gap >= j).sum()) for gap in gaps) for j in range(1, limit + 1)]
 
 
-def test_the_first_term_is_the_number_of_runs():
+def test_the_first_term_is_the_number_of_runs() -> None:
     fired = np.array([[1, 1, 0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0, 0, 0]], dtype=bool)
     assert gap_terms(pack(fired), np.arange(8), 1).tolist() == [4]
 
 
-def test_a_ratio_beyond_the_block_prices_one_operation_per_token():
+def test_a_ratio_beyond_the_block_prices_one_operation_per_token() -> None:
     fired = np.array([[1, 0, 1], [0, 1, 0]], dtype=bool)
     assert order_cost(pack(fired), np.arange(3), 1e12) == pytest.approx(3 + 1 + 2e12)
 
 
 @pytest.mark.parametrize(("ratio", "gap"), [(0.0, 0), (0.5, 0), (1.0, 0), (1.5, 1), (2.0, 1), (4.0, 3), (4.25, 4)])
-def test_the_longest_gap_worth_reading_across(ratio, gap):
+def test_the_longest_gap_worth_reading_across(ratio: float, gap: int) -> None:
     assert collapse_gap(ratio) == gap
 
 
 @pytest.mark.parametrize("ratio", [-1.0, float("nan"), float("inf")])
-def test_a_ratio_that_is_no_price_is_refused(ratio):
+def test_a_ratio_that_is_no_price_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match="ratio"):
         order_cost(np.zeros((2, 1), dtype=np.uint64), np.arange(2), ratio)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ PROFILE = {
 READS = [{"bytes": 4096, "bytes_per_second": 3e8}, {"bytes": 65536, "bytes_per_second": 1.5e9}]
 
 
-def fio_job(size: int, rate: float, *, depth: int = 32, numjobs: int = 1) -> dict:
+def fio_job(size: int, rate: float, *, depth: int = 32, numjobs: int = 1) -> dict[str, Any]:
     return {
         "jobname": f"bs{size}",
         "job options": {"bs": str(size), "iodepth": str(depth), "numjobs": str(numjobs), "rw": "randread"},
@@ -33,11 +34,11 @@ def fio_job(size: int, rate: float, *, depth: int = 32, numjobs: int = 1) -> dic
     }
 
 
-def fio(*jobs: dict) -> dict:
+def fio(*jobs: dict[str, Any]) -> dict[str, Any]:
     return {"fio version": "fio-3.36", "global options": {"direct": "1"}, "jobs": list(jobs)}
 
 
-def write(path: Path, document: dict) -> str:
+def write(path: Path, document: dict[str, Any]) -> str:
     path.write_text(json.dumps(document))
     return str(path)
 
@@ -100,7 +101,7 @@ def test_read_seconds_is_interpolated_between_measured_sizes_and_linear_beyond()
         ({"reads": [{"bytes": 4096, "bytes_per_second": 1e6}, {"bytes": 8192, "bytes_per_second": 1e9}]}, "less time"),
     ],
 )
-def test_nonsense_profiles_are_refused(tmp_path: Path, change: dict, text: str) -> None:
+def test_nonsense_profiles_are_refused(tmp_path: Path, change: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         find_device(write(tmp_path / "d.json", {**PROFILE, **change}))
 

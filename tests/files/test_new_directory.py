@@ -158,12 +158,12 @@ def test_no_run_starts_while_another_clears_away_what_it_replaced(
     rmtree = shutil.rmtree
     attempts = []
 
-    def rmtree_with_company(directory: Path, **options: bool) -> None:
+    def rmtree_with_company(directory: Path, *, ignore_errors: bool = False) -> None:
         monkeypatch.setattr(shutil, "rmtree", rmtree)
         attempts.append(directory)
         with pytest.raises(OutputError, match="another run is writing this output"):
             write_new(path)
-        rmtree(directory, **options)
+        rmtree(directory, ignore_errors=ignore_errors)
 
     monkeypatch.setattr(shutil, "rmtree", rmtree_with_company)
     write_new(path)

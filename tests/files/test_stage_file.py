@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def test_reports_its_progress_in_bytes(tmp_path: Path) -> None:
 
 def test_refuses_data_of_another_size_than_announced(tmp_path: Path) -> None:
     for rows in (FIRED[:-1], np.concatenate([FIRED, FIRED[:1]])):
-        wrong = StreamedTensor("layers.0.fired", "U8", (900, 2), lambda rows=rows: [rows])  # type: ignore[misc]
+        wrong = StreamedTensor("layers.0.fired", "U8", (900, 2), partial(iter, [rows]))
         with pytest.raises(ValueError, match=f"tensor 'layers.0.fired' got {rows.nbytes} bytes"):
             write(tmp_path / "x", tensors=(wrong, TENSORS[1]))
         assert not any(tmp_path.iterdir())

@@ -11,7 +11,6 @@ import jsonschema
 import numpy as np
 import numpy.typing as npt
 import pytest
-import safetensors
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
@@ -25,6 +24,7 @@ from tests.checkpoints import (
     NEURONS,
     README,
     RawTensor,
+    deserialize,
     encode,
     files_of,
     tensors_of,
@@ -52,7 +52,7 @@ class Runtime:
 
     def __init__(self, directory: Path) -> None:
         self.index: dict[str, Any] = json.loads((directory / "model.flash.json").read_bytes())
-        self.path = directory / self.index["file"]["name"]
+        self.path: Path = directory / self.index["file"]["name"]
         self.blocks = {block["id"]: block for block in self.index["blocks"]}
 
     def read(self, offset: int, count: int) -> bytes:
@@ -66,7 +66,7 @@ class Runtime:
         return self.read(place["offset"], place["bytes"])
 
     def order(self, block: dict[str, Any]) -> list[int]:
-        return np.frombuffer(self.range(block["order"]), dtype="<i4").tolist()
+        return [int(neuron) for neuron in np.frombuffer(self.range(block["order"]), dtype="<i4")]
 
     def neuron(self, block_id: str, neuron: int) -> dict[str, bytes]:
         """Weights of a neuron by role, whether they are in its bundle or resident."""
@@ -159,7 +159,7 @@ def test_the_reference_reader_opens_it(layouts: LayoutFactory, family: str, dtyp
     tensors = tensors_of(family, dtype=dtype)
     found = {
         name: RawTensor(tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
-        for name, tensor in safetensors.deserialize((made.layout / "model.flash.safetensors").read_bytes())
+        for name, tensor in deserialize((made.layout / "model.flash.safetensors").read_bytes())
     }
     part_names = {f"{STEMS[family].format(k)}{name}" for k in range(LAYERS) for name, _ in PARTS[family].values()}
     moved = {f"{name}.weight" for name in part_names}

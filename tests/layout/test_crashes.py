@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from tests.faults import deaths, faults, file_size_limit, flushed
 from tests.layouts import LayoutFactory, Made, relayout, verify
 
 # Both kinds as they are written here; the old output is a bundled layout aligned otherwise.
-OPTIONS = {"bundled": {"alignment": 512}, "permuted": {"layout": "permuted"}}
+OPTIONS: dict[str, dict[str, Any]] = {"bundled": {"alignment": 512}, "permuted": {"layout": "permuted"}}
 
 
 def names_in(directory: Path) -> list[str]:

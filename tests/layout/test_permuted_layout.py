@@ -7,12 +7,21 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-import safetensors
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.layout.index import PERMUTED_SCHEMA
 from neuralink_cli.placement.placement import Placement
-from tests.checkpoints import ELEMENT_BYTES, FAMILIES, HIDDEN, NEURONS, RawTensor, decode, files_of, tensors_of
+from tests.checkpoints import (
+    ELEMENT_BYTES,
+    FAMILIES,
+    HIDDEN,
+    NEURONS,
+    RawTensor,
+    decode,
+    deserialize,
+    files_of,
+    tensors_of,
+)
 from tests.layouts import LayoutFactory
 
 # By the end of the name: the axis of the neurons.
@@ -50,7 +59,7 @@ def test_only_the_order_of_the_neurons_differs(layouts: LayoutFactory, family: s
             assert len(layout[name]) == len(source[name])
             data_start = 8 + int.from_bytes(source[name][:8], "little")
             assert layout[name][:data_start] == source[name][:data_start]
-            found = {n: bytes(t["data"]) for n, t in safetensors.deserialize(layout[name])}
+            found = {n: bytes(t["data"]) for n, t in deserialize(layout[name])}
             before = decode(made.model / name)
             assert set(found) == set(before)
             for tensor, content in before.items():

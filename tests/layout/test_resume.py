@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -121,8 +122,12 @@ def test_damage_to_what_is_left_is_found(tmp_path: Path, made: Made, kind: str, 
     path = partial / WEIGHTS[kind]
     size = path.stat().st_size
     places = random.integers(0, size, 8).tolist()
-    damages: list[Callable[[], Any]] = [lambda at=at: flip(path, at) for at in (0, size - 1, *places)]  # type: ignore[misc]
-    damages += [lambda at=at: path.write_bytes(path.read_bytes()[:at]) for at in (0, 1, 4096, *places[:3])]  # type: ignore[misc]
+
+    def cut(at: int) -> None:
+        path.write_bytes(path.read_bytes()[:at])
+
+    damages: list[Callable[[], object]] = [functools.partial(flip, path, at) for at in (0, size - 1, *places)]
+    damages += [functools.partial(cut, at) for at in (0, 1, 4096, *places[:3])]
     damages += [lambda: path.write_bytes(path.read_bytes() + random.bytes(100_000)), path.unlink]
     for damage in damages:
         damage()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from neuralink_cli.models import offload
 from neuralink_cli.models.loading import load_model
 from neuralink_cli.models.offload import MemoryLimit, available_memory, input_device, weight_bytes
 from neuralink_cli.runtime.output_comparison import compare_outputs
+from tests.conftest import ModelFactory
 from tests.families import FAMILY
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import PLAIN, TEXT
@@ -29,7 +32,16 @@ NOT_OFFLOADED = ["deberta", "deberta-v2"]
     ("stored", "dtype", "share"),
     [("float32", "float32", 0.0), ("bfloat16", "float32", 0.5), ("float16", "bfloat16", 0.6)],
 )
-def test_traces_do_not_depend_on_the_memory(model, family, stored, dtype, share, text_file, tmp_path, caplog):
+def test_traces_do_not_depend_on_the_memory(
+    model: ModelFactory,
+    family: str,
+    stored: str,
+    dtype: str,
+    share: float,
+    text_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     directory = model(family, dtype=stored, shards=True)
     ratio = None if FAMILY[family].exact else 0.3
     request = ProfileRequest(directory, tmp_path / "whole", (str(text_file),), "gate", ratio, batch_size=3, dtype=dtype)
@@ -43,29 +55,37 @@ def test_traces_do_not_depend_on_the_memory(model, family, stored, dtype, share,
 
 
 @pytest.mark.parametrize("family", NOT_OFFLOADED)
-def test_models_that_cannot_be_offloaded(model, family, text_file, tmp_path):
+def test_models_that_cannot_be_offloaded(model: ModelFactory, family: str, text_file: Path, tmp_path: Path) -> None:
     request = ProfileRequest(model(family), tmp_path / "t", (str(text_file),), active_ratio=0.3, max_memory=1)
     with pytest.raises(UnsupportedError, match=r"without running their module.*--max-memory"):
         profile(request)
 
 
-def test_a_limit_that_is_enough_changes_nothing(model, text_file, tmp_path, caplog):
+def test_a_limit_that_is_enough_changes_nothing(
+    model: ModelFactory, text_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     request = ProfileRequest(model("opt"), tmp_path / "t", (str(text_file),), max_memory=10**9)
     profile(request)
     assert "no room in memory" not in caplog.text
 
 
-def test_without_an_option_the_free_memory_decides(model, text_file, tmp_path, caplog, monkeypatch):
+def test_without_an_option_the_free_memory_decides(
+    model: ModelFactory,
+    text_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(offload, "available_memory", lambda: 30_000)
     profile(ProfileRequest(model("opt"), tmp_path / "t", (str(text_file),)))
     assert "of weights have no room in memory" in caplog.text
 
 
-def test_memory_is_there():
+def test_memory_is_there() -> None:
     assert 2**20 < available_memory() < 2**50
 
 
-def test_what_weights_take(model):
+def test_what_weights_take(model: ModelFactory) -> None:
     own = weight_bytes(model("opt", dtype="bfloat16"), "auto")
     assert weight_bytes(model("opt", dtype="bfloat16"), "float32") == 2 * own
     assert weight_bytes(model("opt", dtype="bfloat16"), "float16") == own
@@ -73,7 +93,7 @@ def test_what_weights_take(model):
 
 
 @pytest.mark.parametrize(("device", "memory"), [("cpu", 0), ("meta", 10**6)])
-def test_limits_that_make_no_sense(model, device, memory):
+def test_limits_that_make_no_sense(model: ModelFactory, device: str, memory: int) -> None:
     directory = model("opt")
     architecture = find_architecture("opt", directory)
     with pytest.raises(OptionError, match="--max-memory"):
@@ -81,12 +101,14 @@ def test_limits_that_make_no_sense(model, device, memory):
 
 
 @pytest.mark.parametrize("stage", ["loading the model", "recording"])
-def test_an_interrupted_run_leaves_no_weights_behind(model, text_file, tmp_path, stage):
+def test_an_interrupted_run_leaves_no_weights_behind(
+    model: ModelFactory, text_file: Path, tmp_path: Path, stage: str
+) -> None:
     directory, output = model("mixtral"), tmp_path / "t"
-    seen = []
+    seen: list[str] = []
 
     @contextmanager
-    def progress(name, _total, _unit):
+    def progress(name: str, _total: int | None, _unit: str) -> Iterator[Callable[[int], None]]:
         yield lambda _amount: None
         if name == stage:
             seen.extend(path.name for path in output.parent.iterdir())
@@ -99,7 +121,7 @@ def test_an_interrupted_run_leaves_no_weights_behind(model, text_file, tmp_path,
     assert list(output.parent.iterdir()) == []
 
 
-def test_missing_weights_are_not_made_up(model, text_file, tmp_path):
+def test_missing_weights_are_not_made_up(model: ModelFactory, text_file: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     directory = tmp_path / "broken"
@@ -114,7 +136,9 @@ def test_missing_weights_are_not_made_up(model, text_file, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["mixtral", "mixtral-fused"])
-def test_experts(model, family, text_file, tmp_path, caplog):
+def test_experts(
+    model: ModelFactory, family: str, text_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     request = ProfileRequest(model(family), tmp_path / "whole", (str(text_file),), active_ratio=0.3)
     profile(request)
     profile(replace(request, output=tmp_path / "limited", max_memory=1))
@@ -122,7 +146,7 @@ def test_experts(model, family, text_file, tmp_path, caplog):
     assert (tmp_path / "limited").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_inputs_go_where_the_model_computes(model):
+def test_inputs_go_where_the_model_computes(model: ModelFactory) -> None:
     directory = model("opt")
     architecture = find_architecture("opt", directory)
     away = load_model(directory, architecture, device="cpu", limit=MemoryLimit(1))
@@ -131,7 +155,9 @@ def test_inputs_go_where_the_model_computes(model):
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_outputs_are_compared_whatever_the_memory(model, family, monkeypatch, caplog):
+def test_outputs_are_compared_whatever_the_memory(
+    model: ModelFactory, family: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     directory = model(family)
     architecture = find_architecture(family, directory)
     ids = read_token_sequences(directory, TEXT, sequences=1)[0][None]
@@ -143,7 +169,9 @@ def test_outputs_are_compared_whatever_the_memory(model, family, monkeypatch, ca
     assert comparison.max_abs_difference == 0
 
 
-def test_outputs_of_a_model_that_cannot_be_offloaded_are_not_compared_and_it_says_why(model, monkeypatch):
+def test_outputs_of_a_model_that_cannot_be_offloaded_are_not_compared_and_it_says_why(
+    model: ModelFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = model("deberta")
     batches = [text_batch(np.arange(3, 40)[None], np.ones((1, 37), dtype=bool))]
     monkeypatch.setattr(offload, "available_memory", lambda: 1000)

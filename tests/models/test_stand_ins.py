@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,16 +14,17 @@ from neuralink_cli.activations.trace import Trace
 from neuralink_cli.architectures.architecture import find_architecture
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.models.loading import load_model
+from tests.conftest import ModelFactory
 from tests.families import FAMILY
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import build_model
 
 
-def fatrelu(x):
+def fatrelu(x: torch.Tensor) -> torch.Tensor:
     return x * (x > 0.05)
 
 
-def relu(x):
+def relu(x: torch.Tensor) -> torch.Tensor:
     return x * (x > 0)
 
 
@@ -34,7 +36,7 @@ FFNS = {
 
 
 @pytest.mark.parametrize("family", FFNS)
-def test_the_stand_in_computes_what_the_checkpoint_means(model, family, tmp_path):
+def test_the_stand_in_computes_what_the_checkpoint_means(model: ModelFactory, family: str, tmp_path: Path) -> None:
     known = FAMILY[family]
     ordinary = shutil.copytree(model(family), tmp_path / "ordinary")
     config = json.loads((ordinary / "config.json").read_text())
@@ -51,7 +53,9 @@ def test_the_stand_in_computes_what_the_checkpoint_means(model, family, tmp_path
         torch.testing.assert_close(found(input_ids=ids).logits, expected(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_drelu_fires_where_both_are_positive_if_the_intermediate_is_asked_for(model, text_file, tmp_path):
+def test_drelu_fires_where_both_are_positive_if_the_intermediate_is_asked_for(
+    model: ModelFactory, text_file: Path, tmp_path: Path
+) -> None:
     ratios = {}
     for signal in ("gate", "intermediate"):
         profile(ProfileRequest(model("turbosparse"), tmp_path / signal, (str(text_file),), signal))
@@ -60,7 +64,7 @@ def test_drelu_fires_where_both_are_positive_if_the_intermediate_is_asked_for(mo
     assert all(both < gate for both, gate in zip(ratios["intermediate"], ratios["gate"], strict=True))
 
 
-def test_what_nothing_stands_in_for_needs_its_code(text_file, tmp_path):
+def test_what_nothing_stands_in_for_needs_its_code(text_file: Path, tmp_path: Path) -> None:
     directory = build_model(tmp_path / "model", "llama", activation="relu")
     path = directory / "config.json"
     own = {"model_type": "minicpm", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import networkx
 import numpy as np
@@ -20,18 +20,14 @@ from neuralink_cli.placement.gain import block_gains, source_gains, total_gain
 from neuralink_cli.placement.graph_export import export_graphs
 from neuralink_cli.placement.orders import ORDER_MAKERS
 from neuralink_cli.placement.placement import ORDER_NAMES, Placement, PlacementHeader
+from neuralink_cli.progress import no_progress
 from tests.traces import write_clustered_trace
 
 OPTIONS = ClusterOptions(device=builtin_devices()["ufs4.0"], effort="fast")
 
 
-@contextmanager
-def silent(_stage: str, _total: int | None, _unit: str):
-    yield lambda _count: None
-
-
-def run(trace: Path, output: Path, **options: object) -> PlacementHeader:
-    return cluster(trace, output, replace(OPTIONS, **options), progress=silent)[0]
+def run(trace: Path, output: Path, **options: Any) -> PlacementHeader:
+    return cluster(trace, output, replace(OPTIONS, **options), progress=no_progress).header
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +128,12 @@ def test_the_number_of_jobs_does_not_matter(trace: Path, tmp_path: Path, jobs: i
 
 def test_bundle_size_and_residency_decide_the_price_of_an_operation(trace: Path, tmp_path: Path) -> None:
     device = OPTIONS.device
-    for name, options, size in [
+    cases: list[tuple[str, dict[str, Any], int]] = [
         ("a", {}, 4096),
         ("b", {"resident": "gate"}, 2048),
         ("c", {"bundle_bytes": 24_000}, 24_000),
-    ]:
+    ]
+    for name, options, size in cases:
         block = run(trace, tmp_path / name, **options).blocks[0]
         assert block.bundle_bytes == size
         assert block.operation_in_bundles == device.operation_in_bundles(size)
@@ -184,9 +181,9 @@ def test_graphs_are_readable_and_name_slots(trace: Path, tmp_path: Path) -> None
 
 def test_an_interruption_stops_the_other_blocks_too(trace: Path, tmp_path: Path) -> None:
     """As Ctrl-C does, an exception in the main thread ends refinements that would have taken minutes."""
-    seen = []
+    seen: list[str] = []
 
-    def order_or_stop(*arguments: object) -> object:
+    def order_or_stop(*arguments: Any) -> NoReturn:
         between_sweeps = arguments[-1]
         if not seen:
             seen.append("first")

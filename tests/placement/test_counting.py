@@ -56,13 +56,14 @@ def test_counts_have_the_narrowest_type_that_holds_them(tokens: int, dtype: type
 def test_strongest_links_are_the_strongest_of_either_end(tokens: int, n: int, per_neuron: int, seed: int) -> None:
     fired = random_fired(tokens, n, seed)
     counts = product(fired)
-    expected = {}
+    expected: dict[tuple[int, int], int] = {}
     for i in range(n):
         partners = sorted((j for j in range(n) if j != i and counts[i, j] > 0), key=lambda j: (-counts[i, j], j))
         expected |= {(min(i, j), max(i, j)): counts[i, j] for j in partners[:per_neuron]}
-    i, j, count = strongest_links(pack(fired), per_neuron)
-    assert (i.dtype, j.dtype, count.dtype) == (np.int32, np.int32, np.uint32)
-    assert list(zip(zip(i, j, strict=True), count, strict=True)) == sorted(expected.items())
+    first, second, count = strongest_links(pack(fired), per_neuron)
+    assert first.dtype == second.dtype == np.int32
+    assert count.dtype == np.uint32
+    assert list(zip(zip(first, second, strict=True), count, strict=True)) == sorted(expected.items())
 
 
 def test_strongest_links_want_at_least_one() -> None:

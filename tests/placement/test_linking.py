@@ -13,8 +13,7 @@ from hypothesis.extra.numpy import arrays
 from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.placement.bits import activation_counts, transpose_bits
 from neuralink_cli.placement.counting import coactivation_counts
-from neuralink_cli.placement.linking import Linking, link_greedy, link_sparse, link_tiled
-from neuralink_cli.placement.partners import strongest_links
+from neuralink_cli.placement.linking import Linking, link_greedy, link_tiled
 
 Pairs = dict[tuple[int, int], int]
 
@@ -43,7 +42,7 @@ def reference(pairs: Pairs, activations: list[int]) -> tuple[list[int], list[int
 
 
 def as_lists(linking: Linking) -> tuple[list[int], list[int]]:
-    assert (linking.order.dtype, linking.links.dtype) == (np.int32, np.int32)
+    assert linking.order.dtype == linking.links.dtype == np.int32
     return linking.order.tolist(), linking.links.tolist()
 
 
@@ -84,27 +83,6 @@ def test_links_as_the_priority_queue_does(fired: npt.NDArray[np.bool_], batch: i
     assert as_lists(link_tiled(bits, activations, batch=batch)) == expected
 
 
-@given(fired_tokens(), st.integers(1, 5), st.randoms(use_true_random=False))
-@settings(deadline=None)
-def test_sparse_linking_links_the_listed_pairs(fired: npt.NDArray[np.bool_], per_neuron: int, random: object) -> None:
-    bits = pack(fired)
-    n = len(bits)
-    activations = activation_counts(bits)
-    i, j, count = strongest_links(bits, per_neuron)
-    pairs = {(int(a), int(b)): int(c) for a, b, c in zip(i, j, count, strict=True)}
-    expected = reference(pairs, activations.tolist())
-    assert as_lists(link_sparse(i, j, count, n, activations)) == expected
-    shuffled = np.random.default_rng(random.randrange(2**32)).permutation(len(i))  # type: ignore[attr-defined]
-    assert as_lists(link_sparse(j[shuffled], i[shuffled], count[shuffled], n, activations)) == expected
-
-
-def test_sparse_linking_ignores_pairs_that_never_fired_together() -> None:
-    linking = link_sparse(
-        np.array([0, 1], np.int32), np.array([1, 2], np.int32), np.array([0, 3], np.uint32), 3, np.array([9, 3, 3])
-    )
-    assert as_lists(linking) == ([0, 1, 2], [0, 1])
-
-
 @pytest.mark.parametrize("link", [link_greedy, link_tiled])
 def test_larger_blocks_take_several_stripes_and_batches(link: Callable[..., Linking]) -> None:
     rng = np.random.default_rng(3)
@@ -115,9 +93,7 @@ def test_larger_blocks_take_several_stripes_and_batches(link: Callable[..., Link
     table = coactivation_counts(bits) if link is link_greedy else bits
     linking = as_lists(link(table, activations, batch=5000))
     assert linking == as_lists(link(table, activations))
-    i, j = np.triu_indices(700, 1)
-    count = coactivation_counts(bits)[i, j].astype(np.uint32)
-    assert linking == as_lists(link_sparse(i.astype(np.int32), j.astype(np.int32), count, 700, activations))
+    assert linking == reference(all_pairs(fired), activations.tolist())
 
 
 def test_tiled_linking_does_not_depend_on_the_number_of_workers() -> None:
@@ -137,7 +113,7 @@ def test_layout_puts_hot_paths_first_and_starts_at_the_hotter_end() -> None:
 
 def test_refuses_blocks_whose_pairs_do_not_fit_a_key() -> None:
     with pytest.raises(UnsupportedError, match="too large to link"):
-        link_sparse(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint32), 2, np.array([1, 1 << 62]))
+        link_greedy(np.zeros((2, 2), np.uint16), np.array([1, 1 << 62]))
 
 
 def test_refuses_inputs_that_do_not_belong_together() -> None:
@@ -146,5 +122,3 @@ def test_refuses_inputs_that_do_not_belong_together() -> None:
         link_greedy(np.zeros((4, 4), np.uint16), activations)
     with pytest.raises(InputError, match="not those of 4 bit vectors"):
         link_tiled(np.zeros((4, 1), np.uint64), activations)
-    with pytest.raises(InputError, match="not those of 3 neurons"):
-        link_sparse(np.array([0], np.int32), np.array([3], np.int32), np.array([1], np.uint32), 3, activations)

@@ -38,8 +38,8 @@ def test_strongest_links_are_the_strongest_of_either_end(fired: np.ndarray, per_
     for i in range(n):
         others = sorted((j for j in range(n) if j != i and counts[i, j]), key=lambda j: (-counts[i, j], j))
         expected |= {(min(i, j), max(i, j)) for j in others[:per_neuron]}
-    i, j, count = strongest_links(bits_of(fired), per_neuron)
-    assert list(zip(i.tolist(), j.tolist(), strict=True)) == sorted(expected)
+    first, second, count = strongest_links(bits_of(fired), per_neuron)
+    assert list(zip(first.tolist(), second.tolist(), strict=True)) == sorted(expected)
     assert count.tolist() == [counts[a, b] for a, b in sorted(expected)]
 
 

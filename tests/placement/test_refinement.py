@@ -59,7 +59,9 @@ def looked_at(bits: NDArray[np.uint64], search: Search, blocks: int) -> NDArray[
     st.sampled_from([0.0, 0.03, 0.2, 0.6]),
     st.integers(1, 20),
 )
-def test_a_place_costs_a_neuron_what_it_adds_to_the_order(seed, n, words, density, ratio):
+def test_a_place_costs_a_neuron_what_it_adds_to_the_order(
+    seed: int, n: int, words: int, density: float, ratio: int
+) -> None:
     rng = np.random.default_rng(seed)
     bits = random_bits(rng, n, words, density)
     order = rng.permutation(n).astype(np.int32)
@@ -80,7 +82,9 @@ def test_a_place_costs_a_neuron_what_it_adds_to_the_order(seed, n, words, densit
     st.sampled_from([0.0, 0.03, 0.2, 0.6]),
     st.integers(1, 12),
 )
-def test_turning_a_stretch_around_loses_what_the_order_costs_more(seed, n, words, density, ratio):
+def test_turning_a_stretch_around_loses_what_the_order_costs_more(
+    seed: int, n: int, words: int, density: float, ratio: int
+) -> None:
     rng = np.random.default_rng(seed)
     bits = random_bits(rng, n, words, density)
     order = rng.permutation(n).astype(np.int32)
@@ -107,7 +111,9 @@ def test_turning_a_stretch_around_loses_what_the_order_costs_more(seed, n, words
     st.sampled_from([0, 40]),
     st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_a_sweep_knows_exactly_what_it_changed(seed, n, words, density, ratio, temperature, heat):
+def test_a_sweep_knows_exactly_what_it_changed(
+    seed: int, n: int, words: int, density: float, ratio: int, temperature: int, heat: float
+) -> None:
     rng = np.random.default_rng(seed)
     bits = random_bits(rng, n, words, density)
     order = rng.permutation(n).astype(np.int32)
@@ -130,7 +136,7 @@ def test_a_sweep_knows_exactly_what_it_changed(seed, n, words, density, ratio, t
         assert search.saving[neuron, block] == order_cost(tokens, search.order, ratio) - without
 
 
-def test_both_kinds_of_move_are_made():
+def test_both_kinds_of_move_are_made() -> None:
     rng = np.random.default_rng(5)
     chain = rng.random((40, 40 * 64)) < 0
     for i in range(40):
@@ -144,7 +150,7 @@ def test_both_kinds_of_move_are_made():
 
 
 @pytest.mark.parametrize("words", [1, BLOCK, BLOCK + 1, 7 * BLOCK - 9])
-def test_the_hotter_the_fewer_tokens_are_looked_at(words):
+def test_the_hotter_the_fewer_tokens_are_looked_at(words: int) -> None:
     assert _shares(words, 0.0)[-1] == 1
     assert 0 < _shares(words, 1.0)[-1] <= _shares(words, 0.5)[-1] <= 1
     assert (np.diff(_shares(words, 0.0)) > 0).all()
@@ -158,7 +164,9 @@ def test_the_hotter_the_fewer_tokens_are_looked_at(words):
     st.one_of(st.integers(0, 9).map(float), st.floats(0, 100)),
     st.integers(0, 6),
 )
-def test_refining_never_raises_the_cost_and_repeats_itself(seed, n, words, ratio, sweeps):
+def test_refining_never_raises_the_cost_and_repeats_itself(
+    seed: int, n: int, words: int, ratio: float, sweeps: int
+) -> None:
     rng = np.random.default_rng(seed)
     bits = random_bits(rng, n, words, 0.2)
     order = rng.permutation(n).astype(np.int32)
@@ -176,7 +184,7 @@ def test_refining_never_raises_the_cost_and_repeats_itself(seed, n, words, ratio
 
 
 @pytest.mark.parametrize("ratio", [1, 2.5, 4, 8])
-def test_neurons_of_one_topic_are_brought_together(ratio):
+def test_neurons_of_one_topic_are_brought_together(ratio: float) -> None:
     rng = np.random.default_rng(3)
     topics, members, words = 10, 12, 16
     active = rng.random((topics, words * 64)) < 0.1
@@ -188,7 +196,7 @@ def test_neurons_of_one_topic_are_brought_together(ratio):
     assert result.cost_after < 1.05 * planted < 0.8 * result.cost_before
 
 
-def test_progress_is_told_after_every_sweep():
+def test_progress_is_told_after_every_sweep() -> None:
     bits = random_bits(np.random.default_rng(1), 20, 1, 0.3)
     told: list[int] = []
     refine(bits, np.arange(20), all_partners(20), 2.0, sweeps=7, on_sweep=lambda: told.append(1))
@@ -206,6 +214,8 @@ def test_progress_is_told_after_every_sweep():
         ([0, 1, 2], np.zeros((3, 1)), float("nan"), "ratio"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(order, partners, ratio, message):
+def test_arguments_that_do_not_fit_are_refused(
+    order: list[int], partners: NDArray[np.float64], ratio: float, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         refine(np.zeros((3, 1), dtype=np.uint64), np.array(order), partners.astype(np.int32), ratio)

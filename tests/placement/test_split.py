@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuralink_cli.placement.held_out import split_tokens
+from neuralink_cli.placement.held_out import Range, TokenSplit, split_tokens
 
 
-def split(lengths: list[list[int]], fraction: float):
+def split(lengths: list[list[int]], fraction: float) -> tuple[tuple[Range, ...], TokenSplit]:
     ends = np.cumsum([sum(source) for source in lengths]).tolist()
     ranges = tuple(zip([0, *ends[:-1]], ends, strict=True))
     return ranges, split_tokens(ranges, tuple(np.array(source, dtype=np.uint32) for source in lengths), fraction)

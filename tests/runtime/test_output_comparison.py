@@ -1,17 +1,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from neuralink_cli.architectures.architecture import find_architecture
-from neuralink_cli.calibration.batches import text_batch
+from neuralink_cli.calibration.batches import ModelBatch, text_batch
 from neuralink_cli.calibration.readers import read_token_sequences
+from neuralink_cli.calibration.sequences import TokenIds
 from neuralink_cli.errors import InputError, MismatchError, MissingDependencyError
 from neuralink_cli.runtime.output_comparison import compare_outputs
+from tests.conftest import ModelFactory
 from tests.tiny_models import TEXT
+
+Tensors = dict[str, npt.NDArray[Any]]
 
 # The tensors of a block whose neurons run along axis 0 and axis 1.
 NEURON_TENSORS = {
@@ -34,11 +42,11 @@ NEURON_TENSORS = {
 }
 
 
-def batches_of(sequences):
+def batches_of(sequences: Iterable[TokenIds]) -> list[ModelBatch]:
     return [text_batch(ids.astype(np.int64)[None], np.ones((1, ids.size), dtype=bool)) for ids in sequences]
 
 
-def changed_copy(source, target, change):
+def changed_copy(source: Path, target: Path, change: Callable[[Tensors], object]) -> Path:
     target.mkdir()
     for path in source.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
@@ -49,17 +57,17 @@ def changed_copy(source, target, change):
 
 
 @pytest.mark.parametrize("family", list(NEURON_TENSORS))
-def test_permuted_neurons_compute_the_same(model, family, tmp_path):
+def test_permuted_neurons_compute_the_same(model: ModelFactory, family: str, tmp_path: Path) -> None:
     rows, columns = NEURON_TENSORS[family]
 
-    def permute(tensors):
+    def permute(tensors: Tensors) -> None:
         order = np.random.default_rng(0).permutation(tensors[rows[0]].shape[0])
         for name in rows:
             tensors[name] = np.ascontiguousarray(tensors[name][order])
         for name in columns:
             tensors[name] = np.ascontiguousarray(tensors[name][:, order])
 
-    def permute_rows_only(tensors):
+    def permute_rows_only(tensors: Tensors) -> None:
         tensors[rows[0]] = np.ascontiguousarray(tensors[rows[0]][::-1])
 
     original, architecture = model(family), find_architecture(family, tmp_path)
@@ -78,8 +86,8 @@ def test_permuted_neurons_compute_the_same(model, family, tmp_path):
     assert compare_outputs(original, wrong_copy, batches, architecture, tolerance=10).agrees
 
 
-def test_nan_never_agrees(model, tmp_path):
-    def poison(tensors):
+def test_nan_never_agrees(model: ModelFactory, tmp_path: Path) -> None:
+    def poison(tensors: Tensors) -> None:
         tensors["model.decoder.layers.0.fc1.bias"][0] = np.nan
 
     original = model("opt")
@@ -89,7 +97,7 @@ def test_nan_never_agrees(model, tmp_path):
     assert not compare_outputs(original, broken, batches, find_architecture("opt", tmp_path), tolerance=1e9).agrees
 
 
-def test_missing_weights_are_not_made_up(model, tmp_path):
+def test_missing_weights_are_not_made_up(model: ModelFactory, tmp_path: Path) -> None:
     original = model("llama")
     headless = changed_copy(original, tmp_path / "headless", lambda tensors: tensors.pop("lm_head.weight"))
     sequences = read_token_sequences(original, TEXT)
@@ -98,8 +106,8 @@ def test_missing_weights_are_not_made_up(model, tmp_path):
         compare_outputs(original, headless, batches, find_architecture("llama", tmp_path))
 
 
-def test_models_of_other_shapes(model, tmp_path):
-    def cut_vocabulary(tensors):
+def test_models_of_other_shapes(model: ModelFactory, tmp_path: Path) -> None:
+    def cut_vocabulary(tensors: Tensors) -> None:
         for name in ("lm_head.weight", "model.embed_tokens.weight"):
             tensors[name] = tensors[name][:300]
 
@@ -112,12 +120,14 @@ def test_models_of_other_shapes(model, tmp_path):
         compare_outputs(original, smaller, batches, find_architecture("llama", tmp_path))
 
 
-def test_text_without_tokens(model):
+def test_text_without_tokens(model: ModelFactory) -> None:
     with pytest.raises(InputError, match="has no tokens"):
         read_token_sequences(model("gpt2"), "")
 
 
-def test_without_transformers_the_extra_is_named(model, monkeypatch, tmp_path):
+def test_without_transformers_the_extra_is_named(
+    model: ModelFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(MissingDependencyError):
         compare_outputs(tmp_path, tmp_path, [], find_architecture("opt", tmp_path))

@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import ACT2FN
 
+from neuralink_cli.architectures.architecture import find_architecture
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.models.hf_packages import quiet_transformers
-from neuralink_cli.runtime import load_flash_model
-from neuralink_cli.runtime.loading import load_with_settings
+from neuralink_cli.runtime.loading import load_flash_model, load_with_settings
 from neuralink_cli.runtime.settings import RunSettings
 from neuralink_cli.runtime.sparse_block import ResidentRows, SparseDown, SparseUp
 from neuralink_cli.storage.budget import DramBudget, parse_budget
@@ -153,11 +153,11 @@ def test_more_firing_neurons_than_fit_are_computed_in_turns(
     made = runnable(family) if family == "opt" else runnable(family, active_ratio=0.3)
     ids = tokens_of(made)
     parts = 1 if family == "opt" else 2
-    plain = RunSettings(parse_budget("40%"))
-    with load_with_settings(made.layout, plain) as model:
+    plain, architecture = RunSettings(parse_budget("40%")), find_architecture(family, made.model)
+    with load_with_settings(made.layout, plain, architecture) as model:
         expected = outputs_of(model, input_ids=ids)
         before = model.flash.counters.looked_up
-    with load_with_settings(made.layout, replace(plain, working_bytes=at_once * parts * 16 * 4)) as model:
+    with load_with_settings(made.layout, replace(plain, working_bytes=at_once * parts * 16 * 4), architecture) as model:
         torch.testing.assert_close(outputs_of(model, input_ids=ids), expected, **TOLERANCE)
         # Up and down are then fetched one after the other.
         assert model.flash.counters.looked_up == before * parts
@@ -283,5 +283,7 @@ def test_the_package_imports_torch_only_when_used() -> None:
 
 
 def test_a_budget_needs_no_text(runnable: RunnableFactory) -> None:
-    with load_with_settings(runnable("opt").layout, RunSettings(DramBudget(fraction=0.5))) as model:
+    made = runnable("opt")
+    settings = RunSettings(DramBudget(fraction=0.5))
+    with load_with_settings(made.layout, settings, find_architecture("opt", made.model)) as model:
         assert 0 < model.flash.cache_bytes <= model.flash.flash_bytes / 2

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError, VerificationError
-from neuralink_cli.runtime import load_flash_model
+from neuralink_cli.runtime.loading import load_flash_model
 from tests.damage import FLASH, flip, start_of
 from tests.layouts import LayoutFactory
 from tests.runtime.conftest import RunnableFactory

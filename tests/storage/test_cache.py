@@ -187,7 +187,7 @@ def test_a_run_enters_whole_or_not_and_as_often_as_it_should() -> None:
     entered = 0
     policy = CachePolicy(cache_kernels.S3FIFO, run_length=3, admission=0.25)
     cache = NeuronCache(60_000, 1_000, policy=policy)
-    full = as_slots(range(50_000, 51_000))
+    full = as_slots(list(range(50_000, 51_000)))
     cache.admit(full, np.ones(1_000, dtype=np.bool_))
     for start in range(0, 8000, 8):
         slots = as_slots([start, start + 1, start + 2, start + 4, start + 5])

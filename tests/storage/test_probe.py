@@ -35,7 +35,7 @@ def points(*figures: tuple[int, float], depth: int = 8) -> tuple[ProbePoint, ...
 
 
 def test_a_directory_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
-    done = []
+    done: list[int] = []
     probe = probe_storage(tmp_path, **SMALL, progress=done.append)
     assert [(point.queue_depth, point.bytes) for point in probe.points] == [
         (1, 4096), (1, 1 << 20), (8, 4096), (8, 1 << 20),

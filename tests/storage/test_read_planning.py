@@ -59,7 +59,7 @@ def test_runs_are_the_maximal_runs(slots: list[int]) -> None:
     plan = plan_with_gap(slots, 0)
     assert covered(plan) == slots
     assert (np.diff(plan.first) > plan.count[:-1]).all()
-    assert (plan.first.dtype, plan.count.dtype) == (np.int32, np.int32)
+    assert plan.first.dtype == plan.count.dtype == np.int32
     assert plan.rows == len(slots)
     assert plan.reads == len(plan.first)
 
