@@ -101,13 +101,13 @@ PREFACE = """\
 # What is supported
 
 Supported architectures, and the stages each is tested in. `make docs` generates this page from the test results; do not
-edit it. For every row, the tests build a tiny random model with transformers, save it and take it through all stages. They
-compare the recorded bits, the layouts and the outputs with what transformers computes.
+edit it. For every row, the tests build a tiny random model with transformers, save it and take it through all stages.
+They compare the recorded bits, the layouts and the outputs with what transformers computes.
 
-- "as" names the variant of a model type, if it has several rows.
+- "as" is the name of the variant, if it differs from the model type.
 - "forward" compares the outputs of the original and of the layout (`verify --forward`).
-- "run" generates text with the FFN weights in flash and compares it with the dense model. It does not yet support tensors
-  that hold several parts (Phi-3), nor mixtures of experts. An empty cell means that the model does not generate text.
+- "run" generates text with the FFN weights in flash and compares it with the dense model, for `causal-lm` models only.
+  It does not yet support tensors that hold several parts (Phi-3), nor mixtures of experts.
 
 `minicpm` (MiniCPM, MiniCPM-S) is also known. Profiling it needs the code that comes with the model
 (`--trust-remote-code`). `sparsellama` (ProSparse) and `bamboo` (TurboSparse-Mistral) do not need their own code.
