@@ -1,4 +1,4 @@
-# Everything a contributor runs. Needs only python3 (3.10 or newer), its venv module and make.
+# All commands for contributors. You need Python 3.10 or newer (with venv) and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,14 +8,14 @@ MODEL := examples/tiny-relu
 .PHONY: help demo test lint format docs clean
 
 help:
-	@echo "make demo    the whole pipeline on the embedded example"
-	@echo "make test    the tests"
-	@echo "make lint    ruff and mypy"
+	@echo "make demo    run the whole pipeline on the example model"
+	@echo "make test    run the tests"
+	@echo "make lint    check with ruff and mypy"
 	@echo "make format  reformat the code"
 	@echo "make docs    regenerate docs/cli.md and docs/supported.md"
-	@echo "make clean   remove what make built (not the environment)"
+	@echo "make clean   remove what make built, but keep the environment"
 
-# Two stamps: the demo needs what users need, tests and lint need the development tools too.
+# Two stamp files: the demo installs what users need; tests and lint also install the development tools.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 

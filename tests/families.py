@@ -1,6 +1,6 @@
 """Every family of models that is supported: the tiny transformers model that stands for it, and what is in it.
 
-The table in docs/architectures.md is made from this one and from what the tests do with it.
+The table in docs/supported.md is made from this one and from what the tests do with it.
 """
 
 from __future__ import annotations
