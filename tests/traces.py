@@ -42,3 +42,22 @@ def write_clustered_trace(
     packed = {name: np.packbits(bits, axis=1, bitorder="little") for name, bits in fired.items()}
     write_trace(path, header, np.array(lengths, dtype=np.uint32), lambda name: [packed[name]])
     return fired
+
+
+def write_routed_trace(path: Path, *, experts: int = 2, neurons: int = 60, tokens: int = 300) -> Path:
+    """Write a trace of the experts of a layer, each of which runs on every other token."""
+    fired = {f"layers.0.experts.{k}": clustered(tokens // 2, neurons, clusters=6, seed=k) for k in range(experts)}
+    part_bytes = {"gate": 2048, "up": 2048, "down": 2048}
+    header = TraceHeader(
+        model={"fingerprint": "ab" * 32, "model_type": "mixtral", "architecture": "mixtral"},
+        origin=None,
+        signal="gate",
+        calibration=None,
+        blocks=tuple(TraceBlock(name, neurons, 16, "relu", 0.0, part_bytes, routed=tokens // 2) for name in fired),
+        sources=(TraceSource("source", "0" * 64, 0, tokens // 50, tokens // 50, tokens, {}),),
+    )
+    packed = {name: np.packbits(bits, axis=1, bitorder="little") for name, bits in fired.items()}
+    lengths = np.full(tokens // 50, 50, dtype=np.uint32)
+    positions = np.arange(0, tokens, 2, dtype=np.uint32)
+    write_trace(path, header, lengths, lambda name: [packed[name]], lambda _name: [positions])
+    return path

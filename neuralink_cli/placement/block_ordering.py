@@ -39,11 +39,20 @@ class BlockOptions:
 
 @dataclass(frozen=True, eq=False)
 class OrderedBlock:
-    """The order that is stored, its name, how many tokens made it, and the held-out figures of all compared."""
+    """An ordered block.
+
+    Attributes:
+        placed: The order that is stored.
+        chosen: Its name.
+        tokens: How many tokens made it.
+        pinned: How many slots, from 0 on, hold the hottest neurons.
+        held_out: Figures of all orders compared, each as it would be stored.
+    """
 
     placed: PlacedBlock
     chosen: str
     tokens: int
+    pinned: int
     held_out: tuple[HeldOutReads, ...]
 
 
@@ -57,22 +66,23 @@ def order_block(
 ) -> OrderedBlock:
     """Order one block on the tokens given to the ordering and measure every order on those held out.
 
-    An expert that too few tokens were routed to is not ordered. Of the others the order asked for is stored unless the
+    An expert that too few tokens were routed to is not ordered, and pins nothing. Every other order, the original one
+    included, has the pinned neurons first. Of the others the order asked for is stored unless the
     original order costs less on the held-out tokens; if the refined order is asked for, the cheapest of those compared.
     What `between_sweeps` raises ends the work.
     """
     bits = block_bits(trace, block, split.ordering)
     counts = activation_counts(bits)
-    pinned = frequency_order(counts)[: options.pinned]
+    tokens = int(sum(trace.tokens_of(block, *ordering).size for ordering in split.ordering))
+    too_few = block.routed is not None and tokens < options.fewest_tokens
+    pinned = frequency_order(counts)[: 0 if too_few else options.pinned]
     rest = np.setdiff1d(np.arange(block.neurons, dtype=np.int32), pinned)
     task = OrderingTask(
         bits[rest] if pinned.size else bits, options.operation_in_bundles, options.effort, between_sweeps
     )
-    tokens = int(sum(trace.tokens_of(block, *ordering).size for ordering in split.ordering))
     compared = {*COMPARED_ORDERS, options.order}
-    too_few = block.routed is not None and tokens < options.fewest_tokens
     made = dict.fromkeys(compared, _unchanged(rest.size)) if too_few else make_orders(task, compared)
-    orders = {name: _whole(name, order, pinned, rest, block.neurons) for name, order in made.items()}
+    orders = {name: pinned_first(pinned, rest, order) for name, order in made.items()}
     held_out = tuple(
         _measure(trace, block, held, name, orders, pinned, options)
         for held, name in zip(split.held_out, source_names, strict=True)
@@ -81,20 +91,13 @@ def order_block(
     order = orders[chosen]
     all_tokens = sum(stop - start for start, stop in split.ordering)
     frequency = (counts[order.order] / max(all_tokens, 1)).astype(np.float32)
-    return OrderedBlock(PlacedBlock(order.order, frequency, order.links), chosen, tokens, held_out)
+    return OrderedBlock(PlacedBlock(order.order, frequency, order.links), chosen, tokens, pinned.size, held_out)
 
 
 def block_bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
     """Bit vectors of a block over those tokens of some ranges that it ran on: uint64 `[neurons, words]`."""
     fired = [trace.fired(block, start, stop) for start, stop in ranges]
     return transpose_bits(fired[0] if len(fired) == 1 else np.concatenate(fired), block.neurons)
-
-
-def _whole(name: str, order: NeuronOrder, pinned: Neurons, rest: Neurons, neurons: int) -> NeuronOrder:
-    """The original order is the checkpoint's, pinned or not; every other has the pinned neurons first."""
-    if name == ORIGINAL:
-        return _unchanged(neurons)
-    return pinned_first(pinned, rest, order)
 
 
 def _unchanged(neurons: int) -> NeuronOrder:

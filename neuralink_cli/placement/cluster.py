@@ -189,7 +189,7 @@ def _placement_block(block: TraceBlock, result: OrderedBlock, options: ClusterOp
         threshold=block.threshold,
         tokens=result.tokens,
         order=result.chosen,
-        pinned=chosen.pinned,
+        pinned=result.pinned,
         bundle_bytes=_bundle_bytes(block, options),
         operation_in_bundles=chosen.operation_in_bundles,
         collapse_gap=collapse_gap(chosen.operation_in_bundles),

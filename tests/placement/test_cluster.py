@@ -21,7 +21,7 @@ from neuralink_cli.placement.graph_export import export_graphs
 from neuralink_cli.placement.orders import ORDER_MAKERS
 from neuralink_cli.placement.placement import ORDER_NAMES, Placement, PlacementHeader
 from neuralink_cli.progress import no_progress
-from tests.traces import write_clustered_trace
+from tests.traces import write_clustered_trace, write_routed_trace
 
 OPTIONS = ClusterOptions(device=builtin_devices()["ufs4.0"], effort="fast")
 
@@ -115,8 +115,35 @@ def test_pinned_neurons_come_first_in_one_link_and_are_not_counted(tmp_path: Pat
             held_out = fired[block.id][400:].copy()
             held_out[:, hottest] = False
             assert block.held_out[0].active == held_out.sum()
-            assert block.held_out[0].orders["original"].reads == runs_of(held_out)
+            rest = np.setdiff1d(np.arange(block.neurons), hottest)
+            assert block.held_out[0].orders["original"].reads == runs_of(held_out[:, rest])
             assert block.held_out[0].orders["linked"].reads < runs_of(held_out)
+
+
+@pytest.mark.parametrize("order", ["original", "frequency", "linked", "refined"])
+def test_pinned_slots_hold_the_hottest_neurons_and_the_gain_is_that_of_the_stored_order(
+    tmp_path: Path, order: str
+) -> None:
+    path = tmp_path / "t"
+    fired = write_clustered_trace(path, tokens=(500,))
+    header = run(path, tmp_path / "p", pin_hot=0.1, order=order)
+    with Placement(tmp_path / "p") as placement:
+        for block in header.blocks:
+            stored = placement.blocks[block.id].order
+            frequency = fired[block.id][:400].mean(axis=0)
+            hottest = np.argsort(-frequency, kind="stable")[: block.pinned]
+            assert block.pinned == 6
+            assert stored[:6].tolist() == hottest.tolist()
+            read_from_flash = fired[block.id][400:][:, stored[6:]]
+            assert block.held_out[0].orders[block.order].reads == runs_of(read_from_flash)
+
+
+def test_an_expert_that_keeps_its_order_pins_nothing(tmp_path: Path) -> None:
+    header = run(write_routed_trace(tmp_path / "t"), tmp_path / "p", pin_hot=0.1, fewest_tokens=10**6)
+    with Placement(tmp_path / "p") as placement:
+        for block in header.blocks:
+            assert (block.order, block.pinned) == ("original", 0)
+            assert placement.blocks[block.id].order.tolist() == list(range(block.neurons))
 
 
 @pytest.mark.parametrize("jobs", [2, 5])
