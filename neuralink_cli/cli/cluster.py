@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -10,12 +11,13 @@ from neuralink_cli.architectures.blocks import experts_of
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
 from neuralink_cli.layout.names import RESIDENT_CHOICES
-from neuralink_cli.placement.gain import Gain, block_gains, layer_gains, source_gains, total_gain
+from neuralink_cli.placement.gain import Gain, OrderFigures, block_gains, layer_gains, source_gains, total_gain
 from neuralink_cli.placement.placement import (
     DEFAULT_ORDER,
     EFFORT_NAMES,
     ORDER_NAMES,
     ORIGINAL,
+    STORED,
     PlacementBlock,
     PlacementHeader,
 )
@@ -128,8 +130,8 @@ def command(
     """Order the neurons of every block by co-activation.
 
     Those which fire together in TRACE come to lie side by side. Prints what each order reads on held-out tokens:
-    neurons per read and reads per token, without access collapse and cache, and the gain, the modelled cost of the
-    original order over its own, with access collapse.
+    neurons per read and reads per token, without access collapse and cache; the gain, the modelled cost of the original
+    order over its own, both with access collapse; and the gain over naive reading, the original order without collapse.
     """
     from neuralink_cli.devices.device import find_device
     from neuralink_cli.placement.cluster import ClusterOptions, cluster
@@ -170,16 +172,32 @@ def command(
                 ],
                 "by_source": [gain.as_document() for gain in sources],
                 "total": total.as_document(),
+                "gains": [asdict(gain) for gain in header.gains],
             }
         )
         return
     _warn_of_rare_experts(header, min_tokens)
     print_gains([*layer_gains(header), *(sources if len(sources) > 1 else []), total])
+    _print_stored(header)
     kept = sum(block.order == ORIGINAL and not _is_rare(block, min_tokens) for block in header.blocks)
     if kept and order != ORIGINAL:
         click.echo(f"{kept} of {len(header.blocks)} blocks stay in original order, which costs less there")
     gaps = sorted({block.collapse_gap for block in header.blocks})
     click.echo(f"{options.device.name}: worth reading across gaps of up to {'/'.join(map(str, gaps))} neurons")
+
+
+def _cell(figures: OrderFigures) -> str:
+    read = f"{figures.mean_read_length:.2f} {figures.reads_per_token:6.1f}"
+    return f"{read} {figures.gain:.2f} {figures.gain_over_naive:.2f}"
+
+
+def _print_stored(header: PlacementHeader) -> None:
+    """What is stored gains, with intervals."""
+    for gain in header.gains:
+        if gain.source is None and gain.order == STORED:
+            click.echo(
+                f"stored: gain {gain.gain}, over naive reading {gain.gain_over_naive}; 95% intervals over sequences"
+            )
 
 
 def _warn_of_rare_experts(header: PlacementHeader, min_tokens: int) -> None:
@@ -207,7 +225,7 @@ def print_gains(gains: list[Gain]) -> None:
     for gain in gains:
         # A source too small to hold anything out has no figures.
         figures = [gain.orders.get(order) for order in orders]
-        cells = [f"{f.mean_read_length:.2f} {f.reads_per_token:7.1f} {f.gain:4.2f}" if f else "-" for f in figures]
+        cells = [_cell(f) if f else "-" for f in figures]
         rows.append([gain.name, f"{gain.active_ratio:.1%}", *cells])
-    click.echo("on held-out tokens: neurons per read, reads per token, gain over the original order")
+    click.echo("on held-out tokens: neurons per read, reads per token, gain, gain over naive reading")
     print_table(["", "active", *orders], rows)

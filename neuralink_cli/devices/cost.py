@@ -73,6 +73,28 @@ def order_cost(bits: NDArray[np.uint64], order: NDArray[Any], ratio: float) -> f
     return float(active + int(terms[:whole].sum()) + (ratio - whole) * int(terms[whole]))
 
 
+def token_costs(
+    bits: NDArray[np.uint64], order: NDArray[Any], ratio: float, tokens: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Costs an order token by token, in bundles: with gaps read across where that is cheaper, and with none.
+
+    The sums over tokens are `order_cost`, and the active neurons plus `ratio` times the runs.
+
+    Args:
+        bits: uint64 `[n, words]` as in `gap_terms`.
+        order: Integers `[slots]`, `order[slot] = neuron`.
+        ratio: Time of a read operation / time of a bundle, finite and >= 0.
+        tokens: How many tokens the bits are of.
+
+    Returns:
+        float64 `[tokens]` each.
+    """
+    check_ratio(ratio)
+    collapsed, apart = np.zeros(64 * bits.shape[1]), np.zeros(64 * bits.shape[1])
+    _cost_tokens(bits, np.ascontiguousarray(order, dtype=np.int32), ratio, collapsed, apart)
+    return collapsed[:tokens], apart[:tokens]
+
+
 def collapse_gap(ratio: float) -> int:
     """Returns the longest gap, in slots, that is cheaper to read across than to skip: the largest whole k < `ratio`."""
     check_ratio(ratio)
@@ -120,3 +142,29 @@ def _count_active(bits: Any, order: Any) -> Any:
         for w in range(row.size):
             active += popcount(row[w])
     return active
+
+
+@kernel
+def _cost_tokens(bits: Any, order: Any, ratio: Any, collapsed: Any, apart: Any) -> None:
+    """Adds what each token costs, slot by slot; `last` is the slot that each of 64 tokens read last."""
+    last = np.empty(64, dtype=np.int64)
+    one = np.uint64(1)
+    for w in range(bits.shape[1]):
+        last[:] = -1
+        for p in range(order.size):
+            word = bits[order[p], w]
+            while word:
+                low = word & (~word + one)
+                bit = np.int64(popcount(low - one))
+                token = 64 * w + bit
+                gap = p - last[bit] - 1
+                collapsed[token] += 1.0
+                apart[token] += 1.0
+                if last[bit] < 0:
+                    collapsed[token] += ratio
+                    apart[token] += ratio
+                elif gap > 0:
+                    collapsed[token] += min(np.float64(gap), ratio)
+                    apart[token] += ratio
+                last[bit] = p
+                word ^= low

@@ -14,8 +14,8 @@ from neuralink_cli.checkpoint.file_names import FLASH_INDEX, SHARD_INDEX, is_mod
 from neuralink_cli.errors import VerificationError
 from neuralink_cli.files.durable import sync_directory, sync_file
 from neuralink_cli.layout.names import MODEL_CARD, PERMUTED_INDEX
-from neuralink_cli.placement.gain import Gain, layer_gains, source_gains, total_gain
-from neuralink_cli.placement.placement import Placement
+from neuralink_cli.placement.gain import Gain, OrderFigures, layer_gains, source_gains, total_gain
+from neuralink_cli.placement.placement import STORED, Placement, PlacementHeader
 
 _OWN_FILES = frozenset((SHARD_INDEX, FLASH_INDEX, PERMUTED_INDEX, MODEL_CARD))
 
@@ -96,10 +96,12 @@ def model_card(checkpoint: Checkpoint, layout: str, placement: Placement) -> str
         f"- Source model: `{info.model['model_type']}`{origin}, fingerprint `{info.model['fingerprint']}`",
         f"- Placement: `{placement.content_sha256}`",
         "",
-        "On held-out tokens: reads per token / neurons per read, both without access collapse or cache, and the gain,",
-        "the modelled cost of the original order over that of each, with access collapse.",
+        "On held-out tokens: reads per token / neurons per read, both without access collapse or cache; then the gain,",
+        "the modelled cost of the original order over that of each, both with access collapse; then the gain over",
+        "naive reading, the original order without access collapse.",
         "",
         *table_rows([*layer_gains(info), *source_gains(info), total_gain(info)]),
+        *_stored_gains(info),
     ]
     return kept + "\n".join(lines) + "\n"
 
@@ -109,6 +111,22 @@ def _dataset(source: Mapping[str, Any]) -> str:
     return f"{source['name']}{commit} ({source['tokens']:,} tokens)"
 
 
+def _stored_gains(info: PlacementHeader) -> list[str]:
+    """What is stored gains, in total and by dataset, with intervals."""
+    stored = [gain for gain in info.gains if gain.order == STORED]
+    lines = [
+        f"- {'in total' if gain.source is None else gain.source}: gain {gain.gain}, over naive reading "
+        f"{gain.gain_over_naive}"
+        for gain in stored
+    ]
+    return ["", "What is stored, with 95% intervals over sequences:", "", *lines] if lines else []
+
+
+def _cell(figures: OrderFigures) -> str:
+    read = f"{figures.reads_per_token:.1f} / {figures.mean_read_length:.2f}"
+    return f"{read} / {figures.gain:.2f} / {figures.gain_over_naive:.2f}"
+
+
 def table_rows(gains: list[Gain]) -> list[str]:
     """The gain table in Markdown, one string per line."""
     orders = list(gains[-1].orders)
@@ -116,6 +134,6 @@ def table_rows(gains: list[Gain]) -> list[str]:
     for gain in gains:
         # A source too small to hold anything out has no figures.
         figures = [gain.orders.get(order) for order in orders]
-        cells = [f"{f.reads_per_token:.1f} / {f.mean_read_length:.2f} / {f.gain:.2f}" if f else "-" for f in figures]
+        cells = [_cell(f) if f else "-" for f in figures]
         rows.append([gain.name, f"{gain.active_ratio:.1%}", *cells])
     return ["| " + " | ".join(" ".join(cell.replace("|", r"\|").split()) for cell in row) + " |" for row in rows]

@@ -20,7 +20,7 @@ from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.layout.names import FLASH_FILE, PERMUTED_INDEX, PERMUTED_PLACEMENT
 from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor, SourceFile, TensorRange
 from neuralink_cli.placement.gain import source_gains, total_gain
-from neuralink_cli.placement.placement import Placement
+from neuralink_cli.placement.placement import STORED, Placement
 
 FLASH_SCHEMA = Schema("flash index", __package__, "flash_index.schema.json")
 PERMUTED_SCHEMA = Schema("permuted index", __package__, "permuted_index.schema.json")
@@ -169,6 +169,7 @@ def _common(placement: Placement, origin: Origin | None) -> dict[str, Any]:
         "gain": {
             "held_out": total_gain(info).as_document(),
             "by_source": [gain.as_document() for gain in source_gains(info)],
+            "stored": [asdict(gain) for gain in info.gains if gain.order == STORED],
         },
     }
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.arrays import Neurons
-from neuralink_cli.devices.cost import order_cost
+from neuralink_cli.devices.cost import order_cost, token_costs
 from neuralink_cli.placement.baselines import frequency_order, original_order
 from neuralink_cli.placement.bits import Bits, activation_counts, transpose_bits
-from neuralink_cli.placement.held_out import Range, TokenSplit, read_statistics
+from neuralink_cli.placement.held_out import Range, TokenSplit, read_statistics, sequences_in
 from neuralink_cli.placement.orders import NeuronOrder, OrderingTask, make_orders, pinned_first
 from neuralink_cli.placement.placement import COMPARED_ORDERS, ORIGINAL, REFINED, HeldOutReads, OrderCost, PlacedBlock
 
@@ -38,6 +38,19 @@ class BlockOptions:
 
 
 @dataclass(frozen=True, eq=False)
+class SequenceCosts:
+    """What held-out sequences cost in a block, in bundles: float64 `[sequences]`, those of all sources in turn.
+
+    Attributes:
+        collapsed: By order, read with access collapse.
+        naive: The original order, read without.
+    """
+
+    collapsed: Mapping[str, npt.NDArray[np.float64]]
+    naive: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class OrderedBlock:
     """An ordered block.
 
@@ -47,6 +60,7 @@ class OrderedBlock:
         tokens: How many tokens made it.
         pinned: How many slots, from 0 on, hold the hottest neurons.
         held_out: Figures of all orders compared, each as it would be stored.
+        costs: The same by sequence, see `SequenceCosts`.
     """
 
     placed: PlacedBlock
@@ -54,6 +68,7 @@ class OrderedBlock:
     tokens: int
     pinned: int
     held_out: tuple[HeldOutReads, ...]
+    costs: SequenceCosts
 
 
 def order_block(
@@ -83,15 +98,20 @@ def order_block(
     compared = {*COMPARED_ORDERS, options.order}
     made = dict.fromkeys(compared, _unchanged(rest.size)) if too_few else make_orders(task, compared)
     orders = {name: pinned_first(pinned, rest, order) for name, order in made.items()}
-    held_out = tuple(
+    measured = [
         _measure(trace, block, held, name, orders, pinned, options)
         for held, name in zip(split.held_out, source_names, strict=True)
+    ]
+    held_out = tuple(figures for figures, _ in measured)
+    costs = SequenceCosts(
+        {name: np.concatenate([cost.collapsed[name] for _, cost in measured]) for name in orders},
+        np.concatenate([cost.naive for _, cost in measured]),
     )
     chosen = ORIGINAL if too_few else _choose(options.order, held_out)
     order = orders[chosen]
     all_tokens = sum(stop - start for start, stop in split.ordering)
     frequency = (counts[order.order] / max(all_tokens, 1)).astype(np.float32)
-    return OrderedBlock(PlacedBlock(order.order, frequency, order.links), chosen, tokens, pinned.size, held_out)
+    return OrderedBlock(PlacedBlock(order.order, frequency, order.links), chosen, tokens, pinned.size, held_out, costs)
 
 
 def block_bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
@@ -113,15 +133,28 @@ def _measure(
     orders: Mapping[str, NeuronOrder],
     pinned: Neurons,
     options: BlockOptions,
-) -> HeldOutReads:
+) -> tuple[HeldOutReads, SequenceCosts]:
     tokens = held_out[1] - held_out[0]
-    routed = trace.tokens_of(block, *held_out).size
+    positions = trace.tokens_of(block, *held_out)
+    routed = positions.size
     bits = block_bits(trace, block, [held_out])
     # Pinned neurons are never read from flash, wherever an order has them.
     bits[pinned] = 0
     figures = {name: _cost(bits, order.order, routed, options.operation_in_bundles) for name, order in orders.items()}
     active = int(activation_counts(bits).sum())
-    return HeldOutReads(source=source, tokens=tokens, routed=routed, active=active, orders=figures)
+    starts = sequences_in(trace.sequence_lengths, held_out)
+    sequence = np.searchsorted(starts, positions, side="right") - 1
+
+    def by_sequence(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.bincount(sequence, costs, starts.size).astype(np.float64)
+
+    costs = {
+        name: token_costs(bits, order.order, options.operation_in_bundles, routed) for name, order in orders.items()
+    }
+    in_sequences = SequenceCosts(
+        {name: by_sequence(collapsed) for name, (collapsed, _) in costs.items()}, by_sequence(costs[ORIGINAL][1])
+    )
+    return HeldOutReads(source=source, tokens=tokens, routed=routed, active=active, orders=figures), in_sequences
 
 
 def _cost(bits: Bits, order: npt.NDArray[np.int32], tokens: int, operation_in_bundles: float) -> OrderCost:

@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel
+from neuralink_cli.devices.ratio import bootstrap_ratios
 from neuralink_cli.errors import OptionError
 from neuralink_cli.files.durable import require_free
 from neuralink_cli.kernels import available_cpus
 from neuralink_cli.placement.block_ordering import BlockOptions, OrderedBlock, order_block
-from neuralink_cli.placement.held_out import split_tokens
+from neuralink_cli.placement.held_out import sequences_in, split_tokens
 from neuralink_cli.placement.placement import (
     DEFAULT_ORDER,
     ORDER_NAMES,
+    ORIGINAL,
+    STORED,
+    MeasuredGain,
     PlacementBlock,
     PlacementHeader,
     write_placement,
@@ -157,7 +163,40 @@ def _header(trace: Trace, ordered: list[OrderedBlock], options: ClusterOptions) 
         blocks=tuple(
             _placement_block(block, result, options) for block, result in zip(info.blocks, ordered, strict=True)
         ),
+        gains=_gains(trace, ordered, options),
     )
+
+
+def _gains(trace: Trace, ordered: list[OrderedBlock], options: ClusterOptions) -> tuple[MeasuredGain, ...]:
+    """What the orders gain in total and on each source, on the held-out sequences of all blocks together."""
+    split = split_tokens(trace.source_ranges(), trace.source_sequence_lengths(), options.held_out)
+    counts = [sequences_in(trace.sequence_lengths, held).size for held in split.held_out]
+    if not sum(counts):
+        return ()
+    sizes = [_bundle_bytes(block, options) for block in trace.info.blocks]
+    names = [*(name for name in ORDER_NAMES if all(name in block.costs.collapsed for block in ordered)), STORED]
+    costs = {
+        name: sum(
+            size * block.costs.collapsed[block.chosen if name == STORED else name]
+            for size, block in zip(sizes, ordered, strict=True)
+        )
+        for name in names
+    }
+    naive = np.asarray(sum(size * block.costs.naive for size, block in zip(sizes, ordered, strict=True)))
+    ends = np.cumsum(counts).tolist()
+    parts: list[tuple[str | None, slice]] = [(None, slice(0, ends[-1]))]
+    parts += [
+        (source.name, slice(end - count, end))
+        for source, end, count in zip(trace.info.sources, ends, counts, strict=True)
+        if count
+    ]
+    found = []
+    for source, part in parts:
+        original = np.asarray(costs[ORIGINAL])[part]
+        pairs = [(top, np.asarray(costs[name])[part]) for name in names for top in (original, naive[part])]
+        ratios = bootstrap_ratios(pairs)
+        found += [MeasuredGain(source, name, ratios[2 * k], ratios[2 * k + 1]) for k, name in enumerate(names)]
+    return tuple(found)
 
 
 def _parameters(options: ClusterOptions) -> Mapping[str, Any]:

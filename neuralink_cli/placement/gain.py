@@ -18,13 +18,15 @@ class OrderFigures:
         reads_per_token: Reads without access collapse.
         mean_read_length: Neurons per such read.
         bytes_per_token: Modelled cost with access collapse, as the bytes that the device reads in the same time.
-        gain: Cost of the original order over that of this one.
+        gain: Cost of the original order over that of this one, both with access collapse.
+        gain_over_naive: Cost of the original order read without access collapse over that of this one with it.
     """
 
     reads_per_token: float
     mean_read_length: float
     bytes_per_token: float
     gain: float
+    gain_over_naive: float
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _gain(name: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutRead
 
 
 def _figures(order: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutReads]]], active: int) -> OrderFigures:
-    reads_per_token, bytes_per_token, original_bytes, reads = 0.0, 0.0, 0.0, 0
+    reads_per_token, bytes_per_token, original_bytes, naive_bytes, reads = 0.0, 0.0, 0.0, 0.0, 0
     for block, held_out in blocks:
         tokens = sum(part.tokens for part in held_out)
         if not tokens:
@@ -98,11 +100,16 @@ def _figures(order: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOut
         reads_per_token += block_reads / tokens
         bytes_per_token += cost * block.bundle_bytes / tokens
         original_bytes += original * block.bundle_bytes / tokens
+        apart = sum(
+            part.active + block.operation_in_bundles * part.orders[ORIGINAL].reads for part in held_out if part.tokens
+        )
+        naive_bytes += apart * block.bundle_bytes / tokens
     return OrderFigures(
         reads_per_token=reads_per_token,
         mean_read_length=active / reads if reads else 0.0,
         bytes_per_token=bytes_per_token,
         gain=original_bytes / bytes_per_token if bytes_per_token else 1.0,
+        gain_over_naive=naive_bytes / bytes_per_token if bytes_per_token else 1.0,
     )
 
 

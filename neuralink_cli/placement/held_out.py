@@ -45,6 +45,22 @@ def split_tokens(
     return TokenSplit(tuple(ordering), tuple(held_out))
 
 
+def sequences_in(sequence_lengths: npt.NDArray[np.uint32], tokens: Range) -> npt.NDArray[np.int64]:
+    """Where the sequences of a range of tokens start, the first one cut to the range: int64, ascending.
+
+    Args:
+        sequence_lengths: Of all sequences of the trace, in order.
+    """
+    start, stop = tokens
+    if start == stop:
+        return np.zeros(0, dtype=np.int64)
+    starts: npt.NDArray[np.int64] = np.cumsum(sequence_lengths, dtype=np.int64) - sequence_lengths
+    first = int(np.searchsorted(starts, start, side="right")) - 1
+    last = int(np.searchsorted(starts, stop, side="left"))
+    found: npt.NDArray[np.int64] = np.maximum(starts[first:last], start)
+    return found
+
+
 @dataclass(frozen=True)
 class ReadStatistics:
     """What reading the active neurons of every token takes, if each run of consecutive active slots is one read."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from neuralink_cli.arrays import Order
 from neuralink_cli.checkpoint.origin import Origin, parse_origin
+from neuralink_cli.devices.ratio import Ratio
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.schema import Schema
 from neuralink_cli.files.stage_file import StageFile, array_tensor, write_stage_file
@@ -30,6 +31,8 @@ REFINED = "refined"
 # As tables show them.
 ORDER_NAMES = (ORIGINAL, FREQUENCY, REVERSE_CUTHILL_MCKEE, SPECTRAL, LINKED, REFINED)
 DEFAULT_ORDER = REFINED
+# Not an order but whichever one each block stores.
+STORED = "stored"
 # Measured whatever order is asked for.
 COMPARED_ORDERS = (ORIGINAL, FREQUENCY, LINKED)
 
@@ -89,8 +92,25 @@ class PlacementBlock:
 
 
 @dataclass(frozen=True)
+class MeasuredGain:
+    """What an order gains on held-out tokens, all blocks together.
+
+    Attributes:
+        source: The dataset; None for all of them.
+        order: Name of the order; "stored" for what is stored, which may differ from block to block.
+        gain: Cost of the original order over that of this one, both read with access collapse.
+        gain_over_naive: Cost of the original order read without access collapse over that of this one with it.
+    """
+
+    source: str | None
+    order: str
+    gain: Ratio
+    gain_over_naive: Ratio
+
+
+@dataclass(frozen=True)
 class PlacementHeader:
-    """Everything a placement says beside its arrays."""
+    """Everything a placement says beside its arrays. `gains` are empty if nothing was held out."""
 
     model: Mapping[str, str]
     origin: Origin | None
@@ -99,6 +119,7 @@ class PlacementHeader:
     calibration: Mapping[str, Any] | None
     parameters: Mapping[str, Any]
     blocks: tuple[PlacementBlock, ...]
+    gains: tuple[MeasuredGain, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +204,13 @@ def _parse(document: Mapping[str, Any]) -> PlacementHeader:
     )
     keys = ("model", "trace", "signal", "calibration", "parameters")
     origin = parse_origin(document["origin"])
-    return PlacementHeader(**{key: document[key] for key in keys}, origin=origin, blocks=blocks)
+    gains = tuple(_parse_gain(gain) for gain in document["gains"])
+    return PlacementHeader(**{key: document[key] for key in keys}, origin=origin, blocks=blocks, gains=gains)
+
+
+def _parse_gain(gain: Mapping[str, Any]) -> MeasuredGain:
+    ratios = {key: Ratio(**gain[key]) for key in ("gain", "gain_over_naive")}
+    return MeasuredGain(**{**gain, **ratios})
 
 
 def _parse_held_out(part: Mapping[str, Any]) -> HeldOutReads:

@@ -16,6 +16,7 @@ from neuralink_cli.bench import replay_kernels
 from neuralink_cli.bench.bench import BenchOptions, BenchReport, bench_layouts
 from neuralink_cli.bench.replay import BlockCache, ReadPrices, TokenFigures, firing_slots, read_prices, replay_block
 from neuralink_cli.devices.device import DeviceModel, ReadRate, builtin_devices
+from neuralink_cli.errors import VerificationError
 from neuralink_cli.progress import no_progress
 from neuralink_cli.storage import cache_kernels
 from neuralink_cli.storage.budget import DramBudget
@@ -166,7 +167,7 @@ def test_rows_of_a_bench(measured: tuple[Path, Path]) -> None:
     assert ways == [(n, c, p) for p in ("none", "linked-s3fifo") for n in names for c in (False, True)]
     by_way = dict(zip(ways, report.rows, strict=True))
     for cache in ("none", "linked-s3fifo"):
-        assert by_way["original", False, cache].gain == 1.0
+        assert by_way["original", False, cache].gain.value == 1.0
         for name in names:
             plain, collapsed = by_way[name, False, cache].figures, by_way[name, True, cache].figures
             assert plain.active == collapsed.active
@@ -180,7 +181,26 @@ def test_rows_of_a_bench(measured: tuple[Path, Path]) -> None:
         figures = row.figures
         assert figures.io_p50 <= figures.io_p95 <= figures.io_p99
         assert figures.bytes_read >= figures.bytes_useful
-        assert row.gain == pytest.approx(by_way["original", False, row.way.cache].figures.io_mean / figures.io_mean)
+        same_way = by_way["original", row.way.collapse, row.way.cache].figures.io_mean
+        naive = by_way["original", False, row.way.cache].figures.io_mean
+        assert row.gain.value == pytest.approx(same_way / figures.io_mean)
+        assert row.gain_over_naive.value == pytest.approx(naive / figures.io_mean)
+        assert row.gain.low <= row.gain.value <= row.gain.high
+        assert row.gain_over_naive.low <= row.gain_over_naive.value <= row.gain_over_naive.high
+
+
+def test_a_gate_looks_at_the_lower_end_of_the_interval(measured: tuple[Path, Path]) -> None:
+    layout, trace = measured
+    report = run([layout], trace, devices=(LINEAR,), policy="none", held_out=1.0)
+    row = next(row for row in report.rows if row.way.layout and row.way.collapse)
+    between = (row.gain.low + row.gain.value) / 2
+    assert row.gain.low < between < row.gain.value
+    report.check_gain(row.gain.low - 1e-9)
+    with pytest.raises(VerificationError, match=r"gain .* is not surely"):
+        report.check_gain(between)
+    report.check_gain(None, row.gain_over_naive.low - 1e-9)
+    with pytest.raises(VerificationError, match="gain over naive reading"):
+        report.check_gain(None, row.gain_over_naive.low + 1e-6)
 
 
 def test_the_frequency_order_is_that_of_the_stored_frequencies(measured: tuple[Path, Path]) -> None:

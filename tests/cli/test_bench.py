@@ -71,7 +71,8 @@ def test_csv_has_a_line_for_every_row(neuralink: Neuralink, made: Made, trace: P
     rows = json.loads(outcome.stdout)["rows"]
     assert len(lines) == len(rows) == 32
     for line, row in zip(lines, rows, strict=True):
-        assert float(line["gain"]) == row["gain"]
+        assert float(line["gain"]) == row["gain"]["value"]
+        assert float(line["gain_over_naive_low"]) == row["gain_over_naive"]["low"]
         assert float(line["io_p99"]) == row["figures"]["io_p99"]
         assert int(line["bundle_bytes"]) == row["way"]["bundle_bytes"]
     again = neuralink(*arguments)
@@ -83,12 +84,18 @@ def test_csv_has_a_line_for_every_row(neuralink: Neuralink, made: Made, trace: P
 def test_a_gate_for_continuous_integration(neuralink: Neuralink, made: Made, trace: Path) -> None:
     arguments = ("bench", made.layout, "--trace", trace, "-q", "--device", "ufs4.0", "--dram", "20%")
     rows = json.loads(neuralink(*arguments, "--json").stdout)["rows"]
-    gain = next(r["gain"] for r in rows if r["way"]["layout"] and r["way"]["collapse"] and r["way"]["cache"] != "none")
-    assert neuralink(*arguments, "--fail-below", gain - 0.01).code == 0
-    failed = neuralink(*arguments, "--fail-below", gain + 0.01)
-    assert failed.code == 1
-    assert "\nlinked  " in failed.stdout
-    assert f"gain {gain:.2f} is below {gain + 0.01:g} on ufs4.0" in failed.stderr
+    row = next(r for r in rows if r["way"]["layout"] and r["way"]["collapse"] and r["way"]["cache"] != "none")
+    for option, key, words in (
+        ("--fail-below", "gain", "gain"),
+        ("--fail-below-total", "gain_over_naive", "gain over naive reading"),
+    ):
+        gain = row[key]
+        assert gain["low"] <= gain["value"] <= gain["high"]
+        assert neuralink(*arguments, option, gain["low"] - 0.01).code == 0
+        failed = neuralink(*arguments, option, gain["low"] + 0.01)
+        assert failed.code == 1
+        assert "\nlinked  " in failed.stdout
+        assert f"{words} {gain['value']:.2f} ({gain['low']:.2f} to {gain['high']:.2f}) is not surely" in failed.stderr
 
 
 def test_reads_for_real(neuralink: Neuralink, made: Made, trace: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from neuralink_cli.devices.cost import collapse_gap, gap_terms, order_cost
+from neuralink_cli.devices.cost import collapse_gap, gap_terms, order_cost, token_costs
 
 TraceAndOrder = tuple[NDArray[np.bool_], NDArray[np.int32]]
 
@@ -82,3 +82,17 @@ def test_the_longest_gap_worth_reading_across(ratio: float, gap: int) -> None:
 def test_a_ratio_that_is_no_price_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match="ratio"):
         order_cost(np.zeros((2, 1), dtype=np.uint64), np.arange(2), ratio)
+
+
+@settings(deadline=None)
+@given(traces(), st.one_of(st.integers(0, 30).map(float), st.floats(0, 40)))
+def test_tokens_cost_what_the_oracle_says_one_by_one(trace: TraceAndOrder, ratio: float) -> None:
+    fired, order = trace
+    tokens = fired.shape[0]
+    collapsed, apart = token_costs(pack(fired), order, ratio, tokens)
+    assert collapsed.shape == apart.shape == (tokens,)
+    for token in range(tokens):
+        assert collapsed[token] == pytest.approx(cost_token_by_token(fired[token : token + 1], order, ratio))
+        slots = np.flatnonzero(fired[token, order])
+        runs = 1 + np.count_nonzero(np.diff(slots) > 1) if slots.size else 0
+        assert apart[token] == pytest.approx(slots.size + ratio * runs)

@@ -227,3 +227,23 @@ def test_an_interruption_stops_the_other_blocks_too(trace: Path, tmp_path: Path)
             run(trace, tmp_path / "p", jobs=2)
     assert time.monotonic() - start < 30
     assert not list(tmp_path.iterdir())
+
+
+def test_gains_of_what_is_stored_come_with_intervals_and_over_both_baselines(trace: Path, tmp_path: Path) -> None:
+    header = run(trace, tmp_path / "p", order="linked")
+    total, by_source = total_gain(header), source_gains(header)
+    whole = {gain.order: gain for gain in header.gains if gain.source is None}
+    assert {"original", "frequency", "linked", "stored"} <= set(whole)
+    for name, figures in total.orders.items():
+        assert whole[name].gain.value == pytest.approx(figures.gain)
+        assert whole[name].gain_over_naive.value == pytest.approx(figures.gain_over_naive)
+        assert whole[name].gain.low <= whole[name].gain.value <= whole[name].gain.high
+    assert whole["original"].gain.value == 1
+    assert whole["original"].gain_over_naive.value > 1
+    assert whole["linked"].gain.low < whole["linked"].gain.value < whole["linked"].gain.high
+    for source in by_source:
+        measured = next(g for g in header.gains if g.source == source.name and g.order == "linked")
+        assert measured.gain.value == pytest.approx(source.orders["linked"].gain)
+    with Placement(tmp_path / "p") as placement:
+        assert placement.info.gains == header.gains
+    assert run(trace, tmp_path / "none", held_out=0.0).gains == ()
