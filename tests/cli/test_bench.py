@@ -31,7 +31,10 @@ def test_prints_a_table_that_fits(neuralink: Neuralink, made: Made, trace: Path)
     lines = outcome.stdout.splitlines()
     assert lines[0].startswith("120 tokens, ")
     assert max(map(len, lines)) <= 100
-    labels = [line[:14].strip() for line in lines if "%" in line]
+    said = [line for line in lines if "95% intervals" in line]
+    assert len(said) == 2
+    assert all(line.startswith("linked: gain ") for line in said)
+    labels = [line[:14].strip() for line in lines if "%" in line and line not in said]
     assert (
         labels
         == [label for name in ("unbundled", "original", "frequency", "linked") for label in (name, "+ collapse")] * 2
