@@ -39,9 +39,12 @@ class Layer:
 
 def read_layers(path: Path, held_out: float) -> list[Layer]:
     with Trace(path) as trace:
-        split = split_tokens(trace.source_ranges(), trace.source_sequence_lengths(), held_out)
+        split = split_tokens(trace, held_out)
         return [
-            Layer(block_bits(trace, block, split.ordering), block_bits(trace, block, split.held_out))
+            Layer(
+                block_bits(trace, block, split.ordering),
+                block_bits(trace, block, [part for ranges in split.held_out for part in ranges]),
+            )
             for block in trace.info.blocks
         ]
 

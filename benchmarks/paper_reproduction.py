@@ -79,11 +79,11 @@ class Layer:
 def read_layers(path: Path, held_out: float) -> tuple[list[Layer], int]:
     """The blocks of a trace, and how many parts a bundle has."""
     with Trace(path) as trace:
-        split = split_tokens(trace.source_ranges(), trace.source_sequence_lengths(), held_out)
+        split = split_tokens(trace, held_out)
         layers = [
             Layer(
                 block_bits(trace, block, split.ordering),
-                np.concatenate([trace.fired(block, *part) for part in split.held_out]),
+                np.concatenate([trace.fired(block, *part) for ranges in split.held_out for part in ranges]),
             )
             for block in trace.info.blocks
         ]

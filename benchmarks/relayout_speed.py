@@ -27,6 +27,7 @@ from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
 from neuralink_cli.files.header import build_header, tensor_bytes
@@ -131,7 +132,7 @@ def write_random_placement(model: Path, path: Path) -> None:
         parameters={"order": "linked"},
         blocks=tuple(map(_placed, blocks)),
     )
-    write_placement(path, header, arrays)
+    write_placement(path, header, arrays, np.zeros((0, DIGEST_BYTES), dtype=np.uint8))
 
 
 def _placed(block: FFNBlock) -> PlacementBlock:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.activations.trace import TraceBlock, TraceHeader, TraceSource, write_trace
+from neuralink_cli.calibration.digests import sequence_digest
 
 
 def clustered_chunks(neurons: int, tokens: int, active: float, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -57,4 +58,6 @@ def write_synthetic_trace(
     def fired(block_id: str) -> Iterator[npt.NDArray[np.uint8]]:
         return clustered_chunks(neurons, tokens, active, seed=int(block_id.removeprefix("layers.")))
 
-    write_trace(path, header, np.full(tokens // 512, 512, dtype=np.uint32), fired, overwrite=True)
+    lengths = np.full(tokens // 512, 512, dtype=np.uint32)
+    digests = np.stack([sequence_digest(f"{fingerprint} {k}".encode()) for k in range(lengths.size)])
+    write_trace(path, header, lengths, digests, fired, overwrite=True)

@@ -30,6 +30,7 @@ from neuralink_cli.placement.placement import (
     PlacementHeader,
     write_placement,
 )
+from tests.traces import numbered_digests
 
 # Bytes of an element; written down here again so that a mistake in the package's table shows.
 ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "U8": 1, "I64": 8, "C64": 8}
@@ -242,7 +243,7 @@ def write_random_placement(
         parameters={"order": "linked", "held_out": 0.2},
         blocks=tuple(placement_block(block, threshold) for block in blocks),
     )
-    write_placement(path, header, arrays)
+    write_placement(path, header, arrays, numbered_digests(2))
     return path
 
 
@@ -256,15 +257,15 @@ def write_random_trace(model: Path, path: Path, *, tokens: int = 600, seed: int 
             "model_type": checkpoint.model_type,
             "architecture": checkpoint.model_type,
         }
-    lengths = np.array([tokens // 3, tokens - tokens // 3], dtype=np.uint32)
-    source = TraceSource("text.txt", f"{seed:02x}" * 32, 0, 2, 2, tokens, {"batch_size": 8})
+    lengths = np.array([tokens // 3, tokens - tokens // 3 - tokens // 5, tokens // 5], dtype=np.uint32)
+    source = TraceSource("text.txt", f"{seed:02x}" * 32, 0, 3, 3, tokens, {"batch_size": 8})
     header = TraceHeader(identity, None, "gate", {"active_ratio": 0.3, "tokens": 400}, tuple(blocks), (source,))
     bits = {}
     for block in blocks:
         group = random.integers(0, 5, block.neurons)
         fired = (random.random((tokens, 5)) < 0.2)[:, group] & (random.random((tokens, block.neurons)) < 0.8)
         bits[block.id] = np.packbits(fired, axis=1, bitorder="little")
-    write_trace(path, header, lengths, lambda block_id: [bits[block_id]])
+    write_trace(path, header, lengths, numbered_digests(3), lambda block_id: [bits[block_id]])
     return path
 
 

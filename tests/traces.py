@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from neuralink_cli.activations.trace import TraceBlock, TraceHeader, TraceSource, write_trace
+from neuralink_cli.calibration.digests import DIGEST_BYTES, sequence_digest
+
+
+def numbered_digests(count: int, first: int = 0) -> npt.NDArray[np.uint8]:
+    """Digests of sequences that no other number has: uint8 `[count, 16]`."""
+    digests = [sequence_digest(str(number).encode()) for number in range(first, first + count)]
+    return np.stack(digests) if digests else np.zeros((0, DIGEST_BYTES), dtype=np.uint8)
 
 
 def clustered(tokens: int, neurons: int, *, clusters: int, seed: int) -> np.ndarray:
@@ -40,7 +48,8 @@ def write_clustered_trace(
     )
     lengths = [min(50, count - start) for count in tokens for start in range(0, count, 50)]
     packed = {name: np.packbits(bits, axis=1, bitorder="little") for name, bits in fired.items()}
-    write_trace(path, header, np.array(lengths, dtype=np.uint32), lambda name: [packed[name]])
+    digests = numbered_digests(len(lengths))
+    write_trace(path, header, np.array(lengths, dtype=np.uint32), digests, lambda name: [packed[name]])
     return fired
 
 
@@ -59,5 +68,6 @@ def write_routed_trace(path: Path, *, experts: int = 2, neurons: int = 60, token
     packed = {name: np.packbits(bits, axis=1, bitorder="little") for name, bits in fired.items()}
     lengths = np.full(tokens // 50, 50, dtype=np.uint32)
     positions = np.arange(0, tokens, 2, dtype=np.uint32)
-    write_trace(path, header, lengths, lambda name: [packed[name]], lambda _name: [positions])
+    digests = numbered_digests(lengths.size)
+    write_trace(path, header, lengths, digests, lambda name: [packed[name]], lambda _name: [positions])
     return path

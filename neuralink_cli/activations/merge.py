@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from neuralink_cli.activations.trace import Bits, Positions, Trace, TraceBlock, 
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.files.durable import require_free
 from neuralink_cli.progress import Progress, no_progress
+
+logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 22
 
@@ -35,10 +39,10 @@ def merge_traces(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> MergeSummary:
-    """Write the trace that has the tokens of all inputs, in the order given.
+    """Write the trace that has the tokens of all inputs. In which order they are named does not matter.
 
-    Sources that go on where the one before them ended become one, so that the parts of a run, merged in order, give
-    the same bytes as the whole run.
+    Consecutive parts of a dataset become one, so that the parts of a run give the same bytes as the whole run. A part
+    that is missing is logged.
 
     Raises:
         InputError: An input is not a trace, or damaged.
@@ -56,6 +60,7 @@ def merge_traces(
         _require_distinct(traces)
         for trace in traces:
             trace.check_content()
+        traces = _in_order(traces)
         first = traces[0].info
         header = replace(
             first,
@@ -64,13 +69,16 @@ def merge_traces(
             blocks=tuple(_joined_block(traces, index) for index in range(len(first.blocks))),
             sources=_join(source for trace in traces for source in trace.info.sources),
         )
+        _tell_of_gaps(header.sources)
         index_of = {block.id: index for index, block in enumerate(first.blocks)}
         lengths = np.concatenate([trace.sequence_lengths for trace in traces])
+        digests = np.concatenate([trace.sequence_digests for trace in traces])
         with progress("merge", sum(trace.header.data_bytes for trace in traces), "B") as advance:
             digest = write_trace(
                 output,
                 header,
                 lengths,
+                digests,
                 lambda block_id: _all_bits(traces, index_of[block_id]),
                 lambda block_id: _all_tokens(traces, index_of[block_id]),
                 overwrite=overwrite,
@@ -101,13 +109,57 @@ def _require_same_run(first: Trace, other: Trace) -> None:
 
 
 def _require_distinct(traces: Sequence[Trace]) -> None:
-    held: list[tuple[Trace, TraceSource]] = []
+    """Refuse inputs that hold the same sequences: by their place in a dataset, or one dataset whole in another."""
+    held: list[tuple[Trace, TraceSource, frozenset[bytes]]] = []
     for trace in traces:
-        for source in trace.info.sources:
-            for other, earlier in held:
-                if other is not trace and _same_data(earlier, source) and _overlap(earlier, source):
+        counts = np.cumsum([source.sequences for source in trace.info.sources])[:-1]
+        for source, part in zip(trace.info.sources, np.split(trace.sequence_digests, counts), strict=True):
+            digests = frozenset(digest.tobytes() for digest in part)
+            for other, earlier, known in held:
+                if other is trace:
+                    continue
+                if earlier.sha256 == source.sha256 and _overlap(earlier, source):
                     raise _mismatch(other, trace, f"the same sequences of {source.name!r}", verb="both have")
-            held.append((trace, source))
+                if _whole(earlier) and _whole(source) and (digests <= known or known <= digests):
+                    names = f"the same text ({earlier.name!r} and {source.name!r})"
+                    raise _mismatch(other, trace, names, verb="both have")
+            held.append((trace, source, digests))
+
+
+def _in_order(traces: Sequence[Trace]) -> list[Trace]:
+    """The inputs in an order that does not depend on how they were named: parts of a run one after the other.
+
+    Datasets keep the order that an input has them in; those that no input has together go by name and digest.
+    """
+    graph: dict[str, set[str]] = {}
+    names: dict[str, str] = {}
+    for trace in traces:
+        keys = [source.sha256 for source in trace.info.sources]
+        names |= {source.sha256: source.name for source in trace.info.sources}
+        for key in keys:
+            graph.setdefault(key, set())
+        for before, after in pairwise(keys):
+            if before != after:
+                graph[after].add(before)
+    rank: dict[str, int] = {}
+    while len(rank) < len(graph):
+        free = [key for key, before in graph.items() if key not in rank and before <= rank.keys()]
+        # Inputs that contradict each other have no order: any fixed one will do.
+        rank[min(free or [key for key in graph if key not in rank], key=lambda key: (names[key], key))] = len(rank)
+    return sorted(traces, key=lambda trace: (rank[(first := trace.info.sources[0]).sha256], first.first_sequence))
+
+
+def _tell_of_gaps(sources: Sequence[TraceSource]) -> None:
+    """Remark on parts of a dataset that are missing between or around those that are there."""
+    parts: dict[str, list[TraceSource]] = {}
+    for source in sources:
+        parts.setdefault(source.sha256, []).append(source)
+    for found in parts.values():
+        there = sum(source.sequences for source in found)
+        if there < found[0].total_sequences and len(found) > 1:
+            logger.warning(
+                "%s: %d of %d sequences are there; is a part missing?", found[0].name, there, found[0].total_sequences
+            )
 
 
 def _join(sources: Iterable[TraceSource]) -> tuple[TraceSource, ...]:
@@ -125,6 +177,10 @@ def _join(sources: Iterable[TraceSource]) -> tuple[TraceSource, ...]:
 
 def _same_data(a: TraceSource, b: TraceSource) -> bool:
     return (a.name, a.sha256, a.total_sequences, a.parameters) == (b.name, b.sha256, b.total_sequences, b.parameters)
+
+
+def _whole(source: TraceSource) -> bool:
+    return source.sequences == source.total_sequences
 
 
 def _overlap(a: TraceSource, b: TraceSource) -> bool:

@@ -259,6 +259,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
                 output,
                 header,
                 lengths,
+                data.sequence_digests(batches),
                 lambda block: spool.rows(index_of[block]),
                 lambda block: spool.tokens(index_of[block]),
                 overwrite=overwrite,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.architectures.blocks import FFNBlock
+from neuralink_cli.arrays import Bytes
+from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.origin import Origin, parse_origin
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.schema import Schema
@@ -21,6 +23,7 @@ Bits = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.uint32]
 TRACE_SCHEMA = Schema("trace", __package__, "trace.schema.json")
 SEQUENCE_LENGTHS = "sequence_lengths"
+SEQUENCE_DIGESTS = "sequence_digests"
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def write_trace(
     path: Path,
     header: TraceHeader,
     sequence_lengths: npt.NDArray[np.uint32],
+    sequence_digests: Bytes,
     fired: Callable[[str], Iterable[Bits]],
     tokens: Callable[[str], Iterable[Positions]] | None = None,
     *,
@@ -111,6 +115,7 @@ def write_trace(
 
     Args:
         sequence_lengths: Tokens of each sequence, in order, over all sources.
+        sequence_digests: uint8 `[sequences, 16]`, see `sequence_digest`.
         fired: For a block id, yields its bits in token order: uint8 arrays `[tokens, ceil(neurons / 8)]`, bit j % 8 of
             byte j // 8 being neuron j. Of an expert, those of the tokens routed to it.
         tokens: For the id of an expert, yields which tokens these are: uint32 arrays, ascending.
@@ -126,6 +131,7 @@ def write_trace(
             assert tokens is not None
             tensors.append(StreamedTensor(f"{block.id}.tokens", "U32", (rows,), partial(tokens, block.id)))
     tensors.append(array_tensor(SEQUENCE_LENGTHS, sequence_lengths))
+    tensors.append(array_tensor(SEQUENCE_DIGESTS, sequence_digests))
     return write_stage_file(path, TRACE_SCHEMA, asdict(header), tensors, overwrite=overwrite, progress=progress)
 
 
@@ -141,6 +147,7 @@ class Trace(StageFile):
         try:
             self.info = _parse(self.document)
             self.sequence_lengths: npt.NDArray[np.uint32] = self.array(SEQUENCE_LENGTHS, "U32")
+            self.sequence_digests: Bytes = self.array(SEQUENCE_DIGESTS, "U8")
             self._check()
         except InputError:
             self.close()
@@ -175,6 +182,12 @@ class Trace(StageFile):
         ends = np.cumsum([source.tokens for source in self.info.sources]).tolist()
         return tuple(zip([0, *ends[:-1]], ends, strict=True))
 
+    @cached_property
+    def sequence_starts(self) -> npt.NDArray[np.int64]:
+        """The first token of each sequence."""
+        starts: npt.NDArray[np.int64] = np.cumsum(self.sequence_lengths, dtype=np.int64) - self.sequence_lengths
+        return starts
+
     def source_sequence_lengths(self) -> tuple[npt.NDArray[np.uint32], ...]:
         """Sequence lengths of each source."""
         counts = [source.sequences for source in self.info.sources]
@@ -204,6 +217,8 @@ class Trace(StageFile):
                     raise InputError(f"{block.id}.tokens are not ascending tokens of the trace", where=self.path)
         if self.sequence_lengths.shape != (sum(source.sequences for source in info.sources),):
             raise InputError("sequence_lengths does not fit the sources", where=self.path)
+        if self.sequence_digests.shape != (self.sequence_lengths.size, DIGEST_BYTES):
+            raise InputError("sequence_digests does not fit the sequences", where=self.path)
         for source, lengths in zip(info.sources, self.source_sequence_lengths(), strict=True):
             if int(lengths.sum(dtype=np.int64)) != source.tokens:
                 raise InputError(f"sequence lengths of {source.name!r} do not add up to its tokens", where=self.path)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.devices.ratio import Ratio, bootstrap_ratios
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.kernels import available_cpus
-from neuralink_cli.placement.held_out import sequences_in
+from neuralink_cli.placement.held_out import sequence_starts_in
 from neuralink_cli.placement.placement import FREQUENCY, ORIGINAL
 from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.storage.budget import DramBudget, split_bundles
@@ -327,9 +328,17 @@ def _sequence_starts(trace: Trace, tokens: Sequence[TokenRange]) -> npt.NDArray[
     """Where sequences start among the replayed tokens, which are strung together: int64, ascending from 0."""
     starts, before = [], 0
     for part in tokens:
-        starts.append(sequences_in(trace.sequence_lengths, (part.start, part.stop)) - part.start + before)
+        starts.append(sequence_starts_in(trace, [(part.start, part.stop)]) - part.start + before)
         before += part.tokens
     return np.concatenate(starts)
+
+
+def _source_spans(tokens: Sequence[TokenRange]) -> Iterator[tuple[str, int, int]]:
+    """Each source with where its tokens start and end among the replayed ones."""
+    end = 0
+    for name, parts in groupby(tokens, lambda part: part.source):
+        start, end = end, end + sum(part.tokens for part in parts)
+        yield name, start, end
 
 
 def _rows(
@@ -341,13 +350,11 @@ def _rows(
     times = {task.way: np.add.reduceat(figure.seconds, starts) for task, figure in zip(tasks, figures, strict=True)}
     pairs = [(times[other], times[task.way]) for task in tasks for other in (task.way.baseline, task.way.naive)]
     ratios = bootstrap_ratios(pairs)
-    ends = np.cumsum([part.tokens for part in tokens]).tolist()
+    spans = list(_source_spans(tokens))
     rows = []
     for k, (task, figure) in enumerate(zip(tasks, figures, strict=True)):
-        parts = tuple(
-            summarise(figure, part.source, end - part.tokens, end) for part, end in zip(tokens, ends, strict=True)
-        )
-        whole = summarise(figure, "total", 0, ends[-1])
+        parts = tuple(summarise(figure, *span) for span in spans)
+        whole = summarise(figure, "total", 0, spans[-1][2])
         sizes = [task.bundle_bytes(block) for block in task.contender.blocks]
         dram = sum(capacity * size for capacity, size in zip(task.capacities, sizes, strict=True))
         rows.append(BenchRow(task.way, sum(task.capacities), dram, whole, parts, ratios[2 * k], ratios[2 * k + 1]))

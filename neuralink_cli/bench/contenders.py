@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Trace
-from neuralink_cli.arrays import Order
+from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.devices.device import DeviceModel, builtin_devices
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.placement.gain import total_gain
-from neuralink_cli.placement.held_out import Range, split_tokens
+from neuralink_cli.placement.held_out import Range, sequence_starts_in, unseen_ranges
 from neuralink_cli.placement.placement import Placement
 
 _LOGGER = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Contender:
         order: Name of its order.
         bundled: Whether `path` is a bundled layout, which can be read for real.
         parameters: Those of `cluster`.
+        seen: Digests of the sequences that made the order.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class Contender:
     bundled: bool
     parameters: Mapping[str, Any]
     blocks: tuple[ContenderBlock, ...]
+    seen: frozenset[bytes]
 
 
 def read_contender(path: Path, trace: Trace) -> Contender:
@@ -114,6 +116,7 @@ def _from_bundled(path: Path, layout: BundledLayout) -> Contender:
         bundled=True,
         parameters=document["provenance"].get("parameters", {}),
         blocks=blocks,
+        seen=_digests(layout.ordering_sequences),
     )
 
 
@@ -136,7 +139,20 @@ def _from_placement(path: Path, placement: Placement, trace: Trace) -> Contender
         for block in info.blocks
     )
     order = total_gain(info).chosen
-    return Contender(path, order, info.model["fingerprint"], info.signal, False, info.parameters, blocks)
+    return Contender(
+        path=path,
+        order=order,
+        fingerprint=info.model["fingerprint"],
+        signal=info.signal,
+        bundled=False,
+        parameters=info.parameters,
+        blocks=blocks,
+        seen=_digests(placement.ordering_sequences),
+    )
+
+
+def _digests(sequences: Bytes) -> frozenset[bytes]:
+    return frozenset(digest.tobytes() for digest in sequences)
 
 
 def _check_same_model(contender: Contender, trace: Trace) -> None:
@@ -176,31 +192,58 @@ class TokenRange:
 def choose_tokens(
     trace: Trace, contenders: Sequence[Contender], held_out: float | None, most: int | None
 ) -> tuple[TokenRange, ...]:
-    """The tokens to replay: those that the orders did not see.
+    """The tokens to replay, in whole sequences: those that made no order of the contenders.
 
     Args:
-        held_out: Share of each source's tokens; by default the smallest share that the contenders were made with.
+        held_out: Look only at this last share of each source's tokens; 1 for all tokens, also those that made an order.
         most: Take no more tokens than this, from the start of each source's, in proportion.
 
     Raises:
-        OptionError: Nothing was held out.
+        OptionError: Every token made an order.
     """
-    if held_out is None:
-        held_out = min(float(contender.parameters.get("held_out", 0.0)) for contender in contenders)
-    ranges: tuple[Range, ...] = trace.source_ranges()
-    if held_out < 1:
-        ranges = split_tokens(ranges, trace.source_sequence_lengths(), held_out).held_out
-    total = sum(stop - start for start, stop in ranges)
+    seen = frozenset[bytes]().union(*(contender.seen for contender in contenders))
+    every = held_out is not None and held_out >= 1
+    found: list[tuple[Range, ...]] = []
+    for start, stop in trace.source_ranges():
+        first = start if held_out is None else stop - round((stop - start) * held_out)
+        starts = sequence_starts_in(trace, [(first, stop)])
+        # A sequence that the share cuts is left out.
+        whole = starts[np.isin(starts, trace.sequence_starts)]
+        tail = (int(whole[0]), stop) if whole.size else (stop, stop)
+        found.append(unseen_ranges(trace, tail, frozenset() if every else seen))
+    total = sum(stop - start for ranges in found for start, stop in ranges)
+    _tell_of_seen(trace, seen, total, every)
     if total == 0:
         raise OptionError(
-            f"no token of {trace.path} is held out from the order", fix="pass --held-out 0.2, or --all-tokens"
+            f"every token of {trace.path} made the order, so none can measure it",
+            fix="pass a trace of other text, hold some out in `cluster --held-out 0.2`, or pass --all-tokens",
         )
     share = min(1.0, most / total) if most is not None else 1.0
     return tuple(
-        TokenRange(source.name, start, start + -(-int((stop - start) * share * 1e6) // 10**6))
-        for source, (start, stop) in zip(trace.info.sources, ranges, strict=True)
-        if stop > start
+        TokenRange(source.name, *part)
+        for source, ranges in zip(trace.info.sources, found, strict=True)
+        for part in _first_tokens(ranges, share)
     )
+
+
+def _tell_of_seen(trace: Trace, seen: frozenset[bytes], replayed: int, every: bool) -> None:
+    known = np.array([digest.tobytes() in seen for digest in trace.sequence_digests])
+    tokens = int(trace.sequence_lengths[known].sum(dtype=np.int64))
+    if every and tokens:
+        _LOGGER.warning("%s of the tokens made the order: these figures are not held out", f"{tokens:,}")
+    elif tokens and replayed:
+        _LOGGER.info("%s tokens that made the order are left out", f"{tokens:,}")
+
+
+def _first_tokens(ranges: Sequence[Range], share: float) -> Iterator[Range]:
+    """The first tokens of some ranges, that share of all of them, rounded up."""
+    total = sum(stop - start for start, stop in ranges)
+    left = -(-int(total * share * 1e6) // 10**6)
+    for start, stop in ranges:
+        taken = min(stop - start, left)
+        if taken:
+            yield start, start + taken
+        left -= taken
 
 
 def device_made_for(contender: Contender) -> DeviceModel:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.calibration.batches import ModelBatch, image_batch
+from neuralink_cli.calibration.digests import sequence_digest
 from neuralink_cli.calibration.rows import Rows, open_rows, streamed_table
 from neuralink_cli.calibration.sources import Source
 from neuralink_cli.errors import InputError, OptionError, first_line
@@ -62,9 +64,15 @@ class ImageSource(Source):
     """A dataset of images; the pixel values are in a file without a name, which is gone when the source is."""
 
     def __init__(
-        self, name: str, sha256: str, tokens: int, parameters: Mapping[str, Any], pixels: npt.NDArray[np.float32]
+        self,
+        name: str,
+        sha256: str,
+        tokens: int,
+        digests: Bytes,
+        parameters: Mapping[str, Any],
+        pixels: npt.NDArray[np.float32],
     ) -> None:
-        super().__init__(name, sha256, (tokens,) * pixels.shape[0], parameters)
+        super().__init__(name, sha256, (tokens,) * pixels.shape[0], digests, parameters)
         self._pixels = pixels
 
     def batch(self, first: int, stop: int) -> ModelBatch:
@@ -103,6 +111,7 @@ def prepare_images(
     }
     chosen = rows if seed is None else rows.shuffled(seed)
     digest, images, tokens, shape = hashlib.sha256(), 0, 0, (0, 0, 0)
+    digests: list[Bytes] = []
     file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     for pixels in (_pixels(image, processor) for image in islice(_images(chosen), num_samples)):
         if images == 0:
@@ -112,13 +121,14 @@ def prepare_images(
         if pixels.shape != shape:
             raise InputError(f"images come out as {list(shape)} and {list(pixels.shape)}", where=rows.where)
         digest.update(pixels.data)
+        digests.append(sequence_digest(pixels.data))
         file.write(pixels.data)
         images += 1
         advance(tokens)
     if images == 0:
         raise InputError("has no rows", where=rows.where)
     stored = np.memmap(file, dtype=np.float32, mode="r", shape=(images, *shape))
-    return ImageSource(rows.name, digest.hexdigest(), tokens, {**own, **parameters}, stored)
+    return ImageSource(rows.name, digest.hexdigest(), tokens, np.stack(digests), {**own, **parameters}, stored)
 
 
 def random_images(processor: Any, count: int) -> Pixels:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.calibration.batches import ModelBatch, TextBatch
+from neuralink_cli.calibration.digests import sequence_digest
 from neuralink_cli.calibration.sequences import (
     Batch,
     SequenceOptions,
@@ -26,13 +28,17 @@ from neuralink_cli.errors import InputError, OptionError
 class Source:
     """A dataset as sequences of tokens, `lengths[i]` in the i-th.
 
-    `sha256` is of what goes into the model; `parameters` are those of the run that can change its bits.
+    `sha256` is of what goes into the model; `digests`, uint8 `[sequences, 16]`, of each sequence of it, see
+    `sequence_digest`; `parameters` are those of the run that can change its bits.
     """
 
-    def __init__(self, name: str, sha256: str, lengths: Sequence[int], parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, name: str, sha256: str, lengths: Sequence[int], digests: Bytes, parameters: Mapping[str, Any]
+    ) -> None:
         self.name = name
         self.sha256 = sha256
         self.lengths = tuple(lengths)
+        self.digests = digests
         self.parameters = parameters
 
     def batch(self, first: int, stop: int) -> ModelBatch:
@@ -51,7 +57,8 @@ class TextSource(Source):
         to_batch: TextBatch,
         pad_id: int,
     ) -> None:
-        super().__init__(name, sequences_sha256(sequences), [ids.size for ids in sequences], parameters)
+        digests = np.stack([sequence_digest(ids.astype("<i4").tobytes()) for ids in sequences])
+        super().__init__(name, sequences_sha256(sequences), [ids.size for ids in sequences], digests, parameters)
         self._sequences = sequences
         self._to_batch = to_batch
         self._pad_id = pad_id
@@ -100,6 +107,10 @@ class CalibrationData:
         """Tokens of each sequence of the batches."""
         lengths = (self.sources[batch.source].lengths[batch.first : batch.stop] for batch in batches)
         return np.array([length for of_batch in lengths for length in of_batch], dtype=np.uint32)
+
+    def sequence_digests(self, batches: Iterable[Batch]) -> Bytes:
+        """Digest of each sequence of the batches: uint8 `[sequences, 16]`."""
+        return np.concatenate([self.sources[batch.source].digests[batch.first : batch.stop] for batch in batches])
 
 
 def tokenize_source(

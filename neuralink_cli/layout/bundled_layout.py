@@ -13,7 +13,8 @@ import numpy as np
 
 from neuralink_cli.architectures.blocks import MovedPiece
 from neuralink_cli.architectures.regions import Region, Slab, cut_into_slabs
-from neuralink_cli.arrays import Order
+from neuralink_cli.arrays import Bytes, Order
+from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import TensorPlace
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, LENGTH_BYTES, Header, parse_header
@@ -21,7 +22,7 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.index import read_flash_index
 from neuralink_cli.layout.names import FLASH_FILE
 from neuralink_cli.layout.plan import FlashBlock, ResidentTensor, SourcePiece, TensorRange
-from neuralink_cli.placement.placement import is_permutation
+from neuralink_cli.placement.placement import ORDERING_SEQUENCES, is_permutation
 
 
 class BundledLayout:
@@ -160,7 +161,15 @@ class BundledLayout:
                 raise VerificationError(f"tensor {name!r} does not match its digest in the index", where=self.file.path)
         return ("alignment", "digests of small tensors")
 
+    @property
+    def ordering_sequences(self) -> Bytes:
+        """Digests of the sequences that made the order: uint8 `[k, 16]`."""
+        return self.file.read(ORDERING_SEQUENCES).reshape(-1, DIGEST_BYTES)
+
     def _check_ranges(self) -> None:
+        seen = self.file.entry(ORDERING_SEQUENCES)
+        if (seen.dtype, seen.shape[1:]) != ("U8", (DIGEST_BYTES,)):
+            raise VerificationError(f"{ORDERING_SEQUENCES} is no list of digests", where=self.file.path)
         index, file = self.index, self.file
         if file.size != index.file_bytes:
             raise VerificationError(f"has {file.size:,} bytes, the index says {index.file_bytes:,}", where=file.path)

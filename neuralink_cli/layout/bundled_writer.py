@@ -16,7 +16,7 @@ from neuralink_cli.files.pipeline import FileRange, Scratch
 from neuralink_cli.files.sections import Section, copied, ready, write_sections, zeros
 from neuralink_cli.layout.bundling import gather_part
 from neuralink_cli.layout.plan import BundledPlan, SourceFile
-from neuralink_cli.placement.placement import PlacedBlock, inverse
+from neuralink_cli.placement.placement import ORDERING_SEQUENCES, PlacedBlock, inverse
 
 
 def write_bundled(
@@ -24,11 +24,12 @@ def write_bundled(
     plan: BundledPlan,
     checkpoint: Checkpoint,
     placed: Mapping[str, PlacedBlock],
+    ordering_sequences: Bytes,
     progress: Callable[[int], object] | None = None,
     journal: Journal | None = None,
 ) -> str:
     """Write the flash file at `path`, or the rest of it if `journal` knows of a part, and return its SHA-256."""
-    made = _made_sections(plan, checkpoint, placed)
+    made = _made_sections(plan, checkpoint, placed) | {ORDERING_SEQUENCES: ready(ordering_sequences)}
     sections = [ready(plan.header.prelude)]
     for entry in plan.header.entries:
         if entry.name in made:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from neuralink_cli.architectures.blocks import MovedPiece
 from neuralink_cli.architectures.regions import Region, Slab, cut_into_slabs
-from neuralink_cli.arrays import Order
+from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint, TensorPlace
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
 from neuralink_cli.errors import InputError, VerificationError
@@ -127,6 +127,11 @@ class PermutedLayout:
         """The blocks with neurons in a source tensor, and where in it."""
         for slab in self.moved_slabs.get(name, ()):
             yield from ((piece.block, piece.region) for piece in slab.pieces)
+
+    @property
+    def ordering_sequences(self) -> Bytes:
+        """Digests of the sequences that made the order: uint8 `[k, 16]`."""
+        return self.placement.ordering_sequences
 
     def check_small_tensors(self) -> tuple[str, ...]:
         """Nothing: what is small lies in the files, whose digests are checked whole."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock, biases_by_neuron, moved_pieces
 from neuralink_cli.architectures.regions import Region
+from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, Header, TensorEntry, build_header, tensor_bytes
 from neuralink_cli.layout.names import MODEL_CARD
-from neuralink_cli.placement.placement import PlacementBlock
+from neuralink_cli.placement.placement import ORDERING_SEQUENCES, PlacementBlock
 
 # Bytes of an element of the widest dtype.
 _WIDEST = 8
@@ -159,6 +160,7 @@ def plan_bundled(
     blocks: Sequence[FFNBlock],
     placed: Mapping[str, PlacementBlock],
     *,
+    ordering_sequences: int = 0,
     resident: str = "none",
     alignment: int = 4096,
 ) -> BundledPlan:
@@ -170,6 +172,7 @@ def plan_bundled(
 
     Args:
         placed: What the placement says of every block, by id.
+        ordering_sequences: How many sequences made the order.
         resident: "none", or "gate" to keep the rows that decide firing out of the bundles.
 
     Raises:
@@ -177,7 +180,13 @@ def plan_bundled(
     """
     bundled = {block.id: _bundled_parts(checkpoint, block, resident) for block in blocks}
     specs = _bundle_specs(blocks, bundled, alignment)
-    rest = [*_small_specs(checkpoint, blocks, resident), *_source_specs(checkpoint), *_other_specs(checkpoint, blocks)]
+    seen: TensorSpec = (ORDERING_SEQUENCES, "U8", (ordering_sequences, DIGEST_BYTES))
+    rest = [
+        seen,
+        *_small_specs(checkpoint, blocks, resident),
+        *_source_specs(checkpoint),
+        *_other_specs(checkpoint, blocks),
+    ]
     specs += sorted(rest, key=lambda spec: -DTYPE_BITS[spec[1]])
     try:
         header = build_header(specs, {}, alignment=max(alignment, _WIDEST))

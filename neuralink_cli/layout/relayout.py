@@ -44,7 +44,7 @@ from neuralink_cli.layout.names import (
 )
 from neuralink_cli.layout.permuting import write_permuted
 from neuralink_cli.layout.plan import BundledPlan, plan_bundled
-from neuralink_cli.placement.placement import Placement
+from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement
 from neuralink_cli.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,14 @@ def plan_relayout(
     weight_bytes = sum(file.size for file in checkpoint.files)
     if options.layout == BUNDLED:
         placed = {block.id: block for block in placement.info.blocks}
-        bundled = plan_bundled(checkpoint, blocks, placed, resident=options.resident, alignment=options.alignment)
+        bundled = plan_bundled(
+            checkpoint,
+            blocks,
+            placed,
+            ordering_sequences=placement.ordering_sequences.shape[0],
+            resident=options.resident,
+            alignment=options.alignment,
+        )
         weight_bytes = bundled.file_bytes
     return RelayoutPlan(
         source=checkpoint.directory,
@@ -252,7 +259,13 @@ def write_layout(
         copy_companions(plan.companions, checkpoint.directory, directory)
         if plan.bundled is not None:
             sha256 = write_bundled(
-                directory / FLASH_FILE, plan.bundled, checkpoint, placement.blocks, progress, journal
+                directory / FLASH_FILE,
+                plan.bundled,
+                checkpoint,
+                placement.blocks,
+                placement.ordering_sequences,
+                progress,
+                journal,
             )
             digests = small_digests(plan.bundled, checkpoint, placement)
             companions = describe_companions(directory, plan.companions)
@@ -286,7 +299,7 @@ def _check_options(options: RelayoutOptions) -> None:
 
 def small_digests(plan: BundledPlan, checkpoint: Checkpoint, placement: Placement) -> dict[str, str]:
     """SHA-256 of the small tensors that a quick verification checks: order, frequency and stored source bytes."""
-    content: dict[str, bytes] = {}
+    content: dict[str, bytes] = {ORDERING_SEQUENCES: placement.ordering_sequences.tobytes()}
     for block in plan.blocks:
         content[block.order.tensor] = placement.blocks[block.id].order.tobytes()
         content[block.frequency.tensor] = placement.blocks[block.id].frequency.tobytes()

@@ -13,7 +13,7 @@ from neuralink_cli.arrays import Neurons
 from neuralink_cli.devices.cost import order_cost, token_costs
 from neuralink_cli.placement.baselines import frequency_order, original_order
 from neuralink_cli.placement.bits import Bits, activation_counts, transpose_bits
-from neuralink_cli.placement.held_out import Range, TokenSplit, read_statistics, sequences_in
+from neuralink_cli.placement.held_out import Range, TokenSplit, read_statistics, sequence_starts_in
 from neuralink_cli.placement.orders import NeuronOrder, OrderingTask, make_orders, pinned_first
 from neuralink_cli.placement.placement import COMPARED_ORDERS, ORIGINAL, REFINED, HeldOutReads, OrderCost, PlacedBlock
 
@@ -116,7 +116,7 @@ def order_block(
 
 def block_bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
     """Bit vectors of a block over those tokens of some ranges that it ran on: uint64 `[neurons, words]`."""
-    fired = [trace.fired(block, start, stop) for start, stop in ranges]
+    fired = [trace.fired(block, start, stop) for start, stop in ranges] or [trace.fired(block, 0, 0)]
     return transpose_bits(fired[0] if len(fired) == 1 else np.concatenate(fired), block.neurons)
 
 
@@ -128,21 +128,21 @@ def _unchanged(neurons: int) -> NeuronOrder:
 def _measure(
     trace: Trace,
     block: TraceBlock,
-    held_out: Range,
+    held_out: Sequence[Range],
     source: str,
     orders: Mapping[str, NeuronOrder],
     pinned: Neurons,
     options: BlockOptions,
 ) -> tuple[HeldOutReads, SequenceCosts]:
-    tokens = held_out[1] - held_out[0]
-    positions = trace.tokens_of(block, *held_out)
+    tokens = sum(stop - start for start, stop in held_out)
+    positions = np.concatenate([np.zeros(0, np.uint32), *(trace.tokens_of(block, *part) for part in held_out)])
     routed = positions.size
-    bits = block_bits(trace, block, [held_out])
+    bits = block_bits(trace, block, held_out)
     # Pinned neurons are never read from flash, wherever an order has them.
     bits[pinned] = 0
     figures = {name: _cost(bits, order.order, routed, options.operation_in_bundles) for name, order in orders.items()}
     active = int(activation_counts(bits).sum())
-    starts = sequences_in(trace.sequence_lengths, held_out)
+    starts = sequence_starts_in(trace, held_out)
     sequence = np.searchsorted(starts, positions, side="right") - 1
 
     def by_sequence(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

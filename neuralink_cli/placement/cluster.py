@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from neuralink_cli.errors import OptionError
 from neuralink_cli.files.durable import require_free
 from neuralink_cli.kernels import available_cpus
 from neuralink_cli.placement.block_ordering import BlockOptions, OrderedBlock, order_block
-from neuralink_cli.placement.held_out import sequences_in, split_tokens
+from neuralink_cli.placement.held_out import TokenSplit, digests_in, sequence_starts_in, split_tokens
 from neuralink_cli.placement.placement import (
     DEFAULT_ORDER,
     ORDER_NAMES,
@@ -31,6 +32,8 @@ from neuralink_cli.placement.placement import (
     write_placement,
 )
 from neuralink_cli.progress import Progress, no_progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,12 @@ def cluster(
     require_free(output, overwrite)
     with Trace(trace) as opened:
         opened.check_content()
-        ordered = _order_blocks(opened, options, progress)
-        header = _header(opened, ordered, options)
+        split = _split(opened, options)
+        ordered = _order_blocks(opened, split, options, progress)
+        header = _header(opened, split, ordered, options)
+        seen = np.unique(np.concatenate([digests_in(opened, made) for made in split.ordering]), axis=0)
     placed = {block.id: result.placed for block, result in zip(header.blocks, ordered, strict=True)}
-    return ClusterSummary(header, write_placement(output, header, placed, overwrite=overwrite))
+    return ClusterSummary(header, write_placement(output, header, placed, seen, overwrite=overwrite))
 
 
 def _check_options(options: ClusterOptions) -> None:
@@ -97,8 +102,19 @@ def _check_options(options: ClusterOptions) -> None:
         raise OptionError(f"--pin-hot {options.pin_hot} is not between 0 and 0.9")
 
 
-def _order_blocks(trace: Trace, options: ClusterOptions, progress: Progress) -> list[OrderedBlock]:
-    split = split_tokens(trace.source_ranges(), trace.source_sequence_lengths(), options.held_out)
+def _split(trace: Trace, options: ClusterOptions) -> TokenSplit:
+    split = split_tokens(trace, options.held_out)
+    sources = zip(trace.info.sources, trace.source_ranges(), split.ordering, split.held_out, strict=True)
+    for source, (_, stop), (_, cut), held_out in sources:
+        repeated = stop - cut - sum(last - first for first, last in held_out)
+        if repeated:
+            logger.info("%s: %s tokens are not held out: the order sees the same text", source.name, f"{repeated:,}")
+        elif options.held_out and not held_out:
+            logger.info("%s: nothing is held out of a single sequence", source.name)
+    return split
+
+
+def _order_blocks(trace: Trace, split: TokenSplit, options: ClusterOptions, progress: Progress) -> list[OrderedBlock]:
     names = [source.name for source in trace.info.sources]
     stop = threading.Event()
 
@@ -142,7 +158,7 @@ def _bundle_bytes(block: TraceBlock, options: ClusterOptions) -> int:
     return sum(size for role, size in block.part_bytes.items() if role != kept)
 
 
-def _header(trace: Trace, ordered: list[OrderedBlock], options: ClusterOptions) -> PlacementHeader:
+def _header(trace: Trace, split: TokenSplit, ordered: list[OrderedBlock], options: ClusterOptions) -> PlacementHeader:
     info = trace.info
     sources = [
         {
@@ -163,14 +179,15 @@ def _header(trace: Trace, ordered: list[OrderedBlock], options: ClusterOptions) 
         blocks=tuple(
             _placement_block(block, result, options) for block, result in zip(info.blocks, ordered, strict=True)
         ),
-        gains=_gains(trace, ordered, options),
+        gains=_gains(trace, split, ordered, options),
     )
 
 
-def _gains(trace: Trace, ordered: list[OrderedBlock], options: ClusterOptions) -> tuple[MeasuredGain, ...]:
+def _gains(
+    trace: Trace, split: TokenSplit, ordered: list[OrderedBlock], options: ClusterOptions
+) -> tuple[MeasuredGain, ...]:
     """What the orders gain in total and on each source, on the held-out sequences of all blocks together."""
-    split = split_tokens(trace.source_ranges(), trace.source_sequence_lengths(), options.held_out)
-    counts = [sequences_in(trace.sequence_lengths, held).size for held in split.held_out]
+    counts = [sequence_starts_in(trace, held).size for held in split.held_out]
     if not sum(counts):
         return ()
     sizes = [_bundle_bytes(block, options) for block in trace.info.blocks]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.activations.trace import Trace
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import InputError
 from neuralink_cli.kernels import kernel, popcount
 from neuralink_cli.placement.bits import Bits
@@ -16,49 +19,76 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """Per source, the range of tokens that the ordering sees and the range held out from it."""
+    """Per source, the range of tokens that the ordering sees, and the ranges held out from it."""
 
     ordering: tuple[Range, ...]
-    held_out: tuple[Range, ...]
+    held_out: tuple[tuple[Range, ...], ...]
 
 
-def split_tokens(
-    source_ranges: tuple[Range, ...], sequence_lengths: tuple[npt.NDArray[np.uint32], ...], fraction: float
-) -> TokenSplit:
-    """Hold out about the last `fraction` of each source's tokens.
+def split_tokens(trace: Trace, fraction: float) -> TokenSplit:
+    """Hold out about the last `fraction` of each source's tokens, in whole sequences.
 
-    The cut is at the start of the first sequence that begins in that last part, so that no context is shared; where
-    that would leave less than half of it, the cut is exactly there.
-
-    Args:
-        source_ranges: First token and end of each source.
-        sequence_lengths: Tokens of each sequence, per source.
+    The cut is at the start of the first sequence that begins in that last part; where that would leave less than half
+    of it, at the nearest start of a sequence. A source of one sequence has nothing held out. A sequence that is, token
+    for token, also on the side of the ordering is left out.
     """
-    ordering, held_out = [], []
-    for (start, stop), lengths in zip(source_ranges, sequence_lengths, strict=True):
-        target = stop - round((stop - start) * fraction)
-        starts = start + np.cumsum(lengths, dtype=np.int64) - lengths
-        later = starts[(starts >= target) & (starts <= (target + stop) / 2)]
-        cut = int(later[0]) if later.size and target < stop else target
+    ordering, tails = [], []
+    for (start, stop), lengths in zip(trace.source_ranges(), trace.source_sequence_lengths(), strict=True):
+        cut = _cut(start, stop, start + np.cumsum(lengths, dtype=np.int64) - lengths, fraction)
         ordering.append((start, cut))
-        held_out.append((cut, stop))
-    return TokenSplit(tuple(ordering), tuple(held_out))
+        tails.append((cut, stop))
+    seen = {digest.tobytes() for made in ordering for digest in digests_in(trace, made)}
+    return TokenSplit(tuple(ordering), tuple(unseen_ranges(trace, tail, seen) for tail in tails))
 
 
-def sequences_in(sequence_lengths: npt.NDArray[np.uint32], tokens: Range) -> npt.NDArray[np.int64]:
-    """Where the sequences of a range of tokens start, the first one cut to the range: int64, ascending.
+def _cut(start: int, stop: int, starts: npt.NDArray[np.int64], fraction: float) -> int:
+    target = stop - round((stop - start) * fraction)
+    inside = starts[starts > start]
+    if target == stop or not inside.size:
+        return stop
+    later = inside[(inside >= target) & (inside <= (target + stop) / 2)]
+    return int(later[0]) if later.size else int(inside[np.argmin(np.abs(inside - target))])
 
-    Args:
-        sequence_lengths: Of all sequences of the trace, in order.
-    """
+
+def digests_in(trace: Trace, tokens: Range) -> Bytes:
+    """Digests of the sequences with a token in a range: uint8 `[sequences, 16]`."""
+    first, last = _sequences(trace, tokens)
+    return trace.sequence_digests[first:last]
+
+
+def unseen_ranges(trace: Trace, tokens: Range, seen: Set[bytes]) -> tuple[Range, ...]:
+    """What is left of a range of whole sequences without those whose digest is in `seen`, neighbours joined."""
+    first, last = _sequences(trace, tokens)
+    starts = trace.sequence_starts
+    ends = starts + trace.sequence_lengths
+    found: list[Range] = []
+    for sequence in range(first, last):
+        if trace.sequence_digests[sequence].tobytes() in seen:
+            continue
+        start, stop = int(starts[sequence]), int(ends[sequence])
+        if found and found[-1][1] == start:
+            found[-1] = (found[-1][0], stop)
+        else:
+            found.append((start, stop))
+    return tuple(found)
+
+
+def _sequences(trace: Trace, tokens: Range) -> tuple[int, int]:
+    """First and end of the sequences with a token in a range."""
     start, stop = tokens
-    if start == stop:
-        return np.zeros(0, dtype=np.int64)
-    starts: npt.NDArray[np.int64] = np.cumsum(sequence_lengths, dtype=np.int64) - sequence_lengths
-    first = int(np.searchsorted(starts, start, side="right")) - 1
-    last = int(np.searchsorted(starts, stop, side="left"))
-    found: npt.NDArray[np.int64] = np.maximum(starts[first:last], start)
-    return found
+    if start >= stop:
+        return 0, 0
+    starts = trace.sequence_starts
+    return int(np.searchsorted(starts, start, side="right")) - 1, int(np.searchsorted(starts, stop, side="left"))
+
+
+def sequence_starts_in(trace: Trace, ranges: Sequence[Range]) -> npt.NDArray[np.int64]:
+    """Where the sequences of some ascending ranges start, the first of each cut to its range: int64, ascending."""
+    found = [np.zeros(0, dtype=np.int64)]
+    for tokens in ranges:
+        first, last = _sequences(trace, tokens)
+        found.append(np.maximum(trace.sequence_starts[first:last], tokens[0]))
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.arrays import Order
+from neuralink_cli.arrays import Bytes, Order
+from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.origin import Origin, parse_origin
 from neuralink_cli.devices.ratio import Ratio
 from neuralink_cli.errors import InputError
@@ -18,6 +19,8 @@ from neuralink_cli.files.schema import Schema
 from neuralink_cli.files.stage_file import StageFile, array_tensor, write_stage_file
 
 Frequency = npt.NDArray[np.float32]
+# Digests of the sequences that made the order: they must never measure it.
+ORDERING_SEQUENCES = "ordering_sequences"
 PLACEMENT_SCHEMA = Schema("placement", __package__, "placement.schema.json")
 
 # The names of orders, as files and options spell them.
@@ -138,9 +141,17 @@ class PlacedBlock:
 
 
 def write_placement(
-    path: Path, header: PlacementHeader, arrays: Mapping[str, PlacedBlock], *, overwrite: bool = False
+    path: Path,
+    header: PlacementHeader,
+    arrays: Mapping[str, PlacedBlock],
+    ordering_sequences: Bytes,
+    *,
+    overwrite: bool = False,
 ) -> str:
     """Write a placement and return its `content_sha256`.
+
+    Args:
+        ordering_sequences: uint8 `[k, 16]`, digests of the sequences that made the order, ascending.
 
     Raises:
         OutputError: As `write_stage_file`.
@@ -151,6 +162,7 @@ def write_placement(
         tensors.append(array_tensor(f"{block.id}.order", placed.order))
         tensors.append(array_tensor(f"{block.id}.frequency", placed.frequency))
         tensors.append(array_tensor(f"{block.id}.links", placed.links))
+    tensors.append(array_tensor(ORDERING_SEQUENCES, ordering_sequences))
     return write_stage_file(path, PLACEMENT_SCHEMA, asdict(header), tensors, overwrite=overwrite)
 
 
@@ -167,6 +179,9 @@ class Placement(StageFile):
             self.check_content()
             self.info = _parse(self.document)
             self.blocks = {block.id: self._read(block) for block in self.info.blocks}
+            self.ordering_sequences: Bytes = self.array(ORDERING_SEQUENCES, "U8")
+            if self.ordering_sequences.ndim != 2 or self.ordering_sequences.shape[1] != DIGEST_BYTES:
+                raise InputError(f"{ORDERING_SEQUENCES} has the wrong shape", where=path)
         except InputError:
             self.close()
             raise

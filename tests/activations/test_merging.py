@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from neuralink_cli.activations.merge import merge_traces
@@ -61,16 +60,46 @@ def test_datasets_merge_into_a_run_over_both(model: ModelFactory, request_: Prof
     assert (tmp_path / "merged").read_bytes() == whole.read_bytes()
 
 
-def test_order_is_that_of_the_inputs(request_: ProfileRequest, tmp_path: Path) -> None:
-    pieces = [run(request_, f"part{i}", part=(i, 2)) for i in (1, 2)]
-    merge_traces(pieces[::-1], tmp_path / "merged")
-    with Trace(tmp_path / "merged") as merged, Trace(pieces[0]) as one, Trace(pieces[1]) as two:
-        merged.check_content()
-        assert merged.info.sources == two.info.sources + one.info.sources
-        assert merged.sequence_lengths.tolist() == [*two.sequence_lengths, *one.sequence_lengths]
-        for block in merged.info.blocks:
-            both = np.concatenate([two.fired(block), one.fired(block)])
-            np.testing.assert_array_equal(merged.fired(block), both)
+def test_the_order_of_the_inputs_does_not_matter(request_: ProfileRequest, tmp_path: Path) -> None:
+    whole = run(request_, "whole")
+    pieces = [run(request_, f"part{i}", part=(i, 3)) for i in (1, 2, 3)]
+    for k, shuffled in enumerate((pieces[::-1], [pieces[1], pieces[2], pieces[0]])):
+        merge_traces(shuffled, tmp_path / f"merged{k}")
+        assert (tmp_path / f"merged{k}").read_bytes() == whole.read_bytes()
+
+
+def test_a_part_that_is_missing_is_told(
+    request_: ProfileRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _ = request_.datasets
+    pieces = [run(request_, f"part{i}", datasets=(first,), part=(i, 3)) for i in (1, 2, 3)]
+    merge_traces([pieces[0], pieces[2]], tmp_path / "merged")
+    assert "sequences are there; is a part missing?" in caplog.text
+    caplog.clear()
+    merge_traces(pieces, tmp_path / "all")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"seed": None, "num_samples": 10**6}], ids=["batch", "samples"])
+def test_the_same_text_run_with_other_options_is_refused(
+    request_: ProfileRequest, tmp_path: Path, changes: dict[str, int | None]
+) -> None:
+    first, _ = request_.datasets
+    a = run(request_, "a", datasets=(first,))
+    b = run(request_, "b", datasets=(first,), **changes)
+    with pytest.raises(MismatchError, match="both have the same sequences") as caught:
+        merge_traces([a, b], tmp_path / "merged")
+    assert str(a) in str(caught.value)
+    assert str(b) in str(caught.value)
+
+
+def test_the_same_text_under_another_name_is_refused(request_: ProfileRequest, tmp_path: Path) -> None:
+    first, second = request_.datasets
+    (tmp_path / "copy.txt").write_bytes(Path(first).read_bytes())
+    a = run(request_, "a", datasets=(first, second))
+    b = run(request_, "b", datasets=(str(tmp_path / "copy.txt"),))
+    with pytest.raises(MismatchError, match="both have the same"):
+        merge_traces([a, b], tmp_path / "merged")
 
 
 def test_one_trace_merges_into_itself(request_: ProfileRequest, tmp_path: Path) -> None:

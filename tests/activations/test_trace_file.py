@@ -14,6 +14,7 @@ from neuralink_cli.activations.trace import Trace, TraceBlock, TraceHeader, Trac
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.schema import Schema
 from neuralink_cli.files.stage_file import StreamedTensor, write_stage_file
+from tests.traces import numbered_digests
 
 
 def test_a_block_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +36,6 @@ def test_a_block_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     # A writer that is not ours: the document has the block twice, the tensors once.
     monkeypatch.setattr(trace_module, "write_stage_file", write_once)
     bits = np.zeros((3, 1), dtype=np.uint8)
-    write_trace(tmp_path / "t", header, np.array([3], dtype=np.uint32), lambda _: [bits])
+    write_trace(tmp_path / "t", header, np.array([3], dtype=np.uint32), numbered_digests(1), lambda _: [bits])
     with pytest.raises(InputError, match="names a block twice"):
         Trace(tmp_path / "t")

@@ -38,7 +38,7 @@ def change_order(source: Path, target: Path, change: Callable[[Any], Any]) -> No
     with Placement(source) as placement:
         blocks = dict(placement.blocks)
         blocks["layers.1"] = replace(blocks["layers.1"], order=change(blocks["layers.1"].order.copy()))
-        write_placement(target, placement.info, blocks)
+        write_placement(target, placement.info, blocks, placement.ordering_sequences)
 
 
 def set_first(value: int) -> Callable[[Any], Any]:
@@ -79,7 +79,7 @@ def test_a_placement_that_pins_more_than_there_is(
     wrong = tmp_path / "wrong.safetensors"
     with Placement(placement) as opened:
         blocks = tuple(replace(block, pinned=NEURONS + 1) for block in opened.info.blocks)
-        write_placement(wrong, replace(opened.info, blocks=blocks), opened.blocks)
+        write_placement(wrong, replace(opened.info, blocks=blocks), opened.blocks, opened.ordering_sequences)
     outcome = neuralink("relayout", model, "--placement", wrong, "-o", outputs / "out")
     assert (outcome.code, outcome.error) == (3, f"{wrong}: layers.0 pins {NEURONS + 1} of {NEURONS} neurons")
     assert not any(outputs.iterdir())

@@ -83,7 +83,7 @@ def test_the_header_is_valid_and_holds_every_tensor_once(layouts: LayoutFactory)
     made = {f"layers.{layer}.{what}" for layer in range(2) for what in ("bundles", "order", "frequency", "gate")}
     files = {f"model-0000{k}-of-00002.safetensors" for k in (1, 2)} | {"model.safetensors.index.json", "README.md"}
     padding = {name for name in names if name.startswith("padding.")}
-    assert names == kept | made | {f"source.{name}" for name in files} | padding
+    assert names == kept | made | {f"source.{name}" for name in files} | padding | {"ordering_sequences"}
     for entry in plan.header.entries:
         assert entry.nbytes == prod(entry.shape) * BYTES[entry.dtype]
 
