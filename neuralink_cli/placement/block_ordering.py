@@ -1,4 +1,4 @@
-"""One block of a trace: its orders made on some tokens, measured on the others, and the one to store chosen."""
+"""Orders one block of a trace: makes orders on some tokens, measures them on held-out tokens, picks one to store."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from neuralink_cli.placement.placement import COMPARED_ORDERS, ORIGINAL, REFINED
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """How a block is to be ordered.
+    """How to order a block.
 
     Attributes:
         order: Name of the order to store.
         pinned: How many of the hottest neurons live in DRAM and are left out of the ordering.
         operation_in_bundles: What a read operation costs on the device, in bundles.
-        effort: Of the refinement.
-        fewest_tokens: An expert that saw fewer keeps its original order.
+        effort: Effort of the refinement.
+        fewest_tokens: An expert that saw fewer tokens keeps its original order.
     """
 
     order: str
@@ -39,7 +39,7 @@ class BlockOptions:
 
 @dataclass(frozen=True, eq=False)
 class OrderedBlock:
-    """The order that is stored, its name, how many tokens made it, and the held-out figures of all compared."""
+    """The order to store, its name, how many tokens made it, and the held-out figures of all compared orders."""
 
     placed: PlacedBlock
     chosen: str
@@ -55,11 +55,11 @@ def order_block(
     options: BlockOptions,
     between_sweeps: Callable[[], object] | None = None,
 ) -> OrderedBlock:
-    """Order one block on the tokens given to the ordering and measure every order on those held out.
+    """Order one block on the tokens of the ordering and measure every order on the held-out tokens.
 
-    An expert that too few tokens were routed to is not ordered. Of the others the order asked for is stored unless the
-    original order costs less on the held-out tokens; if the refined order is asked for, the cheapest of those compared.
-    What `between_sweeps` raises ends the work.
+    An expert with too few routed tokens keeps its original order. Any other block gets the order asked for, unless the
+    original order costs less on the held-out tokens; if the refined order is asked for, the cheapest compared order. An
+    exception from `between_sweeps` stops the work.
     """
     bits = block_bits(trace, block, split.ordering)
     counts = activation_counts(bits)
@@ -85,13 +85,13 @@ def order_block(
 
 
 def block_bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
-    """Bit vectors of a block over those tokens of some ranges that it ran on: uint64 `[neurons, words]`."""
+    """Bit vectors of a block over the tokens in some ranges that it ran on: uint64 `[neurons, words]`."""
     fired = [trace.fired(block, start, stop) for start, stop in ranges]
     return transpose_bits(fired[0] if len(fired) == 1 else np.concatenate(fired), block.neurons)
 
 
 def _whole(name: str, order: NeuronOrder, pinned: Neurons, rest: Neurons, neurons: int) -> NeuronOrder:
-    """The original order is the checkpoint's, pinned or not; every other has the pinned neurons first."""
+    """An order of the whole block: the original order unchanged, any other with the pinned neurons first."""
     if name == ORIGINAL:
         return _unchanged(neurons)
     return pinned_first(pinned, rest, order)
@@ -114,7 +114,7 @@ def _measure(
     tokens = held_out[1] - held_out[0]
     routed = trace.tokens_of(block, *held_out).size
     bits = block_bits(trace, block, [held_out])
-    # Pinned neurons are never read from flash, wherever an order has them.
+    # Pinned neurons are never read from flash, wherever an order puts them.
     bits[pinned] = 0
     figures = {name: _cost(bits, order.order, routed, options.operation_in_bundles) for name, order in orders.items()}
     active = int(activation_counts(bits).sum())
