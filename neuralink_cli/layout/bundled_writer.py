@@ -27,7 +27,7 @@ def write_bundled(
     progress: Callable[[int], object] | None = None,
     journal: Journal | None = None,
 ) -> str:
-    """Write the flash file at `path`, or the rest of it if `journal` knows of a part, and return its SHA-256."""
+    """Write the flash file at `path`, or only the rest if `journal` records a part, and return its SHA-256."""
     made = _made_sections(plan, checkpoint, placed)
     sections = [ready(plan.header.prelude)]
     for entry in plan.header.entries:
@@ -41,7 +41,7 @@ def write_bundled(
 
 
 def tensor_section(checkpoint: Checkpoint, name: str) -> Section:
-    """A tensor of the checkpoint as it is."""
+    """A section with a tensor of the checkpoint, unchanged."""
     place = checkpoint.place(name)
     return copied(place.file, place.offset, place.offset + place.entry.nbytes)
 
@@ -78,7 +78,7 @@ def _gathered(
     """A section with one stretch per neuron, in the order of the slots, gathered from regions of tensors.
 
     Args:
-        parts: Where the weights lie in the source, and at which byte of a stretch they go.
+        parts: Where the weights lie in the source, and at which byte of a stretch to put them.
     """
     stride, element_bytes = nbytes // order.size, DTYPE_BITS[dtype] // 8
     cuts = [
