@@ -57,7 +57,7 @@ class Contender:
         path: Directory of the layout, or the placement file.
         order: Name of its order.
         bundled: Whether `path` is a bundled layout, which can be read for real.
-        parameters: Those of `cluster`.
+        parameters: Parameters that `cluster` ran with.
     """
 
     path: Path
@@ -70,12 +70,12 @@ class Contender:
 
 
 def read_contender(path: Path, trace: Trace) -> Contender:
-    """Read what a bench needs to know of a layout or placement.
+    """Read what a bench needs to know about a layout or placement.
 
     Raises:
-        InputError: It is neither, or malformed.
+        InputError: The path is neither, or malformed.
         VerificationError: Files of the layout do not fit each other.
-        MismatchError: It is of another model than the trace.
+        MismatchError: The trace is of another model.
     """
     if path.is_file():
         with Placement(path) as placement:
@@ -143,20 +143,20 @@ def _check_same_model(contender: Contender, trace: Trace) -> None:
     traced = trace.info
     if contender.fingerprint != traced.model["fingerprint"]:
         raise MismatchError(
-            f"is of the model {contender.fingerprint}, the trace {trace.path} of {traced.model['fingerprint']}",
+            f"is of the model {contender.fingerprint}, but the trace {trace.path} is of {traced.model['fingerprint']}",
             where=contender.path,
             fix="pass a trace of the same checkpoint",
         )
     if contender.signal != traced.signal:
         raise MismatchError(
-            f"its neurons fire by the {contender.signal!r} signal, those of {trace.path} by {traced.signal!r}",
+            f"its neurons fire by the {contender.signal!r} signal, but those of {trace.path} by {traced.signal!r}",
             where=contender.path,
         )
     found = [(block.id, block.neurons) for block in contender.blocks]
     if found != [(block.id, block.neurons) for block in traced.blocks]:
-        raise MismatchError(f"its blocks are not those of the trace {trace.path}", where=contender.path)
+        raise MismatchError(f"its blocks differ from those of the trace {trace.path}", where=contender.path)
     if [block.threshold for block in contender.blocks] != [block.threshold for block in traced.blocks]:
-        _LOGGER.info("%s: other thresholds than in the trace, whose neurons fire less or more often", contender.path)
+        _LOGGER.info("%s: its thresholds differ from the trace, where neurons fire more or less often", contender.path)
 
 
 @dataclass(frozen=True)
@@ -169,18 +169,18 @@ class TokenRange:
 
     @property
     def tokens(self) -> int:
-        """How many."""
+        """Number of tokens."""
         return self.stop - self.start
 
 
 def choose_tokens(
     trace: Trace, contenders: Sequence[Contender], held_out: float | None, most: int | None
 ) -> tuple[TokenRange, ...]:
-    """The tokens to replay: those that the orders did not see.
+    """The tokens to replay: tokens held out from the orders.
 
     Args:
         held_out: Share of each source's tokens; by default the smallest share that the contenders were made with.
-        most: Take no more tokens than this, from the start of each source's, in proportion.
+        most: Take at most this many tokens, from the start of each source's range, in proportion.
 
     Raises:
         OptionError: Nothing was held out.
@@ -192,9 +192,7 @@ def choose_tokens(
         ranges = split_tokens(ranges, trace.source_sequence_lengths(), held_out).held_out
     total = sum(stop - start for start, stop in ranges)
     if total == 0:
-        raise OptionError(
-            f"no token of {trace.path} is held out from the order", fix="pass --held-out 0.2, or --all-tokens"
-        )
+        raise OptionError(f"the order held out no tokens of {trace.path}", fix="pass --held-out 0.2, or --all-tokens")
     share = min(1.0, most / total) if most is not None else 1.0
     return tuple(
         TokenRange(source.name, start, start + -(-int((stop - start) * share * 1e6) // 10**6))
