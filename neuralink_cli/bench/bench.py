@@ -54,10 +54,10 @@ class BenchOptions:
 
     Attributes:
         devices: Device models to replay on; by default the one the first layout was made for.
-        dram: Of the cache.
+        dram: DRAM for the cache.
         policy: Name of the cache's policy.
-        held_out: Share of tokens to replay; by default what the layouts say. 1 for all.
-        tokens: Replay at most so many.
+        held_out: Share of tokens to replay; by default the share that the layouts held out. 1 for all.
+        tokens: Replay at most this many.
         real: Read from the storage that the layouts lie on, instead of modelling it.
         bundle_bytes: Sizes of a bundle to model; by default those of the layouts.
     """
@@ -76,12 +76,12 @@ class Way:
     """A way to store and read neurons.
 
     Attributes:
-        name: Of the order: "unbundled", "original", "frequency", or that of a layout's.
+        name: Name of the order: "unbundled", "original", "frequency", or that of a layout.
         layout: Path of the layout the order is from; None for a baseline.
         collapse: Whether gaps are read across where that is cheaper.
         cache: Name of the cache policy.
         device: Name of the device.
-        bundle_bytes: That the layout was scaled to; None as it is.
+        bundle_bytes: Bundle size that the layout was scaled to; None if not scaled.
     """
 
     name: str
@@ -142,7 +142,7 @@ class BenchReport:
             least_over_naive: Of `gain_over_naive`; None for any.
 
         Raises:
-            VerificationError: One gains less.
+            VerificationError: A layout gains less.
         """
         for row in self.rows:
             way = row.way
@@ -162,7 +162,7 @@ class BenchReport:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """A way, with what replaying it takes beside the order."""
+    """A way, with what replaying it needs besides the order."""
 
     way: Way
     contender: Contender
@@ -179,7 +179,7 @@ class _Task:
         if self.way.layout is not None:
             return block.order
         if self.way.name == FREQUENCY:
-            # By falling frequency, ties by neuron: the stored frequencies are by slot.
+            # By descending frequency, ties by neuron: the stored frequencies are by slot.
             by_neuron = np.empty(block.neurons, dtype=np.float32)
             by_neuron[block.order] = block.frequency
             return np.argsort(-by_neuron, kind="stable").astype(np.int32)
@@ -198,7 +198,7 @@ def bench_layouts(
     Raises:
         OptionError: Options that make no sense for these layouts.
         InputError: A layout, or the trace, is missing or malformed.
-        MismatchError: A layout of another model than the trace.
+        MismatchError: A layout and the trace are of different models.
     """
     with Trace(trace) as opened:
         opened.check_content()
@@ -225,9 +225,9 @@ def _check(contenders: Sequence[Contender], options: BenchOptions) -> None:
     if not options.real:
         return
     if options.bundle_bytes:
-        raise OptionError("--bundle-bytes scales modelled reads, so it does not go with --real")
+        raise OptionError("--bundle-bytes scales modelled reads, so it cannot be combined with --real")
     if len(options.devices) > 1:
-        raise OptionError("--real reads from one device, so it takes one --device at most, to plan reads for")
+        raise OptionError("--real reads from one device, so it takes at most one --device, to plan reads for")
     for contender in contenders:
         if not contender.bundled:
             raise OptionError(f"{contender.path} is not a bundled layout, so --real cannot read from it")
@@ -275,7 +275,7 @@ def _replay_block_of_all(
     record: bool,
     advance: Callable[[int], object],
 ) -> None:
-    """Replay one block in every way, as many at a time as there are CPUs."""
+    """Replay one block in every way, as many ways at a time as there are CPUs."""
     block = trace.info.blocks[index]
     fired = np.concatenate([trace.fired_by_token(block, part.start, part.stop) for part in tokens])
     orders = {task.order(task.contender.blocks[index]).tobytes() for task in tasks}
@@ -305,7 +305,7 @@ def _read_for_real(
     tokens: int,
     progress: Progress,
 ) -> bool:
-    """Replace the modelled times by those of reading; returns whether all reads went past the page cache."""
+    """Replace modelled times with measured ones; return whether all reads went past the page cache."""
     from neuralink_cli.bench.real_reads import token_seconds
     from neuralink_cli.storage.reader import FlashReader
 
@@ -313,7 +313,7 @@ def _read_for_real(
         paths = {task.contender.path for task in tasks}
         readers = {path: stack.enter_context(FlashReader(path)) for path in sorted(paths)}
         advance = stack.enter_context(progress("read", tokens, "token"))
-        # All rows in turn for each token, so that whatever else disturbs the device disturbs them alike.
+        # Read all rows in turn for each token, so that other load on the device affects them equally.
         for token in range(tokens):
             for task, figure, reads in zip(tasks, figures, recorded, strict=True):
                 blocks = task.contender.blocks

@@ -72,12 +72,12 @@ class Contender:
 
 
 def read_contender(path: Path, trace: Trace) -> Contender:
-    """Read what a bench needs to know of a layout or placement.
+    """Read what a bench needs to know about a layout or placement.
 
     Raises:
-        InputError: It is neither, or malformed.
+        InputError: The path is neither, or malformed.
         VerificationError: Files of the layout do not fit each other.
-        MismatchError: It is of another model than the trace.
+        MismatchError: The trace is of another model.
     """
     if path.is_file():
         with Placement(path) as placement:
@@ -159,20 +159,20 @@ def _check_same_model(contender: Contender, trace: Trace) -> None:
     traced = trace.info
     if contender.fingerprint != traced.model["fingerprint"]:
         raise MismatchError(
-            f"is of the model {contender.fingerprint}, the trace {trace.path} of {traced.model['fingerprint']}",
+            f"is of the model {contender.fingerprint}, but the trace {trace.path} is of {traced.model['fingerprint']}",
             where=contender.path,
             fix="pass a trace of the same checkpoint",
         )
     if contender.signal != traced.signal:
         raise MismatchError(
-            f"its neurons fire by the {contender.signal!r} signal, those of {trace.path} by {traced.signal!r}",
+            f"its neurons fire by the {contender.signal!r} signal, but those of {trace.path} by {traced.signal!r}",
             where=contender.path,
         )
     found = [(block.id, block.neurons) for block in contender.blocks]
     if found != [(block.id, block.neurons) for block in traced.blocks]:
-        raise MismatchError(f"its blocks are not those of the trace {trace.path}", where=contender.path)
+        raise MismatchError(f"its blocks differ from those of the trace {trace.path}", where=contender.path)
     if [block.threshold for block in contender.blocks] != [block.threshold for block in traced.blocks]:
-        _LOGGER.info("%s: other thresholds than in the trace, whose neurons fire less or more often", contender.path)
+        _LOGGER.info("%s: its thresholds differ from the trace, where neurons fire more or less often", contender.path)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class TokenRange:
 
     @property
     def tokens(self) -> int:
-        """How many."""
+        """Number of tokens."""
         return self.stop - self.start
 
 

@@ -1,4 +1,4 @@
-"""What a replay comes to per token: the figures of a row of the bench."""
+"""The figures of a replay per token: one row of the bench."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from neuralink_cli.bench.replay_kernels import ACTIVE, CACHED, LONGEST, READ, RE
 
 @dataclass(frozen=True)
 class Figures:
-    """Means per token over all blocks, if not said otherwise.
+    """Means per token over all blocks, unless stated otherwise.
 
     Attributes:
-        name: Of the source, or "total".
+        name: Name of the source, or "total".
         active: Neurons that fired.
-        cached: Of these, those that were in DRAM.
+        cached: Neurons that fired and were in DRAM.
         reads: Read operations.
-        mean_read_length: Neurons of a read, those brought along included.
+        mean_read_length: Neurons per read, including those brought along.
         longest_read: Neurons of the longest read of all tokens.
-        bytes_useful: Of neurons that were wanted.
-        bytes_read: Of all that was read.
+        bytes_useful: Bytes of the neurons that were wanted.
+        bytes_read: All bytes read.
         io_mean: Seconds of reading; `io_p50`, `io_p95` and `io_p99` are its quantiles over tokens.
-        useful_bytes_per_second: The effective bandwidth: useful bytes over the time of reading.
-        bytes_per_second: All bytes read over the time of reading.
+        useful_bytes_per_second: The effective bandwidth: useful bytes divided by the read time.
+        bytes_per_second: All bytes read divided by the read time.
     """
 
     name: str

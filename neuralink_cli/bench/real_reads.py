@@ -21,12 +21,12 @@ def token_seconds(
 ) -> float:
     """Issue the reads of a token, block by block as a model needs them, and return the seconds that they take.
 
-    What the bytes mean does not matter for their time: an order that the layout is not stored in is read at the
-    places where its bundles would be, within the bundles of the block.
+    The content of the bytes does not affect the time: an order that the layout is not stored in is read at the places
+    where its bundles would be, within the bundles of the block.
 
     Args:
-        reads: Of each block.
-        parts: Of each block, stretches that its bundles are stored in; 1 if they are bundled.
+        reads: Reads of each block.
+        parts: For each block, in how many stretches a bundle is stored; 1 if bundled.
     """
     seconds = 0.0
     for block, of_block, pieces in zip(blocks, reads, parts, strict=True):

@@ -1,7 +1,7 @@
 """Replays tokens against an order of a block: which reads a runtime would make, and how long a device takes for them.
 
 For each token the neurons that fire are looked up in the cache, the missing ones are cut into reads, and what was read
-is offered to the cache. A token's time is the sum over its reads of what the device model says of a read of that size.
+is offered to the cache. A token's time is the sum of what the device model says for each of its reads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class FiringSlots:
     """The slots that fire at each token, for one order of a block.
 
     Attributes:
-        neurons: Of the block.
+        neurons: Neurons of the block.
         slots: int32, ascending within each token, one token after the other.
         starts: int64 `[tokens + 1]`, where the slots of each token start.
     """
@@ -64,8 +64,8 @@ class ReadPrices:
     """What reads of a block cost, and how its missing neurons are cut into reads.
 
     Attributes:
-        seconds: float64 `[n + 1]`, what a read of so many bundles takes.
-        apart: Gaps of at least so many slots are not read across.
+        seconds: float64 `[n + 1]`, the time of a read of that many bundles.
+        apart: Gaps of at least this many slots are not read across.
         search: Whether the cheapest way to cut what lies between such gaps has to be searched for.
     """
 
@@ -74,13 +74,13 @@ class ReadPrices:
     search: bool
 
 
-# The search for the gap takes a second for the largest blocks, which are all alike.
+# Cached: the search for the gap takes a second for the largest blocks, which are all alike.
 @lru_cache(maxsize=64)
 def read_prices(device: DeviceModel, neurons: int, bundle_bytes: int, *, parts: int = 1, collapse: bool) -> ReadPrices:
     """The prices of reads on a device.
 
     Args:
-        neurons: Of the block.
+        neurons: Neurons of the block.
         bundle_bytes: Bytes of a bundle.
         parts: Stretches of equal size, far from each other, that the bundle is stored in: 1 if it is bundled.
         collapse: Whether to read across gaps where that is cheaper. If not, every run of slots is a read.
@@ -160,7 +160,7 @@ def replay_block(
 
     Args:
         bundle_bytes: Bytes of a bundle.
-        parts: As for `read_prices`; each read of slots is so many reads of the device.
+        parts: As for `read_prices`; each read of slots is this many reads of the device.
         record: Whether to return the reads.
     """
     state = cache_state(cache.policy, firing.neurons, cache.capacity, cache.pinned)

@@ -53,10 +53,10 @@ def never_across(seconds: npt.NDArray[np.float64]) -> int:
     """The shortest gap that no cheapest plan reads across, whatever lies on its two sides.
 
     Args:
-        seconds: float64 `[n + 1]`, what a read of k bundles takes, not falling with k.
+        seconds: float64 `[n + 1]`, the time of a read of k bundles, not falling with k.
     """
     n = seconds.size - 1
-    # What two reads of m bundles together take at most.
+    # The most time that two reads of m bundles together take.
     dearest = np.zeros(n + 1)
     for m in range(2, n + 1):
         for a in range(1, m // 2 + 1):
@@ -83,8 +83,8 @@ def plan_reads(
 
     Args:
         wanted: int32 `[k]`, ascending.
-        seconds: float64, what a read of so many bundles takes.
-        apart: Gaps of at least so many slots are not read across.
+        seconds: float64, the time of a read of that many bundles.
+        apart: Gaps of at least this many slots are not read across.
         search: Whether to find the cheapest way to cut what lies between such gaps, instead of reading it at once.
         first: int32 `[>= k]`, receives the first slot of each read.
         count: int32 `[>= k]`, receives its number of slots.
@@ -149,8 +149,8 @@ def replay_tokens(
     Args:
         slots: int32, the slots that fire, ascending within each token.
         starts: int64 `[tokens + 1]`, where the slots of each token start.
-        state: Of the cache in front; changed.
-        seconds: float64 `[n + 1]`, what a read of so many bundles takes.
+        state: Of the cache in front; changed in place.
+        seconds: float64 `[n + 1]`, the time of a read of that many bundles.
         apart: As in `plan_reads`.
         search: As in `plan_reads`.
         counts: int64 `[tokens, COLUMNS]`; the longest read is the longest over blocks, the others add up.

@@ -21,18 +21,18 @@ Examples:
     "--infer",
     "model",
     metavar="MODEL",
-    help="Instead, find the FFN tensors of a checkpoint by their names and shapes, and print the architecture as JSON, "
-    "to be reviewed and passed to --architecture.",
+    help="Instead, find the FFN tensors of a checkpoint by their names and shapes, and print the architecture as JSON: "
+    "review it, then pass it to --architecture.",
 )
 @revision_option
 @reporting_options
 def command(model: str | None, revision: str | None, as_json: bool) -> None:
-    """List the architectures that are built in.
+    """List the built-in architectures.
 
-    With the values of model_type in config.json that they serve.
+    With the values of model_type in config.json that each one supports.
     """
     if model is None and revision is not None:
-        raise OptionError("--revision is of a model", fix="name it with --infer MODEL")
+        raise OptionError("--revision needs a model", fix="pass --infer MODEL")
     if model is not None:
         print_json(_infer(model, revision))
         return

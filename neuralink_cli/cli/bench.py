@@ -39,37 +39,37 @@ Examples:
     "devices",
     multiple=True,
     metavar="NAME|FILE",
-    help="Device to model, as for `cluster`; may be repeated.  [default: that of the first layout]",
+    help="Device to model, as for `cluster`; may be repeated.  [default: the first layout's]",
 )
 @click.option(
     "--dram",
     default="5%",
     show_default=True,
     metavar="SHARE|BYTES",
-    help="DRAM for the cache: a share of all bundles (5%) or an amount (64MB). Pinned neurons count.",
+    help="DRAM for the cache: a share of all bundles (5%) or an amount (64MB), pinned neurons included.",
 )
 @click.option(
     "--cache",
     type=click.Choice(POLICY_NAMES),
     default=DEFAULT_POLICY,
     show_default=True,
-    help="What the cache keeps. linked-s3fifo leaves out long runs, which are cheap to read again; window has the "
-    "neurons of the last tokens.",
+    help="Cache policy. linked-s3fifo is S3-FIFO that rarely admits runs of neurons, which are cheap to read again; "
+    "window keeps the neurons of the last tokens.",
 )
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="FRACTION",
-    help="Replay this share of each dataset's tokens, its last ones.  [default: those held out from the order]",
+    help="Replay the last tokens of each dataset, this share of them.  [default: the tokens held out by `cluster`]",
 )
-@click.option("--all-tokens", is_flag=True, help="Replay all tokens, also those that made the order.")
+@click.option("--all-tokens", is_flag=True, help="Replay all tokens, including those that made the order.")
 @click.option("--tokens", type=click.IntRange(min=1), metavar="N", help="Replay at most N tokens.")
 @click.option(
     "--real/--modelled",
     "real",
     default=False,
-    help="Read from the storage the layout lies on, past the page cache (256 tokens if not said otherwise), or "
-    "compute times from the device model.  [default: modelled]",
+    help="Time real reads from the storage of the layout, past the page cache (256 tokens unless --tokens is given), "
+    "or compute times from the device model.  [default: modelled]",
 )
 @click.option(
     "--bundle-bytes",
@@ -78,7 +78,7 @@ Examples:
     metavar="N",
     help="Model bundles of this size instead; may be repeated.",
 )
-@click.option("--csv", "csv_path", type=PATH, metavar="FILE", help="Also write all figures as CSV, a line per row.")
+@click.option("--csv", "csv_path", type=PATH, metavar="FILE", help="Also write all figures as CSV, one line per row.")
 @click.option(
     "--fail-below",
     type=click.FloatRange(min=0),
@@ -111,7 +111,7 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Measure what reading a layout takes, and what it gains.
+    """Measure the read times of layouts and their gain.
 
     Replays held-out tokens of TRACE against each layout FLASH (or placement file) and against the baselines: each
     matrix on its own (unbundled), bundles in original order, bundles by frequency. Each row is read without and with
@@ -125,7 +125,7 @@ def command(
     from neuralink_cli.storage.budget import parse_budget
 
     if all_tokens and held_out is not None:
-        raise OptionError("--all-tokens does not go with --held-out")
+        raise OptionError("--all-tokens and --held-out cannot be combined")
     if csv_path is not None:
         require_free(csv_path, overwrite)
     options = BenchOptions(

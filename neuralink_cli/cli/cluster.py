@@ -22,7 +22,7 @@ from neuralink_cli.placement.placement import (
     PlacementHeader,
 )
 
-# How many experts a remark names.
+# How many experts a remark lists.
 _SHOWN_EXPERTS = 5
 
 
@@ -47,8 +47,8 @@ Examples:
     default=DEFAULT_ORDER,
     show_default=True,
     help="Order to store: as in the checkpoint, hottest first, two from graph theory, linked by co-activation (the "
-    "published method), or refined from that to cost less on the device. A block whose held-out tokens cost less in "
-    "the original order keeps it.",
+    "published method), or linked and then refined to cost less on the device. A block keeps its original order if "
+    "that costs less on held-out tokens.",
 )
 @click.option(
     "--effort",
@@ -62,20 +62,20 @@ Examples:
     default="ufs4.0",
     show_default=True,
     metavar="NAME|FILE",
-    help="What reads cost: ufs4.0, ufs3.1, oneplus-15r, nvme, a device profile, or the JSON output of fio.",
+    help="Storage to model: ufs4.0, ufs3.1, oneplus-15r, nvme, a device profile, or the JSON output of fio.",
 )
 @click.option(
     "--bundle-bytes",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Bytes of a bundle, if the layout's will not be the checkpoint's (4-bit weights, say).",
+    help="Bytes of a bundle, if different from the checkpoint's (4-bit weights, say).",
 )
 @click.option(
     "--resident",
     type=click.Choice(RESIDENT_CHOICES),
     default="none",
     show_default=True,
-    help="As for `relayout`: bundles without the rows that decide firing are smaller.",
+    help="As for `relayout`: bundles are smaller without the rows that decide firing.",
 )
 @click.option(
     "--pin-hot",
@@ -83,7 +83,7 @@ Examples:
     default=0.0,
     show_default=True,
     metavar="FRACTION",
-    help="Share of neurons, the hottest, that will live in DRAM: placed first, and left out of the ordering.",
+    help="Share of neurons, the hottest, to keep in DRAM: stored first and left out of the ordering.",
 )
 @click.option(
     "--held-out",
@@ -91,7 +91,7 @@ Examples:
     default=0.2,
     show_default=True,
     metavar="FRACTION",
-    help="Share of each dataset's tokens, its last ones, kept from the ordering to measure it on.",
+    help="Share of each dataset's tokens, its last ones, held out from the ordering to measure it.",
 )
 @click.option(
     "--min-tokens",
@@ -99,7 +99,7 @@ Examples:
     default=128,
     show_default=True,
     metavar="N",
-    help="Experts that fewer tokens of the ordering were routed to keep their original order.",
+    help="MoE experts with fewer than N routed tokens in the ordering keep their original order.",
 )
 @click.option(
     "--export-graph",
@@ -108,7 +108,7 @@ Examples:
     metavar="DIR",
     help="Also write each block's strongest links as GraphML files into this new directory.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Blocks at a time.  [default: all CPUs]")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Blocks to order at a time.  [default: all CPUs]")
 @overwrite_option
 @reporting_options
 def command(
@@ -129,7 +129,7 @@ def command(
 ) -> None:
     """Order the neurons of every block by co-activation.
 
-    Those which fire together in TRACE come to lie side by side. Prints what each order reads on held-out tokens:
+    Neurons that fire together in TRACE are stored next to each other. Prints figures of each order on held-out tokens:
     neurons per read and reads per token, without access collapse and cache; the gain, the modelled cost of the original
     order over its own, both with access collapse; and the gain over naive reading, the original order without collapse.
     """

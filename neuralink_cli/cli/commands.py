@@ -1,4 +1,4 @@
-"""The command group. A command's module is imported when it runs, so that `--help` starts in a blink."""
+"""The command group. A command's module is imported when it runs, so that `--help` starts fast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from neuralink_cli import __version__
 
-# Name of each command, its module, and the line that the group's help shows. A test holds the lines to the commands.
+# Name of each command, its module, and its line in the group's help, which a test compares with the command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("profile", "Record which FFN neurons fire on calibration data."),
     "merge": ("merge", "Join traces of one model into one."),
@@ -16,10 +16,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "relayout": ("relayout", "Write a checkpoint in the order of a placement."),
     "verify": ("verify", "Prove that a layout holds its checkpoint."),
     "restore": ("restore", "Get the original checkpoint back from a layout."),
-    "bench": ("bench", "Measure what reading a layout takes, and what it gains."),
+    "bench": ("bench", "Measure the read times of layouts and their gain."),
     "run": ("run", "Generate text while FFN weights stay in flash."),
     "probe": ("probe", "Measure the storage under a directory."),
-    "architectures": ("architectures", "List the architectures that are built in."),
+    "architectures": ("architectures", "List the built-in architectures."),
 }
 
 

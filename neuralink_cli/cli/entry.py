@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     except Terminated as stop:
         return _fail(f"terminated; {_left_behind(stop)}", exit_codes.TERMINATED)
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): not worth a word. Python would still complain at exit.
+        # The reader of our output went away (`| head`): say nothing. Python would still complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.BROKEN_PIPE
     except NeuralinkError as error:
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _invoke(arguments: Sequence[str]) -> None:
-    """As `cli.main` does, but that makes exit code 1 of a reader of our output that went away."""
+    """As `cli.main`, which would turn a broken pipe into exit code 1."""
     if COMPLETION_VARIABLE in os.environ:
         cli.main(prog_name="neuralink")
     with cli.make_context("neuralink", list(arguments)) as context:
@@ -69,7 +69,7 @@ def _invoke(arguments: Sequence[str]) -> None:
 
 
 def _left_behind(stop: BaseException) -> str:
-    """What a command that keeps its unfinished output says of it."""
+    """What happened to unfinished output: the command's message if it keeps any."""
     return str(stop) or "nothing unfinished was left behind"
 
 

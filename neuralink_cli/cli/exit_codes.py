@@ -1,4 +1,4 @@
-"""Exit codes: stable, documented, and decided here alone."""
+"""Exit codes: stable, documented, and defined only here."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ TERMINATED = 143
 EXIT_CODE_MEANINGS = {
     0: "success",
     VERIFICATION: "verification failed: the layout does not hold what it claims",
-    USAGE: "wrong usage: an unknown option, or options that do not go together",
+    USAGE: "wrong usage: an unknown option, or options that cannot be combined",
     INPUT: "an input is missing, unreadable, truncated or malformed",
-    UNSUPPORTED: "an input is of a kind that is not supported (architecture, quantised or pickled weights, ...)",
+    UNSUPPORTED: "an input is not supported (architecture, quantised or pickled weights, ...)",
     MISMATCH: "inputs that do not belong together (another model's trace, placement or layout)",
     OUTPUT: "the output exists, cannot be written, or does not fit on the disk",
     MISSING_DEPENDENCY: "an optional package is not installed",
     OUT_OF_MEMORY: "out of memory",
     INTERNAL: "internal error: a bug in neuralink",
     INTERRUPTED: "interrupted (Ctrl-C)",
-    BROKEN_PIPE: "the reader of stdout went away",
+    BROKEN_PIPE: "the reader of stdout closed the pipe",
     TERMINATED: "terminated (SIGTERM)",
 }
 
@@ -45,5 +45,5 @@ _CODES: dict[type[BaseException], int] = {
 
 
 def exit_code(error: errors.NeuralinkError) -> int:
-    """The exit code of a failure: that of its nearest class with one."""
+    """The exit code of a failure: that of its nearest class that has one."""
     return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)

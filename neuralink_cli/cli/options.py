@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
 
-# A string: a directory and a hub id are told apart by looking, and a path would lose how it was written.
+# A string, not a path: it may be a hub id, and a path would change how it was written.
 model_argument = click.argument("model")
 
 revision_option = click.option(
@@ -64,7 +64,7 @@ def reporting_options(function: Function) -> Function:
         is_flag=True,
         expose_value=False,
         callback=lambda _c, _p, value: set_verbosity(verbose=value),
-        help="Say more on stderr.",
+        help="Log more on stderr.",
     )(function)
     function = click.option(
         "-q",
@@ -72,16 +72,16 @@ def reporting_options(function: Function) -> Function:
         is_flag=True,
         expose_value=False,
         callback=lambda _c, _p, value: set_verbosity(quiet=value),
-        help="No progress and no remarks on stderr, only errors.",
+        help="Only errors on stderr: no progress, no remarks.",
     )(function)
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(function)
 
 
 def read_text(path: Path) -> str:
-    """The whole of a UTF-8 text file.
+    """Read a whole UTF-8 text file.
 
     Raises:
-        InputError: It cannot be read, or is not text.
+        InputError: The file cannot be read, or is not text.
     """
     try:
         return path.read_text(encoding="utf-8")

@@ -17,10 +17,10 @@ _state = {"quiet": False}
 
 
 class _RemarkHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes remarks on lines of their own, also while a bar is shown."""
+    """Writes remarks on their own lines, even while a progress bar is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a remark; the bars make way for it and come back."""
+        """Write a remark; bars are cleared for it and drawn again."""
         # Imported only when there is a bar.
         tqdm = sys.modules.get("tqdm")
         with contextlib.nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=sys.stderr):
@@ -28,7 +28,7 @@ class _RemarkHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def set_defaults() -> None:
-    """What holds at the start of every command line: remarks are shown, and any file name can be printed."""
+    """Set the defaults of every command line: remarks are shown, and any file name can be printed."""
     handler = _RemarkHandler()
     handler.setFormatter(logging.Formatter("neuralink: %(message)s"))
     _LOGGER.handlers[:] = [handler]
@@ -69,7 +69,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(stage: str, total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
-    """A bar on stderr, with the time left if the total is known; sparing where stderr is not a terminal."""
+    """A progress bar on stderr, with the time left if the total is known; drawn rarely if stderr is not a terminal."""
     from tqdm import tqdm
 
     interactive = sys.stderr is not None and sys.stderr.isatty()

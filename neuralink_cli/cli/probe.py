@@ -33,7 +33,7 @@ Examples:
 @click.argument("directory", metavar="[DIR]", type=PATH, required=False)
 @click.option("-o", "--output", type=PATH, metavar="PROFILE", help="Device profile to write, for `--device`.")
 @click.option("--from-fio", type=PATH, metavar="FILE", help="Measure nothing; take the figures from fio's JSON output.")
-@click.option("--name", metavar="NAME", help="Name in the profile; by default that of the output.")
+@click.option("--name", metavar="NAME", help="Name in the profile; by default the output's.")
 @click.option(
     "--queue-depth",
     "queue_depths",
@@ -41,7 +41,7 @@ Examples:
     multiple=True,
     default=_QUEUE_DEPTHS,
     show_default=True,
-    help="Reads in flight; may be repeated. The profile is of the greatest.",
+    help="Reads in flight; may be repeated. The profile uses the largest.",
 )
 @click.option(
     "--size",
@@ -51,7 +51,7 @@ Examples:
     default=_SIZES,
     show_default=True,
     metavar="KIB",
-    help="KiB of a read, a multiple of 4; may be repeated.",
+    help="KiB per read, a multiple of 4; may be repeated.",
 )
 @click.option(
     "--file-bytes",
@@ -59,14 +59,14 @@ Examples:
     default=1 << 30,
     show_default=True,
     metavar="BYTES",
-    help="Size of the temporary file; larger is truer, small ones fit the storage's own cache.",
+    help="Size of the temporary file. Larger is more accurate: a small file fits in the storage's own cache.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(0, 60, min_open=True),
     default=0.3,
     show_default=True,
-    help="Time for every size and queue depth.",
+    help="Seconds to measure each size and queue depth.",
 )
 @overwrite_option
 @reporting_options
@@ -84,8 +84,8 @@ def command(
 ) -> None:
     """Measure the storage under a directory.
 
-    Writes a temporary file to DIR, times random reads of it past the page cache, and makes a device profile of them.
-    With `--from-fio` the figures come from elsewhere, such as a phone:
+    Writes a temporary file to DIR, times random reads of it past the page cache, and makes a device profile from
+    them. With `--from-fio` the figures come from another device, such as a phone:
 
     \b
     fio --name=r4 --bs=4k --rw=randread --direct=1 --iodepth=32
@@ -96,11 +96,11 @@ def command(
     from neuralink_cli.storage.probe import fio_profile, probe_profile, probe_storage, write_profile
 
     if (directory is None) == (from_fio is None):
-        raise OptionError("takes either a directory to measure or --from-fio")
+        raise OptionError("pass either a directory to measure or --from-fio")
     if any(size % 4 for size in sizes) or len(set(sizes)) < 2:
-        raise OptionError("needs at least two --size, multiples of 4 KiB")
+        raise OptionError("pass at least two different --size, multiples of 4 KiB")
     if file_bytes < 2 * 1024 * max(sizes):
-        raise OptionError(f"a file of {file_bytes:,} bytes is too small to read {max(sizes)} KiB here and there")
+        raise OptionError(f"a file of {file_bytes:,} bytes is too small for random reads of {max(sizes)} KiB")
     if output is not None:
         require_free(output, overwrite)
     name = name or (output.name.split(".")[0] if output is not None else "") or "probe"

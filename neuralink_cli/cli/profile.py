@@ -76,14 +76,14 @@ Examples:
     type=click.Choice(SIGNALS),
     default="gate",
     show_default=True,
-    help="What fires: the activated gate (or up projection, without a gate), or the input of the down projection.",
+    help="What decides firing: the activated gate (if none, the up projection), or the input of the down projection.",
 )
 @click.option(
     "--active-ratio",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="RATIO",
-    help="Calibrate each block's threshold so that this share of neurons fires. Needed unless the activation is of the "
-    "ReLU kind, whose threshold is 0.",
+    help="Set the sparsity: calibrate each block's threshold so that this share of neurons fires. Needed unless the "
+    "activation is a kind of ReLU, whose threshold is 0.",
 )
 @click.option(
     "--calibration-tokens",
@@ -97,7 +97,7 @@ Examples:
     "--thresholds-from",
     type=PATH,
     metavar="TRACE",
-    help="Take the thresholds of another trace, so that the two can be merged.",
+    help="Use the thresholds of another trace, so that the two can be merged.",
 )
 @click.option(
     "--text-column",
@@ -106,8 +106,8 @@ Examples:
     default=("text",),
     show_default=True,
     metavar="NAME",
-    help="Column with the text; of several, those that a row has are joined by newlines. Rows with `messages` go "
-    "through the chat template instead.",
+    help="Column with the text; may be repeated, and the columns that a row has are joined by newlines. Rows with "
+    "`messages` use the chat template instead.",
 )
 @click.option("--split", default="train", show_default=True, help="Split of hub datasets.")
 @click.option(
@@ -130,7 +130,7 @@ Examples:
     "--max-seq-length",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Tokens of a sequence.  [default: 512, or what the model has positions for]",
+    help="Tokens per sequence.  [default: 512, or as many as the model has positions]",
 )
 @click.option(
     "--packing/--no-packing",
@@ -138,7 +138,7 @@ Examples:
     help="Join samples into sequences of full length.  [default: for causal language models]",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Sequences at once."
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Sequences per batch."
 )
 @click.option("--seed", type=int, metavar="N", help="Take samples in random order.  [default: in file order]")
 @click.option(
@@ -158,8 +158,8 @@ Examples:
     "--max-memory",
     type=parse_size,
     metavar="SIZE",
-    help="Memory for weights, like 8GB; the others are read for every batch, so make batches large.  [default: most of "
-    "what is free]",
+    help="Memory for weights, like 8GB. Weights that do not fit are read for every batch, so make batches large.  "
+    "[default: most free memory]",
 )
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: run code that comes with the model.")
 @architecture_options
@@ -175,8 +175,8 @@ def command(
 ) -> None:
     """Record which FFN neurons fire on calibration data.
 
-    MODEL is run over the data, and every neuron noted token by token. Padding is left out of the trace, nothing else
-    is. MODEL is a local HuggingFace checkpoint directory, or else a model of the hub, which is fetched into its cache.
+    Runs MODEL over the data and records which neurons fire for each token. Only padding is left out. MODEL is a local
+    HuggingFace checkpoint directory (safetensors), or a hub model, which is fetched into the hub's cache.
     """
     from neuralink_cli.activations.options import ProfileOptions, ThresholdOptions
     from neuralink_cli.activations.profile import profile
@@ -184,7 +184,7 @@ def command(
     from neuralink_cli.models.execution import ExecutionOptions
 
     def some(kind: type[Any], **renamed: str) -> dict[str, Any]:
-        """The options that a dataclass takes under their own name, or another."""
+        """The options that a dataclass takes, under their own names or renamed."""
         taken = {field.name: renamed.get(field.name, field.name) for field in fields(kind)}
         return {name: options[key] for name, key in taken.items() if key in options}
 
@@ -212,7 +212,7 @@ def command(
 
 
 def _rows(blocks: Sequence[BlockSummary]) -> Iterator[list[str]]:
-    """A row per block, the experts of a layer as one."""
+    """A row per block; the experts of a layer share a row."""
     from neuralink_cli.architectures.blocks import experts_of
 
     for name, group in groupby(blocks, lambda block: experts_of(block.id) or block.id):

@@ -38,21 +38,23 @@ Examples:
 )
 @model_argument
 @revision_option
-@click.option("--placement", "placement_path", required=True, type=PATH, metavar="PLACEMENT", help="From `cluster`.")
+@click.option(
+    "--placement", "placement_path", required=True, type=PATH, metavar="PLACEMENT", help="Placement from `cluster`."
+)
 @output_option("DIR", "Directory to write.")
 @click.option(
     "--layout",
     type=click.Choice(LAYOUT_KINDS),
     default=BUNDLED,
     show_default=True,
-    help="Bundles with an index for a sparse runtime, or an ordinary checkpoint with its neurons reordered.",
+    help="Bundles with an index for a sparse runtime, or an ordinary checkpoint (safetensors) with neurons reordered.",
 )
 @click.option(
     "--resident",
     type=click.Choice(RESIDENT_CHOICES),
     default="none",
     show_default=True,
-    help="Keep the rows that decide firing out of the bundles, for DRAM.",
+    help="Keep the rows that decide firing out of the bundles, for DRAM; `run` needs gate.",
 )
 @click.option(
     "--alignment",
@@ -60,15 +62,17 @@ Examples:
     default=4096,
     show_default=True,
     metavar="BYTES",
-    help="Every tensor of bundles starts on a multiple of this, a power of two.",
+    help="Start every tensor of bundles on a multiple of this, a power of two.",
 )
 @architecture_options
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on where a run with the same inputs and options died; if interrupted, keep what is written.",
+    help="Continue a killed run with the same inputs and options; if interrupted again, keep what was written.",
 )
-@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything, print the plan and estimated time, memory, disk; write nothing."
+)
 @overwrite_option
 @reporting_options
 def command(
@@ -87,8 +91,8 @@ def command(
 ) -> None:
     """Write a checkpoint in the order of a placement.
 
-    The bytes of MODEL, a directory or hub id as for `profile`, are moved, never decoded. The output is complete or not
-    there.
+    Moves the bytes of MODEL, a directory or hub id as for `profile`, and never decodes them. The output appears only
+    when it is complete.
     """
     from neuralink_cli.layout.relayout import RelayoutOptions, relayout
 
@@ -125,5 +129,5 @@ def _saying_how_to_go_on(resume: bool) -> Iterator[None]:
         yield
     except BaseException as stop:
         if resume and not isinstance(stop, Exception):
-            stop.args = ("what is written is kept, and the same command goes on with it",)
+            stop.args = ("what was written is kept; run the same command again to continue",)
         raise

@@ -33,8 +33,8 @@ Examples:
 """,
 )
 @click.argument("layout", metavar="FLASH", type=PATH)
-@click.option("--prompt", metavar="TEXT", help="Text to go on from.")
-@click.option("--prompt-file", type=PATH, metavar="FILE", help="File with the text to go on from.")
+@click.option("--prompt", metavar="TEXT", help="Text to continue.")
+@click.option("--prompt-file", type=PATH, metavar="FILE", help="File with the text to continue.")
 @click.option(
     "--dram",
     default="20%",
@@ -48,29 +48,29 @@ Examples:
     default=64,
     show_default=True,
     metavar="N",
-    help="Tokens to generate, at most.",
+    help="Generate at most N tokens.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,
-    help="Above 0: draw tokens at random, instead of the likeliest one each time.",
+    help="Above 0: sample tokens at random instead of taking the likeliest.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For --temperature.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed for --temperature.")
 @click.option(
     "--cache",
     type=click.Choice(POLICY_NAMES),
     default=DEFAULT_POLICY,
     show_default=True,
-    help="Which neurons stay in DRAM between tokens.",
+    help="Cache policy: which neurons stay in DRAM between tokens.",
 )
 @click.option(
     "--device-profile",
     metavar="NAME|FILE",
     help="Storage to plan reads for, as `cluster --device`.  [default: what the placement was made for]",
 )
-@click.option("--direct/--no-direct", default=None, help="Read past the page cache.  [default: if the file system can]")
+@click.option("--direct/--no-direct", default=None, help="Read past the page cache.  [default: if supported]")
 @click.option(
     "--queue-depth", type=click.IntRange(1, 1024), default=32, show_default=True, metavar="N", help="Reads in flight."
 )
@@ -84,7 +84,7 @@ Examples:
 @click.option(
     "--compare",
     metavar="MODEL",
-    help="Also run the dense checkpoint; exit code 1 if it gives other tokens, the neurons that do not fire left out.",
+    help="Also run the dense checkpoint with non-firing neurons masked; exit with code 1 if its tokens differ.",
 )
 @revision_option
 @click.option("--perplexity", "text_file", type=PATH, metavar="FILE", help="Also measure perplexity on this text.")
@@ -94,7 +94,7 @@ Examples:
     default=4096,
     show_default=True,
     metavar="N",
-    help="Tokens of the text for --perplexity.",
+    help="Tokens of the text to use for --perplexity.",
 )
 @architecture_options
 @reporting_options
@@ -112,14 +112,14 @@ def command(
 ) -> None:
     """Generate text while FFN weights stay in flash.
 
-    FLASH is a bundled layout with `--resident gate`: which neurons fire is computed from rows in DRAM, and only the
-    other weights of those are read. The text goes to stdout, figures to stderr, or both into the JSON.
+    FLASH is a bundled layout made with `--resident gate`: rows in DRAM tell which neurons fire, and only the other
+    weights of these neurons are read. Text goes to stdout and figures to stderr; with --json both go into the JSON.
     """
     from neuralink_cli.runtime.session import RunRequest, run_layout
     from neuralink_cli.runtime.settings import GenerationOptions
 
     if prompt is not None and prompt_file is not None:
-        raise OptionError("--prompt and --prompt-file do not go together")
+        raise OptionError("--prompt and --prompt-file cannot be combined")
     if prompt is None and prompt_file is None and text_file is None:
         raise OptionError("there is nothing to do", fix="pass --prompt, --prompt-file or --perplexity")
     generation = GenerationOptions(*(options.pop(name) for name in ("max_new_tokens", "temperature", "seed")))
@@ -164,7 +164,7 @@ def _say(report: RunReport) -> None:
         f"for {human_bytes(memory.flash_bytes)} in flash"
     )
     if not report.direct:
-        remark("reads go through the page cache: their time is not that of the storage")
+        remark("reads go through the page cache, so their times are not the storage's own")
     dense = None if report.comparison is None else report.comparison.dense_perplexity
     if report.perplexity is not None:
         cost = (
@@ -174,11 +174,11 @@ def _say(report: RunReport) -> None:
     if report.comparison is not None and report.comparison.masked is not None:
         masked, plain = report.comparison.masked, report.comparison.dense
         if masked.agrees:
-            whom = "the dense model" if report.exact else "the dense model with the same neurons masked"
+            whom = "the dense model" if report.exact else "the masked dense model"
             rounding = "" if masked.logit_gap is None else " up to rounding"
-            remark(f"compare: {masked.same} of {masked.tokens} tokens as {whom}{rounding}")
+            remark(f"compare: {masked.same} of {masked.tokens} tokens equal {whom}'s{rounding}")
         if plain is not None and not report.exact:
-            remark(f"compare: {plain.same} of {plain.tokens} tokens before the whole model chose another")
+            remark(f"compare: the first {plain.same} of {plain.tokens} tokens equal the full dense model's")
 
 
 def _change(value: float, reference: float) -> float:
@@ -202,6 +202,6 @@ def _require_agreement(report: RunReport, layout: Path) -> None:
     masked = None if report.comparison is None else report.comparison.masked
     if masked is not None and not masked.agrees:
         raise VerificationError(
-            f"token {masked.same + 1} is another than the dense model's, with the neurons that do not fire left out",
+            f"token {masked.same + 1} differs from the dense model's with non-firing neurons masked",
             where=layout,
         )

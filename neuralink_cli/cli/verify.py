@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from neuralink_cli.architectures.architecture import Architecture
     from neuralink_cli.calibration.batches import ModelBatch
 
-    # What is run, and on what.
+    # The architecture, and the batches to run.
     Comparison = tuple[Architecture, list[ModelBatch]]
 
 
@@ -41,17 +41,15 @@ Examples:
 @model_argument
 @revision_option
 @click.argument("layout_directory", metavar="LAYOUT", type=PATH)
-@click.option("--quick", is_flag=True, help="Structure, permutations and small digests only; reads no weights.")
-@click.option("--forward", is_flag=True, help="Also run both models with transformers and compare what they compute.")
-@click.option(
-    "--text", "text_file", type=PATH, metavar="FILE", help="Text for --forward; a model of images is run on noise."
-)
+@click.option("--quick", is_flag=True, help="Check structure, permutations and small digests only; read no weights.")
+@click.option("--forward", is_flag=True, help="Also run both models with transformers and compare their outputs.")
+@click.option("--text", "text_file", type=PATH, metavar="FILE", help="Text for --forward; image models run on noise.")
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
     default=1e-3,
     show_default=True,
-    help="Largest difference of --forward, relative to the largest output.",
+    help="Largest difference that --forward allows, relative to the largest output.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: let --forward run code that comes with the model.")
 @architecture_options
@@ -71,11 +69,11 @@ def command(
     """Prove that a layout holds its checkpoint.
 
     MODEL is a directory or hub id as for `profile`. Exit code 1 means that LAYOUT does not hold MODEL. By default every
-    byte is checked: the digests of the files, and each tensor of MODEL against what the layout gives back. The first
-    difference is named with its tensor and neuron.
+    byte is checked: the digests of the files, and each tensor of MODEL against the one restored from the layout. The
+    first difference is reported with its tensor and neuron.
     """
     if quick and forward:
-        raise OptionError("--quick reads no weights, so it does not go with --forward")
+        raise OptionError("--quick reads no weights, so it cannot be combined with --forward")
     from neuralink_cli.checkpoint.hub import find_model
     from neuralink_cli.layout.verify import verify
 

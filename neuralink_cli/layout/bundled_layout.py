@@ -1,4 +1,4 @@
-"""An open bundled layout: its index and file checked against each other, and its source tensors made again."""
+"""Opens a bundled layout: checks its index and file against each other, and rebuilds its source tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BundledLayout:
     Attributes:
         kind: Tells the kinds of layout apart.
         loadable: Whether transformers can load it as it is.
-        moved_slabs: The source tensors that it holds with their neurons moved: none, bundles are another form.
+        moved_slabs: The source tensors whose neurons are only moved: none, as bundles are another form.
 
     Raises:
         InputError: Index or file is missing or malformed.
@@ -67,7 +67,7 @@ class BundledLayout:
         """The source tensors that the layout holds in another form, by name, in stretches made of whole pieces.
 
         Raises:
-            VerificationError: A tensor that is not made whole, or that the source has not.
+            VerificationError: A tensor cannot be rebuilt whole, or the source does not have it.
         """
         stated = {entry.name: entry for header in self.source_headers.values() for entry in header.entries}
         pieces: dict[str, list[SourcePiece]] = {}
@@ -77,7 +77,7 @@ class BundledLayout:
         for name, found in pieces.items():
             if name not in stated or {piece.dtype for piece in found} != {stated[name].dtype}:
                 raise VerificationError(
-                    f"{found[0].block.id} makes tensor {name!r} {found[0].dtype}, which the source has not",
+                    f"{found[0].block.id} gives tensor {name!r} as {found[0].dtype}, which the source does not have",
                     where=self.directory,
                 )
             made[name] = self._cut(name, found, stated[name].nbytes)
@@ -128,7 +128,7 @@ class BundledLayout:
 
     @property
     def largest_bytes(self) -> int:
-        """Bytes of the largest stretch that has to be in memory whole when sources are made again."""
+        """Bytes of the largest stretch that must be in memory whole while sources are rebuilt."""
         return max(block.bundles.bytes for block in self.index.blocks)
 
     def order(self, block: str) -> Order:
@@ -136,10 +136,10 @@ class BundledLayout:
         return self._orders[block]
 
     def place(self, name: str) -> TensorPlace:
-        """Where a source tensor lies that the layout keeps as it is.
+        """Where a source tensor lies that the layout keeps unchanged.
 
         Raises:
-            InputError: It keeps none of this name.
+            InputError: The layout keeps no tensor with this name.
         """
         return TensorPlace(self.file, self.file.entry(name))
 
@@ -149,7 +149,7 @@ class BundledLayout:
             yield from ((piece.block.id, piece.region) for piece in slab.pieces)
 
     def check_small_tensors(self) -> tuple[str, ...]:
-        """Compare the small tensors with their digests in the index, and say what has been checked.
+        """Compare the small tensors with their digests in the index, and return what was checked.
 
         Raises:
             VerificationError: One of them was changed.
@@ -221,10 +221,12 @@ class BundledLayout:
                 self._check_place(resident.place, dtype, shape)
 
     def _check_output_bias(self, block: FlashBlock, bias: ResidentTensor) -> None:
-        """A tensor of the source: the block's own, or one of all experts of its layer."""
+        """Check a source tensor: the block's own, or one for all experts of its layer."""
         place = bias.place
         if place.tensor != bias.source:
-            raise VerificationError(f"{block.id} takes {place.tensor!r} for {bias.source!r}", where=self.directory)
+            raise VerificationError(
+                f"{block.id} uses {place.tensor!r} instead of {bias.source!r}", where=self.directory
+            )
         stack = place.shape[:-1] if block.expert is not None else ()
         self._check_place(place, place.dtype, (*stack, block.hidden))
         size = DTYPE_BITS.get(place.dtype, 0) // 8
@@ -232,7 +234,7 @@ class BundledLayout:
         if (bias.source_start, bias.source_pitch) != (index * block.hidden * size, size) or index >= (
             stack[0] if stack else 1
         ):
-            raise VerificationError(f"{block.id} takes the wrong part of {place.tensor!r}", where=self.directory)
+            raise VerificationError(f"{block.id} uses the wrong part of {place.tensor!r}", where=self.directory)
 
     def _check_place(self, place: TensorRange, dtype: str, shape: tuple[int, ...]) -> None:
         if (place.dtype, place.shape) != (dtype, shape):
@@ -242,14 +244,14 @@ class BundledLayout:
             )
 
     def _check_sources(self) -> None:
-        """Check that every tensor of the source is there, in its own form or in one that it can be made from."""
+        """Check that every tensor of the source is there, unchanged or in a form to rebuild it from."""
         stated = {entry.name: entry for header in self.source_headers.values() for entry in header.entries}
         for name in sorted(stated.keys() - self.made_slabs.keys()):
             kept = self.file.entry(name)
             if (kept.dtype, kept.shape) != (stated[name].dtype, stated[name].shape):
                 raise VerificationError(
                     f"tensor {name!r} is {kept.dtype} {list(kept.shape)}, "
-                    f"in the source {stated[name].dtype} {list(stated[name].shape)}",
+                    f"but {stated[name].dtype} {list(stated[name].shape)} in the source",
                     where=self.file.path,
                 )
 

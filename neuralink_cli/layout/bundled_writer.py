@@ -42,7 +42,7 @@ def write_bundled(
 
 
 def tensor_section(checkpoint: Checkpoint, name: str) -> Section:
-    """A tensor of the checkpoint as it is."""
+    """A section with a tensor of the checkpoint, unchanged."""
     place = checkpoint.place(name)
     return copied(place.file, place.offset, place.offset + place.entry.nbytes)
 
@@ -79,7 +79,7 @@ def _gathered(
     """A section with one stretch per neuron, in the order of the slots, gathered from regions of tensors.
 
     Args:
-        parts: Where the weights lie in the source, and at which byte of a stretch they go.
+        parts: Where the weights lie in the source, and at which byte of a stretch to put them.
     """
     stride, element_bytes = nbytes // order.size, DTYPE_BITS[dtype] // 8
     cuts = [

@@ -1,8 +1,8 @@
 """Moves weights between the matrices of a checkpoint and bundles, as unsigned integers of the element's size.
 
 Row-column bundling (LLM in a flash, section 3.2): a bundle holds gate row | up row | down column of a neuron. A matrix
-whose neurons are columns is transposed on the way. Both sides are far apart in memory (a line of the matrix, a bundle),
-so every visit is a miss of the TLB: tiles are copied in and out in long stretches and transposed inside the cache.
+whose neurons are columns is transposed on the way. Lines of a matrix and bundles lie far apart in memory, so every
+visit misses the TLB: tiles are copied in and out in long stretches and transposed inside the cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MICRO_TILE = 32
 def gather_part(
     lines: Bytes, region: Region, first: int, slots: Order, element_bytes: int, bundles: Bytes, stride: int, offset: int
 ) -> None:
-    """Put lines of a matrix in place as one part of the bundles: neuron j's go to bundle `slots[j]`.
+    """Copy lines of a matrix into one part of the bundles: neuron j goes to bundle `slots[j]`.
 
     Args:
         lines: Bytes of a tensor from the start of `region` to its stop.
@@ -44,7 +44,7 @@ def gather_part(
 def scatter_part(
     bundles: Bytes, stride: int, offset: int, slots: Order, region: Region, first: int, element_bytes: int, lines: Bytes
 ) -> None:
-    """The inverse of `gather_part`: restore lines of a matrix from the bundles; the bytes between them stay."""
+    """The inverse of `gather_part`: restore lines of a matrix from the bundles; bytes between lines stay."""
     source, target = _elements(bundles, element_bytes), _elements(lines, element_bytes)
     pitch, step, start = region.pitch // element_bytes, stride // element_bytes, offset // element_bytes
     if region.neuron_axis == 0:
@@ -61,7 +61,7 @@ def move_lines(lines: Bytes, region: Region, first: int, to: Order, element_byte
         lines: Bytes of a tensor from the start of `region` to its stop.
         region: Where these lines lie, from line `first` of the matrix on.
         to: int32 `[n]`.
-        target: Bytes from the start of line 0 of the matrix that they go to; those between lines stay.
+        target: Bytes of the target matrix, from the start of line 0; bytes between lines stay.
     """
     if region.neuron_axis == 0:
         gather_part(lines, region, first, to, element_bytes, target, region.pitch, 0)
@@ -76,8 +76,8 @@ def _elements(data: Bytes, element_bytes: int) -> npt.NDArray[Any]:
 
 @kernel
 def _copy(source: Any, begin: int, target: Any, place: int, count: int) -> None:
-    # A loop, because numba takes seconds to compile the assignment of a slice; unsigned, because signed indexes are
-    # checked for counting from the end, and then not vectorised.
+    # A loop, because numba takes seconds to compile a slice assignment. Unsigned, because numba tests signed indexes
+    # for counting from the end, and then does not vectorise.
     first, last = np.uintp(begin), np.uintp(place)
     for i in range(np.uintp(count)):
         target[last + i] = source[first + i]

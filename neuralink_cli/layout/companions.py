@@ -1,4 +1,4 @@
-"""What goes along with the weights of a layout: small files of the source, and the model card."""
+"""The files beside the weights of a layout: small files of the source, and the model card."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _OWN_FILES = frozenset((SHARD_INDEX, FLASH_INDEX, PERMUTED_INDEX, MODEL_CARD))
 
 
 def companion_files(directory: Path) -> list[str]:
-    """Names of the files of a checkpoint that go with any layout of it, relative to its directory.
+    """Names of the files of a checkpoint that accompany every layout, relative to its directory.
 
-    Those are all beside the weights that are no weights, hidden or folders, and all in folders of modules that follow
-    the model (sentence-transformers).
+    All files beside the weights, except weights and hidden files, and all files in folders of modules that follow the
+    model (sentence-transformers).
     """
     beside = [path for path in directory.iterdir() if is_small_file(path.name) and path.name not in _OWN_FILES]
     in_modules = [path for path in directory.glob("*_*/*") if is_module_file(str(path.relative_to(directory)))]
@@ -54,17 +54,17 @@ def describe_companions(directory: Path, names: Iterable[str]) -> list[dict[str,
 
 
 def check_companions(directory: Path, described: Sequence[Mapping[str, Any]]) -> None:
-    """Compare the files beside the weights with what the index says of them.
+    """Compare the files beside the weights with their sizes and digests in the index.
 
     Raises:
-        VerificationError: One is missing or was changed.
+        VerificationError: A file is missing or was changed.
     """
     for expected in described:
         path = directory / expected["name"]
         if not path.is_file():
             raise VerificationError("is missing", where=path)
         if describe_companions(directory, [expected["name"]]) != [expected]:
-            raise VerificationError("was changed: its size or SHA-256 is not the index's", where=path)
+            raise VerificationError("was changed: its size or SHA-256 differs from the index", where=path)
 
 
 _WHAT = {

@@ -1,4 +1,4 @@
-"""Compares the weights of a layout with their source, both read ahead, while the digest of the layout is taken."""
+"""Compares the weights of a layout with their source; reads both ahead and computes the layout's digest."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from neuralink_cli.layout.plan import SourcePiece
 from neuralink_cli.layout.unbundling import scatter_piece
 from neuralink_cli.placement.placement import inverse
 
-# Takes what comes next of a file for its digest; the bytes must stay as they are until the future is done.
+# Adds the next bytes of a file to its digest; the bytes must not change until the future is done.
 Hashing = Callable[[Bytes], "Future[None]"]
 
 
 @dataclass(frozen=True)
 class _Check:
-    """A tensor of the layout, and what it proves of the source.
+    """A tensor of the layout, and what it proves about the source.
 
     Attributes:
-        reads: What has to be read of the layout: the tensor from its start to its end.
-        source: What has to be read of the source.
-        run: Called with iterators over both, of which it takes all, and with what must get the layout's bytes.
+        reads: What to read from the layout: the tensor from its start to its end.
+        source: What to read from the source.
+        run: Called with iterators over both, which it exhausts, and with the function to pass the layout's bytes to.
     """
 
     nbytes: int
@@ -63,7 +63,7 @@ class Comparison:
             progress: Called with the layout's bytes seen since the last call.
 
         Raises:
-            VerificationError: With the tensor, and the neuron if it is one's; or a file whose digest is another.
+            VerificationError: A tensor differs (the message says where, with the neuron if there is one), or a digest.
         """
         for file, expected in self._layout.weight_files:
             digest = hashlib.sha256(file.header.prelude)
@@ -83,7 +83,7 @@ class Comparison:
                 raise VerificationError(f"source tensor {name!r} is not in the layout", where=self._layout.directory)
 
     def _checks(self, file: TensorFile) -> Iterator[_Check]:
-        """What is to be done with each tensor of a file of the layout."""
+        """The checks of the tensors in a file of the layout."""
         layout, made = self._layout, _made_of(self._layout)
         for entry in file.header.entries:
             if entry.name in made:
@@ -96,7 +96,7 @@ class Comparison:
                 yield self._own(file, entry)
 
     def _own(self, file: TensorFile, entry: TensorEntry) -> _Check:
-        """A tensor that the source has not: only its digest counts, and that padding is nothing else."""
+        """A tensor that the source does not have: only its digest is checked, and that padding is zero."""
         reads = tuple(_reads(file, entry))
 
         def run(stored: Iterator[Bytes], _source: Iterator[Bytes], hashing: Hashing) -> None:
@@ -109,7 +109,7 @@ class Comparison:
         return _Check(entry.nbytes, reads, (), run)
 
     def _same(self, file: TensorFile, entry: TensorEntry) -> _Check:
-        """A tensor that is as it is in the source."""
+        """A tensor stored as in the source."""
         reads = tuple(_reads(file, entry))
 
         def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
@@ -125,7 +125,7 @@ class Comparison:
         return _Check(entry.nbytes, reads, tuple(_reads(place.file, place.entry)), run)
 
     def _made(self, file: TensorFile, entry: TensorEntry, made: Sequence[_Made]) -> _Check:
-        """A tensor from which weights of the source are made."""
+        """A tensor from which weights of the source are rebuilt."""
         reads = tuple(_reads(file, entry))
         cuts = [
             (stretch, first, count)
@@ -185,7 +185,7 @@ class Comparison:
         return _Check(entry.nbytes, reads, source, run)
 
     def _compare(self, name: str, start: int, data: Bytes, expected: Bytes, proved: int | None = None) -> None:
-        """Compare bytes of a source tensor, from byte `start` on; `proved` of them, by default all, count."""
+        """Compare bytes of a source tensor, from byte `start` on, and count `proved` of them, by default all."""
         if not _equal(data, expected):
             byte = start + int(np.flatnonzero(data != expected)[0])
             raise VerificationError(
@@ -197,7 +197,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Made:
-    """The `pieces` of a slab of a source tensor that one tensor of the layout has."""
+    """The `pieces` of a slab of a source tensor that one tensor of the layout holds."""
 
     tensor: str
     slab: Slab[SourcePiece]
@@ -205,7 +205,7 @@ class _Made:
 
 
 def _made_of(layout: Layout) -> dict[str, list[_Made]]:
-    """What is made of a tensor of the layout, by its name."""
+    """What is rebuilt from each tensor of the layout, by its name."""
     made: dict[str, list[_Made]] = {}
     for name, slabs in layout.made_slabs.items():
         for slab in slabs:
@@ -232,7 +232,7 @@ def _hash(hasher: ThreadPoolExecutor, digest: Any, data: Bytes) -> Future[None]:
 
 
 def _equal(data: Bytes, expected: Bytes) -> bool:
-    """Eight bytes at a time."""
+    """Whether bytes are equal, compared eight at a time."""
     words = data.size - data.size % 8
     return np.array_equal(data[:words].view(np.uint64), expected[:words].view(np.uint64)) and np.array_equal(
         data[words:], expected[words:]
@@ -240,7 +240,7 @@ def _equal(data: Bytes, expected: Bytes) -> bool:
 
 
 def neuron_at(layout: Layout, name: str, byte: int) -> str:
-    """Names the neuron that a byte of a source tensor belongs to, if it belongs to one."""
+    """Block, neuron and slot that a byte of a source tensor belongs to, for a message; empty if none."""
     for block, region in layout.regions_of(name):
         place = region.line_at(byte)
         if place is not None:

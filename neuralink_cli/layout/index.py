@@ -30,7 +30,7 @@ DIGEST_KEY = "document_sha256"
 
 @dataclass(frozen=True)
 class FlashIndex:
-    """A parsed and checked `model.flash.json`; `document` is the whole of it."""
+    """A parsed and checked `model.flash.json`; `document` is all of it."""
 
     alignment: int
     resident: str
@@ -51,7 +51,7 @@ def flash_document(
     companions: Sequence[Mapping[str, Any]],
     origin: Origin | None,
 ) -> dict[str, Any]:
-    """The index of a bundled layout; `companions` as `describe_companions` gives them, `origin` of the checkpoint."""
+    """The index of a bundled layout; `companions` from `describe_companions`, `origin` of the checkpoint."""
     return {
         "format": "neuralink-flash",
         "version": FORMAT_VERSION,
@@ -79,8 +79,8 @@ def permuted_document(
     """The index of a permuted layout.
 
     Args:
-        moved: As `moved_pieces` gives it.
-        files: Its weight files, `companions` the others, with size and SHA-256.
+        moved: From `moved_pieces`.
+        files: Weight files, and `companions` the other files, with size and SHA-256.
     """
     regions: dict[str, list[Region]] = {}
     for pieces in moved.values():
@@ -119,8 +119,8 @@ def read_flash_index(directory: Path) -> FlashIndex:
     """Read and check the index of a bundled layout.
 
     Raises:
-        InputError: It is missing, malformed, or of another version.
-        VerificationError: It was changed after it was written.
+        InputError: The index is missing, malformed, or of another version.
+        VerificationError: The index was changed after it was written.
     """
     document = _read(directory / FLASH_INDEX, "neuralink-flash", FLASH_SCHEMA)
     return FlashIndex(
@@ -142,8 +142,8 @@ def read_permuted_index(directory: Path) -> dict[str, Any]:
     """Read and check the index of a permuted layout.
 
     Raises:
-        InputError: It is missing, malformed, or of another version.
-        VerificationError: It was changed after it was written.
+        InputError: The index is missing, malformed, or of another version.
+        VerificationError: The index was changed after it was written.
     """
     return _read(directory / PERMUTED_INDEX, "neuralink-permuted", PERMUTED_SCHEMA)
 

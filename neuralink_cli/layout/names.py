@@ -1,4 +1,4 @@
-"""The names of a layout's files, of the kinds of layout, and of what may stay in DRAM. Costs nothing to import."""
+"""Names of layout files, kinds of layout, and choices of what stays in DRAM. Fast to import."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ BUNDLED = "bundled"
 PERMUTED = "permuted"
 LAYOUT_KINDS = (BUNDLED, PERMUTED)
 
-# Which rows stay out of the bundles, for DRAM: none, or those that decide firing.
+# Which rows stay out of the bundles, for DRAM: none, or the rows that decide firing.
 RESIDENT_CHOICES = ("none", "gate")

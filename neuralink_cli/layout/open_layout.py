@@ -20,10 +20,10 @@ Layout = BundledLayout | PermutedLayout
 
 
 def open_layout(directory: Path) -> Layout:
-    """Open the layout in a directory, whichever it is.
+    """Open the layout in a directory, whichever kind it is.
 
     Raises:
-        InputError: There is none, or it is malformed.
+        InputError: There is no layout, or it is malformed.
         VerificationError: Its files do not fit each other.
     """
     if not directory.is_dir():
@@ -36,7 +36,7 @@ def open_layout(directory: Path) -> Layout:
 
 
 def describe_source(layout: Layout) -> ModelDescription:
-    """What is known of the checkpoint that a layout was made of without its weights.
+    """Describe the checkpoint that a layout was made from, without its weights.
 
     Raises:
         InputError: The layout has no readable config.json.
@@ -53,7 +53,7 @@ def check_weight_files(layout: Layout, progress: Callable[[int], object] | None 
         progress: Called with the bytes read since the last call.
 
     Raises:
-        VerificationError: One was changed after it was written.
+        VerificationError: A file was changed after it was written.
     """
     for file, expected in layout.weight_files:
         digest = hashlib.sha256()

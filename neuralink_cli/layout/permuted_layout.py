@@ -1,4 +1,4 @@
-"""An open permuted layout: its index, files and placement checked, and its source tensors made again."""
+"""Opens a permuted layout: checks its index, files and placement, and rebuilds its source tensors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PermutedLayout:
     Attributes:
         kind: Tells the kinds of layout apart.
         loadable: Whether transformers can load it as it is.
-        made_slabs: The source tensors that it holds in another form: none, it only moves neurons.
+        made_slabs: The source tensors held in another form: none, as it only moves neurons.
 
     Raises:
         InputError: Index, weights or placement are missing or malformed.
@@ -73,7 +73,7 @@ class PermutedLayout:
 
     @property
     def largest_bytes(self) -> int:
-        """Bytes of the largest stretch that has to be in memory whole when sources are made again."""
+        """Bytes of the largest stretch that must be in memory whole while sources are rebuilt."""
         return max(slab.nbytes for slabs in self.moved_slabs.values() for slab in slabs)
 
     @property
@@ -83,12 +83,12 @@ class PermutedLayout:
 
     @property
     def source_headers(self) -> dict[str, Header]:
-        """The headers of the source's weight files, which a permutation leaves alone, by file name."""
+        """The headers of the source's weight files, which a permutation does not change, by file name."""
         return {file.path.name: file.header for file in self.checkpoint.files}
 
     @property
     def verbatim(self) -> dict[str, bytes]:
-        """Contents of the source's files that the layout does not have under their own name, or shares with it."""
+        """Contents of the source's files kept under another name, and of its shard index, which the layout shares."""
         kept = {name: (self.directory / PERMUTED_ORIGINALS / name).read_bytes() for name in self.index["verbatim"]}
         if self.checkpoint.sharded:
             kept[SHARD_INDEX] = (self.directory / SHARD_INDEX).read_bytes()
@@ -116,10 +116,10 @@ class PermutedLayout:
         return self.placement.blocks[block].order
 
     def place(self, name: str) -> TensorPlace:
-        """Where a tensor of the source's name lies.
+        """Where the tensor with this name in the source lies.
 
         Raises:
-            InputError: There is none.
+            InputError: There is no such tensor.
         """
         return self.checkpoint.place(name)
 
@@ -134,7 +134,7 @@ class PermutedLayout:
         return self.placement.ordering_sequences
 
     def check_small_tensors(self) -> tuple[str, ...]:
-        """Nothing: what is small lies in the files, whose digests are checked whole."""
+        """Check nothing: small tensors lie in files whose digests are checked whole."""
         return ()
 
     def _check(self) -> None:
@@ -144,7 +144,7 @@ class PermutedLayout:
         if sizes != found:
             raise VerificationError(f"weight files are {found}, the index says {sizes}", where=where)
         if self.placement.content_sha256 != self.index["provenance"].get("placement_sha256"):
-            raise VerificationError("the placement beside it is not the one it was made with", where=where)
+            raise VerificationError("the placement beside it is not the one the layout was made with", where=where)
         for name in self.index["verbatim"]:
             if not (self.directory / PERMUTED_ORIGINALS / name).is_file():
                 raise InputError("is missing", where=self.directory / PERMUTED_ORIGINALS / name)
@@ -153,7 +153,9 @@ class PermutedLayout:
                 raise VerificationError(f"block {block['id']} is not in the placement", where=where)
             neurons = self.placement.blocks[block["id"]].order.size
             if block["neurons"] != neurons:
-                raise VerificationError(f"{block['id']} has {neurons} neurons, the index says otherwise", where=where)
+                raise VerificationError(
+                    f"{block['id']} has {neurons} neurons, but {block['neurons']} in the index", where=where
+                )
             for region in block["regions"]:
                 entry = self.checkpoint.place(region["tensor"]).entry
                 found = region["lines"] * 8 if region["neuron_axis"] == 0 else 8 * region["line_bytes"]
@@ -164,5 +166,5 @@ class PermutedLayout:
                         f"tensor {entry.name!r} {entry.dtype} {list(entry.shape)} does not fit {block['id']}",
                         where=where,
                     )
-        # Made for its check alone: that the index describes every permuted tensor whole.
+        # Computed only to check that the index describes every permuted tensor whole.
         _ = self.moved_slabs

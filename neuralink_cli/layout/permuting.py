@@ -1,4 +1,4 @@
-"""Writes permuted layouts: the neurons of every tensor moved into their new order, as it streams through."""
+"""Writes permuted layouts: moves the neurons of every tensor into their new order as it streams through."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Moves = Callable[[str], Order]
 def moved_section(
     file: TensorFile, entry: TensorEntry, slabs: Sequence[Slab[MovedPiece]], moves: Moves, scratch: Scratch
 ) -> Section:
-    """A section that is a tensor with its neurons moved."""
+    """The section of a tensor with its neurons moved."""
 
     def write(output: OutputFile, pieces: Iterator[Bytes]) -> None:
         for slab in slabs:
@@ -39,7 +39,7 @@ def moved_section(
 
 
 def slab_reads(file: TensorFile, entry: TensorEntry, slab: Slab[MovedPiece]) -> Iterator[FileRange]:
-    """What has to be read of a tensor for `moved_bytes` of a slab."""
+    """What to read from a tensor for `moved_bytes` of a slab."""
     start = file.header.offset_of(entry) + slab.start
     for first, count in stretches(slab.lines, slab.pitch, pipeline.PIECE):
         yield FileRange(file, start + first * slab.pitch, count * slab.pitch)
@@ -51,10 +51,10 @@ def moved_bytes(
     """The bytes of a slab with the neurons of each of its pieces moved, in one or several parts.
 
     Args:
-        pieces: What `slab_reads` stands for.
+        pieces: The bytes that `slab_reads` asks for.
     """
     to = {piece.block: moves(piece.block) for piece in slab.pieces}
-    # Lines that are neurons may go anywhere in the slab; in others the neurons move inside their line.
+    # If lines are neurons, they may go anywhere in the slab; otherwise neurons move inside their line.
     whole = any(piece.region.neuron_axis == 0 for piece in slab.pieces)
     for first, count in stretches(slab.lines, slab.pitch, pipeline.PIECE):
         data = next(pieces)
@@ -80,7 +80,7 @@ def write_permuted(
     """Write every weight file into `directory`, with the header bytes it had, and return their SHA-256 by name.
 
     Args:
-        moved: As `moved_pieces` gives it.
+        moved: From `moved_pieces`.
     """
     scratch = Scratch()
     digests = {}

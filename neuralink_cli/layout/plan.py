@@ -53,7 +53,7 @@ class ResidentTensor:
     """FFN weights kept out of the bundles, for DRAM.
 
     `kind` is "rows" (dense `[n, hidden]`, by slot), "bias" (`[n]`, by slot) or "output_bias" (a tensor of the
-    source as it was, `[hidden]` from `source_start` on). The source is described as that of a `BundlePart`.
+    source as it was, `[hidden]` from `source_start` on). The source is described as in `BundlePart`.
     """
 
     role: str
@@ -70,7 +70,7 @@ class FlashBlock:
     """One FFN block of a bundled layout: bundle k of `bundles` is that of neuron `order[k]`, `stride` bytes long.
 
     `expert` is its number among the experts of its layer; None if it runs on every token. Slots 0 to `pinned` - 1 hold
-    the neurons that are to be kept in DRAM; `collapse_gap` is the longest gap of slots worth reading across on the
+    the neurons to keep in DRAM; `collapse_gap` is the longest gap of slots worth reading across on the
     device that the order was made for.
     """
 
@@ -91,7 +91,7 @@ class FlashBlock:
     frequency: TensorRange
 
     def source_region(self, part: BundlePart | ResidentTensor) -> Region:
-        """Where a part of the bundles, or what is resident of each neuron, lies in the source."""
+        """Where a part of the bundles, or a resident tensor, lies in the source."""
         size = DTYPE_BITS[part.place.dtype if isinstance(part, ResidentTensor) else self.dtype] // 8
         width = 1 if isinstance(part, ResidentTensor) and part.kind == "bias" else self.hidden
         lines, line = (self.neurons, width) if part.neuron_axis == 0 else (width, self.neurons)
@@ -100,7 +100,7 @@ class FlashBlock:
 
 @dataclass(frozen=True)
 class SourcePiece:
-    """What a stretch of a source tensor is made from: a resident tensor, or else `offset` of each bundle of a block."""
+    """What rebuilds a stretch of a source tensor: a resident tensor, or the bytes at `offset` of a block's bundles."""
 
     block: FlashBlock
     part: BundlePart | ResidentTensor
@@ -112,7 +112,7 @@ class SourcePiece:
 
     @property
     def stored(self) -> TensorRange:
-        """The tensor of the layout that has its weights, an equal stretch for every slot."""
+        """The tensor of the layout that holds its weights, in an equal stretch for every slot."""
         return self.part.place if isinstance(self.part, ResidentTensor) else self.block.bundles
 
     @property
@@ -128,7 +128,7 @@ class SourcePiece:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the source checkpoint that `restore` makes again.
+    """A file of the source checkpoint that `restore` rebuilds.
 
     `kind` is "weights" (stored: the bytes before its data section) or "verbatim" (stored: the whole file).
     """
@@ -166,9 +166,9 @@ def plan_bundled(
 ) -> BundledPlan:
     """Plan the bundled layout of a checkpoint.
 
-    Bundles come first, each tensor of them on a multiple of `alignment`; where a tensor does not fill its last
-    page, a padding tensor follows it. All other tensors follow, wide dtypes first from a multiple of 8 on, so that each
-    is naturally aligned.
+    Bundles come first, each tensor on a multiple of `alignment`; where a tensor does not fill its last page, a padding
+    tensor follows it. All other tensors follow from a multiple of 8 on, wide dtypes first, so that each is naturally
+    aligned.
 
     Args:
         placed: What the placement says of every block, by id.
@@ -176,7 +176,7 @@ def plan_bundled(
         resident: "none", or "gate" to keep the rows that decide firing out of the bundles.
 
     Raises:
-        UnsupportedError: A block whose parts differ in dtype, or a checkpoint that uses one of the layout's names.
+        UnsupportedError: A block whose parts differ in dtype, or a checkpoint that uses a tensor name of the layout.
     """
     bundled = {block.id: _bundled_parts(checkpoint, block, resident) for block in blocks}
     specs = _bundle_specs(blocks, bundled, alignment)
@@ -203,7 +203,7 @@ def plan_bundled(
 
 
 def verbatim_files(checkpoint: Checkpoint) -> list[str]:
-    """Files kept whole inside the layout: those whose name would mean something else beside a flash layout."""
+    """Files kept whole inside the layout, because their name would mean something else beside a flash layout."""
     names = [SHARD_INDEX] if checkpoint.sharded else []
     return [*names, MODEL_CARD] if (checkpoint.directory / MODEL_CARD).is_file() else names
 
@@ -212,7 +212,7 @@ def _bundled_parts(checkpoint: Checkpoint, block: FFNBlock, resident: str) -> tu
     if len({part.dtype for part in block.parts}) > 1:
         kinds = ", ".join(f"{part.weight} {part.dtype}" for part in block.parts)
         raise UnsupportedError(
-            f"parts of {block.id} differ in dtype ({kinds}), so they make no bundle",
+            f"parts of {block.id} differ in dtype ({kinds}), so they cannot form a bundle",
             where=checkpoint.directory,
             fix="convert the checkpoint to one dtype, or use --layout permuted",
         )

@@ -50,13 +50,13 @@ from neuralink_cli.progress import Progress, no_progress
 logger = logging.getLogger(__name__)
 
 MAX_ALIGNMENT = 1 << 24
-# Index, card and file system overhead beside the weights and companions, generously.
+# A generous allowance for index, card and file system overhead beside the weights and companions.
 _SPARE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class RelayoutOptions:
-    """How the layout is to look; `alignment` in bytes, a power of two."""
+    """Options of the layout; `alignment` is in bytes, a power of two."""
 
     layout: str = BUNDLED
     resident: str = "none"
@@ -65,7 +65,7 @@ class RelayoutOptions:
 
 @dataclass(frozen=True)
 class RelayoutPlan:
-    """What will be written: `bundled` is the plan of the flash file, none for a permuted layout."""
+    """What will be written: `bundled` is the plan of the flash file, None for a permuted layout."""
 
     source: Path
     options: RelayoutOptions
@@ -90,7 +90,7 @@ class RelayoutSummary:
         written: False for a dry run.
         origin: The hub model, if the checkpoint is one.
         peak_block_bytes: Bytes of the bundles of the largest block.
-        estimate: What the run was expected to take.
+        estimate: Time, memory and disk that the run was expected to take.
     """
 
     output: str
@@ -120,21 +120,21 @@ def relayout(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> RelayoutSummary:
-    """Write a checkpoint in the order of a placement. The output is complete or not there.
+    """Write a checkpoint in the order of a placement. The output is complete or does not exist.
 
-    Everything is checked before the first byte is written, and what the run will take is logged.
+    Everything is checked, and the estimate logged, before the first byte is written.
 
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
         dry_run: Only check and plan.
-        resume: Continue what an earlier run with the same inputs and options left, and keep it if this one fails.
+        resume: Continue a killed run with the same inputs and options; if this run fails, keep what is written.
 
     Raises:
         OptionError, MismatchError, InputError, UnsupportedError: As `plan_relayout`.
         OutputError: As `check_output`.
     """
     with Placement(placement) as opened:
-        # Only now: a model may take long to fetch.
+        # After the placement is checked: a model may take long to fetch.
         source = find_model(model, revision)
         with Checkpoint(source.directory, source.origin) as checkpoint:
             found = choose_architecture(describe(checkpoint), architecture)
@@ -225,7 +225,7 @@ def check_output(plan: RelayoutPlan, output: Path, overwrite: bool) -> None:
     """Check that the planned layout may be written to `output` and fits there.
 
     Raises:
-        OutputError: It exists (and is not to be overwritten), is the model itself, or the disk is too small.
+        OutputError: The output exists (without `overwrite`), is the model itself, or does not fit on the disk.
     """
     require_replaceable(output, overwrite, is_layout)
     if output.exists() and output.samefile(plan.source):
@@ -246,10 +246,10 @@ def write_layout(
     """Write the planned layout; it appears at `output` when it is complete.
 
     Args:
-        resume: Go on with what an earlier run has left that was to write the same, and leave it if this one fails.
+        resume: Continue a killed run of the same layout; if this run fails, keep what is written.
 
     Raises:
-        OutputError: The output exists (and is not to be overwritten), or the disk is too small.
+        OutputError: The output exists (without `overwrite`), or does not fit on the disk.
     """
     check_output(plan, output, overwrite)
     with (
@@ -278,7 +278,7 @@ def write_layout(
 
 
 def _run(plan: RelayoutPlan, checkpoint: Checkpoint, placement: Placement) -> dict[str, Any]:
-    """All that the bytes of the weight files depend on."""
+    """Everything that the bytes of the weight files depend on."""
     header = b"" if plan.bundled is None else plan.bundled.header.prelude
     return {
         "options": asdict(plan.options),
@@ -351,5 +351,5 @@ def _write_card(directory: Path, checkpoint: Checkpoint, placement: Placement, l
 
 
 def estimate_relayout(plan: RelayoutPlan, checkpoint: Checkpoint, output: Path) -> Estimate:
-    """What `write_layout` will take."""
+    """Estimate what `write_layout` will take."""
     return estimate([Pass(checkpoint.files, plan.weight_bytes)], plan.peak_block_bytes, output)

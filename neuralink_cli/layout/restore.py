@@ -31,10 +31,10 @@ class RestoreSummary:
 
 
 def restore(layout: Path, output: Path, *, overwrite: bool = False, progress: Progress = no_progress) -> RestoreSummary:
-    """Write the checkpoint that a layout was made from, every file byte for byte. What the run will take is logged.
+    """Write the checkpoint that a layout was made from, every file byte for byte, and log the estimate.
 
     Raises:
-        OutputError: The output exists and is not to be overwritten, holds another model, or the disk is too small.
+        OutputError: The output exists (without `overwrite`), holds another model, or does not fit on the disk.
         InputError, VerificationError: The layout is damaged.
     """
     with open_layout(layout) as opened:
@@ -47,13 +47,13 @@ def restore(layout: Path, output: Path, *, overwrite: bool = False, progress: Pr
 def restore_layout(
     layout: Layout, output: Path, *, overwrite: bool = False, progress: Callable[[int], object] | None = None
 ) -> RestoreSummary:
-    """As `restore`, of an open layout; `progress` is called with the bytes since the last call.
+    """As `restore`, for an open layout; `progress` is called with the bytes since the last call.
 
     Raises:
         OutputError: As `check_output`.
         InputError, VerificationError: The layout is damaged.
     """
-    # Imported here because numba takes time that a quick look at a layout does not need.
+    # Imported here because numba is slow to import and a quick look at a layout does not need it.
     from neuralink_cli.layout.unbundling import tensor_sections
 
     headers = layout.source_headers
@@ -61,7 +61,7 @@ def restore_layout(
     check_weight_files(layout, progress)
     with new_directory(output, overwrite=overwrite, replaceable=_holds_source(layout)) as directory:
         check_companions(layout.directory, layout.companions)
-        # Those kept under another name, or as a source file, come from `verbatim`.
+        # Files kept under another name, or as a source file, come from `verbatim`.
         names = [file["name"] for file in layout.companions if file["name"] not in layout.verbatim]
         copy_companions([name for name in names if not name.startswith("neuralink/")], layout.directory, directory)
         for name, content in layout.verbatim.items():
@@ -78,7 +78,7 @@ def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
     """Check that the source of a layout may be restored to `output` and fits there.
 
     Raises:
-        OutputError: It exists (and is not to be overwritten, or holds another model), or the disk is too small.
+        OutputError: The output exists (without `overwrite`), holds another model, or does not fit on the disk.
     """
     require_replaceable(output, overwrite, _holds_source(layout))
     require_space(output, weight_bytes(layout))
@@ -96,7 +96,7 @@ def weight_bytes(layout: Layout) -> int:
 
 @contextlib.contextmanager
 def loadable(directory: Path) -> Iterator[Path]:
-    """A directory that transformers can load a layout from: its own, or the restored checkpoint's, for a while."""
+    """A directory from which transformers can load a layout: its own, or a temporary one with the checkpoint."""
     with open_layout(directory) as layout:
         if layout.loadable:
             yield directory
@@ -112,7 +112,7 @@ def _check_restored(directory: Path, layout: Layout) -> None:
         found = checkpoint.fingerprint
     if found != layout.fingerprint:
         raise VerificationError(
-            f"gives a checkpoint with fingerprint {found[:12]}, its source had {layout.fingerprint[:12]}",
+            f"restores to a checkpoint with fingerprint {found[:12]}, but its source had {layout.fingerprint[:12]}",
             where=layout.directory,
         )
 
@@ -129,6 +129,6 @@ def _holds_source(layout: Layout) -> Callable[[Path], bool]:
 
 
 def estimate_restore(layout: Layout, output: Path) -> Estimate:
-    """What `restore` will take, which reads the layout to check it and then again."""
+    """Estimate what `restore` will take; it reads the layout to check it, and then again."""
     files = [file for file, _ in layout.weight_files]
     return estimate([Pass(files), Pass(files, weight_bytes(layout))], layout.largest_bytes, output)

@@ -1,4 +1,4 @@
-"""What the files of a source checkpoint are made of again: sections read from a layout."""
+"""Rebuilds the tensors of a source checkpoint from a layout, as sections to write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from neuralink_cli.placement.placement import inverse
 
 
 def tensor_sections(layout: Layout, entries: Sequence[TensorEntry]) -> Iterator[Section]:
-    """Sections that are tensors of the source, which are written in this order."""
+    """The sections of source tensors, to be written in this order."""
     unbundling, scratch = Unbundling(layout), Scratch()
     for entry in entries:
         if entry.name in layout.made_slabs:
@@ -36,10 +36,10 @@ def tensor_sections(layout: Layout, entries: Sequence[TensorEntry]) -> Iterator[
 def scatter_piece(
     piece: SourcePiece, stored: Bytes, slots: Order, slab: Slab[SourcePiece], first: int, lines: Bytes
 ) -> None:
-    """Put the weights of a piece in place in lines of a slab, from line `first` on.
+    """Copy the weights of a piece into lines of a slab, from line `first` on.
 
     Args:
-        stored: The tensor of the layout that has them.
+        stored: The tensor of the layout that holds them.
         slots: int32 `[n]`, the slot of every neuron.
         lines: The bytes of whole lines of the slab.
     """
@@ -51,9 +51,9 @@ def scatter_piece(
 
 
 class Unbundling:
-    """Makes tensors of the source from bundles, of which those of one block are in memory at a time.
+    """Rebuilds tensors of the source from bundles, with the bundles of one block in memory at a time.
 
-    Sections are asked for in the order in which they are written: what is in memory by then is not read again.
+    Ask for sections in the order in which they are written: bundles still in memory are not read again.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -63,7 +63,7 @@ class Unbundling:
         self._stored = self._lines = self._stored_memory.take(0)
 
     def section(self, entry: TensorEntry) -> Section:
-        """The section that is a tensor of the source."""
+        """The section of a source tensor."""
         reads: list[FileRange] = []
         steps: list[Callable[[OutputFile, Iterator[Bytes]], None]] = []
         for slab in self._layout.made_slabs[entry.name]:

@@ -1,6 +1,6 @@
 """Proof that a layout holds its source: structure, digests, and every source tensor compared byte for byte.
 
-The full check reads each side once: the layout in file order, taking its digest on the way, and the source beside it.
+The full check reads each side once: the layout in file order, computing its digest, and the source beside it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def verify(
     revision: str | None = None,
     progress: Progress = no_progress,
 ) -> VerifyReport:
-    """Prove that a layout holds its checkpoint, byte for byte. What the run will take is logged.
+    """Prove that a layout holds its checkpoint, byte for byte, and log the estimate.
 
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
@@ -49,12 +49,12 @@ def verify(
 
     Raises:
         MismatchError: The layout was made from another checkpoint.
-        VerificationError: The layout does not hold the checkpoint; names the tensor, and the neuron if it is one's.
+        VerificationError: The layout does not hold the checkpoint; the message says which tensor and neuron.
         InputError, UnsupportedError: The checkpoint or the layout cannot be used.
     """
     source = find_model(model, revision)
     with Checkpoint(source.directory, source.origin) as checkpoint, open_layout(layout) as opened:
-        # First in any case: what it finds needs no bar.
+        # Always first, and without a progress bar.
         report = verify_quick(opened, checkpoint)
         if quick:
             return report
@@ -66,11 +66,11 @@ def verify(
 def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
     """Check structure only: schema, header, ranges, alignment, permutations, digests of small tensors, tensor lists.
 
-    Most of it has been done when the layout was opened.
+    Opening the layout has done most of it.
 
     Raises:
         MismatchError: `checkpoint` is not the source of the layout.
-        VerificationError: With what is wrong and where.
+        VerificationError: The message says what is wrong and where.
     """
     if layout.fingerprint != checkpoint.fingerprint:
         raise MismatchError(
@@ -89,16 +89,16 @@ def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
 def verify_full(
     layout: Layout, checkpoint: Checkpoint, progress: Callable[[int], object] | None = None
 ) -> VerifyReport:
-    """As `verify_quick`, and every byte: file digests, and each source tensor made again and compared.
+    """As `verify_quick`, and every byte: file digests, and each source tensor rebuilt and compared.
 
     Args:
         progress: Called with the layout bytes checked since the last call.
 
     Raises:
         MismatchError: `checkpoint` is not the source of the layout.
-        VerificationError: With the tensor, and the neuron if it is one's.
+        VerificationError: The message says which tensor, and which neuron if it belongs to one.
     """
-    # Imported here because numba takes time that a quick look at a layout does not need.
+    # Imported here because numba is slow to import and a quick look at a layout does not need it.
     from neuralink_cli.layout.comparison import Comparison
 
     quick = verify_quick(layout, checkpoint)
@@ -122,7 +122,7 @@ def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, wh
 
 
 def estimate_verify(layout: Layout, checkpoint: Checkpoint) -> Estimate:
-    """What `verify_full` will take."""
+    """Estimate what `verify_full` will take."""
     return estimate(
         [Pass([*(file for file, _ in layout.weight_files), *checkpoint.files], hashed_share=0.5)], layout.largest_bytes
     )

@@ -1,4 +1,4 @@
-"""Orders to compare linking with: as found, by frequency, and two classical orders of the co-activation graph."""
+"""Orders to compare linking with: original, by frequency, and two classical orders of the co-activation graph."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def strongest_graph(
         activation_counts: [n], the node attribute `frequency`: activation counts, or their shares of the tokens.
 
     Returns:
-        A graph of nodes 0 to n - 1 with plain Python attributes, as GraphML wants them.
+        A graph of nodes 0 to n - 1 with plain Python attributes, as GraphML needs them.
     """
     graph = nx.Graph()
     graph.add_nodes_from((k, {"frequency": frequency}) for k, frequency in enumerate(activation_counts.tolist()))
@@ -49,12 +49,12 @@ def strongest_graph(
 def reverse_cuthill_mckee_order(
     i: Neurons, j: Neurons, count: npt.NDArray[np.uint32], activation_counts: Activations
 ) -> Neurons:
-    """Neurons by reverse Cuthill-McKee, which keeps linked neurons within a narrow band: int32[n].
+    """Order neurons by reverse Cuthill-McKee, which keeps linked neurons within a narrow band: int32[n].
 
     Args:
         i: int32[edges], one neuron of each pair of the sparse co-activation graph.
         j: int32[edges], the other.
-        count: Their co-activation counts; only that they are there matters.
+        count: Their co-activation counts, whose size does not matter here.
         activation_counts: int64[n]. Connected components come in descending order of their mean, ties by smallest
             index, so that neurons that never fired are last.
     """
@@ -68,11 +68,11 @@ def reverse_cuthill_mckee_order(
 
 
 def spectral_order(i: Neurons, j: Neurons, count: npt.NDArray[np.uint32], activation_counts: Activations) -> Neurons:
-    """Neurons by their entry in the Fiedler vector of the sparse co-activation graph: int32[n].
+    """Order neurons by their entry in the Fiedler vector of the sparse co-activation graph: int32[n].
 
     The vector is that of the normalised Laplacian with the counts as weights, approximated by a fixed number of Lanczos
-    steps from a fixed vector. Each component starts with its more active end. Runs on one machine agree; another
-    machine's linear algebra may round differently and order near-equal entries differently.
+    steps from a fixed vector. Each component starts with its more active end. Results repeat on one machine;
+    another machine's linear algebra may round differently and order near-equal entries differently.
 
     Args:
         i: int32[edges], one neuron of each pair of the sparse co-activation graph.
@@ -114,7 +114,7 @@ def _fiedler_vector(
     degree = np.bincount(i, weight, n) + np.bincount(j, weight, n)
     scale = 1 / np.sqrt(degree)
     scaled = weight * scale[i] * scale[j]
-    # The largest eigenvalue of the scaled weights is 1, of vector sqrt(degree); the Fiedler vector belongs to the next.
+    # The largest eigenvalue of the scaled weights is 1, with vector sqrt(degree); the next gives the Fiedler vector.
     steps = min(LANCZOS_STEPS, n - 1)
     basis = np.zeros((steps + 1, n))
     basis[0] = np.sqrt(degree / degree.sum())
@@ -122,7 +122,7 @@ def _fiedler_vector(
     following: npt.NDArray[np.float64] = np.random.default_rng(0).standard_normal(n)
     norm = 0.0
     for step in range(steps):
-        # Orthogonalised twice against all vectors so far, as Lanczos vectors otherwise lose it to rounding.
+        # Orthogonalise twice against all vectors so far: Lanczos vectors otherwise drift by rounding.
         for _ in range(2):
             following -= basis[: step + 1].T @ (basis[: step + 1] @ following)
         norm = float(np.linalg.norm(following))

@@ -1,4 +1,4 @@
-"""Bit vectors by neuron: a trace is stored token by token, counting wants one bit vector over tokens per neuron."""
+"""Bit vectors by neuron: a trace is stored token by token, but counting needs one bit vector per neuron."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One block of a trace: its orders made on some tokens, measured on the others, and the one to store chosen."""
+"""Orders one block of a trace: makes orders on some tokens, measures them on held-out tokens, picks one to store."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from neuralink_cli.placement.placement import COMPARED_ORDERS, ORIGINAL, REFINED
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """How a block is to be ordered.
+    """How to order a block.
 
     Attributes:
         order: Name of the order to store.
         pinned: How many of the hottest neurons live in DRAM and are left out of the ordering.
         operation_in_bundles: What a read operation costs on the device, in bundles.
-        effort: Of the refinement.
-        fewest_tokens: An expert that saw fewer keeps its original order.
+        effort: Effort of the refinement.
+        fewest_tokens: An expert that saw fewer tokens keeps its original order.
     """
 
     order: str
@@ -79,7 +79,7 @@ def order_block(
     options: BlockOptions,
     between_sweeps: Callable[[], object] | None = None,
 ) -> OrderedBlock:
-    """Order one block on the tokens given to the ordering and measure every order on those held out.
+    """Order one block on the tokens of the ordering and measure every order on the held-out tokens.
 
     An expert that too few tokens were routed to is not ordered, and pins nothing. Every other order, the original one
     included, has the pinned neurons first. Of the others the order asked for is stored unless the

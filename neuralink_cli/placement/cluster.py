@@ -1,4 +1,4 @@
-"""Trace in, placement out: blocks are ordered side by side, and the result does not depend on how many at a time."""
+"""Trace in, placement out. Blocks are ordered in parallel; how many at a time does not change the result."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """How to order.
+    """Options of `cluster`.
 
     Attributes:
-        device: What reads cost where the layout will be read.
+        device: Cost of reads on the storage that will hold the layout.
         order: Which order to store; see `order_block`.
-        held_out: Share of each source's tokens that measures the order instead of making it.
-        bundle_bytes: Bytes of a bundle, if not those of the traced checkpoint (a quantised copy, say).
+        held_out: Share of each source's tokens held out from the ordering to measure it.
+        bundle_bytes: Bytes of a bundle, if different from the traced checkpoint's (a quantised copy, say).
         resident: "gate" if the rows that decide firing will be kept out of the bundles.
         pin_hot: Share of the neurons of each block that will live in DRAM.
-        effort: Of the refinement: "fast", "normal" or "max".
-        fewest_tokens: An expert that fewer tokens of the ordering were routed to keeps its original order.
-        jobs: Blocks at a time; all CPUs by default.
+        effort: Effort of the refinement: "fast", "normal" or "max".
+        fewest_tokens: An expert with fewer routed tokens in the ordering keeps its original order.
+        jobs: Blocks to order at a time; by default as many as CPUs.
     """
 
     device: DeviceModel
@@ -65,7 +65,7 @@ class ClusterOptions:
 
 @dataclass(frozen=True)
 class ClusterSummary:
-    """The placement that was written: what it says, held-out figures included, and its digest."""
+    """The placement that was written: its header, with the held-out figures, and its digest."""
 
     header: PlacementHeader
     content_sha256: str
@@ -134,7 +134,7 @@ def _order_blocks(trace: Trace, split: TokenSplit, options: ClusterOptions, prog
             try:
                 return [task.result() for task in running]
             except BaseException:
-                # Ctrl-C reaches this thread only: the others are told, or they would go on for minutes.
+                # Only this thread gets Ctrl-C: stop the others, or they would run on for minutes.
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -217,7 +217,7 @@ def _gains(
 
 
 def _parameters(options: ClusterOptions) -> Mapping[str, Any]:
-    """What decides the result; the number of jobs does not."""
+    """The options that decide the result; the number of jobs does not."""
     device = options.device
     return {
         "order": options.order,

@@ -26,7 +26,7 @@ def coactivation_counts(bits: Bits, *, workers: int | None = None) -> Counts:
 
     Args:
         bits: uint64[n, words], neuron-major.
-        workers: Number of threads; all the process may use by default. The result does not depend on it.
+        workers: Number of threads; by default as many as the process may use. Does not change the result.
 
     Returns:
         [n, n], the upper triangle: `counts[i, j]` for i <= j, the diagonal holding f(i); zero below the diagonal.
@@ -64,7 +64,7 @@ def count_dtype(activations: npt.NDArray[np.int64]) -> npt.DTypeLike:
 
 
 def run_tasks(task: Callable[[int], Any], starts: range, workers: int | None) -> None:
-    """Run `task` for all `starts` on threads; kernels release the GIL, so they truly run at the same time."""
+    """Run `task` for all `starts` on threads; kernels release the GIL, so they run in parallel."""
     with ThreadPoolExecutor(workers or available_cpus()) as pool:
         for _ in pool.map(task, starts):
             pass

@@ -1,4 +1,4 @@
-"""What the orders gain on held-out tokens, summed up for tables, cards and indexes."""
+"""The gain of each order on held-out tokens, summarised for tables, model cards and indexes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Gain:
     orders: dict[str, OrderFigures]
 
     def as_document(self) -> dict[str, Any]:
-        """For JSON."""
+        """The figures for JSON."""
         return asdict(self)
 
 
@@ -49,7 +49,7 @@ def block_gains(header: PlacementHeader) -> list[Gain]:
 
 
 def layer_gains(header: PlacementHeader) -> list[Gain]:
-    """As `block_gains`, the experts of a layer as one."""
+    """As `block_gains`, with the experts of a layer combined."""
     groups: dict[str, list[PlacementBlock]] = {}
     for block in header.blocks:
         groups.setdefault(experts_of(block.id) or block.id, []).append(block)

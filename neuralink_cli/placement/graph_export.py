@@ -1,4 +1,4 @@
-"""The co-activation graph as GraphML, for looking at rather than for ordering."""
+"""The co-activation graph as GraphML, to look at; the ordering does not use it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LINKS_PER_NEURON = 8
 
 
 def export_graphs(trace_path: Path, placement_path: Path, directory: Path, *, overwrite: bool = False) -> None:
-    """Write `<block id>.graphml` for every block: its neurons with their slot, and each one's strongest links.
+    """Write `<block id>.graphml` for every block: its neurons with their slots, and the strongest links of each.
 
     Node attributes are `slot` and `frequency` (share of all tokens); the edge attribute `count` is the number of tokens
-    at which both fire.
+    for which both fire.
 
     Raises:
         InputError: Trace or placement is malformed.
@@ -50,7 +50,7 @@ def is_export(directory: Path) -> bool:
 
 
 def _export(trace: Trace, block: TraceBlock, placement: Placement, path: Path) -> None:
-    # networkx is slow to import and of no use to the other stages.
+    # networkx is slow to import, and the other stages do not need it.
     import networkx
 
     from neuralink_cli.placement.baselines import strongest_graph

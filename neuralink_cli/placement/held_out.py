@@ -1,4 +1,4 @@
-"""Which tokens take part in an order, which are held out, and the statistics of both."""
+"""Splits tokens into those the ordering sees and those held out, and counts the reads of an order."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def sequence_starts_in(trace: Trace, ranges: Sequence[Range]) -> npt.NDArray[np.
 
 @dataclass(frozen=True)
 class ReadStatistics:
-    """What reading the active neurons of every token takes, if each run of consecutive active slots is one read."""
+    """The reads for the active neurons of every token, if each run of consecutive active slots is one read."""
 
     tokens: int
     active: int
@@ -117,17 +117,17 @@ def read_statistics(bits: Bits, order: npt.NDArray[np.int32], tokens: int) -> Re
 
     Args:
         bits: uint64[n, ceil(tokens/64)], neuron-major.
-        order: int32[slots], `order[slot]` = neuron; usually all n, but any selection will do.
+        order: int32[slots], `order[slot]` = neuron; usually all n, but any selection works.
         tokens: Number of tokens in `bits`.
 
     Raises:
-        InputError: `order` names a neuron that is not in `bits`, or `tokens` is not what `bits` holds.
+        InputError: `order` has a neuron that is not in `bits`, or `bits` does not hold `tokens` tokens.
     """
     n, words = bits.shape
     if words != -(-tokens // 64):
         raise InputError(f"bit vectors of {words} words do not hold {tokens} tokens")
     if order.size and (int(order.min()) < 0 or int(order.max()) >= n):
-        raise InputError(f"the order names a neuron outside the block of {n}")
+        raise InputError(f"the order has a neuron outside the block of {n}")
     active, joined = _count_joins(bits, np.ascontiguousarray(order, dtype=np.int32))
     return ReadStatistics(tokens=tokens, active=int(active), reads=int(active) - int(joined))
 

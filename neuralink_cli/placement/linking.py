@@ -1,4 +1,4 @@
-"""Linking: neurons that fire together are joined into paths, the strongest pairs first (the paper's Algorithm 1)."""
+"""Linking: joins neurons that fire together into paths, the strongest pairs first (the paper's Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def link_greedy(counts: Counts, activation_counts: npt.NDArray[np.int64], *, bat
 
     Pairs are taken in greedy order: by descending count, ties by ascending (i, j), i < j. A pair is linked unless
     one of the two has two neighbours already, or they are in the same path; pairs of count 0 are never linked.
-    The resulting paths, and the neurons that no pair linked as paths of one, are laid out by descending mean
-    activation count, ties by smallest neuron index; so neurons that never fired come last, by ascending index.
-    Each path is walked from the end of larger activation count, ties from the end of smaller index.
+    A neuron without a link is a path of one. Paths are laid out by descending mean activation count, ties by smallest
+    neuron index; so neurons that never fired come last, by ascending index. Each path starts at its end with the
+    larger activation count, ties at the end with the smaller index.
 
     Args:
-        counts: [n, n], of which the upper triangle is read.
+        counts: [n, n]; only the upper triangle is read.
         activation_counts: int64[n]; `counts[i, j]` must not exceed that of i or j.
-        batch: Pairs sorted at a time: bounds the memory needed, and does not change the result.
+        batch: Pairs sorted at a time. Limits the memory; does not change the result.
 
     Raises:
         InputError: `counts` and `activation_counts` differ in the number of neurons.
-        UnsupportedError: The number of neurons, squared, times their activations does not fit 63 bits.
+        UnsupportedError: The square of the number of neurons, times their activations, does not fit in 63 bits.
     """
     n = activation_counts.size
     if counts.shape != (n, n):
-        raise InputError(f"co-activation counts of shape {list(counts.shape)} are not those of {n} neurons")
+        raise InputError(f"co-activation counts of shape {list(counts.shape)} do not fit {n} neurons")
     paths = Paths(activation_counts)
     pairs = LeadingPairs(batch, paths.activation_counts)
     while True:
@@ -58,10 +58,10 @@ def link_greedy(counts: Counts, activation_counts: npt.NDArray[np.int64], *, bat
 
 
 class LeadingPairs:
-    """Of all pairs offered, the first `capacity` in greedy order, as integer keys that ascend in greedy order.
+    """The first `capacity` of all offered pairs in greedy order, as integer keys that ascend in that order.
 
-    Most pairs are rejected because the neurons that fire most are saturated early. So the pairs are taken in batches,
-    and each batch only has to look at the neurons that the one before left with less than two neighbours.
+    Most pairs are rejected, because the neurons that fire most get their two neighbours early. So pairs are taken in
+    batches, and each batch looks only at neurons that still have fewer than two neighbours.
     """
 
     def __init__(self, capacity: int, activation_counts: npt.NDArray[np.int64]) -> None:
@@ -72,19 +72,19 @@ class LeadingPairs:
         self.n = n
         self.largest = largest
         self.capacity = max(capacity, 1)
-        # Room for at least a row beyond the capacity, and so much that trimming is rare.
+        # Room for at least one row beyond the capacity, and enough to trim rarely.
         self.keys = np.empty(self.capacity + max(self.capacity, n), dtype=np.int64)
         self.restart(largest)
 
     def restart(self, ceiling: int) -> None:
-        """Begin a batch of pairs of counts up to `ceiling`, inclusive."""
+        """Begin a batch of pairs with counts up to `ceiling`, inclusive."""
         self.size = 0
         self.dropped = False
         self.ceiling = ceiling
         self.floor = 1  # pairs of lower counts cannot be among the first
 
     def offer(self, table: Counts, rows: Neurons, columns: Neurons, neurons: Neurons, paths: Paths) -> None:
-        """Offer the pairs of each of the first `rows.size` of `neurons` with those after it, but the ends of one path.
+        """Offer each of the first `rows.size` of `neurons` paired with every later one, except the two ends of a path.
 
         The co-activation count of the a-th and the b-th neuron, a < b, is `table[rows[a], columns[b]]`.
         """
@@ -112,7 +112,7 @@ class LeadingPairs:
             self.floor = self._count(self.keys[self.size - 1])
 
     def take(self) -> tuple[npt.NDArray[np.int64], bool]:
-        """The keys in greedy order, and whether more pairs follow them; then begin the next batch where they end."""
+        """Return the keys in greedy order and whether more pairs follow, and begin the next batch after them."""
         self.trim()
         keys, dropped = self.keys[: self.size], self.dropped
         keys.sort()
@@ -124,7 +124,7 @@ class LeadingPairs:
 
 
 class Paths:
-    """The paths linked so far. Only ends of paths are ever joined, so each end need only know the other one."""
+    """The paths linked so far. Only ends of paths are ever joined, so each end only needs to know the other."""
 
     def __init__(self, activation_counts: npt.NDArray[np.int64]) -> None:
         n = activation_counts.size
@@ -133,11 +133,11 @@ class Paths:
         self.other_end = np.arange(n, dtype=np.int32)
 
     def open_neurons(self) -> Neurons:
-        """Neurons that may still be linked, ascending: those that fired and have less than two neighbours."""
+        """Neurons that may still be linked, ascending: neurons that fired and have fewer than two neighbours."""
         return np.nonzero((self.neighbours[:, 1] < 0) & (self.activation_counts > 0))[0].astype(np.int32)
 
     def join_leading(self, pairs: LeadingPairs) -> bool:
-        """Link all `pairs` that can be; say whether there may be more pairs to link."""
+        """Link all `pairs` that can be linked; return whether there may be more."""
         keys, more = pairs.take()
         _join(keys, pairs.n, self.neighbours, self.other_end)
         return more
@@ -154,7 +154,7 @@ class Paths:
         _walk(starts, self.neighbours, walked, first)
         length = np.diff(first)
         if starts.size:
-            # Quotients of integers as small as these are equal as floats only if they are equal.
+            # For integers this small, quotients are equal as floats only if they are exactly equal.
             mean = np.add.reduceat(self.activation_counts[walked], first[:-1]) / length
             smallest = np.minimum.reduceat(walked, first[:-1])
             arranged = np.lexsort((smallest, -mean))
@@ -175,7 +175,7 @@ def _collect(
     keys: npt.NDArray[np.int64],
     size: int,
 ) -> tuple[int, int]:
-    """Append the keys of rows from `done` on while a row surely fits: the rows then done, and the number of keys."""
+    """Append the keys of rows from `done` on while a row surely fits; return the rows done and the number of keys."""
     rows, columns, neurons = positions
     activation_counts, other_end = state
     floor, ceiling, largest = counts
@@ -198,7 +198,7 @@ def _collect(
 
 @kernel
 def _join(keys: npt.NDArray[np.int64], n: int, neighbours: Neurons, other_end: Neurons) -> None:
-    """Link the pairs in the order given, unless one has two neighbours or both are ends of one path."""
+    """Link the pairs in the order given, unless a neuron has two neighbours or both are ends of one path."""
     for key in keys:
         i, j = key // n % n, key % n
         if neighbours[i, 1] >= 0 or neighbours[j, 1] >= 0 or other_end[i] == j:
@@ -228,7 +228,7 @@ def _walk(starts: Neurons, neighbours: Neurons, walked: Neurons, first: npt.NDAr
     first[starts.size] = slot
 
 
-BATCH = 1 << 20  # pairs sorted at a time: more than if counts are at hand, since every batch counts anew
+BATCH = 1 << 20  # pairs sorted at a time: more than for `link_greedy`, since every batch counts again
 
 
 def link_tiled(
@@ -236,22 +236,22 @@ def link_tiled(
 ) -> Linking:
     """Link the neurons exactly as `link_greedy` does, counting stripe by stripe instead of all at once.
 
-    Every batch of pairs is counted anew, among the neurons that still have less than two neighbours. A pair cannot
-    fire together more often than either neuron fires, so going from the most active neuron to the least, all those
-    that fired less often than the pairs already found need not be counted at all.
+    Every batch counts its pairs again, among the neurons that still have fewer than two neighbours. A pair cannot fire
+    together more often than either neuron fires. So neurons are taken from the most active to the least, and neurons
+    that fired less often than the pairs already found are not counted at all.
 
     Args:
         bits: uint64[n, words], neuron-major.
         activation_counts: int64[n], of `bits`.
-        batch: Pairs sorted at a time: bounds the memory needed, and does not change the result.
-        workers: Number of threads; all the process may use by default. The result does not depend on it.
+        batch: Pairs sorted at a time. Limits the memory; does not change the result.
+        workers: Number of threads; by default as many as the process may use. Does not change the result.
 
     Raises:
         InputError: `bits` and `activation_counts` differ in the number of neurons.
         UnsupportedError: As `link_greedy`.
     """
     if bits.shape[0] != activation_counts.size:
-        raise InputError(f"{activation_counts.size} activation counts are not those of {bits.shape[0]} bit vectors")
+        raise InputError(f"{activation_counts.size} activation counts do not fit {bits.shape[0]} bit vectors")
     paths = Paths(activation_counts)
     pairs = LeadingPairs(batch, paths.activation_counts)
     workers = workers or available_cpus()

@@ -18,7 +18,7 @@ GRAPH_LINKS = 32
 
 @dataclass(frozen=True, eq=False)
 class NeuronOrder:
-    """An order of the neurons of a block, and the slots at which its links start: all, if nothing was linked."""
+    """An order of the neurons of a block, and the slots at which its links start: every slot, if nothing was linked."""
 
     order: Neurons
     links: Neurons
@@ -28,7 +28,7 @@ class NeuronOrder:
 class OrderingTask:
     """What an order is made from: bit vectors of the neurons to order, and what a read operation costs in bundles.
 
-    `between_sweeps` is called now and then while refining; what it raises ends the work.
+    `between_sweeps` is called after each sweep of the refinement; an exception from it stops the work.
     """
 
     bits: Bits
@@ -38,7 +38,7 @@ class OrderingTask:
 
 
 def make_orders(task: OrderingTask, names: Collection[str]) -> dict[str, NeuronOrder]:
-    """Make the orders of these names (keys of `ORDER_MAKERS`)."""
+    """Make the orders with these names (keys of `ORDER_MAKERS`)."""
     made: dict[str, NeuronOrder] = {}
     for name, maker in ORDER_MAKERS.items():
         if name in names:
@@ -47,11 +47,11 @@ def make_orders(task: OrderingTask, names: Collection[str]) -> dict[str, NeuronO
 
 
 def pinned_first(pinned: Neurons, rest: Neurons, order: NeuronOrder) -> NeuronOrder:
-    """The order of a whole block: the pinned neurons in one link, then the others as `order` has them.
+    """The order of a whole block: the pinned neurons in one link, then the others by `order`.
 
     Args:
-        pinned: Neurons to come first.
-        rest: The other neurons; `order` is an order of places in `rest`.
+        pinned: Neurons to put first.
+        rest: The other neurons; `order` holds indices into `rest`.
     """
     whole = np.concatenate([pinned, rest[order.order]]).astype(np.int32)
     start = np.zeros(1 if pinned.size else 0, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""For every neuron the partners it fires with: by how often, or by how much more often than by chance."""
+"""Finds the partners each neuron fires with: by how often, or by how much more often than by chance."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Links = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint3
 
 
 def strongest_links(bits: Bits, per_neuron: int, *, workers: int | None = None) -> Links:
-    """Find the strongest co-activation partners of every neuron, holding no more than a stripe of the full matrix.
+    """Find the strongest co-activation partners of every neuron, holding only a stripe of the full matrix.
 
-    A pair is listed if it is among the `per_neuron` strongest of either end; of partners with equal counts the one
-    of smaller index is the stronger. Pairs that never fired together are not listed.
+    A pair is listed if it is among the `per_neuron` strongest of either end; of partners with equal counts the
+    smaller index is the stronger. Pairs that never fired together are not listed.
 
     Args:
         bits: uint64[n, words], neuron-major.
         per_neuron: Partners kept of each neuron, at least 1.
-        workers: Number of threads; all the process may use by default. The result does not depend on it.
+        workers: Number of threads; by default as many as the process may use. Does not change the result.
 
     Raises:
         OptionError: `per_neuron` is less than 1.
@@ -41,20 +41,20 @@ def strongest_links(bits: Bits, per_neuron: int, *, workers: int | None = None) 
 def likely_partners(bits: Bits, per_neuron: int, *, workers: int | None = None) -> npt.NDArray[np.int32]:
     """Find the partners j of each neuron i with the largest f(i, j)^2 / (f(i) f(j)), the squared cosine of their bits.
 
-    Raw counts would name the hottest neurons as everyone's partners. Of equal partners that of smaller index is first.
+    Raw counts would make the hottest neurons everyone's partners. Of equal partners the smaller index comes first.
 
     Args:
         bits: uint64[n, words], neuron-major.
         per_neuron: Partners of each neuron, at least 1.
-        workers: Number of threads; all the process may use by default. The result does not depend on it.
+        workers: Number of threads; by default as many as the process may use. Does not change the result.
 
     Returns:
-        int32[n, per_neuron], strongest first; -1 where no more ever fired together with the neuron.
+        int32[n, per_neuron], strongest first; -1 where no more neurons fired together with this one.
 
     Raises:
         OptionError: `per_neuron` is less than 1.
     """
-    # The neuron's own activity scales all its scores alike.
+    # The neuron's own activity scales all its scores equally, so it is left out.
     return _select_partners(bits, per_neuron, 1 / np.maximum(activation_counts(bits), 1), workers)[0]
 
 
@@ -71,7 +71,7 @@ def _select_partners(
 
     def select_stripe(first: int) -> None:
         last = min(first + STRIPE, n)
-        # Both triangles are counted: twice the work, but every row is complete at once and then forgotten.
+        # Count both triangles: twice the work, but every row is complete at once and can then be dropped.
         stripe = np.zeros((last - first, n), dtype=dtype)
         count_rows(bits, first, last, stripe)
         _select(stripe, first, weight, partners[first:last], strengths[first:last])
@@ -96,7 +96,7 @@ def _select(
         for j in range(stripe.shape[1]):
             count = np.float64(stripe[row, j])
             score = count * count * weight[j]
-            # A partner of equal score has a smaller index, as it came first, and stays ahead.
+            # An earlier partner of equal score has a smaller index and stays ahead.
             if score > scores[per_neuron - 1] and j != first + row:
                 place = per_neuron - 1
                 while place > 0 and score > scores[place - 1]:

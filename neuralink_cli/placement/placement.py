@@ -23,7 +23,7 @@ Frequency = npt.NDArray[np.float32]
 ORDERING_SEQUENCES = "ordering_sequences"
 PLACEMENT_SCHEMA = Schema("placement", __package__, "placement.schema.json")
 
-# The names of orders, as files and options spell them.
+# The names of orders in files and options.
 ORIGINAL = "original"
 FREQUENCY = "frequency"
 REVERSE_CUTHILL_MCKEE = "reverse-cuthill-mckee"
@@ -31,7 +31,7 @@ SPECTRAL = "spectral"
 LINKED = "linked"
 REFINED = "refined"
 
-# As tables show them.
+# The sequence in which tables show the orders.
 ORDER_NAMES = (ORIGINAL, FREQUENCY, REVERSE_CUTHILL_MCKEE, SPECTRAL, LINKED, REFINED)
 DEFAULT_ORDER = REFINED
 # Not an order but whichever one each block stores.
@@ -39,7 +39,7 @@ STORED = "stored"
 # Measured whatever order is asked for.
 COMPARED_ORDERS = (ORIGINAL, FREQUENCY, LINKED)
 
-# How long refinement searches, least first.
+# How long the refinement searches, shortest first.
 EFFORT_NAMES = ("fast", "normal", "max")
 
 
@@ -56,9 +56,9 @@ class HeldOutReads:
     """What each order reads on the held-out tokens of one source.
 
     Attributes:
-        tokens: Held out of the source.
-        routed: Those of them that the block ran on: all, but for an expert.
-        active: How often a neuron fired that is not pinned.
+        tokens: Tokens held out from the source.
+        routed: Held-out tokens that the block ran on: all, except for an expert.
+        active: How often neurons that are not pinned fired.
     """
 
     source: str
@@ -70,12 +70,12 @@ class HeldOutReads:
 
 @dataclass(frozen=True)
 class PlacementBlock:
-    """What the placement says of one block.
+    """What the placement says about one block.
 
     Attributes:
-        tokens: Tokens that made the order: those of the ordering that the block ran on.
+        tokens: Tokens that made the order: tokens of the ordering that the block ran on.
         order: Name of the order that was chosen.
-        pinned: Slots from 0 on that hold the hottest neurons, which live in DRAM.
+        pinned: How many slots, from 0 on, hold the hottest neurons, which live in DRAM.
         bundle_bytes: Bytes of a bundle that the order was made for.
         operation_in_bundles: What a read operation costs on the device, in bundles.
         collapse_gap: Longest gap of inactive slots worth reading across.
@@ -131,7 +131,7 @@ class PlacedBlock:
 
     Attributes:
         order: int32 `[n]`, `order[slot] = neuron`, a permutation.
-        frequency: float32 `[n]`, the share of calibration tokens at which the neuron in that slot fires.
+        frequency: float32 `[n]`, the share of calibration tokens for which the neuron in that slot fires.
         links: int32 `[k]`, ascending slots at which the links start.
     """
 
@@ -167,7 +167,7 @@ def write_placement(
 
 
 class Placement(StageFile):
-    """An open placement, checked: its content digest, and that every order is a permutation.
+    """An open placement; its content digest is checked, and that every order is a permutation.
 
     Raises:
         InputError: Not a placement, damaged, or an order that is not a permutation.
@@ -191,7 +191,7 @@ class Placement(StageFile):
         if not is_permutation(order, block.neurons):
             raise InputError(f"{block.id}.order is not a permutation of {block.neurons} neurons", where=self.path)
         if block.pinned > block.neurons:
-            raise InputError(f"{block.id} pins {block.pinned} of {block.neurons} neurons", where=self.path)
+            raise InputError(f"{block.id} pins {block.pinned} neurons but has only {block.neurons}", where=self.path)
         frequency = self.array(f"{block.id}.frequency", "F32")
         if frequency.shape != (block.neurons,):
             raise InputError(f"{block.id}.frequency has shape {list(frequency.shape)}", where=self.path)

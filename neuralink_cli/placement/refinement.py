@@ -1,11 +1,11 @@
-"""Refinement: lowers the exact device cost of an order by moving neurons and turning stretches of the order around.
+"""Refinement: lowers the exact device cost of an order by moving neurons and reversing stretches of the order.
 
-Linking joins neighbours by pairs and knows nothing of gaps. On a device that reads across gaps of several slots it also
-matters which neurons lie within that reach of each other. Refinement takes a neuron out and puts it beside one of its
-co-activation partners, or, where no neuron may move, turns a stretch around so that partners meet at its end, and costs
-this exactly (see `refinement_kernels`). It anneals: at first, moves that raise the cost a little are made too, then
-ever fewer of them, and in the last sweep none. The hotter the search, the fewer tokens suffice to steer it, so only the
-last quarter of it looks at all of them.
+Linking joins neighbours by pairs and ignores gaps. On a device that reads across gaps of several slots it also matters
+which neurons lie within that reach of each other. Refinement moves a neuron beside one of its co-activation partners
+or, where no neuron may move, reverses a stretch so that partners meet at its end. It computes the cost of each move
+exactly (see `refinement_kernels`). It anneals: early sweeps also accept moves that raise the cost a little, later ones
+fewer and fewer, and the last sweep none. The hotter the search, the fewer tokens suffice to steer it, so only its last
+quarter looks at all tokens.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from neuralink_cli.placement.refinement_kernels import BLOCK, GROUP, plane_count
 from neuralink_cli.placement.refinement_moves import Search, anneal_sweep
 
 EFFORTS = {"fast": 15, "normal": 70, "max": 500}
-"""Sweeps by effort; each visits as many places of the block as it has neurons."""
+"""Sweeps by effort; each visits as many places as the block has neurons."""
 
 PARTNERS = 48
 """How many partners of a neuron to offer: with fewer the search gets stuck, more cost time and find little."""
 
-# Orders that are good at this ratio are good beyond, and the time of a sweep grows with the ratio.
+# Orders that are good at this ratio are good above it, and the time of a sweep grows with the ratio.
 _LARGEST_RATIO = 64
 # At a ratio of 1 there is little to gain, and a third of the sweeps find it.
 _FEWER_AT_ONE = 3
-# A move is dropped when its loss so far is this many times its usual error above what is allowed: it would be worth
-# making too seldom to be worth costing further.
+# A move is dropped when its loss so far is this many times its usual error above the allowance: so few of these moves
+# are worth making that computing the rest of their cost does not pay.
 _DOUBT = 2.0
 _SEED = 0x9E3779B97F4A7C15
 
@@ -50,7 +50,7 @@ class Refinement:
     cost_after: float
     """Cost of `order`; never above `cost_before`."""
     moves: int
-    """Moves made on the way, back and forth; 0 if nothing was gained and `order` is that of the start."""
+    """Moves made, including moves undone later; 0 if nothing was gained and `order` is the starting order."""
 
 
 def refine(
@@ -64,23 +64,23 @@ def refine(
 ) -> Refinement:
     """Search for an order of lower cost. Deterministic: same arguments, same result, on any machine.
 
-    The search itself takes `ratio` as a whole number, at least 1 (below 1 the cost depends on the order in the same way
-    as at 1) and at most 64; costs are reported, and compared with the start, at the exact ratio.
+    The search rounds `ratio` to a whole number, at least 1 (below 1 the cost depends on the order in the same way as at
+    1) and at most 64. Costs are reported, and compared with the starting order, at the exact ratio.
 
     Args:
         bits: uint64[n, words], neuron-major bit vectors over the tokens to refine on.
         order: Integers [n], the order to start from: a permutation.
         partners: int32[n, k], the neurons beside which to try each neuron, from `partners.likely_partners`; -1 for
-            none. By plain counts, the few neurons that fire most would be everyone's partners, and moves lead nowhere.
+            none. By raw counts, the few neurons that fire most would be everyone's partners, and moves gain nothing.
         ratio: Time of a read operation / time of a bundle, finite and >= 0.
-        sweeps: Effort, see `EFFORTS`; 0 returns the start.
+        sweeps: Number of sweeps, see `EFFORTS`; 0 returns the starting order.
         on_sweep: Called after each sweep, for progress.
 
     Returns:
-        The refined order, or the order of the start if the search did not lower its cost.
+        The refined order, or the starting order if the search did not lower its cost.
 
     Raises:
-        ValueError: `order` is no permutation, `partners` does not fit to it, or `ratio` is no price.
+        ValueError: `order` is not a permutation, `partners` does not fit it, or `ratio` is not a valid price.
     """
     start = np.ascontiguousarray(order, dtype=np.int32)
     _check(bits, start, partners)
@@ -98,8 +98,8 @@ def refine(
     for sweep in range(sweeps):
         heat = 1 - (sweep + 1) / sweeps
         shares = _shares(bits.shape[1], heat)
-        # The loss on some tokens is a sum over a sample: its error grows with the root of their number and then falls,
-        # as ever more of all tokens are among them.
+        # The loss on some tokens is a sum over a sample: its error grows with the root of their number, then falls as
+        # the sample approaches all tokens.
         slack = _DOUBT * np.sqrt(per_neuron * shares * (1 - shares / shares[-1]))
         _, moved = anneal_sweep(search, _hottest(whole) * per_neuron * heat, shares, slack)
         moves += moved
@@ -113,16 +113,16 @@ def refine(
 
 
 def _hottest(ratio: int) -> float:
-    """The temperature to start with, as a share of the cost per neuron: measured on traces of ReLU models.
+    """The starting temperature, as a share of the cost per neuron: measured on traces of ReLU models.
 
-    At a ratio of 1 linked orders are nearly as good as it gets, and more heat than this only destroys them; the more
-    slots a read can reach across, the more there is to gain by leaving the start.
+    At a ratio of 1 linked orders can hardly be improved, and more heat than this only destroys them; the more slots a
+    read can reach across, the more there is to gain by leaving the starting order.
     """
     return min(0.003 * ratio * ratio, 0.04)
 
 
 def _shares(words: int, heat: float) -> npt.NDArray[np.float64]:
-    """The share of all tokens up to each of the blocks to look at, `heat` being 1 at first and 0 in the last sweep."""
+    """The share of all tokens up to each of the blocks to look at; `heat` falls to 0 in the last sweep."""
     blocks = -(-words // BLOCK)
     looked_at = math.ceil(blocks * (0.3 if heat >= 0.6 else 0.6 if heat >= 0.25 else 1))
     ends = np.minimum(np.arange(1, looked_at + 1) * BLOCK, words)
@@ -168,9 +168,9 @@ def _search(bits: Bits, order: npt.NDArray[np.int32], partners: npt.NDArray[np.i
 
 
 def _padded_rows(bits: Bits) -> Bits:
-    """Copy the bit vectors as the kernels want them, then a row of zeros and one of ones.
+    """Copy the bit vectors in the form the kernels need, then a row of zeros and a row of ones.
 
-    They are padded to whole blocks, and the words shuffled, so that every block has tokens from all over the trace.
+    Rows are padded to whole blocks and their words shuffled, so that every block has tokens from all over the trace.
     """
     n, words = bits.shape
     blocks = -(-words // BLOCK)
@@ -181,7 +181,7 @@ def _padded_rows(bits: Bits) -> Bits:
 
 
 def _friends(partners: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Turn the partners around: from the neurons to try i beside, to the neurons to try beside i (as CSR)."""
+    """Invert the partner lists: from the neurons to try i beside, to the neurons to try beside i (as CSR)."""
     n, k = partners.shape
     flat = partners.ravel()
     listed = np.flatnonzero(flat >= 0)

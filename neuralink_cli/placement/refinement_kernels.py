@@ -1,25 +1,25 @@
-"""Compiled loops of the refinement: what places cost a neuron, and what joins of two stretches of the order save.
+"""Compiled loops of the refinement: the cost of a neuron at a place, and the savings where two stretches meet.
 
-Let G be the whole price of a read operation in bundles. For a place between two slots and a token, let l and r be the
-numbers of inactive slots from there to the nearest active slot on either side, none counted beyond G. A gap of l + r
+Let G be the price of a read operation in bundles, a whole number. For a place between two slots and a token, let l and
+r be the numbers of inactive slots from there to the nearest active slot on either side, counted up to G. A gap of l + r
 slots costs min(l + r, G), and a neuron put into it changes that, with e = l + r - G,
 
     if it fires, by      min(l, G) + min(r, G) - min(l + r, G) = max(e, 0)       it splits the gap,
     if it does not, by   min(l + r + 1, G) - min(l + r, G)     = 1 if e < 0      it widens the gap.
 
 As e does not depend on the neuron, it is worked out once per place, as *planes*, bit vectors over tokens: the binary
-digits of max(e, 0), and the sign of e. What any neuron costs there is then a few population counts away. Taking a
-neuron out saves what it would cost to put it back, so relocations are costed exactly without touching other slots.
+digits of max(e, 0), and the sign of e. The cost of any neuron there then takes a few population counts. Taking a neuron
+out saves what it would cost to put it back, so the cost of a relocation is exact without touching other slots.
 
-Where a stretch of at least G slots is turned around, l and r stay what they were at its ends and only meet others. The
-cost there is the sum of l + r - max(e, 0), so only the sums of max(e, 0) matter, the *overlaps*: with L_k telling in
-which tokens the k nearest slots on the left are inactive, and R_k likewise, an overlap is the sum over k = 1..G of
+Reversing a stretch of at least G slots keeps l and r at its ends, but they meet other values. The cost there is the sum
+of l + r - max(e, 0), so only the sums of max(e, 0) matter, the *overlaps*: if L_k marks the tokens for which the k
+nearest slots on the left are inactive, and R_k those on the right, an overlap is the sum over k = 1..G of
 |L_k & R_(G+1-k)|.
 
-Everything is done in blocks of tokens, so that a move found bad on some of the tokens need not be costed on the rest.
+All work is done in blocks of tokens: a move that is bad on some tokens is not computed on the rest.
 
 All indices in the inner loops are unsigned: numba lets negative ones count from the end, and the test for it would keep
-LLVM from using vector instructions. Costs are compared as integers, so that every machine takes the same decisions.
+LLVM from using vector instructions. Costs are compared as integers, so that every machine makes the same decisions.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _subtract(ratio: int, scratch: Any, out: Any, at: Any, digits: int) -> None:
 
 @kernel
 def insertion_cost(flat: Any, start: Any, ratio: int, planes: Any, at: Any) -> Any:
-    """Costs a neuron in the place the planes from `at` on are of, in bundles over the tokens of their block.
+    """Returns the cost of a neuron at the place whose planes start at `at`, in bundles over the tokens of their block.
 
     The neuron's words of this block start at `start`.
     """
@@ -274,7 +274,7 @@ def find_quiet(flat: Any, offsets: Any, stretch: int, word: Any, ratio: int, qui
 
 @kernel
 def overlap(flat: Any, offsets: Any, stretch: int, word: Any, ratio: int, quiet: Any) -> Any:
-    """Sums max(e, 0) over a block of tokens, where a stretch meets the one that `find_quiet` was called for.
+    """Sums max(e, 0) over a block of tokens, where a stretch meets the stretch that `find_quiet` was called for.
 
     The last `BLOCK` words of `quiet` serve as scratch.
     """

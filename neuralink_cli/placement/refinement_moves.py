@@ -1,9 +1,9 @@
-"""Compiled annealing of the refinement: moves one neuron, or turns a stretch of the order around, if its cost allows.
+"""Compiled annealing of the refinement: moves one neuron, or reverses a stretch of the order, if the cost allows it.
 
-A move may be made if it raises the cost by no more than a random allowance, exponentially distributed: a Metropolis
-step, whose threshold is drawn before the cost is known. The loss is summed up block by block of tokens, every block
-a fair sample of them, and once it is well above what is allowed for these tokens, the move is dropped: most are, after
-the first block. What a block needs is only worked out when the first candidate gets there.
+A move is allowed if it raises the cost by no more than a random allowance, exponentially distributed: a Metropolis
+step, whose threshold is drawn before the cost is known. The loss is summed block by block over the tokens, each block
+a fair sample of them. Once it is well above the allowance for these tokens, the move is dropped: most are dropped after
+the first block. The data of a block is only computed when the first candidate gets there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DROPPED = np.int64(2**62)
 
 
 class Search(NamedTuple):
-    """What a search works on; the kernels index without bounds checks."""
+    """The data of a search; the kernels index it without bounds checks."""
 
     flat: npt.NDArray[np.uint64]
     """uint64[(n + 2) * words], bit vectors of the neurons, then a row of zeros and one of ones."""
@@ -44,7 +44,7 @@ class Search(NamedTuple):
     order: npt.NDArray[np.int32]
     """int32[n], changed in place."""
     position: npt.NDArray[np.int32]
-    """int32[n], the inverse of `order`, kept so."""
+    """int32[n], the inverse of `order`, kept up to date."""
     saving: npt.NDArray[np.int32]
     """int32[n, blocks], what taking a neuron out saves, or -1 if not known; kept up to date."""
     friends: npt.NDArray[np.int32]
@@ -71,9 +71,9 @@ def anneal_sweep(search: Any, temperature: float, shares: Any, slack: Any) -> An
 
     Args:
         search: The `Search`.
-        temperature: The allowance that one move in two exceeds, in bundles over all tokens; 0: only moves that save.
-        shares: float64 `[blocks]`: the share of all tokens in this block and those before it. With fewer blocks than
-            there are, moves are made for what they cost on these.
+        temperature: The median allowance of a move, in bundles over all tokens; 0: only moves that save.
+        shares: float64 `[blocks]`: the share of all tokens in this block and those before it. If it
+            lists only some of the blocks, moves are judged on these.
         slack: float64 `[blocks]`: how much the loss may be above its share of the allowance; 0 in the last block.
 
     Returns:
@@ -94,7 +94,7 @@ def anneal_sweep(search: Any, temperature: float, shares: Any, slack: Any) -> An
 
 @kernel
 def _try_relocations(search: Any, slot: Any, temperature: float, shares: Any, slack: Any) -> Any:
-    """Moves the first friend of the neurons on either side to before `slot` that may; returns the loss or _DROPPED."""
+    """Moves the first allowed friend of the neurons on either side to before `slot`; returns the loss or _DROPPED."""
     ratio, order, saving = search.ratio, search.order, search.saving
     left, lefts, right, rights = _friends_beside(search, slot)
     if lefts + rights == 0:
@@ -147,7 +147,7 @@ def _try_relocations(search: Any, slot: Any, temperature: float, shares: Any, sl
 
 @kernel
 def _try_reversals(search: Any, slot: Any, temperature: float, shares: Any, slack: Any) -> Any:
-    """Turns around the first stretch that may, so that friends meet at `slot`; returns the loss or _DROPPED."""
+    """Reverses the first allowed stretch, so that friends meet at `slot`; returns the loss or _DROPPED."""
     left, lefts, right, rights = _friends_beside(search, slot)
     if lefts + rights == 0:
         return _DROPPED
@@ -160,7 +160,7 @@ def _try_reversals(search: Any, slot: Any, temperature: float, shares: Any, slac
         else:
             at = np.int64(search.position[search.friends[right + pick - lefts]])
             first, last = (at, slot - 1) if at < slot else (slot, at - 1)
-        # The ends of a shorter stretch see through it.
+        # Each end of a shorter stretch would see the slots beyond the other end.
         if last - first + 1 < max(search.ratio, 2):
             continue
         loss = reversal_loss(search, first, last, allowed, shares, slack)
@@ -174,7 +174,7 @@ def _try_reversals(search: Any, slot: Any, temperature: float, shares: Any, slac
 
 @kernel
 def reversal_loss(search: Any, first: Any, last: Any, allowed: Any, shares: Any, slack: Any) -> Any:
-    """Costs turning around slots `first` to `last`, at least G: the loss, or 2**62 if it is found to be too high."""
+    """Returns the loss of reversing slots `first` to `last`, at least G slots; 2**62 once it is too high."""
     ratio, flat, offsets, quiet = search.ratio, search.flat, search.offsets, search.scratch
     before, head, tail, after = 0 * ratio, ratio, 2 * ratio, 3 * ratio
     find_stretch(search.order, search.words, first - 1, False, ratio, offsets, before)
@@ -234,7 +234,7 @@ def _relocate(order: Any, position: Any, old: Any, slot: Any) -> Any:
 
 @kernel
 def _reverse(order: Any, position: Any, first: Any, last: Any) -> None:
-    """Turns slots `first` to `last` around."""
+    """Reverses slots `first` to `last`."""
     while first < last:
         a, b = order[first], order[last]
         order[first], order[last] = b, a

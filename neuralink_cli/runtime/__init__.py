@@ -1,4 +1,4 @@
-"""Runs models whose FFN weights stay in flash, and holds their outputs against the dense model's.
+"""Runs models whose FFN weights stay in flash, and compares their outputs with the dense model's.
 
 Imports everything but `cli`, torch and transformers included.
 """

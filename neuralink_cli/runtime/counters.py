@@ -1,4 +1,4 @@
-"""What fetching neurons took: counters that only grow, and the difference of two of their states."""
+"""What fetching neurons took: counters that only grow, and their differences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class FlashCounters:
-    """Neurons looked up and found in DRAM; reads, their bytes, those of them that were asked for, and their time.
+    """Neurons looked up and found in DRAM; reads, their bytes, the bytes asked for, and their time.
 
     `io_seconds` is the time spent waiting for reads, `fetch_seconds` that of the whole fetch: look-up, reads, copies.
     """

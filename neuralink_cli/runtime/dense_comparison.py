@@ -1,4 +1,4 @@
-"""A sparse model held against the dense checkpoint that its layout came from."""
+"""Compares a sparse model with the dense checkpoint that its layout was made from."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from neuralink_cli.runtime.masking import masked_neurons
 from neuralink_cli.runtime.perplexity import Perplexity, perplexity
 from neuralink_cli.runtime.settings import GenerationOptions
 
-# Sums in another order differ by rounding: two logits that are closer than this share of the greatest are equal.
+# Sums in another order differ by rounding: logits closer than this share of the largest one count as equal.
 _ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 @dataclass(frozen=True)
 class TokenComparison:
-    """New tokens against those of another model that went on from the same prompt.
+    """New tokens compared with those of another model for the same prompt.
 
-    `same` is how many of `tokens` are equal before the first difference. `logit_gap` is how much likelier the other
-    model found its own token there, as a share of the greatest absolute logit; None without a difference.
+    `same` is how many of `tokens` are equal before the first difference. `logit_gap` is how much the other model
+    preferred its own token there, as a share of the largest absolute logit; None without a difference.
     """
 
     tokens: int
@@ -39,16 +39,16 @@ class TokenComparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether all tokens are equal, or differ first where the other model's choice was a matter of rounding."""
+        """Whether all tokens are equal, or the first difference is within rounding."""
         return self.logit_gap is None or self.logit_gap <= self.tolerance
 
 
 @dataclass(frozen=True)
 class DenseComparison:
-    """What the dense model did.
+    """Comparison with the dense model.
 
-    `masked` compares with the dense model without the neurons that do not fire, to which the sparse one must be equal;
-    `dense` with all of it, which is the same if no threshold was calibrated.
+    `masked` compares with the dense model with non-firing neurons masked, which the sparse model must equal; `dense`
+    with the full dense model, which is the same if no threshold was calibrated.
     """
 
     masked: TokenComparison | None
@@ -68,10 +68,10 @@ def compare_with_dense(
     exact: bool,
     dtype: str,
 ) -> DenseComparison:
-    """Let the dense model of a checkpoint go on from the same prompt and foretell the same sequences.
+    """Run the dense model of a checkpoint on the same prompt and the same sequences for perplexity.
 
     Raises:
-        InputError: It cannot be loaded.
+        InputError: The checkpoint cannot be loaded.
     """
     with quiet_transformers():
         model = load_model(checkpoint, architecture, with_head=True, device="cpu", dtype=dtype)

@@ -24,11 +24,11 @@ class FlashWeights:
     Attributes:
         reader: The open layout.
         stores: One per block, in order.
-        resident_bytes: DRAM of the rows and biases that stay there, set by who loads them.
+        resident_bytes: DRAM of the resident rows and biases, set by the code that loads them.
 
     Raises:
         InputError, VerificationError: As `FlashReader`.
-        OptionError: The DRAM budget is too small, or there is no such cache.
+        OptionError: The DRAM budget is too small, or the cache policy is unknown.
     """
 
     def __init__(self, directory: Path, settings: RunSettings) -> None:
@@ -58,7 +58,7 @@ class FlashWeights:
         self.close()
 
     def close(self) -> None:
-        """Close the layout; harmless when closed already. The model cannot run any more."""
+        """Close the layout; harmless when closed already. The model cannot run afterwards."""
         self.reader.close()
 
     @property

@@ -20,7 +20,7 @@ from neuralink_cli.runtime.settings import GenerationOptions
 
 @dataclass(frozen=True)
 class Phase:
-    """What it took to compute some tokens: those of the prompt at once, or the others one by one."""
+    """What computing some tokens took: the prompt's at once, or the new ones one by one."""
 
     tokens: int
     seconds: float
@@ -39,7 +39,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Generated:
-    """The tokens that followed a prompt, their text, and the two phases; the prompt's gives the first new token too."""
+    """The new tokens after a prompt, their text, and the two phases; the prompt phase gives the first new token."""
 
     text: str
     prompt_tokens: tuple[int, ...]
@@ -52,8 +52,8 @@ def encode_prompt(model: Any, tokenizer: Any, prompt: str, options: GenerationOp
     """The tokens of a prompt.
 
     Raises:
-        InputError: It has none.
-        OptionError: Prompt and new tokens together are longer than the model has positions for.
+        InputError: The prompt has no tokens.
+        OptionError: Prompt and new tokens together need more positions than the model has.
     """
     with quiet_transformers():
         tokens = tuple(tokenizer(prompt)["input_ids"])
@@ -63,8 +63,8 @@ def encode_prompt(model: Any, tokenizer: Any, prompt: str, options: GenerationOp
     if limit is not None and len(tokens) + options.max_new_tokens > limit:
         room = limit - len(tokens)
         raise OptionError(
-            f"{len(tokens)} tokens of prompt and {options.max_new_tokens} new ones are more than the {limit} that the "
-            "model has positions for",
+            f"{len(tokens)} prompt tokens and {options.max_new_tokens} new tokens are more than the {limit} positions "
+            "of the model",
             fix=f"pass --max-new-tokens {room}" if room > 0 else "shorten the prompt",
         )
     return tokens
@@ -107,7 +107,7 @@ def generate(
 
 
 def _pad_token(model: Any) -> int:
-    """What a batch of one never needs, but generate would like to know."""
+    """The token for padding: a batch of one never needs it, but `generate` wants it."""
     config = model.generation_config
     for token in (config.pad_token_id, config.eos_token_id):
         if token is not None:
@@ -116,7 +116,7 @@ def _pad_token(model: Any) -> int:
 
 
 class _Marks(BaseStreamer):  # type: ignore[misc]
-    """Notes the time and the counters when the first token is there and when the last is."""
+    """Records the time and the counters at the first and the last token."""
 
     def __init__(self, counters: Callable[[], FlashCounters]) -> None:
         self._counters = counters
@@ -124,18 +124,18 @@ class _Marks(BaseStreamer):  # type: ignore[misc]
         self._new = 0
 
     def start(self) -> None:
-        """The work begins."""
+        """Start the clock."""
         self._marks = [(time.perf_counter(), self._counters())]
         self._new = -1
 
     def put(self, value: torch.Tensor) -> None:  # noqa: ARG002
-        """A token is there; the first time it is the prompt."""
+        """Note a token; the first call brings the prompt."""
         self._new += 1
         if self._new == 1:
             self._marks.append((time.perf_counter(), self._counters()))
 
     def end(self) -> None:
-        """The last token was there."""
+        """Note that the last token came."""
         self._marks.append((time.perf_counter(), self._counters()))
 
     def phases(self, prompt_tokens: int) -> tuple[Phase, Phase]:

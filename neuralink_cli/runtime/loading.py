@@ -1,4 +1,4 @@
-"""A transformers model of a flash layout: its FFN blocks compute sparsely, everything else is the model's own code."""
+"""Loads a flash layout as a transformers model: FFN blocks compute sparsely, the rest is the model's own code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockModules:
-    """The modules of a block that took the place of its projections; `up` is None in a block without a gate."""
+    """The modules that replace the projections of a block; `up` is None in a block without a gate."""
 
     firing: ResidentRows
     up: SparseUp | None
@@ -49,7 +49,7 @@ def load_flash_model(
     dtype: str = "float32",
     architecture: ArchitectureChoice = BUILT_IN,
 ) -> Any:
-    """A bundled layout with resident gate rows as a transformers model whose other FFN weights stay in flash.
+    """Load a bundled layout with resident gate rows as a transformers model whose other FFN weights stay in flash.
 
     Use the model as a context manager, or call its `close`. What fetching took is in `model.flash` (`FlashWeights`).
 
@@ -59,9 +59,9 @@ def load_flash_model(
     Args:
         dram: Memory for cached bundles, as `5%` (of all bundles), `64MB` or `1.5GiB`.
         cache: One of `neuralink_cli.storage.policies.POLICY_NAMES`.
-        device_profile: Name or file of the storage that reads are planned for.
-        direct: Whether reads go past the page cache; by default if the file system can.
-        dtype: What is computed in; "float32" is exact for checkpoints of any usual dtype.
+        device_profile: Name or file of the device profile that reads are planned for.
+        direct: Whether reads go past the page cache; by default if the file system supports it.
+        dtype: Precision to compute in; "float32" is exact for checkpoints of any usual dtype.
         architecture: Where the description of the model's blocks comes from.
 
     Raises:
@@ -85,7 +85,7 @@ def load_flash_model(
 
 
 def load_with_settings(directory: Path, settings: RunSettings, architecture: Architecture) -> Any:
-    """As `load_flash_model`, with settings and an architecture that were checked before.
+    """As `load_flash_model`, with settings and an architecture that are already checked.
 
     Raises:
         As `load_flash_model`.
@@ -121,7 +121,7 @@ def _build(layout: BundledLayout, architecture: Architecture, weights: FlashWeig
         config, model_class = _model_class(layout.directory, architecture)
         sparse_class = _closing_class(model_class, put_in_place)
         tensors = dict(_other_tensors(layout))
-        # Weights that are drawn at random are refused below; those that a checkpoint may lack are always the same.
+        # Randomly drawn weights are refused below; the seed fixes the weights that a checkpoint may lack.
         torch.manual_seed(0)
         model, report = sparse_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=getattr(torch, settings.dtype), output_loading_info=True
@@ -153,22 +153,22 @@ def _model_class(directory: Path, architecture: Architecture) -> tuple[Any, Any]
         config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING if architecture.task == "causal-lm" else MODEL_MAPPING
     if type(config) not in mapping:
-        raise UnsupportedError(f"transformers has no {architecture.task} of {config.model_type!r}", where=directory)
+        raise UnsupportedError(f"transformers has no {architecture.task} model {config.model_type!r}", where=directory)
     found = mapping[type(config)]
     return config, found[0] if isinstance(found, tuple) else found
 
 
 class _InFlash:
-    """What is different about a model with weights in flash: it can be closed, and not be saved."""
+    """What differs in a model with weights in flash: it can be closed, but not saved."""
 
     flash: FlashWeights
 
     def close(self) -> None:
-        """Close the layout; harmless when closed already. The model cannot run any more."""
+        """Close the layout; harmless when closed already. The model cannot run afterwards."""
         self.flash.close()
 
     def save_pretrained(self, *_arguments: Any, **_options: Any) -> None:
-        """Refuse: what would be written lacks the FFN weights.
+        """Refuse: the saved model would lack the FFN weights.
 
         Raises:
             UnsupportedError: Always.
@@ -187,7 +187,7 @@ class _InFlash:
 
 
 def _closing_class(model_class: Any, put_in_place: Any) -> Any:
-    """The model's class, but with other modules for its FFN blocks before any weight is allocated."""
+    """The model's class, with its FFN modules replaced before any weight is allocated."""
 
     def build(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
         model_class.__init__(self, config, *arguments, **options)
@@ -223,7 +223,7 @@ def _replace_modules(model: Any, block: FlashBlock, architecture: Architecture) 
 
 
 def _other_tensors(layout: BundledLayout) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the source that are no part of a block, under the names that the source has for them."""
+    """The tensors of the source that are not part of a block, under their names in the source."""
     from neuralink_cli.runtime.tensors import as_tensor
 
     of_blocks = {kept.source for block in layout.index.blocks for kept in block.resident} | layout.made_slabs.keys()
@@ -243,7 +243,7 @@ def _load_generation_config(model: Any, directory: Path) -> None:
 def _attach(
     modules: BlockModules, store: NeuronStore, weights: FlashWeights, settings: RunSettings, directory: Path
 ) -> int:
-    """Give the modules of a block their weights; the bytes that stay in DRAM."""
+    """Give the modules of a block their weights; return the bytes that stay in DRAM."""
     import torch
 
     from neuralink_cli.activations.firing import FiringRule, firing_rule

@@ -1,4 +1,4 @@
-"""A dense model that leaves out the neurons that do not fire: what a sparse one must be equal to."""
+"""Masks the non-firing neurons of a dense model, as a reference that a sparse model must equal."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Places = dict[str, tuple[str, int]]
 
 @contextlib.contextmanager
 def masked_neurons(model: Any, blocks: Sequence[FlashBlock], architecture: Architecture) -> Iterator[None]:
-    """Within the block, the dense model of a layout computes without the neurons that do not fire.
+    """In this context, the dense model of a layout computes without the neurons that do not fire.
 
     Args:
-        blocks: Those of the layout, whose rows that decide firing are resident.
+        blocks: Blocks of the layout, with the rows that decide firing resident.
 
     Raises:
         UnsupportedError: The model has no module for a part.

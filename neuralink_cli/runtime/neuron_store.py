@@ -1,4 +1,4 @@
-"""The bundles of one block: from DRAM where they are cached, else from flash."""
+"""Fetches the bundles of one block: from DRAM if cached, else from flash."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class NeuronStore:
 
     @property
     def counters(self) -> FlashCounters:
-        """What has been fetched so far; loading the pinned neurons is left out."""
+        """What has been fetched so far; loading the pinned neurons is not counted."""
         with self._lock:
             return self._counters
 
@@ -55,14 +55,14 @@ class NeuronStore:
             uint8 `[k, stride]`, a copy.
 
         Raises:
-            InputError: The file was cut while open, or the device fails.
+            InputError: The file was truncated while open, or the device fails.
         """
         with self._lock:
             started = time.perf_counter()
             rows = self._cache.look_up(slots)
             cached = rows >= 0
             bundles = np.empty((slots.size, self.block.stride), dtype=np.uint8)
-            # Before `admit`, which may give rows of the pool to others.
+            # Before `admit`, which may reuse rows of the pool.
             bundles[cached] = self._pool[rows[cached]]
             missing = slots[~cached]
             counted = FlashCounters(looked_up=slots.size, hits=slots.size - missing.size)

@@ -1,4 +1,4 @@
-"""Whether two checkpoints compute the same: their outputs on the same tokens, compared as float32."""
+"""Compares the outputs of two checkpoints on the same tokens, as float32."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Outputs = npt.NDArray[np.float32]
 class OutputComparison:
     """How far the outputs (logits, or the hidden states of an encoder) of two models are apart.
 
-    `reference_scale` is the greatest absolute value of the original's outputs, `same_argmax` the share of tokens for
-    which the greatest output is the same one. A model whose neurons were only reordered differs by rounding.
+    `reference_scale` is the largest absolute value of the original's outputs, `same_argmax` the share of tokens for
+    which both have the same largest output. A model whose neurons were only reordered differs by rounding.
     """
 
     max_abs_difference: float
@@ -57,7 +57,7 @@ def compare_outputs(
     """Run two local checkpoints, one after the other, on the same batches, each of one sequence.
 
     Args:
-        tolerance: What `OutputComparison.agrees` allows, as a share of the original's greatest absolute output.
+        tolerance: What `OutputComparison.agrees` allows, as a share of the original's largest absolute output.
 
     Raises:
         InputError, OptionError: A model cannot be loaded, as `load_model`.
@@ -73,10 +73,10 @@ def compare_outputs(
     expected, found = outputs(original), outputs(other)
     for a, b in zip(expected, found, strict=True):
         if a.shape != b.shape:
-            raise MismatchError(f"gives outputs of shape {b.shape}, {original} of {a.shape}", where=other)
+            raise MismatchError(f"gives outputs of shape {b.shape}, but {original} of {a.shape}", where=other)
     same = sum(int((a.argmax(axis=1) == b.argmax(axis=1)).sum()) for a, b in zip(expected, found, strict=True))
     tokens = sum(a.shape[0] for a in expected)
-    # The maximum of anything with a NaN in it is NaN, in numpy as well, but not in Python's own max.
+    # With numpy the maximum of values with a NaN is NaN; with Python's own max it is not.
     return OutputComparison(
         max_abs_difference=float(np.max([np.abs(a - b).max() for a, b in zip(expected, found, strict=True)])),
         reference_scale=float(np.max([np.abs(a).max() for a in expected])),
@@ -92,8 +92,8 @@ def comparison_batches(
     """What to compare the outputs of two models on: the start of a text, or images of noise.
 
     Raises:
-        OptionError: A model that reads text, and there is none.
-        InputError: As `read_token_sequences`, or the checkpoint does not say how images are prepared.
+        OptionError: The model reads text, but no text is given.
+        InputError: As `read_token_sequences`, or the checkpoint does not say how to prepare images.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
     if architecture.task == "image-encoder":
@@ -141,6 +141,6 @@ def run_model(
                 output = model(**inputs)
             values = output.logits if with_head else output.last_hidden_state
             yield values[0].float().cpu().numpy()
-        # Only one model at a time fits where one just fits.
+        # Free the model before the next: memory may hold only one.
         del model
     gc.collect()

@@ -1,4 +1,4 @@
-"""How well a causal language model foretells a text."""
+"""How well a causal language model predicts a text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from neuralink_cli.models.offload import input_device
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood of `tokens` tokens, each foretold from those before it."""
+    """exp of the mean negative log-likelihood of `tokens` tokens, each predicted from the tokens before it."""
 
     value: float
     tokens: int
@@ -40,5 +40,5 @@ def perplexity(
             count += ids.shape[1] - 1
         if progress is not None:
             progress(ids.shape[1])
-    # A mean beyond the reach of exp is a model that knows nothing, not a failure.
+    # A mean too large for exp means that the model knows nothing; it is not a failure.
     return Perplexity(math.exp(min(total / count, 700.0)), count) if count else None

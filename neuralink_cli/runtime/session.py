@@ -1,4 +1,4 @@
-"""One run of a layout: generate, measure, and hold it against the dense checkpoint. Imports torch when it starts."""
+"""One run of a layout: generate text, measure, compare with the dense checkpoint. Imports torch when it starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from neuralink_cli.runtime.perplexity import Perplexity
 
 
-# Tokens of a sequence that perplexity is measured on, if the model has positions for so many.
+# Tokens per sequence for perplexity, if the model has that many positions.
 PERPLEXITY_LENGTH = 512
 
 
@@ -35,11 +35,11 @@ class RunRequest:
     """What to run.
 
     Attributes:
-        prompt: Text to go on from; None to generate nothing.
-        generation: How to go on from it.
-        compare: The checkpoint that the layout was made of; a string may be a hub id, see `find_model`.
+        prompt: Text to continue; None to generate nothing.
+        generation: How to continue it.
+        compare: The checkpoint that the layout was made from; a string may be a hub id, see `find_model`.
         compare_revision: Branch, tag or commit of a hub model to compare with.
-        perplexity_text: Text to measure perplexity on, its first `perplexity_tokens` tokens; None not to.
+        perplexity_text: Text to measure perplexity on, its first `perplexity_tokens` tokens; None for no perplexity.
     """
 
     layout: Path
@@ -64,7 +64,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What came of it. `exact` says that no threshold was calibrated; `direct` that reads went past the page cache."""
+    """Results of a run. `exact`: no threshold was calibrated; `direct`: reads went past the page cache."""
 
     exact: bool
     direct: bool
@@ -75,7 +75,7 @@ class RunReport:
     comparison: DenseComparison | None = None
 
     def as_document(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The JSON document of `--json`."""
         generated, compared = self.generated, self.comparison
         return {
             "exact": self.exact,
@@ -93,7 +93,7 @@ class RunReport:
 
 
 def phase_document(phase: Phase) -> dict[str, Any]:
-    """A phase's figures, in total and per token; tokens that are computed together, a prompt's, share their neurons."""
+    """A phase's figures, in total and per token; the tokens of a prompt are computed together and share neurons."""
     counters, tokens = phase.counters, max(phase.tokens, 1)
     return {
         "tokens": phase.tokens,
@@ -117,18 +117,18 @@ class _Subject:
 
 
 def run_layout(request: RunRequest) -> RunReport:
-    """Run a layout as asked. The sparse model is gone before the dense one is loaded.
+    """Run a layout as asked. The sparse model is freed before the dense one is loaded.
 
     Raises:
-        OptionError: Nothing to do, or options that do not go together or with this layout.
+        OptionError: Nothing to do, or options that cannot be combined or do not fit this layout.
         InputError, VerificationError, UnsupportedError: The layout, the text or the model cannot be used.
-        MismatchError: `compare` is not the checkpoint that the layout was made of.
+        MismatchError: `compare` is not the checkpoint that the layout was made from.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
     if request.prompt is None and request.perplexity_text is None:
         raise OptionError("there is nothing to do", fix="pass a prompt, or a text to measure perplexity on")
     if request.compare is None and request.compare_revision is not None:
-        raise OptionError("--revision is that of the model to compare with", fix="pass --compare, or leave it out")
+        raise OptionError("--revision is for the model of --compare", fix="pass --compare, or leave out --revision")
     if request.compare is not None and request.generation.temperature > 0:
         raise OptionError("tokens drawn at random cannot be compared", fix="leave out --temperature or --compare")
     subject = _check(request)
@@ -159,7 +159,7 @@ def _check(request: RunRequest) -> _Subject:
         architecture = choose_architecture(describe_source(layout), request.architecture)
         if architecture.task != "causal-lm":
             raise UnsupportedError(
-                f"is an encoder ({model_type}), which generates no text",
+                f"is an encoder ({model_type}), which cannot generate text",
                 where=request.layout,
                 fix="run it from Python with neuralink_cli.load_flash_model",
             )
@@ -169,8 +169,8 @@ def _check(request: RunRequest) -> _Subject:
             with Checkpoint(dense) as checkpoint:
                 if checkpoint.fingerprint != layout.fingerprint:
                     raise MismatchError(
-                        f"has fingerprint {checkpoint.fingerprint[:12]}, but the layout {request.layout} is of a "
-                        f"checkpoint with {layout.fingerprint[:12]}",
+                        f"has fingerprint {checkpoint.fingerprint[:12]}, but the layout {request.layout} is made "
+                        f"from a checkpoint with {layout.fingerprint[:12]}",
                         where=request.compare,
                     )
         return _Subject(architecture, layout.index.blocks, is_exact(layout), dense)

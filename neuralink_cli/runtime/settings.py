@@ -1,4 +1,4 @@
-"""How a layout is to be run, and whether it can be. Needs no torch."""
+"""How to run a layout, and whether it can be run. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from neuralink_cli.models.execution import COMPUTE_DTYPES
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import DEFAULT_POLICY
 
-# Dtypes of weights that are the numbers to compute with.
+# Dtypes of weights that need no scales to compute with.
 _WEIGHTS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How the weights of a layout are fetched and computed with.
+    """How to fetch the weights of a layout and compute with them.
 
     Attributes:
-        dram: For the cache of bundles; the resident rows and everything that is not FFN come on top.
+        dram: DRAM for cached bundles; the resident rows and all weights outside FFN blocks come on top.
         cache: One of `neuralink_cli.storage.policies.POLICY_NAMES`.
-        device: Storage that reads are planned for; None for what the placement was made for.
-        direct: Whether reads go past the page cache; None if the file system can.
+        device: Storage that reads are planned for; None for the device that the placement was made for.
+        direct: Whether reads go past the page cache; None: if the file system supports it.
         queue_depth: Reads kept in flight.
-        dtype: One of `COMPUTE_DTYPES`, what is computed in.
-        working_bytes: Decoded weights of one block at a time at most; more firing neurons are computed in turns.
+        dtype: Precision to compute in, one of `COMPUTE_DTYPES`.
+        working_bytes: Most decoded weights of a block to hold at a time; more firing neurons are computed in turns.
 
     Raises:
         OptionError: A dtype that is not in `COMPUTE_DTYPES`.
@@ -50,7 +50,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to go on from a prompt: the likeliest token each time, or drawn at a temperature above 0, from a seed."""
+    """How to continue a prompt: the likeliest token each time, or, at a temperature above 0, drawn from a seed."""
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -58,11 +58,11 @@ class GenerationOptions:
 
 
 def require_runnable(layout: Layout) -> BundledLayout:
-    """A layout that tells from what it keeps in DRAM which neurons fire.
+    """Check that a layout can run: what it keeps in DRAM tells which neurons fire.
 
     Raises:
-        UnsupportedError: It is a permuted layout, fires by the input of the down projection, or has 8-bit weights.
-        OptionError: It keeps no rows in DRAM.
+        UnsupportedError: The layout is permuted, fires by the input of the down projection, or has 8-bit weights.
+        OptionError: The layout keeps no rows in DRAM.
     """
     where: Path = layout.directory
     if layout.kind != "bundled":
@@ -88,21 +88,21 @@ def require_runnable(layout: Layout) -> BundledLayout:
         parts: tuple[BundlePart | ResidentTensor, ...] = (*block.parts, *block.resident)
         if block.expert is not None or any(_shares(block, part) for part in parts):
             raise UnsupportedError(
-                f"{block.id} is one of several blocks or parts in a tensor or module, which run cannot take apart",
+                f"{block.id} shares a tensor or module with other blocks or parts, which `run` does not support",
                 where=where,
                 fix="measure the layout with `neuralink bench`",
             )
         if block.dtype not in _WEIGHTS:
             raise UnsupportedError(
-                f"{block.id} has weights of dtype {block.dtype}, which need scales that the layout knows nothing of "
-                f"(known: {', '.join(_WEIGHTS)})",
+                f"{block.id} has weights of dtype {block.dtype}, which need scales that the layout does not have "
+                f"(supported: {', '.join(_WEIGHTS)})",
                 where=where,
             )
     return layout
 
 
 def _shares(block: FlashBlock, part: BundlePart | ResidentTensor) -> bool:
-    """Whether a part is not the whole of its tensor."""
+    """Whether a part shares its tensor with others."""
     if isinstance(part, ResidentTensor) and part.kind == "output_bias":
         return part.source_start > 0
     region = block.source_region(part)

@@ -1,8 +1,8 @@
-"""The modules that take the place of a block's projections: they compute with the neurons that fire, and no others.
+"""The modules that replace a block's projections: they compute only with the neurons that fire.
 
-The model's own code runs around them as ever: it calls the gate, then the up projection, multiplies, and calls the down
-projection (without a gate: up, activation, down). Only what passes between them is in slot order and not in that of
-the checkpoint, which no sum over neurons can tell.
+The model's own code runs around them as before: it calls the gate, then the up projection, multiplies, and calls the
+down projection (without a gate: up, activation, down). Values between them are in slot order, not in that of the
+checkpoint; a sum over neurons does not depend on it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FiringNeurons:
     """The neurons of a block as its modules see them: which fire, and their weights from DRAM or flash.
 
     Args:
-        rule: What the gate's (without a gate: the activated up projection's) values say of firing.
+        rule: Decides firing from the values of the gate (without a gate: of the activated up projection).
         at_once: Neurons whose weights are held decoded at the same time. A call in which more fire, as when a long
             prompt comes in at once, fetches and computes them in turns: exact, but blocks with a gate then read twice.
     """
@@ -65,7 +65,7 @@ class FiringNeurons:
         """The weights of the neurons in ascending slots, int64 `[k]`, at most `at_once` at a time.
 
         Args:
-            like: What they will be multiplied with: its dtype and device are theirs.
+            like: The tensor to multiply them with, which gives their dtype and device.
         """
         for part in slots.split(self._at_once):
             wanted: Slots = part.cpu().numpy().astype(np.int32)
@@ -78,11 +78,11 @@ class FiringNeurons:
 
 
 class Projection(nn.Module):  # type: ignore[misc]
-    """What takes the place of a Linear or Conv1D, with the attributes that a model's code may look at."""
+    """Replaces a Linear or Conv1D, with the attributes that a model's code may look at."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Some models initialise weights by name, or ask for their dtype: there is something to find, if nothing in it.
+        # Some models initialise weights by name, or ask for their dtype: give them an empty one to find.
         self.register_buffer("weight", torch.empty(0), persistent=False)
         self.register_buffer("bias", None, persistent=False)
 
@@ -91,7 +91,7 @@ class ResidentRows(Projection):
     """The rows that decide firing, dense and in DRAM: gives the values of all neurons, by slot.
 
     Args:
-        gate: Whether an up projection will ask what the values were.
+        gate: Whether an up projection will ask for the values.
     """
 
     def __init__(self, *, gate: bool) -> None:
@@ -111,7 +111,7 @@ class ResidentRows(Projection):
         return values
 
     def values_of(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What `forward` gave in this thread for these hidden states, or would."""
+        """The values that `forward` gave in this thread for these hidden states, computed again if need be."""
         seen, values = getattr(self._last, "call", (None, None))
         self._last.call = (None, None)
         if seen is hidden and values is not None:
@@ -154,7 +154,7 @@ class SparseUp(Projection):
         """The slots of the last call in this thread, int64 `[k]`, and their weights if they came in one piece.
 
         Raises:
-            UnsupportedError: There was none.
+            UnsupportedError: There was no call.
         """
         call: tuple[torch.Tensor, FetchedSlots | None] | None = getattr(self._last, "call", None)
         self._last.call = None

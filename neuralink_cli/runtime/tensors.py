@@ -29,8 +29,8 @@ def as_tensor(data: npt.NDArray[np.uint8], dtype: str, shape: Sequence[int], whe
     """A tensor that shares the memory of its bytes (uint8, contiguous).
 
     Raises:
-        UnsupportedError: torch has no such dtype here.
+        UnsupportedError: The dtype is not supported here.
     """
     if dtype not in _DTYPES:
-        raise UnsupportedError(f"tensors of dtype {dtype} cannot be computed with", where=where)
+        raise UnsupportedError(f"cannot compute with tensors of dtype {dtype}", where=where)
     return torch.from_numpy(data.reshape(-1)).view(_DTYPES[dtype]).reshape(tuple(shape))

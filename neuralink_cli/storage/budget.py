@@ -22,16 +22,16 @@ class DramBudget:
     fraction: float | None = None
 
     def bytes_of(self, total: int) -> int:
-        """The budget in bytes if all bundles have `total`; never more than that."""
+        """The budget in bytes if all bundles have `total` bytes; never more than `total`."""
         wanted = self.bytes if self.bytes is not None else int((self.fraction or 0.0) * total)
         return min(wanted, total)
 
 
 def parse_budget(text: str) -> DramBudget:
-    """A budget as users write it: `5%`, `64MB`, `1.5GiB`, or a number of bytes.
+    """Parse a budget as users write it: `5%`, `64MB`, `1.5GiB`, or a number of bytes.
 
     Raises:
-        OptionError: It is none of these.
+        OptionError: The text is none of these.
     """
     match = _PERCENT.fullmatch(text.strip())
     if match is not None:
@@ -43,7 +43,7 @@ def split_budget(budget: DramBudget, blocks: Sequence[FlashBlock]) -> tuple[int,
     """Bundles that each block may keep in DRAM, pinned ones included: the same share of every block.
 
     Raises:
-        OptionError: Some block could not keep its pinned neurons and one more.
+        OptionError: A block could not keep its pinned neurons and one more.
     """
     strides = [block.stride for block in blocks]
     neurons = [block.neurons for block in blocks]
@@ -55,7 +55,7 @@ def split_bundles(
 ) -> tuple[int, ...]:
     """As `split_budget`, from the neurons, bytes of a bundle, and pinned neurons of each block.
 
-    A budget of nothing at all is no cache: 0 for every block.
+    A budget of 0 means no cache: 0 for every block.
 
     Raises:
         OptionError: As `split_budget`.
@@ -67,7 +67,7 @@ def split_bundles(
     capacities = tuple(count * available // total for count in neurons)
     least = [min(hot + 1, count) for hot, count in zip(pinned, neurons, strict=True)]
     if any(capacity < needed for capacity, needed in zip(capacities, least, strict=True)):
-        # The share that gives the neediest block its least, rounded up so that the floor above keeps it.
+        # The smallest share that gives every block its minimum, rounded up so that the floor above still does.
         minimum = max(-(-needed * total // count) for needed, count in zip(least, neurons, strict=True))
         raise OptionError(
             f"{available:,} bytes of DRAM are too few for this layout",

@@ -1,16 +1,16 @@
 """The compiled part of the neuron cache: which neurons of a block stay in DRAM, under several policies.
 
-All state is in the arrays of a `CacheState`, so that a whole replay can run as one kernel. Neurons go by their slot.
+All state is in the arrays of a `CacheState`, so that a whole replay can run as one kernel. Slots identify neurons.
 
-- S3-FIFO (Yang et al., SOSP '23): newcomers enter a small queue of a tenth of the capacity; those used at least twice
-  by the time they reach its end move to the main queue, the others leave and are remembered in a ghost queue of
-  ids. Who comes back while remembered enters the main queue at once. Its end is a second chance: each use, of up to 3
-  that are counted, buys another round.
+- S3-FIFO (Yang et al., SOSP '23): new neurons enter a small queue of a tenth of the capacity. At its end, neurons used
+  at least twice move to the main queue; the others are evicted and remembered in a ghost queue of ids. A neuron that
+  comes back while remembered enters the main queue at once. At the end of the main queue, each counted use (at most 3)
+  buys another round.
 - Linking-aligned S3-FIFO: the same, but neurons of long runs enter with lower probability: reading them again is
-  cheap, and a run with holes is read in pieces. Whether a run may enter is decided once for all of it, by a hash.
-- LRU: out goes who was used longest ago.
-- Window: the neurons of the last k tokens, k being as large as fits at the moment: all neurons last used at the
-  oldest token go out together.
+  cheap, and a run with holes is read in pieces. A hash decides once for the whole run.
+- LRU: evicts the least recently used neuron.
+- Window: keeps the neurons of the last k tokens, with k as large as fits at the moment; all neurons last used at the
+  oldest token are evicted together.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PROMOTED_FROM = 2
 
 
 class CacheState(NamedTuple):
-    """State of the cache of one block of n neurons, c of which can be cached besides those pinned.
+    """State of the cache of one block of n neurons, c of which can be cached besides the pinned ones.
 
     Attributes:
         row_of: int32 `[n]`, the row of the pool that holds a slot's bundle, or -1.
@@ -92,13 +92,13 @@ def new_state(
     """An empty cache.
 
     Args:
-        rows: Rows of the pool, those of pinned neurons included.
+        rows: Rows of the pool, including those of pinned neurons.
         pinned: int32, slots that always live in rows 0, 1, ...
         policy: `NONE`, `S3FIFO`, `LRU` or `WINDOW`.
-        run_length: Runs at least this long are admitted by chance; 0 for none.
-        admission: The chance that such a run is admitted.
+        run_length: Runs at least this long are admitted at random; 0 for none.
+        admission: The probability that such a run is admitted.
         take_unwanted: Whether neurons that a read brought along are admitted too (S3-FIFO).
-        seed: Of that chance.
+        seed: Seed of the random admission.
     """
     evictable = rows - pinned.size
     counters = np.zeros(COUNTERS, dtype=np.int64)
@@ -168,7 +168,7 @@ def admit(state: CacheState, slots: Neurons, wanted: npt.NDArray[np.bool_], rows
         _admit_token(state, slots, wanted, rows)
     if policy != NONE:
         for k in range(slots.size):
-            # Who was admitted first may be out again, and its row another's.
+            # A slot admitted early may be evicted again by now, and its row reused.
             if rows[k] >= 0:
                 rows[k] = state.row_of[slots[k]]
 
@@ -184,7 +184,7 @@ def _admit_by_run(state: CacheState, slots: Neurons, wanted: npt.NDArray[np.bool
         while stop < slots.size and slots[stop] == slots[stop - 1] + 1:
             stop += 1
         length = counters[RUN_LENGTH]
-        # While there is room nobody is turned away.
+        # While there is room, every neuron is admitted.
         welcome = length == 0 or stop - start < length or counters[FREE] >= stop - start
         if welcome or _chance(state, slots[start]) < counters[ADMIT_BELOW]:
             for k in range(start, stop):
@@ -222,7 +222,7 @@ def _enter(state: CacheState, slot: int) -> None:
 
 @kernel
 def _leave_small(state: CacheState) -> bool:
-    """Evict the first of the small queue that was not used enough, after moving those before it to the main queue."""
+    """Evict the first slot of the small queue that was not used enough; move slots before it to the main queue."""
     counters = state.counters
     while counters[SMALL_SIZE] > 0:
         slot = _take(state.small, counters, SMALL_HEAD)
@@ -238,7 +238,7 @@ def _leave_small(state: CacheState) -> bool:
 
 @kernel
 def _leave_main(state: CacheState) -> None:
-    """Evict the first of the main queue that was not used since it got there or got its last chance."""
+    """Evict the first slot of the main queue that was not used since it entered or got its last chance."""
     counters = state.counters
     while True:
         slot = _take(state.main, counters, MAIN_HEAD)
@@ -267,7 +267,7 @@ def _take(ring: Neurons, counters: npt.NDArray[np.int64], head: int) -> int:
 
 @kernel
 def _release(state: CacheState, slot: int) -> None:
-    """Give the row of a slot back."""
+    """Free the row of a slot."""
     state.free[state.counters[FREE]] = state.row_of[slot]
     state.counters[FREE] += 1
     state.row_of[slot] = ABSENT

@@ -1,8 +1,8 @@
-"""A file read in many places at once, past the page cache where the file system can.
+"""Reads a file in many places at once, past the page cache where the file system supports it.
 
-Reading neurons is reading scattered pieces, and storage is fast at that only while many reads are in flight. Where the
-system has native asynchronous I/O, a few threads keep them in flight; elsewhere as many threads as reads. All spend
-their time in compiled loops without the GIL.
+Neurons lie scattered, and storage reads scattered pieces fast only while many reads are in flight. With native
+asynchronous I/O a few threads keep them in flight; without it, one thread per read in flight. All run compiled loops
+without the GIL.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
 # Reads ranges in turn: called with a descriptor, the turn, and the ranges.
 Lane = Callable[..., None]
 _LOGGER = logging.getLogger(__name__)
-# Units in which devices let themselves be read directly.
+# Block sizes that direct reads may need.
 _BLOCK_CHOICES = (512, 4096)
-# Threads that share the asynchronous reads of a request, and how many reads make another one worth its start.
+# Threads that share the asynchronous reads of a request, and how many reads make another thread worth its start.
 _MOST_LANES = 4
 _READS_PER_LANE = 16
 
 
 class ScatteredFile:
-    """An open file and the means to read many of its ranges at once. Use as a context manager; safe for many threads.
+    """An open file of which many ranges are read at once. Use as a context manager; safe for many threads.
 
     Attributes:
         size: Bytes of the file when it was opened.
         direct: Whether reads go past the page cache.
-        block_bytes: What offsets, sizes and memory addresses of direct reads are multiples of; 1 if not direct.
+        block_bytes: Offsets, sizes and memory addresses of direct reads are multiples of this; 1 if not direct.
 
     Raises:
-        InputError: The file cannot be opened, or `direct` is True where the file system cannot.
+        InputError: The file cannot be opened, or `direct` is True and the file system has no direct I/O.
     """
 
     def __init__(self, path: Path, *, direct: bool | None = None, queue_depth: int = 32) -> None:
         if queue_depth < 1:
-            raise ValueError(f"a queue is at least 1 deep, not {queue_depth}")
+            raise ValueError(f"the queue must be at least 1 deep, not {queue_depth}")
         self.path = path
         self.queue_depth = queue_depth
         self._descriptor, self.block_bytes = _open(path, direct)
@@ -87,19 +87,19 @@ class ScatteredFile:
     def read(self, offsets: Offsets, sizes: Offsets, buffer: Bytes, places: Offsets) -> float:
         """Read range k, `sizes[k]` bytes from `offsets[k]` of the file, to `buffer[places[k]:]`, for all k.
 
-        What lies beyond the end of the file is left as it was. With direct I/O everything is on multiples of
-        `block_bytes`, the address of the buffer too: see `aligned_buffer`.
+        Ranges beyond the end of the file leave the buffer unchanged. With direct I/O everything must be on multiples of
+        `block_bytes`, also the address of the buffer: see `aligned_buffer`.
 
         Args:
             offsets, sizes, places: int64 `[reads]`.
             buffer: Contiguous uint8.
 
         Returns:
-            Seconds that it took.
+            Seconds that the reads took.
 
         Raises:
             ValueError: A range lies outside the file or the buffer, or is not aligned.
-            InputError: The device fails, or the file was cut since it was opened.
+            InputError: The device fails, or the file was truncated after it was opened.
         """
         if self._descriptor < 0:
             raise ValueError("the file is closed")
@@ -111,7 +111,7 @@ class ScatteredFile:
         if offsets.size:
             own, *others = self._lanes(offsets.size)
             ranges = (np.zeros(1, dtype=np.int64), offsets, sizes, addresses, results)
-            # The buffer goes along so that it outlives the reads if this thread is interrupted.
+            # Pass the buffer along, so that it outlives the reads if this thread is interrupted.
             futures = [self._pool().submit(_run, lane, buffer, self._descriptor, *ranges) for lane in others]
             own(self._descriptor, *ranges)
             for future in futures:
@@ -141,9 +141,9 @@ class ScatteredFile:
             raise ValueError(f"direct reads must be on multiples of {self.block_bytes}")
 
     def _lanes(self, reads: int) -> list[Lane]:
-        """What works on a request, each in a thread of its own; at most `queue_depth` reads are in flight together."""
+        """The loops that serve a request, each in its own thread, with at most `queue_depth` reads in flight."""
         if self._asynchronous:
-            # A device that answers in batches waits for whoever has them all; several take turns.
+            # A device that answers in batches would wait for a single thread; several take turns.
             count = max(min(_MOST_LANES, self.queue_depth, reads // _READS_PER_LANE), 1)
             depths = [self.queue_depth // count + (k < self.queue_depth % count) for k in range(count)]
             return [partial(self._read_asynchronously, depth) for depth in depths]
@@ -155,7 +155,7 @@ class ScatteredFile:
         except IndexError:
             context = io_kernels.open_context(self.queue_depth)
         if context is None:
-            # The system's contexts are all taken.
+            # All contexts of the system are in use.
             io_kernels.read_in_turn(descriptor, *ranges)
             return
         events = np.empty((depth, io_kernels.EVENT_WORDS), dtype=np.int64)
@@ -173,7 +173,7 @@ class ScatteredFile:
             events,
         )
         if in_flight:
-            # Waits for the reads: until then they write to the buffer.
+            # Wait for the reads: until they end they write to the buffer.
             io_kernels.close_context(context)
         else:
             self._contexts.append(context)
@@ -194,7 +194,7 @@ class ScatteredFile:
             self._read_asynchronously(1, self._descriptor, *ranges)
 
     def _finish(self, offset: int, view: Bytes, came: int) -> None:
-        """Read the rest of a range of which `came` bytes are there; repeating a failed read says why it fails."""
+        """Read the rest of a range after its first `came` bytes; repeating a failed read shows why it fails."""
         needed = min(len(view), self.size - offset)
         done = max(came, 0)
         while done < needed:

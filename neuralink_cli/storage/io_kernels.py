@@ -1,7 +1,6 @@
 """Loops that keep many reads in flight without holding the GIL: Linux's native asynchronous I/O, and plain pread.
 
-They report per read how many bytes came, or a negative number if the read failed. They judge nothing: what came short
-is for the caller to finish.
+They report how many bytes each read brought, or a negative number if it failed. The caller finishes short reads.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def asynchronous() -> bool:
 
 
 def open_context(depth: int) -> int | None:
-    """A context for `depth` asynchronous reads in flight; None where there are none to be had."""
+    """A context for `depth` asynchronous reads in flight; None if the system has none left."""
     context = ctypes.c_ulong(0)
     if ctypes.CDLL(None).syscall(ctypes.c_long(_SETUP), ctypes.c_uint(depth), ctypes.byref(context)) != 0:
         return None
@@ -53,12 +52,12 @@ def open_context(depth: int) -> int | None:
 
 
 def close_context(context: int) -> None:
-    """Give a context back; waits for its reads."""
+    """Release a context; waits for its reads."""
     ctypes.CDLL(None).syscall(ctypes.c_long(_DESTROY), ctypes.c_ulong(context))
 
 
 def _fetch_add(_: Any, array: Any) -> Any:
-    """fetch_add(int64[1]) -> int64: the element, which becomes one more, in one step for all threads."""
+    """fetch_add(int64[1]) -> int64: return the element and add one to it, atomically."""
     if array != types.int64[::1]:
         return None
 
@@ -93,7 +92,7 @@ def read_in_turn(descriptor: Any, turn: Any, offsets: Any, sizes: Any, addresses
     Args:
         turn: int64 `[1]`, 0 at the start.
         offsets, sizes, addresses: int64 `[k]`: where in the file, how much, where in memory.
-        results: int64 `[k]`, filled with the bytes that came, or -1.
+        results: int64 `[k]`, filled with the bytes read, or -1.
     """
     k = fetch_add(turn)
     while k < offsets.size:
@@ -119,13 +118,13 @@ def read_asynchronously(
     Reads are submitted one by one: a device that gets them in one batch sits idle while the batch is put together.
 
     Args:
-        results: int64 `[k]`, filled with the bytes that came, or minus the error number.
+        results: int64 `[k]`, filled with the bytes read, or minus the error number.
         submit, get_events: Numbers of the system calls.
         context: From `open_context`, for this thread alone.
-        events: int64 `[depth, EVENT_WORDS]`, room for what comes back; its length is how many are in flight.
+        events: int64 `[depth, EVENT_WORDS]`, room for results; its length is how many reads are in flight.
 
     Returns:
-        Reads still in flight: 0, unless waiting for them fails. What could not be begun keeps its result.
+        Reads still in flight: 0, unless waiting for them fails. Reads that could not start keep their result.
     """
     request = np.zeros(IOCB_WORDS, dtype=np.uint64)
     pointer = np.empty(1, dtype=np.uint64)

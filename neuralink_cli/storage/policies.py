@@ -1,4 +1,4 @@
-"""The names of cache policies. `storage.cache` says what they do; this module costs nothing to import."""
+"""The names of cache policies. `storage.cache` says what they do; this module is fast to import."""
 
 from __future__ import annotations
 

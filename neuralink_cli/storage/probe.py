@@ -1,4 +1,4 @@
-"""Measures what random reads cost on the storage under a directory, and makes a device profile of it."""
+"""Measures what random reads cost on the storage under a directory, and makes a device profile from it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from neuralink_cli.files.durable import new_file, require_space, write_all
 from neuralink_cli.files.json_text import read_object, readable
 from neuralink_cli.storage.direct_io import ScatteredFile
 
-# Reads start on multiples of this, and their sizes are multiples of it: any device can be read so.
+# Offsets and sizes of reads are multiples of this, which any device allows.
 UNIT = 4096
 _CHUNK = 1 << 24
-# Memory that all reads go to, over and over.
+# Memory that all reads reuse.
 _BUFFER_BYTES = 1 << 26
-# Reads per place in the queue that tell how many are enough.
+# Reads per place in the queue in the pilot, which tells how many reads are enough.
 _PILOT = 4
 _TURNS = 3
-# Stands for an operation that costs nothing, which no device model has.
+# Stands for an operation that costs nothing, which device models do not allow.
 _LEAST_SECONDS = 1e-9
 
 
@@ -54,7 +54,7 @@ class ProbePoint:
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured; `direct` tells whether past the page cache, without which memory is measured, not storage."""
+    """What was measured; without `direct`, reads went through the page cache and measured memory, not storage."""
 
     direct: bool
     file_bytes: int
@@ -65,7 +65,7 @@ class Probe:
 class Profile:
     """A device profile as a document, and the model that it describes.
 
-    `pooled` are the read sizes whose time was averaged with a neighbour's, because the larger measured took less.
+    `pooled` are the read sizes whose time was averaged with a neighbour's, because the larger size took less.
     """
 
     document: dict[str, Any]
@@ -89,12 +89,12 @@ def probe_storage(
         sizes: Bytes of a read, multiples of `UNIT`.
         queue_depths: How many reads to keep in flight.
         file_bytes: Size of the file; a small one measures the storage's own cache.
-        seconds: Time for every size and depth; slow storage takes as long as a few reads per place in the queue do.
+        seconds: Time for every size and depth; slow storage takes longer, for a few reads per place in the queue.
         progress: Called with 1 after every size and depth.
 
     Raises:
-        ValueError: A size is no multiple of `UNIT`, or the file is smaller than two of the largest reads.
-        InputError: `directory` is none, or reading fails.
+        ValueError: A size is not a multiple of `UNIT`, or the file is smaller than two of the largest reads.
+        InputError: `directory` is not a directory, or reading fails.
         OutputError: The file cannot be written there, or there is no room for it.
     """
     if any(size < UNIT or size % UNIT for size in sizes) or file_bytes < 2 * max(sizes):
@@ -110,10 +110,10 @@ def probe_storage(
 
 
 def probe_profile(probe: Probe, name: str) -> Profile:
-    """The device profile of what was measured at the greatest queue depth.
+    """The device profile from what was measured at the largest queue depth.
 
     Raises:
-        InputError: Larger reads do not take longer, so there is no such device; measuring again may help.
+        InputError: Larger reads take no longer, so no per-read cost can be fitted; measuring again may help.
     """
     depth = max(point.queue_depth for point in probe.points)
     rates = {point.bytes: point.bytes_per_second for point in probe.points if point.queue_depth == depth}
@@ -130,10 +130,10 @@ def probe_profile(probe: Probe, name: str) -> Profile:
 
 
 def fio_profile(path: Path, name: str) -> Profile:
-    """The device profile of a fio run, from its JSON output.
+    """The device profile from the JSON output of fio.
 
     Raises:
-        InputError: It is no such output, or lacks figures.
+        InputError: The file is not fio's JSON output, or lacks figures.
     """
     document = read_object(path)
     if not is_fio_output(document):
@@ -149,7 +149,7 @@ def fio_profile(path: Path, name: str) -> Profile:
 
 
 def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> None:
-    """Write a profile, whole and durable.
+    """Write a profile, complete and flushed to the device.
 
     Raises:
         OutputError: The output exists and `overwrite` is false, or cannot be written.
@@ -201,14 +201,14 @@ def _profile(
 
 
 def _device(document: dict[str, Any], rates: Sequence[tuple[int, float]]) -> DeviceModel:
-    """The model of a profile, which gets a line of its own if the one fitted to its reads makes no sense."""
+    """The model of a profile; if the line fitted to its reads makes no sense, the profile states another."""
     try:
         return parse_device(document, document["name"])
     except InputError:
         size, rate = np.array(rates, dtype=np.float64).T
         if len(rates) < 2 or not (size / rate)[-1] > (size / rate)[0]:
             raise
-    # Small reads were measured to be as cheap by the byte as large ones: then an operation costs next to nothing.
+    # Small reads measured as cheap per byte as large ones: an operation costs next to nothing.
     bandwidth = float((rate**2).sum() / rate.sum())
     document |= {"operation_seconds": _LEAST_SECONDS, "bytes_per_second": bandwidth}
     return parse_device(document, document["name"])
@@ -232,7 +232,7 @@ def _temporary_file(
             os.ftruncate(descriptor, size)
             files = [stack.enter_context(ScatteredFile(Path(name), queue_depth=depth)) for depth in queue_depths]
         finally:
-            # Open files need no name; without one nothing can leave it behind.
+            # Open files need no name; without a name nothing can leave the file behind.
             Path(name).unlink()
         try:
             _fill(descriptor, size, random)
@@ -262,7 +262,7 @@ def _measure(file: ScatteredFile, size: int, seconds: float, random: np.random.G
     pilot = reads = _PILOT * file.queue_depth
     taken = read(pilot)
     if taken < seconds:
-        # The middle one of several, as other work on the machine disturbs one or the other.
+        # The median of several, as other work on the machine may disturb some.
         reads = max(int(pilot * seconds / _TURNS / taken), pilot)
         taken = float(np.median([read(reads) for _ in range(_TURNS)]))
     return ProbePoint(size, file.queue_depth, reads, taken)

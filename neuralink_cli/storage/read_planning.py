@@ -1,9 +1,9 @@
-"""Which reads fetch a set of bundles: neighbours together, and gaps of unwanted bundles read across where it pays.
+"""Plans the reads that fetch bundles: neighbours together, and across gaps of unwanted bundles where that pays.
 
-A read of `count` bundles costs what the device model says of its size. Without a table of measured sizes that is
-`operation + bytes / bandwidth`, and a gap is worth reading across exactly if it is shorter than the operation is long.
-With a table the price of a byte depends on the read it is part of, so no fixed gap is right; the cheapest way to cut
-the wanted slots into reads is then found by dynamic programming.
+The device model gives the cost of a read by its size. Without a table of measured sizes that is `operation + bytes /
+bandwidth`, and a gap is worth reading across exactly if that takes less time than an operation. With a table, the price
+of a byte depends on the read it is part of, so no fixed gap is right; dynamic programming then finds the cheapest way
+to cut the wanted slots into reads.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def plan_with_gap(slots: npt.ArrayLike, gap: int) -> ReadPlan:
     """
     wanted = as_slots(slots)
     if gap < 0:
-        raise ValueError(f"a gap has at least 0 slots, not {gap}")
+        raise ValueError(f"the gap must be at least 0 slots, not {gap}")
     return _cut(wanted, np.diff(wanted) > gap + 1)
 
 
 def plan_cheapest(slots: npt.ArrayLike, stride: int, device: DeviceModel) -> ReadPlan:
-    """The reads that take the least time on a device model, which is exact: no other way to cut the slots is faster.
+    """The reads that take the least time on a device model. Exact: no other way to cut the slots is faster.
 
     Args:
         slots: Integers `[k]`, ascending, each once.
@@ -92,7 +92,7 @@ def as_slots(slots: npt.ArrayLike) -> Slots:
     """
     given = np.asarray(slots)
     if given.size and given.dtype.kind not in "iu":
-        raise ValueError(f"slots are whole numbers, not {given.dtype}")
+        raise ValueError(f"slots must be whole numbers, not {given.dtype}")
     wanted = np.ascontiguousarray(given, dtype=np.int32)
     if wanted.ndim != 1 or (wanted.size and wanted[0] < 0) or not (wanted[1:] > wanted[:-1]).all():
         raise ValueError("slots must be ascending, each once, and not negative")
@@ -111,7 +111,7 @@ def _cut(wanted: Slots, before: npt.NDArray[np.bool_]) -> ReadPlan:
 
 @dataclass(frozen=True, eq=False)
 class _PriceList:
-    """What reads of up to `longest` bundles take on a device, and how much dearer they get as they are made longer.
+    """The time of reads of up to `longest` bundles on a device, and bounds on how it grows with their length.
 
     `seconds` is float64 `[2 * longest + 1]`. Lengths fall into stages, `stage` is uint8 `[longest + 1]`. `most[s, d]`
     and `least[s, d]`, float64 `[stages, longest + 1]`, bound `seconds[x + d] - seconds[x]` for all x of stage s and
@@ -162,8 +162,8 @@ def _cheapest_starts(slots: Any, seconds: Any, stage: Any, most: Any, least: Any
     """Write for every slot the first slot of the read that brings it, int32 `[k]`.
 
     `best[j]` is the least time that fetches the first j slots. The read that brings slot j may begin at any earlier
-    one, but most of these are soon out of the question: a beginning is dropped once another is ahead of it by more
-    than it could ever make up for as both reads grow.
+    slot, but most can soon be ruled out: a start is dropped once another is ahead of it by more than it could ever
+    make up as both reads grow.
     """
     n = slots.size
     best = np.empty(n + 1)
@@ -187,7 +187,7 @@ def _cheapest_starts(slots: Any, seconds: Any, stage: Any, most: Any, least: Any
             i = begin[a]
             apart = slots[i] - slots[ahead]
             lead = best[i] - best[ahead]
-            # The shorter of the two reads is the one whose growth is looked up.
+            # Look up the growth of the shorter of the two reads.
             if apart > 0:
                 hopeless = lead >= most[stage[slots[j] - slots[i] + 1], apart]
             elif apart < 0:

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BundleReads:
-    """What a request for bundles brought.
+    """The result of a request for bundles.
 
-    `bundles` is uint8 `[rows, stride]`, one row for every slot that was read, those in collapsed gaps included; `slots`
-    int32 `[rows]` says which, ascending; `wanted` int32 `[asked]` is the row of each slot asked for. `bytes_read`
-    counts whole device blocks, `bytes_useful` the bundles asked for; `seconds` is what the reads alone took.
+    `bundles` is uint8 `[rows, stride]`, one row for every slot that was read, including collapsed gaps; `slots`
+    int32 `[rows]` lists them, ascending; `wanted` int32 `[asked]` is the row of each slot asked for. `bytes_read`
+    counts whole device blocks, `bytes_useful` the bundles asked for; `seconds` is the time of the reads alone.
     """
 
     bundles: Bytes
@@ -45,7 +45,7 @@ class BundleReads:
 
 @dataclass(frozen=True, eq=False)
 class RangeReads:
-    """What a request for ranges brought: `data` is uint8, the ranges one after the other; the rest as `BundleReads`."""
+    """The result of a request for ranges: `data` is uint8, one range after the other; the rest as in `BundleReads`."""
 
     data: Bytes
     bytes_read: int
@@ -62,7 +62,7 @@ class FlashReader:
         queue_depth: Reads kept in flight by each request, which several threads may make at once.
 
     Args:
-        device: What reads are planned for; by default, gaps of up to the block's `collapse_gap` are read across.
+        device: Device that reads are planned for; by default, gaps of up to the block's `collapse_gap` are read across.
         direct: None for direct I/O where the file system has it; True to insist.
 
     Raises:
@@ -107,10 +107,10 @@ class FlashReader:
         self._layout.file.close()
 
     def block(self, block_id: str) -> FlashBlock:
-        """The block of an id.
+        """The block with an id.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such block.
         """
         for block in self.blocks:
             if block.id == block_id:
@@ -118,7 +118,7 @@ class FlashReader:
         raise KeyError(block_id)
 
     def plan(self, block: FlashBlock, slots: npt.ArrayLike) -> ReadPlan:
-        """The reads that `read_bundles` issues for these slots if it is not told otherwise."""
+        """The reads that `read_bundles` issues for these slots by default."""
         if self.device is None:
             return plan_with_gap(slots, block.collapse_gap)
         return plan_cheapest(slots, block.stride, self.device)
@@ -127,12 +127,12 @@ class FlashReader:
         """Read the bundles in some slots of a block.
 
         Args:
-            slots: Offsets `[asked]`, ascending, each once.
+            slots: Integers `[asked]`, ascending, each once.
             plan: The reads to issue, which must cover the slots.
 
         Raises:
             ValueError: The slots are not ascending or outside the block, or the plan does not cover them.
-            InputError: The device fails, or the file was cut since it was opened.
+            InputError: The device fails, or the file was truncated after it was opened.
         """
         asked = as_slots(slots)
         if asked.size and asked[-1] >= block.neurons:
@@ -165,11 +165,11 @@ class FlashReader:
 
         Raises:
             ValueError: A range lies outside the file, or the buffer is too small.
-            InputError: The device fails, or the file was cut since it was opened.
+            InputError: The device fails, or the file was truncated after it was opened.
         """
         offsets, sizes = (np.ascontiguousarray(a, dtype=np.int64) for a in (offsets, sizes))
         if offsets.ndim != 1 or offsets.shape != sizes.shape:
-            raise ValueError("offsets and sizes must be one-dimensional and of one length")
+            raise ValueError("offsets and sizes must be one-dimensional and of the same length")
         if offsets.size and (offsets.min() < 0 or sizes.min() < 1 or (offsets + sizes).max() > self._file.size):
             raise ValueError("a range lies outside the file")
         unit = self._file.block_bytes
@@ -215,7 +215,7 @@ def _check_plan(plan: ReadPlan, block: FlashBlock) -> None:
 
 @kernel
 def _locate(first: Any, count: Any, asked: Any, rows: Any, wanted: Any) -> Any:
-    """Write the slot of every row and the row of every slot asked for; whether all were read."""
+    """Write the slot of every row and the row of every slot asked for; return whether all were read."""
     row = position = 0
     for read in range(first.size):
         for slot in range(first[read], first[read] + count[read]):

@@ -318,7 +318,7 @@ def test_options_that_make_no_sense_are_exit_code_2(
 def test_verify_refuses_options_that_make_no_sense(neuralink: Neuralink, layouts: LayoutFactory) -> None:
     made = layouts.bundled()
     both = neuralink("verify", made.model, made.layout, "--quick", "--forward")
-    assert (both.code, both.error) == (2, "--quick reads no weights, so it does not go with --forward")
+    assert (both.code, both.error) == (2, "--quick reads no weights, so it cannot be combined with --forward")
     textless = neuralink("verify", made.model, made.layout, "--forward")
     assert (textless.code, textless.error) == (2, "--forward needs text to run on; pass --text FILE")
 

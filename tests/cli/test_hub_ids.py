@@ -155,7 +155,7 @@ def test_run_compares_with_a_hub_model(neuralink: Neuralink, cached: Cached, pla
     prompt = (layout, "--prompt", "The river", "--max-new-tokens", "4")
     report = go(neuralink, "run", *prompt, "--compare", "org/tiny", "--revision", "v1")
     assert report["comparison"]["masked"]["same"] == report["comparison"]["masked"]["tokens"]
-    assert neuralink("run", *prompt, "--revision", "v1").error.startswith("--revision is that of the model to compare")
+    assert neuralink("run", *prompt, "--revision", "v1").error.startswith("--revision is for the model of --compare")
 
 
 @pytest.mark.parametrize("command", ["profile", "relayout", "verify"])

@@ -77,11 +77,11 @@ def test_an_output_is_not_replaced_unasked(neuralink: Neuralink, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ((), "takes either a directory to measure or --from-fio"),
-        ((".", "--from-fio", "x"), "takes either a directory to measure or --from-fio"),
-        ((".", "--size", "4"), "at least two --size"),
+        ((), "pass either a directory to measure or --from-fio"),
+        ((".", "--from-fio", "x"), "pass either a directory to measure or --from-fio"),
+        ((".", "--size", "4"), "at least two different --size"),
         ((".", "--size", "4", "--size", "6"), "multiples of 4 KiB"),
-        ((".", "--file-bytes", 1 << 20), "too small to read 1024 KiB"),
+        ((".", "--file-bytes", 1 << 20), "too small for random reads of 1024 KiB"),
     ],
 )
 def test_options_that_do_not_go_together(neuralink: Neuralink, arguments: tuple[object, ...], complaint: str) -> None:

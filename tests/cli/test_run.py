@@ -117,7 +117,7 @@ def test_a_comparison_with_perplexity(neuralink: Neuralink, made: Layouts, dense
     assert result["perplexity"]["value"] == pytest.approx(compared["dense_perplexity"]["value"], rel=1e-4)
     assert result["perplexity"]["tokens"] == 300 - 2
     said = neuralink("run", *arguments, *measured).stderr
-    assert f"compare: {TOKENS} of {TOKENS} tokens as the dense model\n" in said
+    assert f"compare: {TOKENS} of {TOKENS} tokens equal the dense model's\n" in said
     assert re.search(r"perplexity: ([0-9.]+) on 298 tokens, dense \1 \([+-]0\.0", said)
 
 
@@ -150,7 +150,7 @@ def test_other_tokens_than_the_dense_model_are_exit_code_1(neuralink: Neuralink,
         file.write(bytes(block["bytes"]))
     outcome = neuralink("run", layout, "--prompt", "The river", "--max-new-tokens", 30, "--compare", model, "-q")
     assert outcome.code == 1
-    assert re.search(r"layout: token \d+ is another than the dense model's", outcome.stderr)
+    assert re.search(r"layout: token \d+ differs from the dense model's", outcome.stderr)
 
 
 def test_what_cannot_be_run(neuralink: Neuralink, made: Layouts, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_what_cannot_be_run(neuralink: Neuralink, made: Layouts, tmp_path: Path)
     prompt = ("--prompt", PROMPT)
     assert "`neuralink relayout --resident gate`" in error(2, made.none, *prompt)
     assert "there is nothing to do" in error(2, made.gate)
-    assert "do not go together" in error(2, made.gate, *prompt, "--prompt-file", tmp_path / "x")
+    assert "cannot be combined" in error(2, made.gate, *prompt, "--prompt-file", tmp_path / "x")
     assert "few for this layout; allow at least" in error(2, made.gate, *prompt, "--dram", "0.01%")
     assert "is no amount of memory; write it like 20%, 64MB or 1.5GiB" in error(2, made.gate, *prompt, "--dram", "much")
     assert "--max-new-tokens" in error(2, made.gate, *prompt, "--max-new-tokens", 4000)

@@ -215,7 +215,9 @@ def test_the_digests_are_those_of_the_small_tensors(layouts: LayoutFactory) -> N
     }
     places |= {stored["stored"]["tensor"]: stored["stored"] for stored in runtime.index["sources"]}
     digests = {name: hashlib.sha256(runtime.range(place)).hexdigest() for name, place in places.items()}
-    assert runtime.index["digests"].pop("ordering_sequences") == hashlib.sha256(numbered_digests(2).tobytes()).hexdigest()
+    assert (
+        runtime.index["digests"].pop("ordering_sequences") == hashlib.sha256(numbered_digests(2).tobytes()).hexdigest()
+    )
     assert runtime.index["digests"] == digests
 
 

@@ -262,7 +262,7 @@ def test_a_run_that_is_stopped_can_be_resumed(
     process.send_signal(number)
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout) == (code, "")
-    assert stderr == f"neuralink: error: {word}; what is written is kept, and the same command goes on with it\n"
+    assert stderr == f"neuralink: error: {word}; what was written is kept; run the same command again to continue\n"
     assert names_in(tmp_path) == [".out.partial", "out"]
     assert not is_new(tmp_path / "out")
     process = run_in_background("--resume")

@@ -233,6 +233,6 @@ def test_what_is_restored_is_looked_at_once_more(
     made = layouts.bundled()
 
     monkeypatch.setattr(unbundling, "scatter_part", lambda *_: None)
-    with pytest.raises(VerificationError, match="gives a checkpoint with fingerprint"):
+    with pytest.raises(VerificationError, match="restores to a checkpoint with fingerprint"):
         restored(made.layout, tmp_path / "model")
     assert not any(tmp_path.iterdir())

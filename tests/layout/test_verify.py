@@ -316,7 +316,7 @@ def test_the_placement_of_another_layout_is_found(layouts: LayoutFactory, copy_o
     copy = copy_of(layouts.permuted())
     _, other = layouts.checkpoint("opt", seed=7)
     shutil.copyfile(other, copy / PLACEMENT)
-    with pytest.raises(VerificationError, match="the placement beside it is not the one it was made with"):
+    with pytest.raises(VerificationError, match="the placement beside it is not the one the layout was made with"):
         verify(layouts.checkpoint()[0], copy, quick=True)
 
 

@@ -118,7 +118,7 @@ def test_refuses_blocks_whose_pairs_do_not_fit_a_key() -> None:
 
 def test_refuses_inputs_that_do_not_belong_together() -> None:
     activations = np.array([1, 2, 3])
-    with pytest.raises(InputError, match="not those of 3 neurons"):
+    with pytest.raises(InputError, match="do not fit 3 neurons"):
         link_greedy(np.zeros((4, 4), np.uint16), activations)
-    with pytest.raises(InputError, match="not those of 4 bit vectors"):
+    with pytest.raises(InputError, match="do not fit 4 bit vectors"):
         link_tiled(np.zeros((4, 1), np.uint64), activations)
