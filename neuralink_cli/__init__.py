@@ -195,7 +195,7 @@ __all__ = [
 ]
 
 
-# Type checkers see the imports above; with this function, they would take any name for exported.
+# Type checkers see the imports above; with this function they would accept any name as exported.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:

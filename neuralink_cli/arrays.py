@@ -1,4 +1,4 @@
-"""Names for the arrays that many rooms pass around, by what their numbers mean."""
+"""Array types that many rooms share, named after what their numbers mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Bytes = npt.NDArray[np.uint8]
 Slots = npt.NDArray[np.int32]
 # The neuron in every slot: a permutation of 0..n-1.
 Order = npt.NDArray[np.int32]
-# Neurons, or numbers of them.
+# Neurons, or counts of neurons.
 Neurons = npt.NDArray[np.int32]
 # Offsets and sizes in files, in bytes.
 Offsets = npt.NDArray[np.int64]

@@ -30,11 +30,11 @@ class NeuralinkError(Exception):
 
 
 class VerificationError(NeuralinkError):
-    """A layout does not hold what it claims to hold, or a gate was not met."""
+    """A layout does not hold what it claims to hold, or a check that the user asked for failed."""
 
 
 class OptionError(NeuralinkError):
-    """Options that are well formed one by one but make no sense together, or for this input."""
+    """Options that are valid one by one, but not together or not for this input."""
 
 
 class InputError(NeuralinkError):
@@ -58,6 +58,6 @@ class MissingDependencyError(NeuralinkError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a foreign error, or its class if it says nothing."""
+    """The first line of another library's error message, or its class name if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(" .:") if lines else type(error).__name__

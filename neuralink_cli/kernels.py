@@ -22,7 +22,7 @@ def kernel(function: Function) -> Function:
 
 
 def _popcount(_: Any, word: Any) -> Any:
-    """popcount(uint64) -> uint64: LLVM's ctpop, which a loop over words turns into vpopcntq where there is one."""
+    """popcount(uint64) -> uint64: LLVM's ctpop. Loops over words compile to vpopcntq on CPUs that have it."""
     if word != types.uint64:
         return None
 

@@ -1,4 +1,4 @@
-"""How long steps report that they move on; what is shown of it is the command line's business."""
+"""How long steps report their progress. The command line decides what to show."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
-# Shows a stage (its name, its total if that is known, its unit): a context that yields what to call with each advance.
+# Shows a stage (name, total if known, unit): a context that yields a function to call with each advance.
 Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], object]]]
 
 

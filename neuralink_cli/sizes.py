@@ -1,4 +1,4 @@
-"""Amounts of memory and storage, as users write and read them."""
+"""Sizes of memory and storage, as users write and read them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?i?b|)", re.IGNORECASE)
 
 
 def parse_size(text: str, *, examples: str = "64MB or 1.5GiB") -> int:
-    """Bytes: `64MB`, `1.5GiB`, or a number alone.
+    """Parse a size in bytes: `64MB`, `1.5GiB`, or a number alone.
 
     Args:
-        examples: What an error is to suggest, where other forms are allowed too.
+        examples: Examples for the error message, for callers that accept other forms too.
 
     Raises:
-        OptionError: It is none of these.
+        OptionError: The text is not a valid size.
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None or match[2].lower() not in _UNITS:
-        raise OptionError(f"{text!r} is no amount of memory", fix=f"write it like {examples}")
+        raise OptionError(f"{text!r} is not a valid size", fix=f"write it like {examples}")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
@@ -36,7 +36,7 @@ def human_bytes(count: int) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """A time to the precision that an estimate has."""
+    """A duration, rounded to the precision of an estimate."""
     if seconds < 100:
         return f"{max(seconds, 1):.0f} s"
     if seconds < 6000:

@@ -1,4 +1,4 @@
-"""The model run on calibration data: hooks, experts, thresholds, and the trace of which neurons fired.
+"""Runs the model on calibration data: hooks, MoE experts, thresholds, and the trace of which neurons fired.
 
 Imports `calibration` and below, and torch where the model runs.
 """

@@ -1,4 +1,4 @@
-"""The experts of a layer as transformers runs them, one after the other, so that each can be seen with its tokens."""
+"""Runs the MoE experts of a layer one by one, so that each can be recorded with the tokens routed to it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch.nn.functional import linear
 
 from neuralink_cli.errors import UnsupportedError
 
-# Number of an expert, the tokens routed to it in ascending order, the values of its gate (without one: of its up
-# projection) for them, and the inputs of its down projection.
+# The number of an expert, the tokens routed to it in ascending order, and for these tokens the values of its gate (or
+# of its up projection, if it has no gate) and the inputs of its down projection.
 SeeExpert = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 _NAME = "neuralink"
 
 
 @contextlib.contextmanager
 def experts_seen(modules: Sequence[tuple[Any, SeeExpert]]) -> Iterator[None]:
-    """Within the block, every experts module calls what stands beside it for each expert that it runs.
+    """Within the block, every experts module calls its function for each expert that it runs.
 
     Raises:
-        UnsupportedError: A module of a kind whose computation is not known.
+        UnsupportedError: A module is of an unknown kind.
     """
     if not modules:
         yield
@@ -45,7 +45,7 @@ def experts_seen(modules: Sequence[tuple[Any, SeeExpert]]) -> Iterator[None]:
         stack.callback(ALL_EXPERTS_FUNCTIONS.__delitem__, _NAME)
         for module, _ in modules:
             if not hasattr(module, "_apply_gate") or not hasattr(module, "config"):
-                raise UnsupportedError(f"experts of the kind {type(module).__name__} cannot be run one by one")
+                raise UnsupportedError(f"experts of class {type(module).__name__} cannot be run one by one")
             config = module.config
             stack.callback(setattr, config, "_experts_implementation", config._experts_implementation)
             config._experts_implementation = _NAME
@@ -55,11 +55,11 @@ def experts_seen(modules: Sequence[tuple[Any, SeeExpert]]) -> Iterator[None]:
 def run_experts(
     module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, see: SeeExpert
 ) -> torch.Tensor:
-    """What an experts module of transformers computes.
+    """Compute what an experts module of transformers computes.
 
     Args:
         hidden_states: `[tokens, hidden]`.
-        top_k_index, top_k_weights: `[tokens, k]`, the experts of each token and how much they count.
+        top_k_index, top_k_weights: `[tokens, k]`, the experts of each token and their routing weights.
     """
     output = torch.zeros_like(hidden_states)
     for expert in top_k_index.unique().tolist():

@@ -1,4 +1,4 @@
-"""Which neurons fire: what becomes the signal of a block, and how it is held against a threshold."""
+"""Which neurons fire: the signal of a block, and its comparison with a threshold."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import torch
 from neuralink_cli.activations.threshold import BIN_SHIFT, BINS
 from neuralink_cli.errors import InputError, UnsupportedError
 
-# For these alone out > 0 is the same as act(out) > 0: they map no positive number to zero.
+# Only for these is out > 0 the same as act(out) > 0: they map no positive number to zero.
 _POSITIVE_FIRES = frozenset({"relu", "relu6"})
-# These have parameters of their own, which a name does not give.
+# These have parameters that the name does not give.
 _PARAMETRIC = frozenset({"prelu", "xielu"})
 
 
 @dataclass(frozen=True)
 class FiringRule:
-    """How the values that a hook sees become the signal of a block: function(value), None standing for the identity."""
+    """How the values that a hook sees become the signal of a block: function(value), or the value itself for None."""
 
     block: str
     function: Any
     positive_fires: bool
 
     def signal(self, values: torch.Tensor) -> torch.Tensor:
-        """s of every neuron, of the shape and dtype of `values`."""
+        """The signal s of every neuron, with the shape and dtype of `values`."""
         signal: torch.Tensor = values if self.function is None else self.function(values)
         return signal
 
@@ -35,14 +35,14 @@ class FiringRule:
         """Whether |s| > threshold: bool `[tokens, neurons]`.
 
         Raises:
-            InputError: The signal is not a number.
+            InputError: The signal is NaN.
         """
         if self.positive_fires and threshold == 0.0:
             require_numbers(self.block, values)
             return values > 0
         magnitude = self.signal(values).abs()
         require_numbers(self.block, magnitude)
-        # The threshold is a float32: it must not be rounded to the dtype of the model.
+        # The threshold is a float32 and must not be rounded to the dtype of the model.
         return magnitude.float() > threshold
 
 
@@ -58,7 +58,7 @@ def firing_rule(block: str, activation: str, signal: str) -> FiringRule:
 
     if activation not in ACT2FN or activation in _PARAMETRIC:
         raise UnsupportedError(
-            f"activation {activation!r} of block {block!r} is not a function that transformers knows by its name",
+            f"activation {activation!r} of block {block!r} is not a function that transformers knows by name",
             fix="try --signal intermediate",
         )
     return FiringRule(block, ACT2FN[activation], activation in _POSITIVE_FIRES)
@@ -68,9 +68,9 @@ def require_numbers(block: str, values: torch.Tensor) -> None:
     """Check that no value of a block's signal is NaN.
 
     Raises:
-        InputError: One is.
+        InputError: A value is NaN.
     """
-    # The maximum of anything with a NaN in it is NaN, and is found in one pass without a copy.
+    # The maximum of values with a NaN is NaN, and takes one pass without a copy.
     if values.numel() and bool(torch.isnan(values.amax())):
         raise not_a_number(block)
 

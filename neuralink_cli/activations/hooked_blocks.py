@@ -1,4 +1,4 @@
-"""Which modules of a running model compute the FFN blocks of its checkpoint."""
+"""Finds the modules of a running model that compute the FFN blocks of its checkpoint."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Shapes = Mapping[str, Sequence[int]]
 def hooked_blocks(
     model: Any, blocks: Sequence[FFNBlock], shapes: Shapes, architecture: Architecture, signal: str
 ) -> list[HookedBlock]:
-    """Where the firing signal of every block is seen in a model.
+    """Where in a model to hook the firing signal of every block.
 
     Args:
-        shapes: Of the tensors of the checkpoint, by name.
+        shapes: The shapes of the checkpoint's tensors, by name.
 
     Raises:
         UnsupportedError: The model has no module for a block, or its activation is not known.
     """
     before = signal == "intermediate"
     found = []
-    # Looked for once, by the last expert of each layer: a mixture has thousands of blocks.
+    # Looked up once per layer, by its last expert: an MoE model has thousands of blocks.
     last = {block.expert.module: block.expert for block in blocks if block.expert is not None}
     experts = {name: find_experts(model, place, architecture) for name, place in last.items()}
     for block in blocks:

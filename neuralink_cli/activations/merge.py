@@ -1,4 +1,4 @@
-"""Merging traces of one model: tokens one after the other, and parts of a dataset become one again."""
+"""Merges traces of one model: appends their tokens, and joins parts of a dataset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """The trace that was written: its digest, its tokens, and what is in it of each dataset."""
+    """The merged trace: its digest, its number of tokens, and its share of each dataset."""
 
     content_sha256: str
     tokens: int
@@ -46,7 +46,7 @@ def merge_traces(
 
     Raises:
         InputError: An input is not a trace, or damaged.
-        MismatchError: They differ in model, signal, thresholds or blocks, or hold the same sequences twice.
+        MismatchError: The inputs differ in model, signal, thresholds or blocks, or hold the same sequences twice.
         OptionError: There is no input.
         OutputError: As `write_trace`.
     """
@@ -163,7 +163,7 @@ def _tell_of_gaps(sources: Sequence[TraceSource]) -> None:
 
 
 def _join(sources: Iterable[TraceSource]) -> tuple[TraceSource, ...]:
-    """Sources in order, neighbours that are consecutive parts of the same data as one."""
+    """Sources in order, with consecutive parts of the same data joined."""
 
     def add(joined: tuple[TraceSource, ...], source: TraceSource) -> tuple[TraceSource, ...]:
         last = joined[-1] if joined else None
@@ -192,7 +192,7 @@ def _end(source: TraceSource) -> int:
 
 
 def _joined_block(traces: Sequence[Trace], index: int) -> TraceBlock:
-    """A block, an expert with all tokens that were routed to it."""
+    """A block of the merged trace. For an expert, `routed` is the sum over the traces."""
     blocks = [trace.info.blocks[index] for trace in traces]
     routed = [block.routed for block in blocks if block.routed is not None]
     return replace(blocks[0], routed=sum(routed) if routed else None)

@@ -1,4 +1,4 @@
-"""The options of a profiling run, and what it reports."""
+"""The options of a profiling run, and its report."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SIGNALS = ("gate", "intermediate")
 
 @dataclass(frozen=True)
 class ThresholdOptions:
-    """What makes a neuron fire. Without any of these it does where the activation is not zero (ReLU).
+    """What makes a neuron fire. By default, it fires where the activation is not zero (ReLU).
 
     Attributes:
         active_ratio: Calibrate each block's threshold so that this share of its neurons fires.
-        calibration_tokens: On this many tokens at least.
+        calibration_tokens: Calibrate on at least this many tokens.
         trace: Take the thresholds of this trace.
 
     Raises:
-        OptionError: A value is out of range, or two options contradict each other.
+        OptionError: A value is out of range, or options contradict each other.
     """
 
     active_ratio: float | None = None
@@ -46,11 +46,11 @@ class ThresholdOptions:
 
 @dataclass(frozen=True)
 class ProfileOptions:
-    """How a model is profiled, beside the data.
+    """How a model is profiled, apart from the data.
 
     Attributes:
-        signal: What fires: "gate", the activated gate (or up projection), or "intermediate", the input of the down
-            projection.
+        signal: What decides firing: "gate", the activated gate (or up projection), or "intermediate", the input of the
+            down projection.
         thresholds: What makes a neuron fire.
         execution: Where and in which precision the model runs.
         part: (i, n) runs the i-th of n contiguous parts of all batches.
@@ -58,7 +58,7 @@ class ProfileOptions:
         architecture: Where the description of the model's blocks comes from.
 
     Raises:
-        OptionError: An unknown signal, or a part that is none.
+        OptionError: An unknown signal, or an impossible part.
     """
 
     signal: str = "gate"
@@ -77,7 +77,7 @@ class ProfileOptions:
 
 @dataclass(frozen=True)
 class BlockSummary:
-    """What came out for a block; `active_ratio` is that of the recorded tokens that it ran on."""
+    """The result for a block; `active_ratio` is over the recorded tokens that it ran on."""
 
     id: str
     neurons: int
@@ -97,7 +97,7 @@ class SourceSummary:
 
 @dataclass(frozen=True)
 class ProfileSummary:
-    """What a profiling run recorded; `calibration` is that of the trace."""
+    """What a profiling run recorded; `calibration` is as in the trace."""
 
     content_sha256: str
     origin: Origin | None

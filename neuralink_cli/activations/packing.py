@@ -1,4 +1,4 @@
-"""The firing neurons of a block as packed bits, made where its signal is: by a kernel on CPUs, by torch elsewhere."""
+"""Packs the firing neurons of a block into bits where its signal is: with a kernel on CPUs, with torch elsewhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from neuralink_cli.activations.packing_kernels import pack_words
 from neuralink_cli.activations.trace import Bits
 
-# The same bits as unsigned integers, for torch and for numpy. Without the sign they are in the order of the magnitudes,
-# with infinity after all numbers, and what is not a number after infinity.
+# Integer dtypes of the same width, for torch and for numpy. Without the sign bit, these integers sort like magnitudes:
+# numbers, then infinity, then NaN.
 _UNSIGNED = {
     torch.float32: (torch.int32, np.uint32),
     torch.bfloat16: (torch.int16, np.uint16),
@@ -21,10 +21,10 @@ _UNSIGNED = {
 
 @dataclass(frozen=True)
 class FiredBits:
-    """Which neurons of a block fired, not yet waited for if a device is still computing it.
+    """Which neurons of a block fired. A device may still be computing it.
 
-    `bits` is uint8 `[tokens, ceil(neurons / 8)]`, bit j % 8 of byte j // 8 being neuron j. `active` counts those set,
-    `is_number` says that no value of the signal was NaN.
+    `bits` is uint8 `[tokens, ceil(neurons / 8)]`, bit j % 8 of byte j // 8 being neuron j. `active` counts the bits
+    that are set, `is_number` says that no value of the signal was NaN.
     """
 
     bits: torch.Tensor
@@ -32,7 +32,7 @@ class FiredBits:
     is_number: bool | torch.Tensor
 
     def rows(self) -> Bits:
-        """The bits in the memory of the CPU."""
+        """The bits in RAM."""
         rows: Bits = self.bits.cpu().numpy()
         return rows
 
@@ -48,7 +48,7 @@ def pack_fired(signal: torch.Tensor, threshold: float) -> FiredBits:
 
 
 def pack_on_device(signal: torch.Tensor, threshold: float) -> FiredBits:
-    """As `pack_fired`, by torch alone, without waiting for the device: an eighth of a byte per neuron will travel."""
+    """As `pack_fired`, with torch, without waiting for the device. Only one bit per neuron is copied to RAM."""
     fired = signal.abs().float() > threshold
     padded = torch.nn.functional.pad(fired.to(torch.uint8), (0, -fired.shape[1] % 8))
     values = 1 << torch.arange(8, dtype=torch.uint8, device=signal.device)
@@ -68,7 +68,7 @@ def _pack_compiled(signal: torch.Tensor, threshold: float) -> FiredBits:
 
 
 def _limit(threshold: float, dtype: torch.dtype) -> np.unsignedinteger:
-    """The bits of the greatest number of a dtype that is not above the threshold, itself a float32."""
+    """The bits of the greatest number of a dtype that is not above the float32 threshold."""
     nearest = torch.tensor(threshold).to(dtype)
     word = _word(threshold, dtype)
     return word - type(word)(1) if float(nearest) > np.float32(threshold) else word

@@ -1,4 +1,4 @@
-"""The loop over a block's signal on the CPU: read once, for the bits of what fires, their number, and what is NaN."""
+"""The loop over a block's signal on the CPU. One pass packs the bits of firing neurons, counts them, and finds NaN."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from neuralink_cli.kernels import kernel, popcount
 
-# Floating-point numbers as the unsigned integers that have their bits.
+# The bits of floating-point numbers, as unsigned integers.
 Words = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 _WIDTH = 64
 
@@ -21,7 +21,7 @@ _WIDTH = 64
 def _above(_: Any, row: Any, _first: Any, _bound: Any) -> Any:
     """above(row, first, bound) -> uint64: bit j is set if row[first + j], without its sign, is greater than bound.
 
-    As vectors, for which every processor has instructions, and which a loop over bits would not be compiled to.
+    Written with vectors, which every processor supports: a loop over bits would not compile to them.
     """
     lane = ir.IntType(row.dtype.bitwidth)
     vector = ir.VectorType(lane, _WIDTH)
@@ -55,11 +55,11 @@ def pack_words(
     Args:
         words: C-contiguous `[tokens, neurons]`.
         limit, infinity: The bits of numbers that are not negative.
-        bits: To be filled: `[tokens, ceil(neurons / 8)]`.
+        bits: The output, `[tokens, ceil(neurons / 8)]`.
     """
     tokens, neurons = words.shape
     whole = neurons - neurons % _WIDTH
-    # All bits but that of the sign.
+    # All bits except the sign.
     unsigned = ~words.dtype.type(0) >> words.dtype.type(1)
     active = 0
     not_numbers = np.uint64(0)
@@ -71,7 +71,7 @@ def pack_words(
             active += popcount(fired)
             for byte in range(8):
                 packed[first // 8 + byte] = np.uint8(fired >> np.uint64(8 * byte))
-        # What is left is too short for a vector.
+        # The rest is too short for a vector.
         packed[whole // 8 :] = 0
         for neuron in range(whole, neurons):
             magnitude = row[neuron] & unsigned

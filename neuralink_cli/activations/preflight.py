@@ -1,4 +1,4 @@
-"""What a profiling run is going to take: memory and disk before it starts, its time as soon as that can be told."""
+"""Estimates what a profiling run takes: memory and disk before it starts, time as soon as it can be told."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from neuralink_cli.sizes import human_bytes, human_seconds
 
 logger = logging.getLogger(__name__)
 
-# What the widest layer of a transformer holds of each token at once, roughly: up, gate, activated and multiplied; and
-# residual, normalised, queries, keys, values and outputs.
+# Roughly the values per token that the widest layer of a transformer holds at once: up, gate, activated and multiplied;
+# and residual, normalised, queries, keys, values and outputs.
 _WIDE_VALUES = 4
 _NARROW_VALUES = 6
 _LEAST_SECONDS = 60.0
@@ -31,17 +31,17 @@ def tell_needs(
     directory: Path,
     blocks: Sequence[FFNBlock],
 ) -> None:
-    """Say about how much memory and disk a run takes on the model in a directory.
+    """Log roughly how much memory and disk a run takes with the model in a directory.
 
     Raises:
-        OptionError: The device or dtype is not there.
+        OptionError: The device or dtype is not available.
     """
     dtype = compute_dtype(execution.dtype, find_device(execution.device))
     weights = weight_bytes(directory, dtype)
     if execution.max_memory is not None:
         weights = min(weights, execution.max_memory)
     values = activation_bytes(data, blocks, FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
-    # Once in the spool and once in the trace.
+    # Written once to the spool and once to the trace.
     per_token = 2 * bytes_per_token(blocks)
     if data.max_tokens is None:
         disk = f"{human_bytes(round(1_000_000 * per_token))} of disk per million tokens"
@@ -58,16 +58,16 @@ def tell_needs(
 
 
 def activation_bytes(data: CalibrationOptions, blocks: Sequence[FFNBlock], element_bytes: int) -> int:
-    """About what a batch of full sequences holds in memory beside the weights."""
+    """Roughly the bytes in memory beside the weights for a batch of full sequences."""
     tokens = data.batch_size * (data.max_seq_length or DEFAULT_SEQUENCE_LENGTH)
     widest = max(_WIDE_VALUES * block.neurons + _NARROW_VALUES * block.hidden for block in blocks)
     return tokens * widest * element_bytes
 
 
 def telling_time(advance: Callable[[int], object], total: int) -> Callable[[int], object]:
-    """An `advance` that once says how long a step will take, if that is long: after the second of its batches.
+    """Wraps `advance`: after the second batch, logs once how long the rest takes, if that is long.
 
-    The first does not count: it warms up.
+    The first batch is not timed, because it warms up.
     """
     done = 0
     first: tuple[float, int] | None = None

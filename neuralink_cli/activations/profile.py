@@ -1,4 +1,4 @@
-"""Profiling: calibration data through the model into a trace. Torch is imported when a run starts."""
+"""Profiling: runs calibration data through the model and writes a trace. Torch is imported when a run starts."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Subject:
     """The model that is profiled, as its checkpoint describes it.
 
     Attributes:
-        name: As the user wrote it.
-        shapes: Of all tensors.
+        name: The model as the user wrote it.
+        shapes: The shapes of all tensors.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class _Run:
-    """All that is known before recording starts."""
+    """Everything that is known before recording starts."""
 
     subject: Subject
     signal: str
@@ -102,15 +102,15 @@ def profile(
 ) -> ProfileSummary:
     """Record which FFN neurons fire for every token of the calibration data, and write the trace to `output`.
 
-    The same arguments give the same bytes on the same machine. Padding is left out of the trace, nothing else is.
+    The same arguments give the same bytes on the same machine. Only padding is left out of the trace.
 
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
 
     Raises:
-        OptionError: Options that do not go together, or not with this model.
+        OptionError: The options do not go together, or not with this model.
         InputError, UnsupportedError: The model or the data cannot be used; a signal is NaN.
-        MismatchError: The trace to take thresholds from is of another model or signal.
+        MismatchError: The trace to take thresholds from has another model or signal.
         OutputError: The output exists, cannot be written or does not fit on the disk.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
@@ -119,7 +119,7 @@ def profile(
     known = _known_thresholds(options, subject)
     require_hf_packages("torch", "transformers", "datasets")
     with quiet_transformers(), ExitStack() as stack:
-        # Beside the output: what has no room in memory may have none in the system's temporary folder either.
+        # Beside the output: weights larger than memory may not fit in the system's temporary folder either.
         offloaded = output.absolute().with_name(f".{output.name}.weights")
         stack.callback(shutil.rmtree, offloaded, ignore_errors=True)
         hooked, batched = _prepare(data, options, subject, offloaded, progress)
@@ -152,7 +152,7 @@ def _read_subject(model: str | Path, options: ProfileOptions) -> Subject:
 
 
 def _known_thresholds(options: ProfileOptions, subject: Subject) -> Thresholds | None:
-    """The thresholds that need no calibration: another trace's, or 0; None if they are to be calibrated."""
+    """The thresholds that need no calibration: another trace's, or 0. None if they must be calibrated."""
     if options.thresholds.active_ratio is not None:
         return None
     if options.thresholds.trace is not None:
@@ -177,16 +177,18 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
         raise MismatchError(f"has the thresholds of signal {info.signal!r}, not {signal!r}", where=path)
     for block, other in zip(subject.blocks, info.blocks, strict=False):
         if trace_block(block, other.threshold) != _routed(other, 0):
-            raise MismatchError(f"its block {other.id!r} is not that of the model {subject.name}", where=path)
+            raise MismatchError(
+                f"its block {other.id!r} differs from the block of the model {subject.name}", where=path
+            )
     if len(info.blocks) != len(subject.blocks):
-        raise MismatchError(f"has {len(info.blocks)} blocks, the model {len(subject.blocks)}", where=path)
+        raise MismatchError(f"has {len(info.blocks)} blocks, but the model has {len(subject.blocks)}", where=path)
     return Thresholds(tuple(block.threshold for block in info.blocks), info.calibration)
 
 
 def _prepare(
     data: CalibrationOptions, options: ProfileOptions, subject: Subject, offloaded: Path, progress: Progress
 ) -> tuple[HookedModel, CalibrationData]:
-    """Load the model and read the data, looking at the first sample of each dataset before the model is loaded."""
+    """Load the model and read the data. The first sample of each dataset is checked before the model is loaded."""
     from neuralink_cli.activations.hooked_blocks import hooked_blocks
     from neuralink_cli.activations.preflight import tell_needs
     from neuralink_cli.activations.recorder import HookedModel
@@ -219,7 +221,7 @@ def _calibrate(options: ThresholdOptions, hooked: HookedModel, data: Calibration
     ratio = options.active_ratio
     if ratio is None:
         raise ValueError("there is no active ratio to calibrate to")
-    # Of the whole run, whatever part of it is recorded: parts of one run must agree.
+    # Batches of the whole run, even if only a part is recorded: parts of one run must have the same thresholds.
     batches = data.first_batches(options.calibration_tokens)
     tokens = sum(batch.tokens for batch in batches)
     with progress("calibrating thresholds", tokens, "token") as advance:
@@ -244,7 +246,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
         sources=trace_sources(data, batches),
     )
     row_bytes = [block.row_bytes for block in blocks]
-    # Once in the spool and once in the trace.
+    # Written once to the spool and once to the trace.
     require_space(output, round(2 * header.tokens * bytes_per_token(subject.blocks)))
     with Spool(output, row_bytes) as spool:
         with progress("recording", header.tokens, "token") as advance:
@@ -269,7 +271,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
 
 
 def trace_sources(data: CalibrationData, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
-    """What consecutive batches hold of each source, as the trace states it."""
+    """The part of each source in consecutive batches, for the trace."""
     found = []
     for index, group in groupby(batches, lambda batch: batch.source):
         of_source = list(group)

@@ -1,4 +1,4 @@
-"""Hooks on the FFN blocks of a running model, and what is made of their signals: recorded bits or thresholds."""
+"""Hooks the FFN blocks of a running model, and turns their signals into recorded bits or thresholds."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from neuralink_cli.errors import InputError, UnsupportedError, first_line
 from neuralink_cli.models.offload import explained_offloading, input_device
 
 Advance = Callable[[int], object]
-# An expert that saw fewer tokens has too few values for a threshold of its own.
+# Experts with fewer tokens have too few values for their own threshold.
 _FEWEST_CALIBRATION_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class HookedBlock:
-    """Where the firing signal of a block is seen: the output of `module`, or what goes into it.
+    """Where the firing signal of a block is seen: the output of `module`, or its input if `before`.
 
     Attributes:
-        first: Where the block's neurons start in the output, which may be that of several parts.
-        expert: The number of the expert that the block is of those that `module` runs; None if it runs on all tokens.
-        activation: The module, if there is one, that is expected to make the signal of the output.
+        first: Where the block's neurons start in the output, which may hold several parts.
+        expert: The number of the expert in `module`; None if the block runs on all tokens.
+        activation: The module that is expected to turn the output into the signal, if there is one.
     """
 
     module: Any
@@ -45,13 +45,13 @@ class HookedBlock:
     activation: Any = None
 
 
-# Called with the index of a block, its signal `[tokens, neurons]` without those of padding, and which tokens of the
-# batch they are of, padding not counted, ascending; None if of all.
+# Called with the index of a block, its signal `[tokens, neurons]` without padding, and the positions of these tokens in
+# the batch, without padding and ascending; None for all tokens.
 Receive = Callable[[int, torch.Tensor, torch.Tensor | None], None]
 
 
 class HookedModel:
-    """A model that hands over what its FFN blocks compute. The hooks are there while its context is entered."""
+    """A model that hands over what its FFN blocks compute. The hooks exist while its context is entered."""
 
     def __init__(self, model: Any, blocks: Sequence[HookedBlock]) -> None:
         self._model = model
@@ -84,12 +84,12 @@ class HookedModel:
         """Run a batch through the model.
 
         Args:
-            receive: Called once per block, in the order in which the model runs them, and for an expert only if tokens
-                are routed to it; its signal is in the order of the sequences.
+            receive: Called once per block, in the order in which the model runs them; for an expert only if tokens are
+                routed to it. The signal is in the order of the sequences.
 
         Raises:
-            InputError: Not enough memory on the device.
-            UnsupportedError: A block did not run exactly once on every token, or needs weights that have no room.
+            InputError: The device has not enough memory.
+            UnsupportedError: A block did not run exactly once on every token, or needs offloaded weights.
         """
         device, dtype = input_device(self._model), self._model.dtype
         inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.inputs.items()}
@@ -138,7 +138,7 @@ class HookedModel:
 
 
 class _RunningBatch:
-    """What is known while a batch runs through the model: where its padding is, and which blocks have run."""
+    """The state of a batch that runs through the model: where its padding is, and which blocks have run."""
 
     def __init__(
         self, blocks: Sequence[HookedBlock], batch: ModelBatch, device: torch.device, receive: Receive
@@ -148,24 +148,24 @@ class _RunningBatch:
         self._shape = batch.mask.shape
         padded = not batch.mask.all()
         self._mask = torch.from_numpy(batch.mask).to(device).reshape(-1) if padded else None
-        # Found out once: a device would have to be waited for at every block.
+        # Computed once: otherwise every block would wait for the device.
         self._kept = torch.from_numpy(np.flatnonzero(batch.mask)).to(device) if padded else None
         self._seen: set[int] = set()
-        # A block whose values the model is about to activate, and these.
+        # A block whose values the model is about to activate, and the values.
         self._pending: tuple[int, torch.Tensor] | None = None
 
     def require_all_seen(self) -> None:
-        """Check that every block ran, but for experts that no token was routed to.
+        """Check that every block ran, except experts that no token was routed to.
 
         Raises:
-            UnsupportedError: One did not.
+            UnsupportedError: A block did not run.
         """
         for index, block in enumerate(self._blocks):
             if index not in self._seen and block.expert is None:
                 raise UnsupportedError(f"the model did not run block {block.rule.block!r}")
 
     def values(self, index: int, seen: torch.Tensor) -> torch.Tensor:
-        """The values of a block's own neurons in what its module gave or got.
+        """The values of a block's own neurons in the output or input of its module.
 
         Raises:
             UnsupportedError: The block has run before, or not on the tokens of the batch.
@@ -175,7 +175,7 @@ class _RunningBatch:
         tokens = self._shape[0] * self._shape[1]
         if index in self._seen or width < block.first + block.neurons or seen.numel() != tokens * width:
             raise UnsupportedError(
-                f"block {block.rule.block!r} does not run once on all tokens (it sees {list(seen.shape)}, "
+                f"block {block.rule.block!r} does not run once on all tokens (its values are {list(seen.shape)}, "
                 f"the tokens are {list(self._shape)} and its neurons {block.neurons})"
             )
         self._seen.add(index)
@@ -189,21 +189,21 @@ class _RunningBatch:
             self.settle()
 
     def activated(self, index: int, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        """Take what the model's own activation made of the values of a block, if it did of just these."""
-        # What the model makes of these values need not be computed again; of others it is no concern.
+        """Take the output of the model's own activation, if its input was the values of this block."""
+        # The model's result for these values need not be computed again. Results for other values do not matter.
         if self._pending is not None and self._pending[0] == index and _same(self._pending[1], inputs):
             self._pending = None
             self.hand_over(index, output)
 
     def settle(self) -> None:
-        """Activate what the model did not."""
+        """Activate the pending values that the model did not activate."""
         if self._pending is not None:
             index, values = self._pending
             self._pending = None
             self.hand_over(index, self._blocks[index].rule.signal(values))
 
     def hand_over(self, index: int, signal: torch.Tensor) -> None:
-        """Hand over the signal of a block without that of padding."""
+        """Hand over the signal of a block without padding."""
         # Some models run their FFNs on [tokens, hidden], some on [sequences, width, hidden]: the order is the same.
         rows = signal.detach().reshape(-1, self._blocks[index].neurons)
         self._receive(index, rows if self._kept is None else rows.index_select(0, self._kept), None)
@@ -212,12 +212,14 @@ class _RunningBatch:
         """Hand over the signal of an expert on the tokens routed to it.
 
         Raises:
-            UnsupportedError: It has run before, or has other neurons.
+            UnsupportedError: The expert has run before, or has another number of neurons.
         """
         block = self._blocks[index]
         values = product if block.before else gate
         if index in self._seen or values.shape[-1] != block.neurons:
-            raise UnsupportedError(f"block {block.rule.block!r} runs more than once on a batch, or is not its tensors")
+            raise UnsupportedError(
+                f"block {block.rule.block!r} runs more than once on a batch, or does not match its tensors"
+            )
         self._seen.add(index)
         if self._mask is not None:
             kept = self._mask[tokens]
@@ -227,7 +229,7 @@ class _RunningBatch:
 
 
 def _same(values: torch.Tensor, inputs: tuple[Any, ...]) -> bool:
-    """Whether a module got these values, as they lie in memory, as its only input."""
+    """Whether a module's only input is these values, at the same place in memory."""
     if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
         return False
     found, wanted = ((x.data_ptr(), x.shape, x.stride(), x.dtype) for x in (inputs[0], values))
@@ -244,7 +246,7 @@ def record(
     """Run the batches, spool the bits of every block, and return how many bits each block has set.
 
     Raises:
-        InputError: A signal is not a number.
+        InputError: A signal is NaN.
     """
     active = [0] * len(model.blocks)
     received: list[tuple[int, FiredBits, torch.Tensor | None]] = []
@@ -255,7 +257,7 @@ def record(
 
     for batch in batches:
         model.run(batch, receive)
-        # Only now, so that a device is waited for once in a batch and not at every block.
+        # Only now, so that we wait for the device once per batch and not for every block.
         for index, fired, tokens in received:
             if not fired.is_number:
                 raise not_a_number(model.blocks[index].rule.block)
@@ -275,12 +277,12 @@ def calibrate(
     active_ratio: float,
     advance: Advance,
 ) -> list[float]:
-    """Run the batches and return the threshold of each block at which its neurons fire at `active_ratio`.
+    """Run the batches and return, for each block, the threshold at which its neurons fire at `active_ratio`.
 
-    An expert that hardly any of their tokens are routed to gets the threshold of all experts of its layer together.
+    An expert with too few tokens gets the common threshold of all experts of its layer.
 
     Raises:
-        InputError: A signal is not a number.
+        InputError: A signal is NaN.
     """
     histograms = [MagnitudeHistogram() for _ in model.blocks]
     of_layers = {id(block.module): MagnitudeHistogram() for block in model.blocks if block.expert is not None}

@@ -1,4 +1,4 @@
-"""Bits on their way from the model, batch by batch, to the trace, block by block: one file without a name."""
+"""A temporary file for bits: the model makes them batch by batch, the trace stores them block by block."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _TOKEN_BYTES = 4
 
 
 class Spool:
-    """Takes rows of any block in any order and gives back those of one block in the order they came.
+    """Takes rows of any block in any order, and gives back the rows of one block in the order they came.
 
-    It holds in memory only where each chunk lies. Its file has no name, so that a killed run leaves nothing. Use as a
-    context manager.
+    Only the position of each chunk is in memory. The file has no name, so a killed run leaves nothing. Use as a context
+    manager.
 
     Args:
-        output: The file beside which the spool lies.
+        output: The spool is put beside this file.
         row_bytes: Bytes of a row, for each block.
 
     Raises:
-        OutputError: The file cannot be made.
+        OutputError: The file cannot be created.
     """
 
     def __init__(self, output: Path, row_bytes: list[int]) -> None:
         self._output = output
         self._row_bytes = row_bytes
-        # The rows of each block, then the tokens that they are of.
+        # First the rows of each block, then the tokens of these rows.
         self._starts = [array("q") for _ in range(2 * len(row_bytes))]
         self._rows = [array("q") for _ in range(2 * len(row_bytes))]
         self._end = 0
@@ -62,7 +62,7 @@ class Spool:
         self._append(block, rows)
 
     def append_tokens(self, block: int, tokens: npt.NDArray[np.int32]) -> None:
-        """Note which tokens the last rows of a block are of.
+        """Add the tokens that the last rows of a block belong to.
 
         Raises:
             OutputError: The disk is full.
@@ -70,7 +70,7 @@ class Spool:
         self._append(len(self._row_bytes) + block, tokens.view(np.uint8).reshape(tokens.size, _TOKEN_BYTES))
 
     def count(self, block: int) -> int:
-        """How many rows of a block there are."""
+        """The number of rows of a block."""
         return sum(self._rows[block])
 
     def rows(self, block: int) -> Iterator[Bits]:
@@ -78,7 +78,7 @@ class Spool:
         return self._chunks(block, self._row_bytes[block])
 
     def tokens(self, block: int) -> Iterator[npt.NDArray[np.uint32]]:
-        """The tokens that were noted for a block, in chunks as they came."""
+        """The tokens of a block's rows, in chunks as they came."""
         return (chunk.reshape(-1).view("<u4") for chunk in self._chunks(len(self._row_bytes) + block, _TOKEN_BYTES))
 
     def _append(self, stream: int, rows: Bits) -> None:

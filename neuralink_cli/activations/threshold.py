@@ -1,13 +1,13 @@
-"""Thresholds that make a block fire at a ratio of choice, from a histogram of its signal's magnitudes."""
+"""Thresholds for a chosen active ratio, from a histogram of the magnitudes of a block's signal."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-# Activations that are zero for every negative input: what they let through at a threshold of 0 is all that matters.
+# Activations that are zero for every negative input: at a threshold of 0, leaving out other neurons is exact.
 EXACT_AT_ZERO = frozenset({"relu", "relu2", "relu6", "fatrelu", "drelu"})
-# A magnitude's bin is the upper half of its bits as a float32: its exponent and the first 8 bits of its fraction.
+# The bin of a magnitude is the upper half of its float32: the exponent and the first 8 bits of the fraction.
 BIN_SHIFT = 15
 BINS = 1 << 16
 _LARGEST_FINITE = 0x7F7FFFFF
@@ -20,18 +20,18 @@ class MagnitudeHistogram:
         self._counts = np.zeros(BINS, dtype=np.int64)
 
     def add(self, counts: npt.NDArray[np.int64]) -> None:
-        """Add values that have been counted into bins, int64 `[BINS]`."""
+        """Add counts per bin, int64 `[BINS]`."""
         self._counts += counts
 
     @property
     def total(self) -> int:
-        """How many values have been added."""
+        """The number of values added."""
         return int(self._counts.sum())
 
     def threshold(self, active_ratio: float) -> float:
-        """The t, a float32, for which about `active_ratio` of the values are greater; between two edges, linearly.
+        """The float32 that about `active_ratio` of the values exceed, interpolated linearly within its bin.
 
-        It is 0 when fewer values than that are beyond the smallest bin.
+        It is 0 if fewer values than that are beyond the smallest bin.
         """
         wanted = active_ratio * self.total
         at_least = np.cumsum(self._counts[::-1])[::-1]

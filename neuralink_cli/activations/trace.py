@@ -28,11 +28,11 @@ SEQUENCE_DIGESTS = "sequence_digests"
 
 @dataclass(frozen=True)
 class TraceBlock:
-    """What the trace knows of one block.
+    """One block in a trace.
 
     Attributes:
         part_bytes: For each role, the bytes of one neuron's weights.
-        routed: For an expert, how many tokens were routed to it; None for a block that runs on all.
+        routed: For an expert, the number of tokens routed to it; None for a block that runs on all tokens.
     """
 
     id: str
@@ -51,9 +51,10 @@ class TraceBlock:
 
 @dataclass(frozen=True)
 class TraceSource:
-    """A dataset, or a contiguous part of its sequences: those from `first_sequence` on, of `total_sequences`.
+    """A dataset, or a contiguous part of its `total_sequences`, starting at `first_sequence`.
 
-    `sha256` is of all token ids of the source; `parameters` are those of the run that can change the bits.
+    `sha256` covers all token ids (or pixel values) of the source. `parameters` are the run's parameters that can change
+    the bits.
     """
 
     name: str
@@ -67,9 +68,9 @@ class TraceSource:
 
 @dataclass(frozen=True)
 class TraceHeader:
-    """Everything a trace says beside its bits.
+    """Everything in a trace except its bits.
 
-    `model` identifies the checkpoint; `origin` only says where it came from.
+    `model` identifies the checkpoint. `origin` only says where it came from.
     """
 
     model: Mapping[str, str]
@@ -86,14 +87,14 @@ class TraceHeader:
 
 
 def trace_block(block: FFNBlock, threshold: float) -> TraceBlock:
-    """The trace's entry for a block of a checkpoint, of an expert before any token was routed to it."""
+    """The trace's entry for a block of a checkpoint, before any token is routed to it if it is an expert."""
     part_bytes = {part.role: block.hidden * part.element_bytes for part in block.parts}
     routed = None if block.expert is None else 0
     return TraceBlock(block.id, block.neurons, block.hidden, block.activation, threshold, part_bytes, routed)
 
 
 def bytes_per_token(blocks: Iterable[FFNBlock]) -> float:
-    """Bytes that a trace takes per token, about: experts have rows for some of the tokens only."""
+    """Approximate bytes of a trace per token. Experts have rows for some tokens only."""
     return sum(
         -(-block.neurons // 8) if block.expert is None else block.expert.share * (-(-block.neurons // 8) + 4)
         for block in blocks
@@ -117,8 +118,8 @@ def write_trace(
         sequence_lengths: Tokens of each sequence, in order, over all sources.
         sequence_digests: uint8 `[sequences, 16]`, see `sequence_digest`.
         fired: For a block id, yields its bits in token order: uint8 arrays `[tokens, ceil(neurons / 8)]`, bit j % 8 of
-            byte j // 8 being neuron j. Of an expert, those of the tokens routed to it.
-        tokens: For the id of an expert, yields which tokens these are: uint32 arrays, ascending.
+            byte j // 8 being neuron j. For an expert, only the tokens routed to it.
+        tokens: For the id of an expert, yields these tokens: uint32 arrays, ascending.
 
     Raises:
         OutputError: As `write_stage_file`.
@@ -139,7 +140,7 @@ class Trace(StageFile):
     """An open trace. Use as a context manager.
 
     Raises:
-        InputError: Not a trace, or tensors that do not fit its metadata.
+        InputError: Not a trace, or its tensors do not fit its metadata.
     """
 
     def __init__(self, path: Path) -> None:
@@ -154,13 +155,13 @@ class Trace(StageFile):
             raise
 
     def fired(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Bits:
-        """Bits of those of the tokens `start` to `stop` that a block ran on: uint8 `[tokens, ceil(neurons / 8)]`."""
+        """Bits of the tokens from `start` to `stop` that a block ran on: uint8 `[tokens, ceil(neurons / 8)]`."""
         start, stop = self._rows(block, start, self.info.tokens if stop is None else stop)
         rows = self.read(f"{block.id}.fired", start * block.row_bytes, stop * block.row_bytes)
         return rows.reshape(stop - start, block.row_bytes)
 
     def tokens_of(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Positions:
-        """Which of the tokens `start` to `stop` a block ran on: uint32, ascending."""
+        """The tokens from `start` to `stop` that a block ran on: uint32, ascending."""
         stop = self.info.tokens if stop is None else stop
         if block.routed is None:
             return np.arange(start, stop, dtype=np.uint32)
@@ -168,7 +169,7 @@ class Trace(StageFile):
         return self._positions(block)[first:last]
 
     def fired_by_token(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Bits:
-        """Bits of all tokens `start` to `stop`; none of those of tokens that a block did not run on."""
+        """Bits of all tokens from `start` to `stop`; no bit is set for tokens that a block did not run on."""
         fired = self.fired(block, start, stop)
         if block.routed is None:
             return fired
@@ -194,7 +195,7 @@ class Trace(StageFile):
         return tuple(np.split(self.sequence_lengths, np.cumsum(counts)[:-1]))
 
     def _rows(self, block: TraceBlock, start: int, stop: int) -> tuple[int, int]:
-        """The rows of a block that are of the tokens `start` to `stop`."""
+        """The rows of a block for the tokens `start` to `stop`."""
         if block.routed is None:
             return start, stop
         first, last = np.searchsorted(self._positions(block), [start, stop]).tolist()
@@ -206,7 +207,7 @@ class Trace(StageFile):
     def _check(self) -> None:
         info = self.info
         if len({block.id for block in info.blocks}) != len(info.blocks):
-            raise InputError("names a block twice", where=self.path)
+            raise InputError("lists a block twice", where=self.path)
         for block in info.blocks:
             rows = info.tokens if block.routed is None else block.routed
             self._require(f"{block.id}.fired", "U8", (rows, block.row_bytes))

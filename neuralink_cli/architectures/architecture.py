@@ -1,4 +1,4 @@
-"""Architectures are data: one JSON file each says which tensors of a model type make up its FFN blocks."""
+"""Architectures are JSON files: each describes which tensors of a model type make up its FFN blocks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _EXPERT = "${expert}"
 
 @dataclass(frozen=True)
 class WeightPattern:
-    """A weight of a block as a name pattern, the axis along which its neurons run, and its bias if it may have one.
+    """A weight of a block: its name pattern, the axis along which its neurons run, and the name of an optional bias.
 
     Attributes:
-        share: (k, n) if the weight is the k-th of n, counted from 1, that stand one after the other in one tensor.
-        module: The module that holds the weight in transformers, if it is not called as the tensor is.
+        share: (k, n) if the weight is the k-th of n weights stored one after the other in one tensor, counted from 1.
+        module: The module that holds the weight in transformers, if its name differs from the tensor's.
     """
 
     weight: str
@@ -43,11 +43,11 @@ class WeightPattern:
 
 @dataclass(frozen=True)
 class ExpertsPattern:
-    """Blocks that run only on the tokens routed to them.
+    """MoE experts: blocks that run only on the tokens routed to them.
 
     Attributes:
-        count_keys, per_token_keys: Config keys of their number, and of how many of them a token is routed to.
-        module: The module that runs them.
+        count_keys, per_token_keys: Config keys for the number of experts, and for the experts per token.
+        module: The module that runs the experts.
     """
 
     count_keys: tuple[str, ...]
@@ -67,11 +67,11 @@ class BlockPattern:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What `architectures/*.json` says; see `architecture.schema.json` for the meaning of each field.
+    """A parsed `descriptions/*.json`; see `architecture.schema.json` for the meaning of each field.
 
     Attributes:
-        runs_as: A model type of transformers that computes the same, for checkpoints that come with code of their own.
-        up_activation: Whether the up projection's values go through the activation too, which `runs_as` does not know.
+        runs_as: A model type of transformers that computes the same, for checkpoints that come with their own code.
+        up_activation: Whether the up projection is activated too, which the `runs_as` model does not do.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Architecture:
     up_activation: bool = False
 
     def bare_name(self, name: str) -> str:
-        """A name of a tensor or module without the first prefix that it starts with."""
+        """The name of a tensor or module without its prefix: the first in `prefixes` that it starts with."""
         return next((name[len(prefix) :] for prefix in self.prefixes if prefix and name.startswith(prefix)), name)
 
 
@@ -95,7 +95,7 @@ def parse_architecture(document: dict[str, Any], where: str | Path) -> Architect
     """Check an architecture document and turn it into an `Architecture`.
 
     Raises:
-        InputError: It does not meet the schema (unknown keys included), or uses a tensor twice.
+        InputError: It does not match the schema (unknown keys included), or uses a tensor twice.
     """
     check_document(document, ARCHITECTURE_SCHEMA, where)
     layer_keys = tuple(document.get("layers", ()))
@@ -118,10 +118,10 @@ def parse_architecture(document: dict[str, Any], where: str | Path) -> Architect
 
 
 def read_architecture(path: Path) -> Architecture:
-    """An architecture from a user's file.
+    """Read an architecture from a user's file.
 
     Raises:
-        InputError: It cannot be read or does not meet the schema.
+        InputError: The file cannot be read or does not match the schema.
     """
     return parse_architecture(read_object(path), path)
 
@@ -135,11 +135,11 @@ def find_architecture(model_type: str, where: Path) -> Architecture:
     """The built-in architecture for a `model_type`.
 
     Raises:
-        UnsupportedError: None is known.
+        UnsupportedError: There is none.
     """
     if not is_built_in(model_type):
         raise UnsupportedError(
-            f"architecture {model_type!r} is not known (`neuralink architectures` lists those that are)",
+            f"architecture {model_type!r} is not known (`neuralink architectures` lists the known ones)",
             where=where,
             fix="try --infer-architecture, or describe it in a JSON file (docs/architectures.md) for --architecture",
         )
@@ -156,13 +156,17 @@ def builtin_architectures() -> list[Architecture]:
 def _parse_block(document: Mapping[str, Any], layer_keys: tuple[str, ...], where: str | Path) -> BlockPattern:
     experts = document.get("experts")
     if (experts is not None) != (_EXPERT in document["id"]):
-        raise InputError(f"block {document['id']!r}: `experts` and {_EXPERT} in the id go together", where=where)
+        raise InputError(
+            f"block {document['id']!r} needs both `experts` and {_EXPERT} in its id, or neither", where=where
+        )
     parts = {role: _parse_part(document[role]) for role in _ROLES if role in document}
     for part in parts.values():
         if experts is None and _EXPERT in part.weight + (part.bias or ""):
-            raise InputError(f"tensor {part.weight!r} has {_EXPERT}, its block {document['id']!r} has not", where=where)
+            raise InputError(
+                f"tensor {part.weight!r} has {_EXPERT}, but its block {document['id']!r} has not", where=where
+            )
         if part.share[0] > part.share[1]:
-            raise InputError(f"tensor {part.weight!r}: part {part.share[0]} of {part.share[1]}", where=where)
+            raise InputError(f"tensor {part.weight!r} cannot be part {part.share[0]} of {part.share[1]}", where=where)
     return BlockPattern(
         id=document["id"],
         parts=parts,
@@ -182,16 +186,16 @@ def _parse_part(document: Mapping[str, Any]) -> WeightPattern:
 
 
 def _require_distinct(blocks: tuple[BlockPattern, ...], where: str | Path) -> None:
-    """Every tensor, or share of one, belongs to one part of one block, which may be stored in several ways."""
+    """Check that every tensor, or share, belongs to one part of one block. A block may be stored in several ways."""
     owners: dict[tuple[str, tuple[int, int]], str] = {}
     for block in blocks:
         for name, share in (found := list(_tensors(block))):
             if owners.setdefault((name, share), block.id) != block.id or found.count((name, share)) > 1:
-                raise InputError(f"tensor {name!r} is in it twice", where=where)
+                raise InputError(f"describes tensor {name!r} twice", where=where)
     ways = [(block.id, block.parts["up"].weight) for block in blocks]
     if len(set(ways)) < len(ways):
         twice = next(way for way in ways if ways.count(way) > 1)
-        raise InputError(f"block {twice[0]!r} is in it twice", where=where)
+        raise InputError(f"describes block {twice[0]!r} twice", where=where)
 
 
 def _tensors(block: BlockPattern) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -1,4 +1,4 @@
-"""The FFN blocks of a checkpoint: which tensors hold their neurons, checked against each other."""
+"""The FFN blocks of a checkpoint, and the tensors that hold their neurons."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _EXPERT_ID = re.compile(r"(.*\.experts)\.[0-9]+")
 class BlockPart:
     """One projection of a block. Neuron i is row i (`neuron_axis` 0) or column i (1) of a matrix.
 
-    `bias` has one entry per neuron (gate, up) or one per output, which no permutation of neurons touches (down).
+    `bias` has one entry per neuron (gate, up) or per output (down); reordering neurons leaves the latter as it is.
 
     Attributes:
-        weight: The tensor that the matrix is, or lies in.
+        weight: The tensor that holds the matrix.
         start: Elements of the tensor before the matrix.
-        pitch: Elements from a line of the matrix to the next; 0 if they follow each other.
-        bias_start: Elements of the bias's tensor before the first neuron's.
-        module: The module that holds the weight in transformers; None if it is called as the tensor is.
+        pitch: Elements from one line of the matrix to the next; 0 if the lines are contiguous.
+        bias_start: Elements of the bias tensor before the first neuron.
+        module: The module that holds the weight in transformers; None if it has the tensor's name.
     """
 
     role: str
@@ -46,9 +46,9 @@ class BlockPart:
 
 @dataclass(frozen=True)
 class ExpertPlace:
-    """Expert number `index` of those that a module of transformers runs, each on the tokens routed to it.
+    """Expert number `index` of a transformers module that runs each expert on the tokens routed to it.
 
-    `share` is that of the tokens that an expert of the layer gets on average, if the config says; else 1.
+    `share` is the average share of tokens that an expert of the layer gets, if the config tells; else 1.
     """
 
     module: str
@@ -71,7 +71,7 @@ class FFNBlock:
     expert: ExpertPlace | None = None
 
     def part(self, role: str) -> BlockPart:
-        """The part of a role, which must be there."""
+        """The part of a role. It must exist."""
         return next(part for part in self.parts if part.role == role)
 
     @property
@@ -85,27 +85,27 @@ class FFNBlock:
         return sum(self.hidden * part.element_bytes for part in self.parts)
 
     def region(self, part: BlockPart) -> Region:
-        """Where the weights of a part lie in their tensor."""
+        """Where the weights of a part are in their tensor."""
         size = part.element_bytes
         lines, width = (self.neurons, self.hidden) if part.neuron_axis == 0 else (self.hidden, self.neurons)
         pitch = part.pitch or width
         return Region(part.weight, part.neuron_axis, part.start * size, pitch * size, lines, width * size)
 
     def bias_region(self, part: BlockPart, dtype: str) -> Region:
-        """Where the bias of a part that has one per neuron lies in its tensor, of this dtype."""
+        """Where the bias of a gate or up part is in its tensor of this dtype."""
         assert part.bias is not None
         size = DTYPE_BITS[dtype] // 8
         return Region(part.bias, 0, part.bias_start * size, size, self.neurons, size)
 
 
 def experts_of(block_id: str) -> str | None:
-    """What the experts of a layer are called together, if a block's id is that of one: `layers.3.experts`."""
+    """The common name of a layer's experts, such as `layers.3.experts`; None if the block is not an expert."""
     found = _EXPERT_ID.fullmatch(block_id)
     return found[1] if found else None
 
 
 def biases_by_neuron(block: FFNBlock) -> Iterator[BlockPart]:
-    """The parts that have a bias with an entry per neuron."""
+    """The parts with a bias that has one entry per neuron."""
     return (part for part in block.parts if part.bias is not None and part.role != "down")
 
 
@@ -116,14 +116,14 @@ def module_of(part: BlockPart) -> str:
 
 @dataclass(frozen=True)
 class MovedPiece:
-    """The weights, or the bias, of the neurons of a block."""
+    """The weights or the bias of a block's neurons in one tensor."""
 
     block: str
     region: Region
 
 
 def moved_pieces(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> dict[str, list[MovedPiece]]:
-    """All that a permutation moves, by tensor."""
+    """Everything that reordering neurons moves, by tensor."""
     moved: dict[str, list[MovedPiece]] = {}
     for block in blocks:
         for region in moved_regions(checkpoint, block):
@@ -132,7 +132,7 @@ def moved_pieces(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> dict[str
 
 
 def moved_regions(checkpoint: Checkpoint, block: FFNBlock) -> Iterator[Region]:
-    """All that a permutation of a block's neurons moves."""
+    """Everything that reordering a block's neurons moves."""
     yield from (block.region(part) for part in block.parts)
     for part in biases_by_neuron(block):
         assert part.bias is not None

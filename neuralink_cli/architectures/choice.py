@@ -1,4 +1,4 @@
-"""Which architecture a model is taken to have: a user's, one inferred from the model itself, or a built-in one."""
+"""Chooses the architecture of a model: from a user's file, inferred from the model, or built in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ArchitectureChoice:
-    """Where the description of a model's FFN blocks comes from: by default it is built in.
+    """Where the description of a model's FFN blocks comes from. The default is a built-in description.
 
     Attributes:
         file: JSON description of an architecture that is not built in.
@@ -38,16 +38,18 @@ class ArchitectureChoice:
 
     def __post_init__(self) -> None:
         if self.file is not None and self.infer:
-            raise OptionError("--architecture and --infer-architecture both say what it is", fix="drop one of them")
+            raise OptionError(
+                "--architecture and --infer-architecture both choose the architecture", fix="drop one of them"
+            )
 
 
 BUILT_IN = ArchitectureChoice()
 
 
 def choose_architecture(model: ModelDescription, choice: ArchitectureChoice = BUILT_IN) -> Architecture:
-    """The architecture of a model, from where the choice says.
+    """The architecture of a model, from the source that `choice` names.
 
-    What is inferred is logged, so that it can be reviewed.
+    An inferred architecture is logged for review.
 
     Raises:
         InputError, UnsupportedError: As `read_architecture`, `infer_architecture` and `find_architecture`.
@@ -66,6 +68,6 @@ def choose_architecture(model: ModelDescription, choice: ArchitectureChoice = BU
 
 
 def remark_if_built_in(model_type: str) -> None:
-    """Log that nothing needs to be inferred for a `model_type`, if that is so."""
+    """If the architecture of a `model_type` is built in, log that it need not be inferred."""
     if is_built_in(model_type):
         logger.info("%r is built in: --infer-architecture is not needed, and may know less", model_type)

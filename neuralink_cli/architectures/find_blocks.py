@@ -19,7 +19,7 @@ from neuralink_cli.files.header import DTYPE_BITS
 
 
 def find_blocks(checkpoint: Checkpoint, architecture: Architecture) -> tuple[FFNBlock, ...]:
-    """All FFN blocks of a checkpoint, in layer order; those of an encoder before those of its decoder.
+    """All FFN blocks of a checkpoint, in layer order, the encoder before the decoder.
 
     Raises:
         InputError: A tensor is missing or its shape does not fit the others.
@@ -40,7 +40,7 @@ def activation_name(checkpoint: Checkpoint, architecture: Architecture) -> str:
     """The activation that decides firing, as the config names it.
 
     Raises:
-        InputError: The config does not say, and there is no default.
+        InputError: The config does not name it, and there is no default.
     """
     for key in architecture.activation_keys:
         value = config_value(checkpoint.config, key)
@@ -54,16 +54,16 @@ def activation_name(checkpoint: Checkpoint, architecture: Architecture) -> str:
 
 @dataclass(frozen=True)
 class _Search:
-    """A checkpoint in which patterns are looked up under a prefix."""
+    """Looks up patterns under a prefix in a checkpoint."""
 
     checkpoint: Checkpoint
     architecture: Architecture
     prefix: str
 
     def blocks(self, patterns: tuple[BlockPattern, ...], activation: str) -> Iterator[FFNBlock]:
-        """The blocks of one stack of layers, each layer having those of the patterns whose up projection it has."""
+        """The blocks of one stack of layers. A layer has the patterns whose up projection is in the checkpoint."""
         if not any(self._present(pattern, 0) for pattern in patterns):
-            # Half of an encoder and decoder, say.
+            # For example, a checkpoint with only the encoder or only the decoder.
             return
         for layer in range(self._count_layers(patterns)):
             found = [pattern for pattern in patterns if self._present(pattern, layer)]
@@ -88,7 +88,7 @@ class _Search:
         return layers
 
     def _present(self, pattern: BlockPattern, layer: int) -> bool:
-        # The other tensors may serve another kind as well.
+        # Other kinds of blocks may share the other tensors.
         return self._name(pattern.parts["up"].weight, layer, 0) in self.checkpoint
 
     def _experts(self, pattern: BlockPattern, layer: int) -> Sequence[int | None]:
@@ -100,7 +100,7 @@ class _Search:
             shape = self._entry(self._name(up.weight, layer, 0)).shape
             found = shape[0] if len(shape) == 3 else 0
         elif stated is not None:
-            # One that is missing is found out when its tensors are looked up.
+            # A missing expert is found when its tensors are looked up.
             found = stated
         else:
             found = 0
@@ -108,7 +108,7 @@ class _Search:
                 found += 1
         if found == 0 or (stated is not None and stated != found):
             expected = "at least one is needed" if stated is None else f"config.json says {stated}"
-            raise InputError(f"layer {layer} has {found} experts, {expected}", where=self.checkpoint.directory)
+            raise InputError(f"layer {layer} has {found} experts, but {expected}", where=self.checkpoint.directory)
         return range(found)
 
     def _expert_place(self, pattern: BlockPattern, layer: int, expert: int | None, experts: int) -> ExpertPlace | None:
@@ -138,21 +138,22 @@ class _Search:
     def _part(
         self, role: str, pattern: WeightPattern, layer: int, expert: int | None
     ) -> tuple[BlockPart, tuple[int, int]]:
-        """A part, and how many neurons of how many weights it has."""
+        """A part, its number of neurons, and its weights per neuron."""
         weight = self._name(pattern.weight, layer, expert)
         entry = self._entry(weight)
         stacked = expert is not None and not pattern.per_expert
         if len(entry.shape) != (3 if stacked else 2) or 0 in entry.shape:
             kind = "a stack of matrices" if stacked else "a matrix"
             raise InputError(
-                f"tensor {weight!r} has shape {list(entry.shape)}, {kind} is needed", where=self.checkpoint.directory
+                f"tensor {weight!r} has shape {list(entry.shape)}, but {kind} is needed",
+                where=self.checkpoint.directory,
             )
         matrix = entry.shape[-2:]
         share, of = pattern.share
         neurons, hidden = matrix[pattern.neuron_axis] // of, matrix[1 - pattern.neuron_axis]
         if neurons * of != matrix[pattern.neuron_axis]:
             raise InputError(
-                f"tensor {weight!r} of shape {list(entry.shape)} is not {of} parts of one size",
+                f"tensor {weight!r} of shape {list(entry.shape)} does not split into {of} equal parts",
                 where=self.checkpoint.directory,
             )
         index = expert if stacked and expert is not None else 0
@@ -207,7 +208,7 @@ def _find_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
 
 
 def _stack(pattern: BlockPattern) -> str:
-    """What comes before the layers in a block's id: of an encoder and a decoder, which it is."""
+    """The part of a block's id before the layers: encoder or decoder, or nothing."""
     return pattern.id.partition("layers.")[0]
 
 
@@ -224,7 +225,7 @@ def _substitute(pattern: str, layer: int, expert: int | None) -> str:
 
 
 def _require_whole_tensors(checkpoint: Checkpoint, blocks: tuple[FFNBlock, ...]) -> None:
-    """A layout holds what blocks are made of in another form: nothing else of those tensors may get lost."""
+    """Check that blocks use their tensors completely: a layout stores only the blocks, and the rest would be lost."""
     try:
         for name, pieces in moved_pieces(checkpoint, blocks).items():
             cut_into_slabs(pieces, checkpoint.place(name).entry.nbytes)

@@ -1,4 +1,4 @@
-"""Infers the JSON document of an architecture from a config and the names and shapes of tensors."""
+"""Infers the JSON description of an architecture from a config and the names and shapes of tensors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from neuralink_cli.architectures.model_description import ModelDescription
 
 
 def infer_architecture(model: ModelDescription) -> dict[str, Any]:
-    """The document of an architecture that fits a model, as `architecture.schema.json` has it.
+    """The JSON description of a model's architecture, as in `architecture.schema.json`.
 
     Raises:
-        UnsupportedError: None fits, or more than one might.
+        UnsupportedError: No description fits, or more than one may fit.
     """
     if not model.config.get("model_type"):
         raise model.refusal("config.json names no model_type")
@@ -66,12 +66,12 @@ def _document(kinds: Sequence[Kind], stacks: Sequence[str], model: ModelDescript
             }
         document["blocks"].append(block | _parts(kind, prefix))
     if len({*ids.values()}) < len(kinds):
-        raise model.refusal(f"names differ in nothing but signs and capitals ({kinds[0].unit})")
+        raise model.refusal(f"names differ only in punctuation or capitals ({kinds[0].unit})")
     return document
 
 
 def _experts_module(kind: Kind) -> str:
-    """What transformers calls the module of experts: as the tensors are called but for one old name."""
+    """The module of experts in transformers. It has the name of the tensors, except for one old name."""
     return re.sub(r"\bblock_sparse_moe\b", "mlp", kind.key) if kind.unit.per_expert else kind.key
 
 
@@ -99,7 +99,7 @@ def _parts(kind: Kind, prefix: str) -> dict[str, Any]:
 
 
 def _ids(kinds: Sequence[Kind], stacks: Sequence[str]) -> dict[tuple[str, str], str]:
-    """Ids of kinds by stack and key: short ones where they are told apart by them, else with the whole key."""
+    """Ids of kinds by stack and key: short ids where they are unique, else ids with the whole key."""
     short = {(kind.unit.stack, kind.unit.key): _side(kind, stacks) + _short_id(kind) for kind in kinds}
     taken = Counter(short.values())
     return {
@@ -113,7 +113,7 @@ def _side(kind: Kind, stacks: Sequence[str]) -> str:
 
 
 def _rank(kind: Kind) -> int:
-    """Dense blocks first, then experts, then what all tokens share."""
+    """Dense blocks first, then experts, then shared experts."""
     return 1 if kind.experts is not None else 2 if "share" in kind.key.lower() else 0
 
 
@@ -130,12 +130,12 @@ def _long_id(kind: Kind) -> str:
 
 
 def _name(text: str) -> str:
-    """Made to fit what the schema wants of names."""
+    """The text as a name that the schema allows."""
     return re.sub("[^a-z0-9_-]+", "-", text.lower()).strip("_-") or "inferred"
 
 
 def _prefix(stacks: Sequence[str]) -> str:
-    """What the names of a model have before those of its base model: their first step, if more than one comes."""
+    """The prefix of a model's names before those of its base model: the first step, if more than one comes."""
     firsts = {stack.split(".")[0] for stack in stacks if stack.count(".") > 1}
     first = firsts.pop() if len(firsts) == 1 else ""
     shared = first not in ("", "encoder", "decoder") and all(stack.startswith(f"{first}.") for stack in stacks)

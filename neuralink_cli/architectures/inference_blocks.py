@@ -1,8 +1,8 @@
-"""Finds what looks like the FFN blocks of a model whose architecture is not known, by names and shapes of tensors.
+"""Finds the FFN blocks of a model whose architecture is not known, by names and shapes of tensors.
 
-A block is found where names tell the roles of its weights and shapes agree with the sizes of the config. Where two
-readings are left, or where something else of the layer might belong to its neurons, nothing is found: an order that
-is applied to the wrong rows scrambles the model.
+A block is found if names tell the roles of its weights and shapes agree with the sizes in the config. If two readings
+are possible, or if another tensor of the layer might belong to its neurons, inference refuses: reordering the wrong
+rows scrambles the model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ROLES = {frozenset({"up", "down"}), frozenset({"gate", "up", "down"}), frozense
 
 @dataclass(frozen=True)
 class Unit:
-    """Weights whose names make them one kind of block: `key` is what their names share after the layer."""
+    """Weights whose names make them one kind of block. `key` is the part that their names share after the layer."""
 
     stack: str
     key: str
@@ -49,7 +49,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Kind:
-    """A unit whose shapes fit: the axis along which the neurons of its up projection run, and their numbers."""
+    """A unit whose shapes fit: the axis along which the neurons of its up projection run, and how many there are."""
 
     unit: Unit
     up_axis: int
@@ -65,15 +65,15 @@ class Kind:
 
     @property
     def key(self) -> str:
-        """What its module is called within a layer."""
+        """The name of its module within a layer."""
         return self.unit.key.removesuffix(f".{EXPERT}")
 
 
 def find_kinds(model: ModelDescription) -> tuple[list[str], list[Kind]]:
-    """What lists of layers are called, an encoder's before its decoder's, and the kinds of blocks that are in them.
+    """The names of the lists of layers, the encoder's before the decoder's, and the kinds of blocks in them.
 
     Raises:
-        UnsupportedError: There are none, or a reading is left that would make others of them.
+        UnsupportedError: No blocks are found, or another reading is possible.
     """
     sizes = read_sizes(model)
     shapes = _shapes_by_pattern(model)
@@ -93,7 +93,7 @@ def find_kinds(model: ModelDescription) -> tuple[list[str], list[Kind]]:
 
 
 def _shapes_by_pattern(model: ModelDescription) -> Shapes:
-    """The tensors of layers, those of more layers than the config counts left out."""
+    """The tensors of layers, without layers beyond the config's number."""
     found: dict[NamePattern, dict[Place, Shape]] = {}
     counted: dict[str, tuple[str, int] | None] = {}
     for name, shape in model.shapes.items():
@@ -110,7 +110,7 @@ def _shapes_by_pattern(model: ModelDescription) -> Shapes:
 
 
 def _units(shapes: Shapes, sizes: Sizes, model: ModelDescription) -> list[Unit]:
-    """Weights of the right sizes that are called like the parts of a block, in the order of their names."""
+    """Weights with the names and sizes of the parts of a block, in the order of their names."""
     found: dict[tuple[str, str], dict[str, NamePattern]] = {}
     for unit, role, pattern in _roles(shapes):
         if any(_may_be_weight(shape, sizes) for shape in shapes[pattern].values()):
@@ -128,7 +128,7 @@ def _may_be_weight(shape: Shape, sizes: Sizes) -> bool:
 
 
 def _roles(shapes: Shapes) -> Iterator[tuple[tuple[str, str], str, NamePattern]]:
-    """Stack and key of a unit, role in it, and pattern, for every weight whose name tells them."""
+    """The stack and key of its unit, its role and its pattern, for every weight whose name tells them."""
     for pattern in sorted(shapes, key=str):
         told = role_of(pattern)
         if told is not None:
@@ -136,13 +136,13 @@ def _roles(shapes: Shapes) -> Iterator[tuple[tuple[str, str], str, NamePattern]]
 
 
 def _complete(found: Mapping[tuple[str, str], dict[str, NamePattern]]) -> list[Unit]:
-    """The units that have all parts of a block."""
+    """The units with all parts of a block."""
     settled = [Unit(stack, key, settle_roles(roles)) for (stack, key), roles in found.items()]
     return [unit for unit in settled if frozenset(unit.weights) in _ROLES]
 
 
 def _fit(unit: Unit, shapes: Shapes, sizes: Sizes, outputs_first: bool | None, model: ModelDescription) -> Kind | None:
-    """A unit as a kind of block; None if its shapes are nowhere those of one."""
+    """A unit as a kind of block; None if its shapes fit in no layer."""
     places = {place for pattern in unit.weights.values() for place in shapes[pattern]}
     neurons: dict[int, set[int]] = {}
     misfits: dict[int, Place] = {}
@@ -174,12 +174,12 @@ def _fit(unit: Unit, shapes: Shapes, sizes: Sizes, outputs_first: bool | None, m
     with_bias = frozenset(role for role, pattern in unit.weights.items() if pattern.bias in shapes)
     experts = _count_experts(unit, shapes, places, model)
     if experts is None and "expert" in unit.key.lower() and "share" not in unit.key.lower():
-        raise model.refusal(f"{unit} are called an expert's, but which one is not a number between two dots")
+        raise model.refusal(f"{unit} look like an expert's weights, but no number between two dots tells which expert")
     return Kind(unit, axes[0], frozenset(neurons[axes[0]]), layers, experts, with_bias)
 
 
 def _neurons(unit: Unit, shapes: Shapes, place: Place, up_axis: int, sizes: Sizes) -> int | None:
-    """The neurons of a block whose up projection has them along an axis; None if the shapes do not fit that."""
+    """The number of neurons of a block if its up projection has them along `up_axis`; None if the shapes do not fit."""
     found = set()
     stacked = set()
     for role, pattern in unit.weights.items():
@@ -194,24 +194,24 @@ def _neurons(unit: Unit, shapes: Shapes, place: Place, up_axis: int, sizes: Size
         found.add(count)
     if len(found) > 1 or len(stacked) > 1 or not found <= sizes.neurons:
         return None
-    # A tensor of three axes has the experts of a layer, and says so.
+    # A tensor with three axes holds the experts of a layer, and its name tells.
     if stacked != {()} and (unit.per_expert or not re.search("expert|moe", unit.key.lower())):
         return None
     return found.pop()
 
 
 def _check_biases(unit: Unit, shapes: Shapes, up_axis: int, model: ModelDescription) -> None:
-    """Biases have an entry per output: an up projection gives out neurons, a down projection takes them in."""
+    """Check that biases have one entry per output. The outputs of up projections are neurons, those of down are not."""
     for role, pattern in unit.weights.items():
         for place, shape in shapes.get(pattern.bias, {}).items():
             weight = shapes[pattern].get(place)
             if weight is None or tuple(shape) != (*weight[:-2], weight[-2:][up_axis]):
                 shown = _shown([pattern.bias, pattern], shapes, place)
-                raise model.refusal(f"{shown} do not fit each other if {role} is what the name says")
+                raise model.refusal(f"{shown} do not fit each other as bias and weight of the {role} projection")
 
 
 def _outputs_first(shapes: Shapes) -> bool | None:
-    """Whether matrices are stored as Linear does (or as Conv1D), by the biases of those that are not square.
+    """Whether matrices are stored as in Linear (or as in Conv1D), judged by the biases of non-square matrices.
 
     None if there are no such biases, or they do not agree.
     """
@@ -226,7 +226,7 @@ def _outputs_first(shapes: Shapes) -> bool | None:
 
 
 def _count_experts(unit: Unit, shapes: Shapes, places: set[Place], model: ModelDescription) -> int | None:
-    """How many experts every layer has; None if they are no experts."""
+    """How many experts every layer has; None if the blocks are not experts."""
     if unit.per_expert:
         numbers: dict[int, set[int]] = {}
         for place in places:
@@ -242,14 +242,14 @@ def _count_experts(unit: Unit, shapes: Shapes, places: set[Place], model: ModelD
             return None
     stated = expert_count(model.config)
     if stated is not None and counts != {stated[1]}:
-        raise model.refusal(f"layers have {sorted(counts)} experts, config.json says {stated[1]} ({stated[0]})")
+        raise model.refusal(f"layers have {sorted(counts)} experts, but config.json says {stated[1]} ({stated[0]})")
     if 0 in counts:
         raise model.refusal(f"some layers have experts and others do not, under the same names ({unit})")
     return max(counts)
 
 
 def _stacks(kinds: Sequence[Kind], model: ModelDescription) -> list[str]:
-    """Where layers with blocks are: in one list of layers, or in those of an encoder and a decoder."""
+    """The lists of layers with blocks: one list, or an encoder's and a decoder's."""
     stacks = sorted({kind.unit.stack for kind in kinds}, key=lambda stack: ("decoder" in stack.split("."), stack))
     sides = ["decoder" in stack.split(".") for stack in stacks]
     if len(stacks) > 1 and not (sides == [False, True] and "encoder" in stacks[0].split(".")):
@@ -270,7 +270,7 @@ def _require_every_layer(stack: str, kinds: Sequence[Kind], model: ModelDescript
 def _require_nothing_else(
     stack: str, kinds: Sequence[Kind], shapes: Shapes, sizes: Sizes, model: ModelDescription
 ) -> None:
-    """Refuse a layer with a tensor that might have an entry, row or column per neuron and is no part of a block."""
+    """Refuse a layer with a tensor outside the blocks that might have an entry, row or column per neuron."""
     weights = [pattern for kind in kinds for pattern in kind.unit.weights.values()]
     known = {*weights, *(pattern.bias for pattern in weights)}
     within = tuple(kind.unit.key + "." for kind in kinds if kind.unit.key)
@@ -283,18 +283,18 @@ def _require_nothing_else(
         inside = pattern.rest.startswith(within)
         if pattern.of_attention and not inside:
             continue
-        # With as many neurons as the hidden size, every norm of a layer would look like one of neurons.
+        # If there are as many neurons as the hidden size, every norm of a layer would look like it belongs to neurons.
         lengths = suspect if inside else suspect - {sizes.hidden}
         for place, shape in places.items():
             if lengths & set(shape):
                 shown = _shown([pattern], shapes, place)
                 raise model.refusal(
-                    f"{shown} may belong to the neurons of {kinds[0].unit}, and its name does not say how"
+                    f"{shown} may belong to the neurons of {kinds[0].unit}, but its name does not tell how"
                 )
 
 
 def _nothing_found(shapes: Shapes, sizes: Sizes) -> str:
-    """Why: names without the sizes, sizes without the names, or neither."""
+    """Why no blocks were found: names without fitting sizes, sizes without fitting names, or neither."""
     named: dict[tuple[str, str], dict[str, NamePattern]] = {}
     for unit, role, pattern in _roles(shapes):
         named.setdefault(unit, {})[role] = pattern
@@ -307,8 +307,8 @@ def _nothing_found(shapes: Shapes, sizes: Sizes) -> str:
         for place in list(shapes[pattern])[:1]
         if not pattern.of_attention and _may_be_weight(shapes[pattern][place], sizes)
     ]
-    what = f"of that size are {', '.join(fitting[:4])}" if fitting else "none has that size"
-    return f"no tensors are called like the up and down projections of a block with {sizes}; {what}"
+    what = f"tensors of that size are {', '.join(fitting[:4])}" if fitting else "none has that size"
+    return f"no tensor names look like the up and down projections of a block with {sizes}; {what}"
 
 
 def _shown(patterns: Iterable[NamePattern], shapes: Shapes, place: Place) -> str:

@@ -1,4 +1,4 @@
-"""What a model's config says of FFN blocks under the usual keys: sizes, activation, task, and numbers of things."""
+"""What a model's config says about FFN blocks under the usual keys: sizes, activation, task, layers, experts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NEURON_KEYS = (
 )  # fmt: skip
 _RATIO_KEYS = ("expansion_ratio", "mlp_ratio", "ffn_ratio")
 _SHARED_KEYS = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
-# The first that is set decides.
+# The first key that is set decides.
 _ACTIVATION_KEYS = (
     "hidden_activation", "hidden_act", "activation_function", "activation", "act_fn", "dense_act_fn", "mlp_hidden_act",
     "feed_forward_proj",
@@ -31,7 +31,7 @@ _ENCODERS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForT
 
 @dataclass(frozen=True)
 class Sizes:
-    """Weights of a neuron's vectors, and the numbers of neurons that a block may have."""
+    """The hidden size (weights per neuron and projection), and the possible numbers of neurons in a block."""
 
     hidden: int
     neurons: frozenset[int]
@@ -42,10 +42,10 @@ class Sizes:
 
 
 def read_sizes(model: ModelDescription) -> Sizes:
-    """The sizes that a config names; four times the hidden size is usual where it names no other.
+    """The sizes in a config. Without an intermediate size, it is four times the hidden size.
 
     Raises:
-        UnsupportedError: It names no hidden size.
+        UnsupportedError: The config has no hidden size.
     """
     config = model.config
     hidden = next((size for key in _HIDDEN_KEYS for size in _counts(config, key)), None)
@@ -71,17 +71,17 @@ def read_activation(model: ModelDescription) -> dict[str, Any]:
         bare = value.removeprefix("gated-")
         if bare == value:
             return {"config": [key]}
-        # What T5 calls it.
+        # The spelling of T5.
         return {"config": [key], "names": {value: "gelu_new" if bare == "gelu" else bare or value}}
     raise model.refusal(f"config.json names no activation ({', '.join(_ACTIVATION_KEYS)})")
 
 
 def read_task(model: ModelDescription, *, two_stacks: bool, encoder: bool) -> str:
-    """What the model takes and gives, by the name of its class.
+    """The task of the model, by the name of its class.
 
     Args:
-        two_stacks: It has the layers of an encoder and those of a decoder.
-        encoder: Its layers are called an encoder's.
+        two_stacks: The model has the layers of an encoder and of a decoder.
+        encoder: The name of its layers says encoder.
 
     Raises:
         UnsupportedError: The class does not tell.
@@ -95,7 +95,7 @@ def read_task(model: ModelDescription, *, two_stacks: bool, encoder: bool) -> st
     if found.endswith(_DECODERS):
         return "causal-lm"
     if found.endswith("ForConditionalGeneration") and config.get("is_encoder_decoder") is not True and not encoder:
-        # Of images and text, say; only the text model is looked at.
+        # For example, a model of images and text, of which only the text model matters.
         return "causal-lm"
     images = found.endswith("ForImageClassification") or (encoder and _counts(config, "patch_size") != [])
     if images and not _counts(config, "vocab_size"):
@@ -103,7 +103,7 @@ def read_task(model: ModelDescription, *, two_stacks: bool, encoder: bool) -> st
     if found.endswith("ForMaskedLM") or (encoder and found.endswith(_ENCODERS)):
         return "encoder"
     said = f"architectures {classes}"[:200] if classes else "no architectures"
-    raise model.refusal(f"config.json names {said}, which does not tell whether it is a causal-lm or an encoder")
+    raise model.refusal(f"config.json names {said}, which does not tell whether the model is a causal-lm or an encoder")
 
 
 def layer_count(config: Mapping[str, Any], stack: str) -> tuple[str, int] | None:
@@ -123,7 +123,7 @@ def expert_count(config: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def experts_per_token(config: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The config key for how many of them a token is routed to, and its value."""
+    """The config key for how many experts a token is routed to, and its value."""
     return _first_count(config, _PER_TOKEN_KEYS)
 
 
@@ -136,7 +136,7 @@ def _first_count(config: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str,
 
 
 def _counts(config: Mapping[str, Any], key: str) -> list[int]:
-    """The positive whole numbers under a key, which may have one for every layer."""
+    """The positive whole numbers under a key; the config may list one per layer."""
     value = config_value(config, key)
     values = value if isinstance(value, list) else [value]
     return [int(v) for v in values if type(v) in (int, float) and 0 < v < 2**40 and v == int(v)]

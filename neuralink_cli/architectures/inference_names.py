@@ -1,4 +1,4 @@
-"""What tensor names tell by themselves: the layer and expert they belong to, and the role their words stand for."""
+"""What tensor names tell: the layer and expert that a tensor belongs to, and the role that its words stand for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LAYER, EXPERT = "${layer}", "${expert}"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,6}")
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]*")
 _ATTENTION = re.compile(r"attn|attention|qkv|query|^(q|k|v|o)_proj$|^out_proj$|^(q|k|v)_lin$")
-# Whole words by role; a name with the word gate, up or down in it needs none of them.
+# Roles of whole words; names with the word gate, up or down need no entry.
 _WORDS = {
     "fc1": "up", "fc_1": "up", "fc_in": "up", "c_fc": "up", "dense_h_to_4h": "up", "h_to_4h": "up", "lin1": "up",
     "linear1": "up", "linear_1": "up", "linear_in": "up", "wi": "up", "wi_1": "up", "w_in": "up",
@@ -18,7 +18,7 @@ _WORDS = {
     "fc2": "down", "fc_2": "down", "fc_out": "down", "c_proj": "down", "dense_4h_to_h": "down", "4h_to_h": "down",
     "lin2": "down", "linear2": "down", "linear_2": "down", "linear_out": "down", "wo": "down", "w_out": "down",
     "output_dense": "down", "output.dense": "down",
-    # These mean something only beside each other.
+    # These have a meaning only together.
     "w1": "w1", "w2": "w2", "w3": "w3",
 }  # fmt: skip
 _NUMBERED = {
@@ -29,9 +29,9 @@ _NUMBERED = {
 
 @dataclass(frozen=True)
 class NamePattern:
-    """A tensor name with its numbers taken out: what comes before the layer's, and what comes after it.
+    """A tensor name without its numbers: the text before the layer number, and the text after it.
 
-    A `$` of the name itself is doubled.
+    A `$` in the name itself is doubled.
     """
 
     stack: str
@@ -42,19 +42,19 @@ class NamePattern:
 
     @property
     def bias(self) -> NamePattern:
-        """The name that the bias of this weight has, if there is one."""
+        """The name of this weight's bias, if it has one."""
         stem = self.rest.removesuffix(".weight")
         return NamePattern(self.stack, f"{stem}.bias" if stem != self.rest else f"{stem}_bias")
 
     @property
     def of_attention(self) -> bool:
-        """Whether a word of it says that it belongs to attention."""
+        """Whether a word in the name says that the tensor belongs to attention."""
         return any(_ATTENTION.search(step) for step in self.rest.lower().split("."))
 
 
 @dataclass(frozen=True)
 class Place:
-    """Numbers of a layer and, for a tensor of one expert, of that."""
+    """The number of a layer and, for a tensor of one expert, the number of the expert."""
 
     layer: int
     expert: int | None
@@ -67,7 +67,7 @@ class Place:
 def take_numbers_out(name: str) -> tuple[NamePattern, Place] | None:
     """The pattern and place of a tensor; None if it belongs to no layer.
 
-    The first number is the layer's. A later one is an expert's if it follows the word, and the experts are not shared.
+    The first number is the layer. A later number is the expert if the step before it says expert and not shared.
     """
     steps = name.replace("$", "$$").split(".")
     numbers = [i for i, step in enumerate(steps) if _NUMBER.fullmatch(step)]
@@ -87,7 +87,7 @@ def take_numbers_out(name: str) -> tuple[NamePattern, Place] | None:
 def role_of(pattern: NamePattern) -> tuple[str, str] | None:
     """The unit that a weight belongs to (a part of its name) and its role there; None if its name tells no role.
 
-    Roles are gate, up, down, gate_up (both in one tensor, in this order), and the numbered ones of `settle_roles`.
+    Roles are gate, up, down, gate_up (both in one tensor, in this order), and the numbered roles of `settle_roles`.
     """
     stem = pattern.rest.removesuffix(".weight")
     if pattern.of_attention or stem.endswith((".bias", "_bias")) or not _is_plain(pattern):
@@ -102,14 +102,14 @@ def role_of(pattern: NamePattern) -> tuple[str, str] | None:
 
 
 def settle_roles(roles: dict[str, NamePattern]) -> dict[str, NamePattern]:
-    """A unit's weights with roles for numbers: w1, w2, w3 are gate, down, up; w1 and w2 alone are up and down."""
+    """A unit's weights with numbered roles replaced: w1, w2, w3 are gate, down, up; w1 and w2 alone are up and down."""
     numbered = frozenset(role for role in roles if role in ("w1", "w2", "w3"))
     meant = _NUMBERED.get(numbered, {}) if len(numbered) == len(roles) else {}
     return {meant.get(role, role): pattern for role, pattern in roles.items()}
 
 
 def _role_of_words(words: list[str]) -> str | None:
-    """By the words gate, up and down. Which half of an `up_gate` is the gate is not the same everywhere."""
+    """The role by the words gate, up and down. `up_gate` has none: which half is the gate differs between models."""
     found = [word for word in words if word in ("gate", "up", "down")]
     if found == ["gate", "up"]:
         return "gate_up"

@@ -1,4 +1,4 @@
-"""What a checkpoint is without its weights: its config, and the names and shapes of its tensors."""
+"""A checkpoint without its weights: its config, and the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from neuralink_cli.errors import UnsupportedError
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What is known of a model without its weights: its directory, its config, and its tensors' shapes by name."""
+    """A model without its weights: its directory, its config, and the shapes of its tensors by name."""
 
     where: Path
     config: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
 
     def refusal(self, what: str) -> UnsupportedError:
-        """The error that its architecture cannot be inferred."""
+        """The error for an architecture that cannot be inferred."""
         return UnsupportedError(
             f"its architecture cannot be inferred: {what}",
             where=self.where,
@@ -29,6 +29,6 @@ class ModelDescription:
 
 
 def describe(checkpoint: Checkpoint) -> ModelDescription:
-    """What is known of a checkpoint without its weights."""
+    """Describe a checkpoint without its weights."""
     shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items()}
     return ModelDescription(checkpoint.directory, checkpoint.config, shapes)

@@ -1,4 +1,4 @@
-"""Where neurons lie in a tensor: a tensor may hold one matrix, several one after the other, or several side by side."""
+"""Where neurons are in a tensor. A tensor may hold one matrix, several in sequence, or several side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
-# Longer stretches of lines are multiples of this: whoever transposes them does so in tiles.
+# Longer stretches of lines are multiples of this, because transposing works in tiles.
 _TILE = 256
 
 
@@ -14,7 +14,7 @@ _TILE = 256
 class Region:
     """`lines` stretches of `line_bytes` bytes, `pitch` bytes from one to the next, the first at byte `start`.
 
-    With `neuron_axis` 0 each line is a neuron's; with 1 each has an element of every neuron, `neurons` in all.
+    With `neuron_axis` 0, each line is one neuron; with 1, each line has one element of every neuron.
     """
 
     tensor: str
@@ -26,25 +26,25 @@ class Region:
 
     @property
     def stop(self) -> int:
-        """The byte after its last."""
+        """The end of the region: the byte after its last byte."""
         return self.start + (self.lines - 1) * self.pitch + self.line_bytes
 
     def some_lines(self, first: int, count: int) -> Region:
-        """Where `count` of its lines lie, from line `first` on."""
+        """The region of `count` of its lines, from line `first` on."""
         return replace(self, start=self.start + first * self.pitch, lines=count)
 
     def line_at(self, byte: int) -> tuple[int, int] | None:
-        """Line, and byte in it, of a byte of the tensor; None if it lies elsewhere."""
+        """The line, and the byte within it, of a byte of the tensor; None if the byte is outside the region."""
         line, place = divmod(byte - self.start, self.pitch)
         return (line, place) if 0 <= line < self.lines and place < self.line_bytes else None
 
 
 class Placed(Protocol):
-    """Anything that lies in a region."""
+    """Anything that has a region."""
 
     @property
     def region(self) -> Region:
-        """Where."""
+        """Its region."""
         ...
 
 
@@ -53,7 +53,7 @@ Piece = TypeVar("Piece", bound=Placed)
 
 @dataclass(frozen=True)
 class Slab(Generic[Piece]):
-    """Bytes `start` to `stop` of a tensor: lines of `pitch` bytes, which are one piece or several side by side."""
+    """Bytes `start` to `stop` of a tensor: lines of `pitch` bytes, each of one piece or of several side by side."""
 
     start: int
     stop: int
@@ -71,14 +71,14 @@ class Slab(Generic[Piece]):
 
     @property
     def pitch(self) -> int:
-        """Bytes of a line of all pieces together."""
+        """Bytes per line, over all pieces."""
         return self.pieces[0].region.pitch
 
 
 def stretches(lines: int, pitch: int, most: int) -> Iterator[tuple[int, int]]:
     """Cut `lines` lines of `pitch` bytes into stretches of at most `most` bytes, or single lines.
 
-    Yields the first line of each, and how many it has.
+    Yields the first line and the number of lines of each.
     """
     each = max(most // pitch, 1)
     each -= each % _TILE if each > _TILE else 0
@@ -87,10 +87,10 @@ def stretches(lines: int, pitch: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def cut_into_slabs(pieces: Iterable[Piece], nbytes: int) -> tuple[Slab[Piece], ...]:
-    """Cut a tensor of `nbytes` bytes into the stretches that its pieces fill.
+    """Cut a tensor of `nbytes` bytes into the slabs that its pieces fill.
 
     Raises:
-        ValueError: The pieces overlap, or leave something of the tensor out.
+        ValueError: The pieces overlap, or do not fill the tensor.
     """
     groups: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: piece.region.start):
@@ -107,7 +107,7 @@ def cut_into_slabs(pieces: Iterable[Piece], nbytes: int) -> tuple[Slab[Piece], .
 
 
 def _slab(group: Sequence[Piece]) -> Slab[Piece]:
-    """Pieces side by side: lines of the same number and pitch that add up to the pitch."""
+    """A slab of pieces side by side: they have the same lines and pitch, and their widths add up to the pitch."""
     first = group[0].region
     position = first.start
     for piece in group:

@@ -1,4 +1,4 @@
-"""Calibration data: rows of files and hub datasets, texts and images, tokenised, packed and batched.
+"""Calibration data: text and images from files and hub datasets, tokenized, packed and batched.
 
-Imports `models` and below; of transformers the tokenizers and image processors only.
+Imports `models` and below; from transformers only tokenizers and image processors.
 """

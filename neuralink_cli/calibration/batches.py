@@ -1,4 +1,4 @@
-"""What goes into a model at once, as its forward function names it, and where the tokens are that count."""
+"""The batches that a model runs: the arguments of its forward function, and the mask of tokens that are not padding."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class ModelBatch:
-    """Arguments of the forward function, and a mask `[sequences, width]`, true where tokens are and not padding."""
+    """Arguments of the forward function, and a mask `[sequences, width]`, false where padding is."""
 
     inputs: Mapping[str, npt.NDArray[Any]]
     mask: Mask
 
     @property
     def tokens(self) -> int:
-        """Tokens that are no padding."""
+        """The number of tokens, without padding."""
         return int(np.count_nonzero(self.mask))
 
 
@@ -31,7 +31,7 @@ TextBatch = Callable[[Ids, Mask], ModelBatch]
 
 
 def text_batch(ids: Ids, mask: Mask) -> ModelBatch:
-    """A batch of a model that reads a text."""
+    """A batch of texts."""
     inputs = {"input_ids": ids}
     if not mask.all():
         inputs["attention_mask"] = mask.astype(np.int64)
@@ -39,10 +39,10 @@ def text_batch(ids: Ids, mask: Mask) -> ModelBatch:
 
 
 def encoder_decoder_batch(start: int) -> TextBatch:
-    """Batches of a model that reads a text and writes another: the same, each token after the one before it.
+    """Batches of an encoder-decoder model: the decoder reads the same text, shifted right by one token.
 
     Args:
-        start: The token that a decoder starts from.
+        start: The decoder's start token.
     """
 
     def batch(ids: Ids, mask: Mask) -> ModelBatch:
@@ -57,5 +57,5 @@ def encoder_decoder_batch(start: int) -> TextBatch:
 
 
 def image_batch(pixels: npt.NDArray[np.float32], tokens: int) -> ModelBatch:
-    """A batch of images, float32 `[images, channels, height, width]`, that a model makes so many tokens of each."""
+    """A batch of images, float32 `[images, channels, height, width]`, each of which becomes `tokens` tokens."""
     return ModelBatch({"pixel_values": pixels}, np.ones((pixels.shape[0], tokens), dtype=bool))

@@ -1,4 +1,4 @@
-"""Calibration images: found, made into what a vision model takes, and kept in a file without a name."""
+"""Calibration images: found, turned into the pixel values of a vision model, and kept in an unnamed temporary file."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
 
 
 def load_image_processor(directory: Path) -> Any:
-    """What makes pixel values of an image, as the checkpoint describes it.
+    """The image processor of a checkpoint, which turns images into pixel values.
 
     Raises:
-        InputError: There is no description, or it cannot be loaded.
+        InputError: The checkpoint has no image processor, or it cannot be loaded.
         MissingDependencyError: Pillow is not installed.
     """
     require_hf_packages("PIL", "transformers")
     from transformers import AutoImageProcessor
 
     if not (directory / "preprocessor_config.json").is_file():
-        raise InputError("has no preprocessor_config.json, so its images cannot be prepared", where=directory)
+        raise InputError("has no preprocessor_config.json, so images cannot be prepared for it", where=directory)
     try:
         return AutoImageProcessor.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:
@@ -45,10 +45,10 @@ def load_image_processor(directory: Path) -> Any:
 
 
 def open_images(dataset: str, split: str) -> Rows:
-    """Open a dataset of images: a folder of them, an image, a .parquet file with a column of images, or a hub id.
+    """Open a dataset of images: a folder, an image file, a .parquet file with an image column, or a hub id.
 
     Raises:
-        InputError: There is none, or it cannot be read.
+        InputError: The dataset does not exist or cannot be read.
     """
     require_hf_packages("PIL", "datasets")
     path = Path(dataset)
@@ -61,7 +61,7 @@ def open_images(dataset: str, split: str) -> Rows:
 
 
 class ImageSource(Source):
-    """A dataset of images; the pixel values are in a file without a name, which is gone when the source is."""
+    """A dataset of images. The pixel values are in an unnamed file, which is deleted with the source."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class ImageSource(Source):
         self._pixels = pixels
 
     def batch(self, first: int, stop: int) -> ModelBatch:
-        """The images from `first` to `stop`."""
+        """Images `first` to `stop`."""
         return image_batch(np.array(self._pixels[first:stop]), self.lengths[0])
 
 
@@ -91,12 +91,12 @@ def prepare_images(
     max_tokens: int | None,
     advance: Callable[[int], object],
 ) -> ImageSource:
-    """Make a source of the first images of a dataset.
+    """Make a source from the first images of a dataset.
 
     Args:
-        count_tokens: How many tokens the model makes of an image, float32 `[1, channels, height, width]`.
-        parameters: Those of the run that can change the bits; the dataset's own are added.
-        max_tokens: Take no more images than make so many tokens, but one at least.
+        count_tokens: How many tokens the model makes from an image, float32 `[1, channels, height, width]`.
+        parameters: The parameters of the run that can change the trace's bits; the dataset's own are added.
+        max_tokens: Take images up to this many tokens, but at least one image.
         advance: Called with the number of tokens since the last call.
 
     Raises:
@@ -119,7 +119,10 @@ def prepare_images(
         elif max_tokens is not None and (images + 1) * tokens > max_tokens:
             break
         if pixels.shape != shape:
-            raise InputError(f"images come out as {list(shape)} and {list(pixels.shape)}", where=rows.where)
+            raise InputError(
+                f"its images have different shapes after processing: {list(shape)} and {list(pixels.shape)}",
+                where=rows.where,
+            )
         digest.update(pixels.data)
         digests.append(sequence_digest(pixels.data))
         file.write(pixels.data)
@@ -132,7 +135,7 @@ def prepare_images(
 
 
 def random_images(processor: Any, count: int) -> Pixels:
-    """Images of noise, the same every time, to compare models on: float32 `[count, channels, height, width]`."""
+    """Images of noise for comparing models, always the same: float32 `[count, channels, height, width]`."""
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -149,7 +152,7 @@ def _images(rows: Rows) -> Iterator[Any]:
             column = next((name for name, value in row.items() if isinstance(value, Image.Image)), None)
             if column is None:
                 columns = ", ".join(map(repr, row))
-                raise InputError(f"has no column of images, its columns are {columns}", where=rows.where)
+                raise InputError(f"has no image column, only {columns}", where=rows.where)
         yield row[column]
 
 
@@ -159,10 +162,10 @@ def _pixels(image: Any, processor: Any) -> Pixels:
 
 
 def require_image_options(packing: bool | None, text_columns: tuple[str, ...]) -> None:
-    """Refuse options that only texts have.
+    """Refuse options that are only for texts.
 
     Raises:
-        OptionError: One was given.
+        OptionError: Such an option was given.
     """
     if packing or text_columns != ("text",):
-        raise OptionError("--packing and --text-column are for texts, and this model reads images")
+        raise OptionError("--packing and --text-column are for texts, but this model takes images")

@@ -1,4 +1,4 @@
-"""What to calibrate on: the datasets, and how their samples become batches of tokens."""
+"""Options for calibration data: the datasets, and how their samples become batches of tokens."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class CalibrationOptions:
 
     Attributes:
         datasets: Files, or datasets of the Hugging Face hub as `NAME[:CONFIG][@REVISION]`.
-        text_columns: Columns with the text; those that a row has are joined by newlines.
-        split: Of hub datasets.
+        text_columns: Columns with text. The columns that a row has are joined by newlines.
+        split: The split of hub datasets.
         num_samples: Most samples of each dataset; None for all.
         max_tokens: Most tokens of each dataset; None for all.
         max_seq_length: Most tokens of a sequence; None for 512, or fewer if the model has fewer positions.
-        packing: Whether samples are joined into sequences of full length; None for "if the model generates text".
-        batch_size: Most sequences that go through the model at once.
-        seed: Samples are taken in the random order of this seed; None for the order of the file.
+        packing: Whether samples are joined into sequences of full length; None packs for models that generate text.
+        batch_size: Most sequences per batch.
+        seed: Shuffles the samples; None keeps the order of the file.
 
     Raises:
         OptionError: A value is out of range, or something is missing.
@@ -40,9 +40,9 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         if not self.datasets:
-            raise OptionError("no calibration data", fix="name some with --dataset")
+            raise OptionError("no calibration data", fix="pass some with --dataset")
         if not self.text_columns:
-            raise OptionError("no text column", fix="name one with --text-column")
+            raise OptionError("no text column", fix="pass one with --text-column")
         for name in ("num_samples", "max_tokens", "max_seq_length", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

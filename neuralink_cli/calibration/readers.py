@@ -1,4 +1,4 @@
-"""The calibration data of a run: looked at before the model is loaded, read as the model wants it when it is there."""
+"""The calibration data of a run: opened before the model is loaded, read once the model is there."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from neuralink_cli.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-# Tasks whose samples may be strung together.
+# Tasks whose samples may be packed.
 PACKED_TASKS = ("causal-lm", "seq2seq")
 
 
 class TextReader:
-    """The texts of a run: opened when it is made, tokenised when the model is there."""
+    """The texts of a run: opened by the constructor, tokenized once the model is loaded."""
 
     def __init__(self, options: CalibrationOptions, directory: Path, task: str, *, trust_remote_code: bool) -> None:
         from neuralink_cli.models.tokenizer import load_tokenizer
@@ -41,7 +41,7 @@ class TextReader:
         self._corpora = [open_corpus(dataset, of_corpus, self._tokenizer) for dataset in options.datasets]
 
     def read(self, model: Any, progress: Progress) -> CalibrationData:
-        """All sequences, and the batches that they are run in."""
+        """Tokenize all texts and plan the batches."""
         from neuralink_cli.models.loading import max_positions
 
         options = self._options
@@ -49,10 +49,10 @@ class TextReader:
         length = _sequence_length(options.max_seq_length, max_positions(model))
         sequences = SequenceOptions(length, packing, options.max_tokens)
         vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        # Padding is masked and never recorded: any token that the model knows will do.
+        # Padding is masked and never recorded, so any token that the model knows will do.
         pad_ids = [token for token in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if token is not None]
         pad_id = next((token for token in pad_ids if token < vocabulary), 0)
-        with progress("tokenising", None, "token") as advance:
+        with progress("tokenizing", None, "token") as advance:
             sources = [
                 tokenize_source(
                     corpus,
@@ -75,7 +75,7 @@ class TextReader:
 
 
 class ImageReader:
-    """The images of a run: opened when it is made, prepared when the model is there."""
+    """The images of a run: opened by the constructor, prepared once the model is loaded."""
 
     def __init__(self, options: CalibrationOptions, directory: Path) -> None:
         require_image_options(options.packing, options.text_columns)
@@ -84,7 +84,7 @@ class ImageReader:
         self._rows = [open_images(dataset, options.split) for dataset in options.datasets]
 
     def read(self, model: Any, progress: Progress) -> CalibrationData:
-        """All images, and the batches that they are run in."""
+        """Prepare all images and plan the batches."""
         from neuralink_cli.models.loading import count_image_tokens
 
         options = self._options
@@ -106,7 +106,7 @@ class ImageReader:
 
 
 def _run_parameters(options: CalibrationOptions, model: Any) -> dict[str, Any]:
-    """What can change the bits of any dataset."""
+    """The parameters that can change the trace's bits for any dataset."""
     from neuralink_cli.models.offload import input_device
 
     return {
@@ -121,14 +121,14 @@ def _sequence_length(asked: int | None, limit: int | None) -> int:
     if limit is None or wanted <= limit:
         return wanted
     if asked is not None:
-        logger.warning("sequences are cut at %d tokens: the model has no more positions", limit)
+        logger.warning("sequences are cut to %d tokens: the model has no more positions", limit)
     return limit
 
 
 def read_token_sequences(
     directory: Path, text: str, *, sequences: int = 4, length: int = 64, trust_remote_code: bool = False
 ) -> list[TokenIds]:
-    """The start of a text as at most `sequences` sequences of `length` tokens, by the tokenizer of a checkpoint.
+    """Tokenize the start of a text into at most `sequences` sequences of `length` tokens.
 
     Raises:
         InputError: The text has no tokens, or the tokenizer cannot be loaded.

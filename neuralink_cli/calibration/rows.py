@@ -16,7 +16,7 @@ from neuralink_cli.checkpoint.hub import DatasetSource, find_dataset
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
 from neuralink_cli.models.hf_packages import quiet_datasets, require_hf_packages
 
-# What a local file ends in, the `datasets` builder that reads it, and how: nothing is guessed into another type.
+# Suffixes of local files, the `datasets` builder that reads them, and its options, which turn off guessing of types.
 _BUILDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ".txt": ("text", {"keep_linebreaks": True}),
     ".json": ("json", {}),
@@ -33,8 +33,7 @@ class Rows:
     """The rows of a dataset, read from the start at every iteration.
 
     `name` is what the trace calls the dataset: the name of a local file without its folder, or the hub id. `lines`
-    tells that the rows are the lines of one text. `split` and `revision`, the commit, are None for local files, which
-    have only one.
+    says that the rows are the lines of one text. `split` and `revision` (the commit) are None for local files.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Rows:
             yield from self.table
 
     def shuffled(self, seed: int) -> Rows:
-        """The same rows in an order that only the seed decides (a buffer of 10,000 rows, drawn from at random)."""
+        """The same rows, shuffled through a buffer of 10,000 rows. The order depends only on the seed."""
         table = self.table.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         return Rows(self.name, self.where, False, self.split, self.revision, table)
 
@@ -57,8 +56,8 @@ class Rows:
 def open_rows(dataset: str, split: str = "train") -> Rows:
     """Open a dataset: a local .txt, .json, .jsonl, .parquet or .csv file, or else the hub's `id[:config][@revision]`.
 
-    Nothing is written outside a temporary folder for local files. Of a hub dataset it is logged where its rows come
-    from, see `find_dataset`.
+    For local files, nothing is written outside a temporary folder. For hub datasets, the source of the rows is logged,
+    see `find_dataset`.
 
     Raises:
         InputError: There is no such file, dataset, config or split, or it cannot be read.
@@ -68,7 +67,7 @@ def open_rows(dataset: str, split: str = "train") -> Rows:
     require_hf_packages("datasets")
     path = Path(dataset)
     if path.is_dir():
-        raise InputError("is a directory", where=dataset, fix="name the dataset's files")
+        raise InputError("is a directory", where=dataset, fix="pass its files instead")
     if path.exists():
         return _open_file(path)
     parts = _HUB_ID.fullmatch(dataset)
@@ -81,22 +80,22 @@ def _open_file(path: Path) -> Rows:
     suffix = path.suffix.lower()
     if suffix not in _BUILDERS:
         raise UnsupportedError(
-            f"is none of the calibration data types {', '.join(_BUILDERS)}", where=path, fix="convert or rename it"
+            f"is not a calibration data file ({', '.join(_BUILDERS)})", where=path, fix="convert or rename it"
         )
     if path.stat().st_size == 0:
         raise InputError("is empty", where=path)
     builder, options = _BUILDERS[suffix]
     table = streamed_table(builder, str(path), escape(str(path.absolute())), **options)
-    # A name of bytes that are no UTF-8 could not be written into the trace.
+    # File names that are not UTF-8 cannot be written into the trace.
     name = os.fsencode(path.name).decode(errors="replace")
     return Rows(name, str(path), builder == "text", None, None, table)
 
 
 def streamed_table(builder: str, where: str, pattern: str, **options: Any) -> Any:
-    """The rows of local files, given by a pattern, as a builder of `datasets` reads them.
+    """The rows of local files that match a pattern, read by a builder of `datasets`.
 
     Raises:
-        InputError: They cannot be read.
+        InputError: The files cannot be read.
     """
     from datasets import load_dataset
 
@@ -109,7 +108,7 @@ def _open_hub(dataset: str, hub_id: str, config: str | None, revision: str | Non
     from datasets import load_dataset
 
     source = find_dataset(hub_id, revision)
-    # A cache of its own: from the usual one the library would serve any revision, if it could not have this one.
+    # A separate cache: from the usual one, the library would serve another revision if this one cannot be had.
     with _explained(dataset), tempfile.TemporaryDirectory() as cache:
         try:
             table = load_dataset(
@@ -130,25 +129,25 @@ def _open_hub(dataset: str, hub_id: str, config: str | None, revision: str | Non
 
 
 def _explain_choice(dataset: str, source: DatasetSource, config: str | None, split: str) -> None:
-    """Say which configs or splits there are, if the one asked for is not among them."""
+    """If the config or split does not exist, raise an error that lists the existing ones."""
     from datasets import get_dataset_config_names, get_dataset_default_config_name, get_dataset_split_names
 
     configs = get_dataset_config_names(source.location, revision=source.revision)
     if config is None:
         config = get_dataset_default_config_name(source.location, revision=source.revision)
     if config not in configs:
-        wrong = "several configs" if config is None else f"no config {config!r}"
-        raise InputError(f"has {wrong}, there are {', '.join(configs)}", where=dataset, fix="name one as NAME:CONFIG")
+        wrong = "several configs:" if config is None else f"no config {config!r}, only"
+        raise InputError(f"has {wrong} {', '.join(configs)}", where=dataset, fix="choose one as NAME:CONFIG")
     splits = get_dataset_split_names(source.location, config, revision=source.revision)
     if split not in splits:
         raise InputError(
-            f"has no split {split!r}, there are {', '.join(splits)}", where=dataset, fix="name one with --split"
+            f"has no split {split!r}, only {', '.join(splits)}", where=dataset, fix="choose one with --split"
         )
 
 
 @contextlib.contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Turn whatever the library and the formats below it raise into one line."""
+    """Turn any error of the library and the formats below it into one line."""
     try:
         with quiet_datasets():
             yield

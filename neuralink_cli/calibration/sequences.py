@@ -1,4 +1,4 @@
-"""Token sequences: samples tokenised, packed or one by one, and grouped into the batches that the model runs."""
+"""Token sequences: tokenizes samples, packed or one by one, and groups the sequences into batches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy.typing as npt
 from neuralink_cli.calibration.texts import Sample
 
 TokenIds = npt.NDArray[np.int32]
-# A text is tokenised in pieces of at most so many characters: time and memory of a tokenizer can grow faster than it.
+# Text is tokenized in pieces of at most this many characters: tokenizers can take more than linear time and memory.
 _PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
 class SequenceOptions:
-    """How samples become sequences of at most `max_length` tokens; `max_tokens` cuts the source off."""
+    """How samples become sequences of at most `max_length` tokens; `max_tokens` limits the source."""
 
     max_length: int
     packing: bool
@@ -29,7 +29,7 @@ class SequenceOptions:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences `first` to `stop` of the source with index `source`, which run through the model together."""
+    """Sequences `first` to `stop` of the source with index `source`, which run together."""
 
     source: int
     first: int
@@ -38,12 +38,12 @@ class Batch:
 
 
 def tokenize(samples: Iterable[Sample], tokenizer: Any, options: SequenceOptions) -> Iterator[TokenIds]:
-    """Sequences of one source: int32 `[1 .. max_length]`.
+    """Tokenize one source into sequences: int32 `[1 .. max_length]`.
 
-    Packing strings the tokens of all documents together and cuts them every `max_length`; lines that continue each
-    other are one document and get their special tokens once. Without it every sample that is not blank is a document
-    and a sequence, cut after `max_length` tokens, special tokens kept, the line break at its end left out. Special
-    tokens are those that the tokenizer adds by itself.
+    Packing joins the tokens of all documents and cuts them every `max_length`. Lines that continue each other are one
+    document and get special tokens once. Without packing, every sample that is not blank is one document and one
+    sequence, cut to `max_length` tokens including special tokens, without the line break at its end. Special tokens are
+    the tokens that the tokenizer adds by itself.
     """
     encoder = _Encoder(tokenizer)
     sequences = (
@@ -53,7 +53,7 @@ def tokenize(samples: Iterable[Sample], tokenizer: Any, options: SequenceOptions
 
 
 def sequences_sha256(sequences: Iterable[TokenIds]) -> str:
-    """SHA-256 of a source: per sequence, its length as uint32 and its token ids as int32, all little-endian."""
+    """SHA-256 of a source. For each sequence: its length as uint32 and its token ids as int32, all little-endian."""
     digest = hashlib.sha256()
     for sequence in sequences:
         digest.update(np.uint32(sequence.size).astype("<u4").tobytes())
@@ -64,7 +64,7 @@ def sequences_sha256(sequences: Iterable[TokenIds]) -> str:
 def plan_batches(sources: Sequence[Sequence[int]], batch_size: int, packing: bool) -> list[Batch]:
     """Group consecutive sequences of each source, given by their lengths, into batches of at most `batch_size`.
 
-    With packing only sequences of the same length share a batch, so that nothing needs padding.
+    With packing, only sequences of the same length share a batch, so no padding is needed.
     """
     batches = []
     for index, lengths in enumerate(sources):
@@ -78,7 +78,7 @@ def plan_batches(sources: Sequence[Sequence[int]], batch_size: int, packing: boo
 
 
 def batch_arrays(sequences: Sequence[TokenIds], pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Sequences padded on the right to the longest: `[rows, width]` of ids, and a mask, true where tokens are."""
+    """Sequences padded on the right to the longest: `[rows, width]` of ids, and a mask that is false for padding."""
     lengths = np.array([sequence.size for sequence in sequences])
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
@@ -87,7 +87,7 @@ def batch_arrays(sequences: Sequence[TokenIds], pad_id: int) -> tuple[npt.NDArra
 
 
 class _Encoder:
-    """A tokenizer without its special tokens, and these by themselves."""
+    """A tokenizer without its special tokens, and its opening and closing special tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -97,11 +97,11 @@ class _Encoder:
         self.opening, self.closing = whole[:start], whole[start + len(plain) :]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text alone."""
+        """Token ids of a text, without special tokens."""
         return self._call(text, add_special_tokens=False)
 
     def _call(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # `verbose` is about texts longer than the model takes: they are cut later.
+        # `verbose` would warn about texts that are too long for the model, but they are cut later.
         ids = self._tokenizer(text, add_special_tokens=add_special_tokens, truncation=False, verbose=False)["input_ids"]
         return [int(token) for token in ids]
 
@@ -143,7 +143,7 @@ def _limit(sequences: Iterable[TokenIds], tokens: int) -> Iterator[TokenIds]:
 
 
 def _documents(samples: Iterable[Sample]) -> Iterator[Iterator[Sample]]:
-    """Consecutive samples that continue each other."""
+    """Groups of consecutive samples that continue each other."""
     count = 0
 
     def number(sample: Sample) -> int:
@@ -165,7 +165,7 @@ def _encode_document(document: Iterator[Sample], encoder: _Encoder) -> Iterator[
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """The same characters in pieces that a tokenizer can take, cut between lines or words where there are any."""
+    """The text in pieces that a tokenizer can handle, cut between lines or words if possible."""
     held = ""
     for text in texts:
         held += text
@@ -184,6 +184,6 @@ def _piece_end(text: str, start: int) -> int:
     after_line = text.rfind("\n", start, limit) + 1
     if after_line > start:
         return after_line
-    # A word keeps the space before it: that is how tokenizers read it.
+    # A word keeps the space before it, as tokenizers expect.
     before_word = text.rfind(" ", start, limit)
     return before_word if before_word > start else limit

@@ -1,4 +1,4 @@
-"""All sequences of a run: every dataset tokenised, planned into batches, and described as the trace describes it."""
+"""All sequences of a run: every dataset tokenized, planned into batches, and described for the trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from neuralink_cli.errors import InputError, OptionError
 
 
 class Source:
-    """A dataset as sequences of tokens, `lengths[i]` in the i-th.
+    """A dataset as sequences of tokens. The i-th has `lengths[i]` tokens.
 
     `sha256` is of what goes into the model; `digests`, uint8 `[sequences, 16]`, of each sequence of it, see
     `sequence_digest`; `parameters` are those of the run that can change its bits.
@@ -42,7 +42,7 @@ class Source:
         self.parameters = parameters
 
     def batch(self, first: int, stop: int) -> ModelBatch:
-        """The sequences from `first` to `stop`, together."""
+        """Sequences `first` to `stop` as one batch."""
         raise NotImplementedError
 
 
@@ -64,13 +64,13 @@ class TextSource(Source):
         self._pad_id = pad_id
 
     def batch(self, first: int, stop: int) -> ModelBatch:
-        """The sequences from `first` to `stop`, padded to the longest."""
+        """Sequences `first` to `stop`, padded to the longest."""
         return self._to_batch(*batch_arrays(self._sequences[first:stop], self._pad_id))
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """The sources and the batches of the whole run, whichever part of it is to be recorded."""
+    """The sources and batches of the whole run, even if only a part is recorded."""
 
     sources: tuple[Source, ...]
     batches: tuple[Batch, ...]
@@ -79,19 +79,19 @@ class CalibrationData:
         """The i-th of n contiguous parts of the batches, for (i, n) counted from 1.
 
         Raises:
-            OptionError: It has no batches.
+            OptionError: The part has no batches.
         """
         number, count = part
         batches = self.batches[(number - 1) * len(self.batches) // count : number * len(self.batches) // count]
         if not batches:
             raise OptionError(
-                f"--part {number}/{count} has nothing in it: there are {len(self.batches)} batches",
+                f"--part {number}/{count} has no batches: there are only {len(self.batches)}",
                 fix="make fewer parts or lower --batch-size",
             )
         return batches
 
     def first_batches(self, tokens: int) -> tuple[Batch, ...]:
-        """The batches from the start that hold at least so many tokens, or all."""
+        """The first batches with at least this many tokens together, or all batches."""
         before = 0
         for number, batch in enumerate(self.batches):
             if before >= tokens:
@@ -100,7 +100,7 @@ class CalibrationData:
         return self.batches
 
     def inputs(self, batches: Iterable[Batch]) -> Iterator[ModelBatch]:
-        """What goes into the model for each batch."""
+        """The model's input for each batch."""
         return (self.sources[batch.source].batch(batch.first, batch.stop) for batch in batches)
 
     def sequence_lengths(self, batches: Iterable[Batch]) -> npt.NDArray[np.uint32]:
@@ -123,30 +123,30 @@ def tokenize_source(
     pad_id: int,
     advance: Callable[[int], object],
 ) -> Source:
-    """Tokenise a dataset.
+    """Tokenize a dataset.
 
     Args:
-        parameters: Those of the run that can change the bits of any dataset; the dataset's own are added.
-        to_batch: Makes what goes into the model of token ids.
-        vocabulary: How many token ids the model has embeddings for.
-        pad_id: What shorter sequences of a batch are filled up with.
+        parameters: The parameters of the run that can change the trace's bits; the dataset's own are added.
+        to_batch: Turns token ids into the model's input.
+        vocabulary: The number of token ids that the model has embeddings for.
+        pad_id: The token that pads shorter sequences of a batch.
         advance: Called with the number of tokens since the last call.
 
     Raises:
-        InputError: The tokenizer makes no tokens of it, or some that the model does not know.
+        InputError: The tokenizer makes no tokens from the dataset, or tokens that the model does not know.
     """
     sequences = []
     for sequence in tokenize(corpus, corpus.tokenizer, options):
         if int(sequence.max()) >= vocabulary:
             raise InputError(
-                f"the tokenizer makes token {int(sequence.max())} of it, the model has only {vocabulary}",
+                f"the tokenizer makes token {int(sequence.max())} from it, but the model has only {vocabulary} tokens",
                 where=corpus.rows.where,
                 fix="use the tokenizer that belongs to the model",
             )
         sequences.append(sequence)
         advance(sequence.size)
     if not sequences:
-        raise InputError("the tokenizer makes no tokens of it", where=corpus.rows.where)
+        raise InputError("the tokenizer makes no tokens from it", where=corpus.rows.where)
     own = {
         "text_columns": None if corpus.rows.lines else list(corpus.columns),
         "split": corpus.rows.split,
@@ -161,6 +161,6 @@ def tokenize_source(
 
 
 def plan(sources: Sequence[Source], batch_size: int, packing: bool) -> CalibrationData:
-    """The batches over all sources."""
+    """Plan the batches of all sources."""
     batches = plan_batches([source.lengths for source in sources], batch_size, packing)
     return CalibrationData(tuple(sources), tuple(batches))

@@ -1,4 +1,4 @@
-"""Calibration text: the samples of a dataset, from its rows."""
+"""Calibration text: turns the rows of a dataset into text samples."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MESSAGES = "messages"
 class Sample:
     """One text.
 
-    `continues`: it goes on where the sample before it ended. `templated`: it comes out of a chat template, which has
-    put the special tokens in.
+    `continues`: the text continues the sample before it. `templated`: the text comes from a chat template, which has
+    already added the special tokens.
     """
 
     text: str
@@ -26,13 +26,13 @@ class Sample:
 
     @property
     def blank(self) -> bool:
-        """Whether there is nothing in it to read."""
+        """Whether the text is empty or white space."""
         return not self.text.strip()
 
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """Which part of a dataset is used: `num_samples` counts samples that are not blank; a seed shuffles."""
+    """Which part of a dataset is used. `num_samples` counts samples that are not blank; a seed shuffles."""
 
     text_columns: tuple[str, ...] = ("text",)
     split: str = "train"
@@ -81,12 +81,12 @@ class Corpus:
 def open_corpus(dataset: str, options: CorpusOptions, tokenizer: Any) -> Corpus:
     """Open a dataset and find its text.
 
-    The lines of a .txt file, line breaks kept, are samples that continue each other, unless a seed shuffles them. In
-    any other dataset a row is a sample: those of `text_columns` that it has and that are not empty, joined by a line
-    break. A dataset with none of these columns but with `messages` goes through the tokenizer's chat template.
+    In a .txt file, every line with its line break is a sample that continues the one before, unless a seed shuffles
+    them. In any other dataset, a row is a sample: its `text_columns` that are present and not empty, joined by line
+    breaks. A dataset without these columns but with `messages` goes through the tokenizer's chat template.
 
     Raises:
-        InputError: The dataset is empty, cannot be read or has no text column.
+        InputError: The dataset is empty, cannot be read, or has no text column.
         UnsupportedError, MissingDependencyError: As `open_rows`.
     """
     rows = open_rows(dataset, options.split)
@@ -95,7 +95,7 @@ def open_corpus(dataset: str, options: CorpusOptions, tokenizer: Any) -> Corpus:
         raise InputError("has no rows", where=rows.where)
     corpus = Corpus(rows, _find_columns(first_row, rows, options.text_columns, tokenizer), options, tokenizer)
     if all(sample.blank for sample in Corpus(rows, corpus.columns, CorpusOptions(), tokenizer)):
-        raise InputError("has no text in it", where=rows.where)
+        raise InputError("has no text", where=rows.where)
     return corpus
 
 
@@ -108,13 +108,13 @@ def _find_columns(row: Mapping[str, Any], rows: Rows, text_columns: Sequence[str
     if MESSAGES not in row:
         wanted = " or ".join(repr(column) for column in text_columns)
         raise InputError(
-            f"has no column {wanted}, its columns are {', '.join(map(repr, row))}",
+            f"has no column {wanted}, only {', '.join(map(repr, row))}",
             where=rows.where,
-            fix="name one with --text-column",
+            fix="choose one with --text-column",
         )
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
-            "has `messages`, which need a chat template, and the model's tokenizer has none",
+            "has `messages`, which need a chat template, but the model's tokenizer has none",
             where=rows.where,
             fix="use a dataset of plain text or add chat_template.jinja to the model",
         )
@@ -135,7 +135,7 @@ def _apply_chat_template(tokenizer: Any, row: Mapping[str, Any], where: str, num
     messages = row.get(MESSAGES)
     if not messages:
         return ""
-    # Rows of one table have all keys: those a message was not given are None there, which templates take for given.
+    # Messages in one table have all keys. Missing keys are None, which templates would take as given.
     try:
         given = [{key: value for key, value in message.items() if value is not None} for message in messages]
         return str(tokenizer.apply_chat_template(given, tokenize=False))

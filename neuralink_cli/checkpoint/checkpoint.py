@@ -24,7 +24,7 @@ _SAMPLES = 4
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a tensor lies: the file that holds it and its header entry."""
+    """Where a tensor is stored: its file and its header entry."""
 
     file: TensorFile
     entry: TensorEntry
@@ -39,7 +39,7 @@ class Checkpoint:
     """An open checkpoint. Use as a context manager; reads may come from any number of threads.
 
     Args:
-        origin: Where the directory came from, if it is not simply a local one.
+        origin: The hub model that the directory came from; None for a local directory.
 
     Raises:
         InputError: Not a checkpoint directory, or a malformed one.
@@ -88,7 +88,7 @@ class Checkpoint:
 
     @property
     def sharded(self) -> bool:
-        """Whether an index file names the shards."""
+        """Whether this is a sharded checkpoint, with an index that lists the shards."""
         return (self.directory / SHARD_INDEX).is_file() and not (self.directory / SINGLE_FILE).is_file()
 
     @property
@@ -97,10 +97,10 @@ class Checkpoint:
         return sum(place.entry.nbytes for place in self._places.values())
 
     def place(self, name: str) -> TensorPlace:
-        """Where a tensor lies.
+        """Where a tensor is stored.
 
         Raises:
-            InputError: The checkpoint does not have it.
+            InputError: The checkpoint has no such tensor.
         """
         if name not in self._places:
             raise InputError(f"tensor {name!r} is missing", where=self.directory)
@@ -108,7 +108,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 that tells checkpoints apart, whatever their sharding; it samples the bytes, it is no checksum.
+        """SHA-256 that identifies a checkpoint, however it is sharded. It samples the bytes; it is not a checksum.
 
         Per tensor in name order: a line of canonical JSON `[name, dtype, shape]` and a newline, then the whole
         tensor if it has at most 16,384 bytes, else four samples of 4,096 bytes at floor(k * (size - 4096) / 3).
@@ -134,10 +134,10 @@ class Checkpoint:
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """The shard of every tensor, from the index of a sharded checkpoint; whether the shards are there is not looked at.
+    """The shard of every tensor, from the index of a sharded checkpoint. Does not check that the shards exist.
 
     Raises:
-        InputError: It is malformed, or names a shard that is not a plain file name.
+        InputError: The index is malformed, or a shard's name is not a plain file name.
     """
     weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -149,7 +149,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
 
 
 def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
-    """Names of the weight files, and the index's map from tensor to shard (empty for a single file)."""
+    """Names of the weight files, and the shard of every tensor (empty for a single file)."""
     if (directory / SINGLE_FILE).exists():
         return [SINGLE_FILE], {}
     if (directory / SHARD_INDEX).exists():
@@ -157,11 +157,11 @@ def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
         shards = sorted(set(listed.values()))
         for shard in shards:
             if not (directory / shard).exists():
-                raise InputError(f"shard {shard} is missing", where=directory, fix="download the checkpoint completely")
+                raise InputError(f"shard {shard} is missing", where=directory, fix="download the whole checkpoint")
         return shards, listed
     raise missing_weights({child.name for child in directory.iterdir()}, directory)
 
 
 def _is_shard_name(name: str) -> bool:
-    # Both separators, whatever the system: a checkpoint travels.
+    # Both path separators on every system: checkpoints are copied between systems.
     return name.endswith(".safetensors") and not name.startswith(".") and not set(name) & set("/\\\0")

@@ -1,4 +1,4 @@
-"""A checkpoint's config.json, checked as far as it alone decides whether the checkpoint can be used."""
+"""Reads a checkpoint's config.json, and refuses checkpoints that it alone shows to be unusable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from neuralink_cli.files.json_text import read_object
 
 
 def config_value(config: Mapping[str, Any], key: str) -> Any:
-    """A value of a config, or of the part of it that describes the text model of several."""
+    """A value from a config, or from its `text_config` if the config describes several models."""
     if key in config:
         return config[key]
     text = config.get("text_config")
@@ -20,7 +20,7 @@ def config_value(config: Mapping[str, Any], key: str) -> Any:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The config of a checkpoint, checked as far as it alone decides whether the checkpoint can be used.
+    """The config of a checkpoint. Refuses checkpoints that it alone shows to be unusable.
 
     Raises:
         InputError: Not a checkpoint directory, or a malformed config.
@@ -54,7 +54,7 @@ def _refuse_quantised(config: dict[str, Any], directory: Path) -> None:
     if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise UnsupportedError(
-            f"is quantised ({method}): packed weights have no neuron rows that could be moved",
+            f"is quantised ({method}): packed weights have no neuron rows to reorder",
             where=directory,
             fix="lay out the unquantised checkpoint (--layout permuted) and quantise the result",
         )

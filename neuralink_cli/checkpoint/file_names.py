@@ -1,4 +1,4 @@
-"""The names of the files of a checkpoint, and which of them are weights, small files or modules."""
+"""The file names of a checkpoint, and which files are weights, small files or modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MODULE_FILE = re.compile(r"[0-9]+_\w+/[^./\\][^/\\]*", re.ASCII)
 
 
 def is_small_file(name: str) -> bool:
-    """Whether a file beside the weights belongs to the checkpoint, as tokenizer and config do.
+    """Whether a file beside the weights belongs to the checkpoint, like the tokenizer and the config.
 
     Weights in any form, their indexes and hidden files do not.
     """
@@ -31,19 +31,19 @@ def is_small_file(name: str) -> bool:
 
 
 def is_module_file(name: str) -> bool:
-    """Whether a file lies in the folder of one of the modules that a sentence-transformers model goes on with.
+    """Whether a file is in a module folder of a sentence-transformers model.
 
     Args:
-        name: Relative to the checkpoint, as `1_Pooling/config.json`.
+        name: The path within the checkpoint, such as `1_Pooling/config.json`.
     """
     return _MODULE_FILE.fullmatch(name) is not None
 
 
 def missing_weights(names: Collection[str], where: str | Path) -> NeuralinkError:
-    """What is wrong with a checkpoint that has neither a weight file nor an index of shards.
+    """The error for a checkpoint that has neither a weight file nor a shard index.
 
     Args:
-        names: The files that it does have.
+        names: The files that it has.
 
     Returns:
         An UnsupportedError if it has pickled weights instead, an InputError if it has none.

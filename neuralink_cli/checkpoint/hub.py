@@ -1,7 +1,7 @@
-"""Models and datasets of the Hugging Face hub: an exact commit for a name, and the files of a model in the local cache.
+"""Models and datasets of the Hugging Face hub: finds the exact commit, and fetches model files into the local cache.
 
-What the hub does not give, because it is out of reach or says no, is taken from the cache if it is there, with a
-remark. The library huggingface_hub is imported when a name is looked up, never for a local path.
+If the hub cannot be reached or refuses access, files in the cache are used instead, with a warning. The library
+huggingface_hub is imported to look up a hub name, never for a local path.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 _NAME = r"\w(?:[\w.-]{0,94}\w)?"
 _HUB_ID = re.compile(rf"(?!.*(?:--|\.\.))(?:{_NAME}/)?{_NAME}", re.ASCII)
-# Seconds for the first answer, after which the hub counts as out of reach.
+# Seconds to wait for the first answer before the hub counts as unreachable.
 _TIMEOUT = 20.0
-# A cache on a full or read-only disk is no fault of the hub.
+# Errors of the cache's disk (full or read-only), not of the hub.
 _DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES))
 
 
@@ -60,7 +60,7 @@ class DatasetSource:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is looked up; `kind` is "model" or "dataset", and `revision` None for main."""
+    """A hub name to look up: `kind` is "model" or "dataset", `revision` is None for main."""
 
     kind: str
     id: str
@@ -78,23 +78,23 @@ class _Wanted:
 
     @property
     def download_command(self) -> str:
-        """What brings all of it into the local cache."""
+        """The command that downloads it into the local cache."""
         kind = "--repo-type dataset " if self.kind == "dataset" else ""
         return f"hf download {kind}{self.id}" + ("" if self.revision is None else f" --revision {self.revision}")
 
 
 def find_model(model: str | Path, revision: str | None = None) -> ModelSource:
-    """The directory of a checkpoint: a local one, or else that of a model of the hub, fetched into the local cache.
+    """The directory of a checkpoint: a local directory, or a hub model fetched into the local cache.
 
     Args:
-        model: A directory or a hub id, `org/name` or `name`. A `Path` is always local, and what exists locally wins.
+        model: A directory or a hub id, `org/name` or `name`. A `Path` is always local; an existing local path wins.
         revision: Branch, tag or commit of a hub model; None for main.
 
     Raises:
-        OptionError: A revision of a local directory.
-        InputError: The hub has no such model or revision, does not give it, or is out of reach and it is not cached.
+        OptionError: A revision is given for a local path.
+        InputError: The hub has no such model or revision, refuses access, or cannot be reached, and it is not cached.
         UnsupportedError: The model has no safetensors weights, or is quantised; it is not fetched.
-        OutputError: The disk of the cache is too small.
+        OutputError: The disk of the cache has too little room.
         MissingDependencyError: huggingface_hub is not installed.
     """
     if isinstance(model, Path) or Path(model).exists() or not _HUB_ID.fullmatch(model):
@@ -114,10 +114,10 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelSource:
 
 
 def find_dataset(hub_id: str, revision: str | None = None) -> DatasetSource:
-    """A dataset of the hub at an exact commit. Nothing is fetched; without the hub it is that of the local cache.
+    """A hub dataset at an exact commit. Fetches nothing. If the hub fails, the local cache decides.
 
     Raises:
-        InputError: The hub has no such dataset or revision, does not give it, or is out of reach and it is not cached.
+        InputError: The hub has no such dataset or revision, refuses access, or cannot be reached, and it is not cached.
         MissingDependencyError: huggingface_hub is not installed.
     """
     wanted = _Wanted("dataset", hub_id, revision)
@@ -139,14 +139,14 @@ def _require_library(wanted: _Wanted) -> None:
         import huggingface_hub  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            f"is no local path, and the Python package huggingface_hub is needed to look it up on the hub ({error})",
+            f"is not a local path, and looking it up on the hub needs the Python package huggingface_hub ({error})",
             where=str(wanted),
             fix="pip install 'neuralink-cli[hf]'",
         ) from None
 
 
 def _ask(wanted: _Wanted) -> Any:
-    """What the hub says of it: its commit, and of a model its files and their sizes."""
+    """The hub's answer: the commit and, for a model, its files and their sizes."""
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="neuralink", library_version=__version__)
@@ -154,14 +154,14 @@ def _ask(wanted: _Wanted) -> Any:
         info: Any = api.dataset_info(wanted.id, revision=wanted.revision, timeout=_TIMEOUT)
     else:
         info = api.model_info(wanted.id, revision=wanted.revision, timeout=_TIMEOUT, files_metadata=True)
-    # Anybody may know what there is, but not have its files.
+    # The hub tells anybody about a gated repository, but only users with access get its files.
     if getattr(info, "gated", False):
         api.auth_check(wanted.id, repo_type=wanted.kind)
     return info
 
 
 def _fetch(wanted: _Wanted, info: Any) -> Path:
-    """Bring what is not in the cache into it, and return the folder of the commit."""
+    """Fetch the files that are not cached, and return the folder of the commit."""
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 
     try:
@@ -169,12 +169,12 @@ def _fetch(wanted: _Wanted, info: Any) -> Path:
         cached = {name for name in sizes if isinstance(try_to_load_from_cache(wanted.id, name, revision=info.sha), str)}
         with quiet_hub():
             if CONFIG_FILE in sizes:
-                # First of all: what it rules out need not be fetched.
+                # The config comes first: it may rule out the model.
                 read_config(Path(hf_hub_download(wanted.id, CONFIG_FILE, revision=info.sha)).parent)
             names = _files_of_checkpoint(wanted, sorted(sizes), info.sha)
         missing = [sizes[name] for name in names if name not in cached]
         _announce(wanted, info.sha, missing)
-        # By the name that was asked for, so that the cache knows it without the hub, too.
+        # With the revision as the user wrote it, so that the cache also knows it without the hub.
         with quiet_hub(bars=bool(missing)):
             folder = snapshot_download(
                 wanted.id, revision=wanted.revision, allow_patterns=[escape(name) for name in names]
@@ -188,12 +188,12 @@ def _fetch(wanted: _Wanted, info: Any) -> Path:
         raise _refusal(wanted, error) or InputError(
             f"was not fetched completely ({first_line(error)})",
             where=str(wanted),
-            fix="run it again: what was fetched is kept",
+            fix="run it again: fetched files are kept",
         ) from error
 
 
 def _announce(wanted: _Wanted, commit: str, missing: Sequence[int]) -> None:
-    """Say what is about to be fetched, files of the sizes `missing`, and check that there is room for it."""
+    """Log what is about to be fetched, files of the sizes `missing`, and check that the disk has room."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     if not missing:
@@ -207,7 +207,7 @@ def _announce(wanted: _Wanted, commit: str, missing: Sequence[int]) -> None:
 
 
 def _files_of_checkpoint(wanted: _Wanted, names: Sequence[str], commit: str) -> list[str]:
-    """What a checkpoint consists of: its safetensors weights, once, and the small files beside them."""
+    """The files of a checkpoint: its safetensors weights, once, and the small files beside them."""
     from huggingface_hub import hf_hub_download
 
     if CONFIG_FILE not in names:
@@ -227,12 +227,12 @@ def _files_of_checkpoint(wanted: _Wanted, names: Sequence[str], commit: str) -> 
 
 
 def _cached_instead(wanted: _Wanted, error: Exception) -> Path:
-    """The folder of the local cache, after the hub failed with `error`."""
+    """The folder in the local cache, after the hub failed with `error`."""
     refusal = _refusal(wanted, error)
     reason = _silence(error) if refusal is None else refusal.what
     folder = _cached_folder(wanted)
     if folder is not None:
-        logger.warning("%s: %s; taking commit %s from the local cache", wanted, reason, folder.name)
+        logger.warning("%s: %s; using commit %s from the local cache", wanted, reason, folder.name)
         return folder
     raise refusal or InputError(
         f"is neither a local path nor completely in the local cache of the Hugging Face hub, and {reason}",
@@ -252,26 +252,26 @@ def _cached_folder(wanted: _Wanted) -> Path | None:
                 repo_type=wanted.kind,
                 revision=wanted.revision,
                 local_files_only=True,
-                # Of a model only what makes the checkpoint was fetched.
+                # For models, only the files of the checkpoint were fetched.
                 allow_patterns=[CONFIG_FILE] if wanted.kind == "model" else None,
             )
     except LocalEntryNotFoundError:
         return None
-    # Others may have fetched only the tokenizer, say. A shard that is missing is named when the checkpoint is opened.
+    # Other tools may have fetched only the tokenizer, say. Opening the checkpoint reports missing shards.
     whole = wanted.kind == "dataset" or all(any(Path(folder).glob(name)) for name in (CONFIG_FILE, "*.safetensors"))
     return Path(folder) if whole else None
 
 
 def _refusal(wanted: _Wanted, error: Exception) -> InputError | None:
-    """What the hub's answer means, if it was a clear one."""
+    """The error for a clear refusal by the hub, else None."""
     from huggingface_hub import errors
 
-    # The order matters: the first is of the kind of the last.
+    # The order matters: GatedRepoError is a subclass of RepositoryNotFoundError.
     if isinstance(error, errors.GatedRepoError):
         return InputError(
             "is gated, and you have no access",
             where=str(wanted),
-            fix=f"accept its licence on {wanted.page}, then `hf auth login`",
+            fix=f"accept its licence on {wanted.page}, then run `hf auth login`",
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return InputError(f"has no revision {wanted.revision!r}", where=wanted.id, fix=f"see {wanted.page}/commits")
@@ -279,7 +279,7 @@ def _refusal(wanted: _Wanted, error: Exception) -> InputError | None:
         return InputError(
             f"is neither a local path nor a {wanted.kind} of the Hugging Face hub",
             where=str(wanted),
-            fix="check the name; if it is private, `hf auth login`",
+            fix="check the name; if it is private, run `hf auth login`",
         )
     return None
 
@@ -294,10 +294,10 @@ def _silence(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet_hub(*, bars: bool = False) -> Iterator[None]:
-    """Silence the warnings of huggingface_hub within the block: what matters of them we say ourselves.
+    """Silence the warnings of huggingface_hub within the block: our own messages say what matters.
 
     Args:
-        bars: Let it show what it downloads, if stderr is a terminal and our own remarks are wanted.
+        bars: Show its download progress, if stderr is a terminal and warnings are shown.
     """
     from huggingface_hub import utils
 

@@ -1,12 +1,12 @@
-"""What an order of neurons costs to read, exactly, on a device where an operation and a bundle each have a price.
+"""The exact cost of reading an order of neurons, on a device where each operation and each bundle takes a fixed time.
 
 Reading b bundles in one operation takes ``operation + b * bundle`` seconds; ``ratio = operation / bundle`` is the
-price of an operation in bundles. Between two active slots of a token, a gap of k inactive slots is either read along
+cost of an operation in bundles. Between two active slots of a token, a gap of k inactive slots is either read too
 (k bundles) or skipped (one more operation), whichever is cheaper, so that a token costs, in bundles,
 
     active slots + ratio (the first read) + sum over its gaps of min(k, ratio).
 
-With b_p the bit vector over tokens of the neuron in slot p, this needs no look at single tokens: the j-th *gap term*
+With b_p the bit vector over tokens of the neuron in slot p, single tokens need not be looked at: the j-th *gap term*
 
     R_j = sum over p of |b_p & ~(b_(p-1) | ... | b_(p-j))|
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from neuralink_cli.kernels import kernel, popcount
 
-# Words of a bit vector that are worked on at a time: the running AND of one slot stays in the first-level cache.
+# Words of a bit vector per step: the running AND of one slot then stays in the first-level cache.
 _BLOCK = 64
 
 

@@ -1,6 +1,6 @@
 """Device models: what a read costs on a storage device, as a function of its size.
 
-Profiles are data (`profiles/*.json`, or a user's file); fio's JSON output serves as one too.
+Profiles are JSON files (`profiles/*.json`, or a user's file). The JSON output of fio also works as a profile.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ReadRate:
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """A read of s bytes costs `operation_seconds + s / bytes_per_second`, or what `reads` say where it was measured."""
+    """A read of s bytes costs `operation_seconds + s / bytes_per_second`, or the time in `reads` if measured."""
 
     name: str
     queue_depth: int
@@ -68,7 +68,7 @@ def find_device(name: str) -> DeviceModel:
 
     Raises:
         OptionError: Neither a built-in name nor a file.
-        InputError: The file is malformed or its values make no sense.
+        InputError: The file is malformed or its values cannot be right.
     """
     known = builtin_devices()
     if name in known:
@@ -77,7 +77,7 @@ def find_device(name: str) -> DeviceModel:
     if not path.is_file():
         raise OptionError(
             f"device {name!r} is neither a file nor built in (built in: {', '.join(known)})",
-            fix="measure it with `neuralink probe`, or with fio, whose JSON output will do",
+            fix="measure it with `neuralink probe`, or pass the JSON output of fio",
         )
     document = read_object(path)
     if is_fio_output(document):
@@ -103,7 +103,7 @@ def parse_device(document: Mapping[str, Any], where: str | Path) -> DeviceModel:
     """Check a device profile and turn it into a `DeviceModel`.
 
     Raises:
-        InputError: It does not meet the schema, or its values make no sense.
+        InputError: It does not match the schema, or its values cannot be right.
     """
     check_document(dict(document), DEVICE_SCHEMA, where)
     reads = [ReadRate(**rate) for rate in document.get("reads", ())]
@@ -127,17 +127,17 @@ def _from_reads(name: str, queue_depth: int, reads: Sequence[ReadRate], where: s
     terms = np.stack([1 / seconds, sizes / seconds], axis=1)
     operation, per_byte = np.linalg.lstsq(terms, np.ones(len(reads)), rcond=None)[0]
     if not (operation > 0 and per_byte > 0):
-        raise InputError("its reads do not grow dearer with their size, so no read has a price of its own", where=where)
+        raise InputError("no positive cost per read and per byte fits its reads", where=where)
     return DeviceModel(name, queue_depth, float(operation), float(1 / per_byte), tuple(reads))
 
 
 def _check_reads(reads: Sequence[ReadRate], where: str | Path) -> None:
     for smaller, larger in itertools.pairwise(reads):
         if larger.bytes <= smaller.bytes:
-            raise InputError(f"reads are not by ascending size (at {larger.bytes} bytes)", where=where)
+            raise InputError(f"reads are not sorted by ascending size (at {larger.bytes} bytes)", where=where)
         if larger.seconds < smaller.seconds:
             raise InputError(
-                f"a read of {larger.bytes} bytes takes less time than one of {smaller.bytes}, so this is no device",
+                f"a read of {larger.bytes} bytes takes less time than a read of {smaller.bytes}, which cannot be right",
                 where=where,
                 fix="measure again",
             )

@@ -27,7 +27,7 @@ def is_fio_output(document: Mapping[str, Any]) -> bool:
 def parse_fio(document: Mapping[str, Any], where: Path) -> FioReads:
     """The read rates of a fio run: one job (or group of equal jobs) per read size.
 
-    If sizes were measured at several queue depths, the deepest one that has at least two sizes is taken.
+    If sizes were measured at several queue depths, the deepest with at least two sizes is used.
 
     Raises:
         InputError: Fewer than two read sizes, or a job without figures.
@@ -43,7 +43,7 @@ def parse_fio(document: Mapping[str, Any], where: Path) -> FioReads:
     usable = [depth for depth, sizes in rates.items() if len(sizes) >= 2]
     if not usable:
         raise InputError(
-            "has no two read sizes at one queue depth",
+            "has fewer than two read sizes at one queue depth",
             where=where,
             fix="run fio with one randread job per size, e.g. bs=4k, 16k, 64k, 256k, 1m",
         )
@@ -59,7 +59,7 @@ def _parse_job(job: Any, document: Mapping[str, Any], where: Path) -> tuple[int,
         rate = float(read["bw_bytes"]) if "bw_bytes" in read else 1024 * float(read["bw"])
         depth = int(options.get("iodepth", 1)) * int(options.get("numjobs", 1))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"a job of this fio output lacks its figures ({error})", where=where) from None
+        raise InputError(f"a job of this fio output lacks read figures ({error})", where=where) from None
     if reads <= 0 or total <= 0 or depth <= 0:
         return max(depth, 1), 0, 0.0
     return depth, round(total / reads), rate

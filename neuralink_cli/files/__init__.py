@@ -1,4 +1,4 @@
-"""Bytes on disk, knowing nothing of models: safetensors headers, direct I/O, durable outputs, JSON and schemas.
+"""Files on disk, independent of models: safetensors headers, direct I/O, durable outputs, JSON and schemas.
 
 Imports the top level (errors, arrays, kernels, progress, sizes) and nothing else of the package.
 """

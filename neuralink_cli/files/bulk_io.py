@@ -1,8 +1,8 @@
-"""Large transfers in order, past the page cache where the file system can.
+"""Large sequential reads and writes that bypass the page cache (direct I/O) where the file system supports it.
 
-Through the page cache every byte is copied once more, and every page of it is memory that has to be found first. Direct
-transfers leave both out, and with their memory in huge pages the device moves megabytes at a time. What a file system
-cannot do directly goes through its cache as usual.
+The page cache copies every byte once more and has to find free memory for every page. Direct transfers avoid both.
+With buffers in huge pages, the device moves megabytes at a time. Where direct I/O fails, transfers go through the page
+cache as usual.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ import numpy as np
 
 from neuralink_cli.arrays import Bytes
 
-# What offsets, sizes and addresses of direct transfers are multiples of; no device asks for more.
+# Offsets, sizes and addresses of direct transfers must be multiples of this; no device asks for more.
 PAGE = 4096
 _HUGE_PAGE = 1 << 21
 _DIRECT = getattr(os, "O_DIRECT", 0)
 # Linux transfers at most 2 GiB minus a page per call.
 _MOST = 1 << 30
-# macOS has no other.
+# macOS has only fsync.
 _flush_data = getattr(os, "fdatasync", os.fsync)
-# Without direct writes, how many bytes may wait in the page cache: the flush at the end would stall on more.
+# Without direct writes, at most this many bytes wait in the page cache: more would stall the flush at the end.
 _WRITE_BEHIND = 1 << 27
 
 
 def aligned_buffer(size: int) -> Bytes:
-    """A new uint8 array that starts on a page, as direct transfers need it; its content is arbitrary."""
+    """A new uint8 array that starts on a page boundary, as direct transfers need. Its content is arbitrary."""
     whole = np.empty(size + PAGE, dtype=np.uint8)
     start = -whole.ctypes.data % PAGE
     return whole[start : start + size]
 
 
 def transfer_buffer(size: int) -> Bytes:
-    """Memory for transfers of `size` bytes: page-aligned, with a page of room on both sides of them.
+    """Memory for transfers of `size` bytes: page-aligned, with a page of room before and after.
 
-    Its content is arbitrary. It is given back to the system when the last view of it is gone.
+    Its content is arbitrary. The memory is freed when its last view is gone.
     """
     size += 2 * PAGE
     if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return aligned_buffer(size)
     memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # A system built without huge pages refuses.
+    # Fails on a system built without huge pages.
     with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(memory, dtype=np.uint8)
@@ -55,10 +55,10 @@ def transfer_buffer(size: int) -> Bytes:
 
 
 class DirectReads:
-    """Reads ranges of a file past the page cache; from any thread.
+    """Reads ranges of a file, bypassing the page cache. Any thread may read.
 
     Args:
-        opened: A descriptor of the file, which may have another name by now.
+        opened: A descriptor of the same file, to notice if `path` is another file by now.
     """
 
     def __init__(self, path: Path, opened: int) -> None:
@@ -79,12 +79,12 @@ class DirectReads:
             self._descriptor = -1
 
     def read(self, offset: int, size: int, buffer: Bytes) -> Bytes | None:
-        """Read bytes from `offset` on into a buffer that `transfer_buffer(size)` made, and return where they are.
+        """Read `size` bytes at `offset` into a buffer from `transfer_buffer(size)`; return the part that holds them.
 
-        None if the file system cannot do that, or if the file ends too early.
+        Returns None if the file system does not support it, or if the file ends too early.
 
         Raises:
-            OSError: The device fails.
+            OSError: Reading fails.
         """
         if self._descriptor < 0:
             return None
@@ -105,10 +105,10 @@ class DirectReads:
 
 
 class SequentialWrites:
-    """A file that is written from a page boundary on in whole pages, but for the last write.
+    """Writes a file in order from a page boundary, in whole pages except for the last write.
 
     Raises:
-        OSError: It cannot be created, or opened.
+        OSError: The file cannot be created or opened.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
@@ -134,7 +134,7 @@ class SequentialWrites:
             _flush_data(self._descriptor)
 
     def flush(self) -> None:
-        """Bring everything to the device."""
+        """Flush everything to the device."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class SequentialWrites:
         os.close(self._descriptor)
 
     def _write_pages(self, data: Bytes, offset: int) -> int:
-        """Write directly as far as the file system lets us; how far that is."""
+        """Write directly as far as the file system allows; return the number of bytes written."""
         done = 0
         try:
             while done < data.size:

@@ -1,4 +1,4 @@
-"""An open file, and positional reads of it that any number of threads may make."""
+"""An open file with positional reads. Any number of threads may read at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Linux transfers at most 2 GiB minus a page per call.
 _MAX_READ = 1 << 30
-# Bytes of the widest integer that weights are moved as.
+# Weights are moved as integers of at most this many bytes.
 _WIDEST = 8
 
 
@@ -64,7 +64,7 @@ class ByteFile:
         """Fill a contiguous uint8 buffer from an absolute file offset.
 
         Raises:
-            InputError: The file ends too early (it was cut while open) or the device fails.
+            InputError: The file ends too early (it was truncated while open) or reading fails.
         """
         view = buffer.reshape(-1).view(np.uint8).data
         done = 0
@@ -78,14 +78,14 @@ class ByteFile:
             done += count
 
     def read_range(self, offset: int, size: int, buffer: Bytes) -> Bytes:
-        """Read `size` bytes from an absolute file offset into a buffer of `transfer_buffer`; where they are in it.
+        """Read `size` bytes at a file offset into a buffer from `transfer_buffer`; return the part that holds them.
 
-        Past the page cache, if the file system can.
+        Bypasses the page cache if the file system supports it.
 
         Raises:
             InputError: As `read_at`.
         """
-        # What lies at odd places in the file must not do so in memory, where whole elements are moved.
+        # Data at an odd file offset is aligned in memory, where whole elements are moved.
         lead = offset % PAGE if offset % _WIDEST == 0 else 0
         data = buffer[lead : lead + size]
         try:

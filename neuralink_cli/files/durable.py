@@ -1,7 +1,7 @@
-"""Outputs that are complete or not there: written beside, flushed to the device, renamed into place.
+"""Outputs that are either complete or absent: written under a hidden name, flushed, then renamed into place.
 
-A run that dies leaves at most a hidden `.NAME.partial`, which the next run for the same output takes over. Two runs
-that want the same output are told apart by a lock on it.
+A killed run leaves at most a hidden `.NAME.partial`, which the next run for the same output takes over. A lock on it
+keeps two runs from writing the same output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from neuralink_cli.errors import OutputError
 
 
 def require_free(path: Path, overwrite: bool, *, directory: bool = False) -> None:
-    """Check, before any work is done, that an output, a file or a directory, may be created at `path`.
+    """Check, before any work is done, that an output file or directory may be created at `path`.
 
     Raises:
         OutputError: It exists and `overwrite` is false, it is of the wrong kind, or its folder does not exist.
@@ -31,13 +31,13 @@ def require_free(path: Path, overwrite: bool, *, directory: bool = False) -> Non
         if not overwrite:
             raise OutputError("already exists", where=path, fix="choose another output or pass --overwrite")
         if path.is_dir() and not directory:
-            raise OutputError("is a directory, the output is a file", where=path, fix="choose another output")
+            raise OutputError("is a directory, but the output is a file", where=path, fix="choose another output")
     elif not path.absolute().parent.is_dir():
         raise OutputError("its folder does not exist", where=path, fix=f"create {path.absolute().parent} first")
 
 
 def leftover_bytes(path: Path) -> int:
-    """Size of what an earlier run that was to make the directory `path` has left."""
+    """Size of what an unfinished earlier run for the directory `path` left behind."""
     partial = _partial(path)
     files = partial.rglob("*") if partial.is_dir() else ()
     return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
@@ -47,12 +47,12 @@ def require_space(path: Path, needed: int) -> None:
     """Check that the file system under `path` (which need not exist yet) has room for `needed` bytes.
 
     Raises:
-        OutputError: It has not.
+        OutputError: There is not enough room.
     """
     free = shutil.disk_usage(path.absolute().parent).free
     if free < needed:
         raise OutputError(
-            f"needs {needed:,} bytes of disk, {free:,} are free", where=path, fix="free some or write elsewhere"
+            f"needs {needed:,} bytes of disk, {free:,} are free", where=path, fix="free some space or write elsewhere"
         )
 
 
@@ -60,10 +60,10 @@ def require_space(path: Path, needed: int) -> None:
 def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that appears at `path`, whole and durable, when the block ends without an exception.
 
-    It is unbuffered: see `write_all`.
+    The file is unbuffered: use `write_all`.
 
     Raises:
-        OutputError: As `require_free`, or when another run is writing it.
+        OutputError: As `require_free`, or another run is writing this output.
     """
     require_free(path, overwrite)
     partial = _partial(path)
@@ -87,13 +87,13 @@ def new_directory(
 ) -> Iterator[Path]:
     """Yield an empty directory that appears at `path` when the block ends without an exception.
 
-    With `keep` it holds what an earlier run that died has left, and what is in it stays if the block ends with one.
+    With `keep`, it contains what a killed run left, and its content stays if the block ends with an exception.
 
-    The files put into it must have been flushed (`sync_file`). An existing directory is replaced, in one step where
-    the system can, only if `overwrite` is true and `replaceable` says that it is an earlier output.
+    The caller must flush the files in it (`sync_file`). An existing directory is replaced only if `overwrite` is true
+    and `replaceable` says that it is an earlier output; in one step where the system supports that.
 
     Raises:
-        OutputError: As `require_free`; when `path` must not be replaced; when another run is writing it.
+        OutputError: As `require_free`; `path` must not be replaced; or another run is writing this output.
     """
     require_replaceable(path, overwrite, replaceable)
     partial = leftover = _partial(path)
@@ -109,7 +109,7 @@ def new_directory(
             os.fsync(descriptor)
             require_replaceable(path, overwrite, replaceable)
             if path.exists():
-                # What is replaced gets the name of the partial directory: no other run may take it for that.
+                # The old directory gets the partial directory's name: a lock keeps other runs from taking it over.
                 locks.callback(os.close, _open_locked(path, os.O_RDONLY | os.O_DIRECTORY, path))
                 leftover = _replace(path, partial)
                 replaced = True
@@ -143,7 +143,7 @@ def require_replaceable(path: Path, overwrite: bool, replaceable: Callable[[Path
 
 
 def write_all(handle: BinaryIO | FileIO, data: bytes | memoryview) -> None:
-    """Write to an unbuffered file, which may take only a part at a time: when the disk is nearly full, or at 2 GiB."""
+    """Write all data to an unbuffered file. One call may write only a part: near a full disk, or at 2 GiB."""
     view, done = memoryview(data), 0
     while done < len(view):
         done += handle.write(view[done:])
@@ -171,7 +171,7 @@ def sync_directory(path: Path) -> None:
 
 
 def empty_directory(directory: Path, keep: Collection[str] = ()) -> None:
-    """Delete all that is in a directory, but for the names in `keep`."""
+    """Delete everything in a directory except the names in `keep`."""
     for child in directory.iterdir():
         if child.name in keep:
             continue
@@ -206,7 +206,7 @@ def _open_locked(partial: Path, flags: int, path: Path) -> int:
             os.close(descriptor)
             raise OutputError("another run is writing this output", where=path, fix="wait for it to end") from None
         except OSError:
-            # A network file system that cannot lock (NFS refuses to for directories): better unguarded than not at all.
+            # Some network file systems cannot lock (NFS: directories). Write without a lock rather than not at all.
             return descriptor
         # Another run may have renamed the file into place between our open and our lock.
         if _same_file(descriptor, partial):
@@ -224,10 +224,10 @@ def _same_file(descriptor: int, path: Path) -> bool:
 
 
 def _replace(old: Path, new: Path) -> Path:
-    """Put a directory in the place of another, and say where the other went.
+    """Replace the directory `old` by `new`, and return where the old one is now.
 
-    In one step on Linux and macOS, if the file system can. Elsewhere in two renames: who dies between them leaves the
-    old directory beside, to be cleared away by the next run.
+    This is one step on Linux and macOS, if the file system supports it. Otherwise it takes two renames: a run killed
+    between them leaves the old directory beside the output, and the next run deletes it.
     """
     if _exchange_atomically(os.fsencode(new), os.fsencode(old)):
         return new

@@ -1,4 +1,4 @@
-"""What a long run will take, told before it starts: measured on a sample of what it will read and write."""
+"""Estimates what a long run will take before it starts, by reading and writing a sample of the data."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import FileRange, read_ahead
 from neuralink_cli.sizes import human_bytes, human_seconds
 
-# A run over fewer bytes is over before a sample of it would be.
+# A run over fewer bytes ends sooner than its sample would.
 _WORTH_SAMPLING = 1 << 30
-# Pieces that are read, and how many of them before the clock starts: memory that is used for the first time is slow.
+# Pieces to read, and how many of them before the clock starts: the first use of memory is slow.
 _SAMPLES = 48
 _WARM_UP = 8
 _MOST_SECONDS = 1.0
@@ -30,9 +30,9 @@ _MOST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Pass:
-    """Files that are read once from start to end, and `written` bytes that are written meanwhile.
+    """Files that are read once from start to end, while `written` bytes are written.
 
-    What is written is hashed; if nothing is, then this share of what is read.
+    Everything written is hashed. If nothing is written, `hashed_share` of the bytes read is hashed.
     """
 
     files: Sequence[ByteFile]
@@ -50,10 +50,9 @@ class Estimate:
     """What a run is expected to take.
 
     Attributes:
-        free_bytes: Free on the disk that is written to, with what an earlier run has left there; None if nothing is
-            written.
-        memory_bytes: Most resident memory.
-        seconds: None where the run is too short for a sample of it.
+        free_bytes: Free on the output's disk, including what an earlier run left there; None if nothing is written.
+        memory_bytes: Peak resident memory.
+        seconds: None if the run is too short to sample.
     """
 
     bytes_read: int
@@ -66,18 +65,18 @@ class Estimate:
         words = [f"reads {human_bytes(self.bytes_read)}"]
         if self.free_bytes is not None:
             words.append(f"writes {human_bytes(self.bytes_written)} of {human_bytes(self.free_bytes)} free")
-        words.append(f"takes up to {human_bytes(self.memory_bytes)} of memory")
+        words.append(f"needs up to {human_bytes(self.memory_bytes)} of memory")
         if self.seconds is not None:
-            words.append(f"about {human_seconds(self.seconds)}")
+            words.append(f"takes about {human_seconds(self.seconds)}")
         return ", ".join(words)
 
 
 def estimate(passes: Sequence[Pass], largest: int, output: Path | None = None) -> Estimate:
-    """Estimate a run. The sample takes about a second per pass, and writes to a file beside `output` without a name.
+    """Estimate a run. Sampling takes about a second per pass, and writes to an unnamed file beside `output`.
 
     Args:
-        largest: Bytes of the largest thing that is in memory as a whole.
-        output: What will be written.
+        largest: Bytes of the largest object that is in memory as a whole.
+        output: The file or directory that will be written.
     """
     read, written = sum(each.read for each in passes), sum(each.written for each in passes)
     seconds = None
@@ -109,7 +108,7 @@ def _seconds(work: Pass, output: Path | None) -> float:
 
 
 def _sample(files: Sequence[ByteFile]) -> Iterator[FileRange]:
-    """Pieces from all over the files."""
+    """Pieces spread over all files."""
     size = sum(file.size for file in files)
     for k in range(_SAMPLES):
         position = k * size // _SAMPLES

@@ -1,4 +1,4 @@
-"""The safetensors header: parsed as strictly as the reference reader does and a little more, and encoded reproducibly.
+"""The safetensors header: parsed more strictly than by the reference reader, and encoded reproducibly.
 
 Layout: 8 bytes little-endian N, N bytes of JSON, then the data of all tensors without holes or overlaps.
 """
@@ -103,7 +103,7 @@ def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
     if dtype not in DTYPE_BITS:
         raise ValueError(f"unknown dtype {dtype!r}")
     bits = 1
-    # Step by step, because the reference reader overflows before a later zero makes it small again.
+    # Checked at every step: the reference reader overflows even if a later zero makes the product 0.
     for size in (*shape, DTYPE_BITS[dtype]):
         bits *= size
         if bits > _MAX_SIZE:

@@ -1,7 +1,7 @@
-"""What an unfinished run has written, told to the next: a line for every stretch of a file that is complete.
+"""The journal of an unfinished run, from which the next run resumes: one line per completed part of a file.
 
-A line holds the file, how much of it there is, and the SHA-256 of that much. It is not believed: the next run reads
-back what is there, which it must for the digest anyway, and goes on after the last line that is true.
+A line holds the file name, the number of bytes written so far, and their SHA-256. The next run does not trust it: it
+reads the file back, which the digest needs anyway, and resumes after the last line that is true.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Mark:
 
 
 class Journal:
-    """The journal of a run, in the directory that it writes. Use as a context manager.
+    """The journal of a run, in its output directory. Use as a context manager.
 
     Args:
-        run: What the bytes of the output depend on.
-        marks: From `read_marks`, to go on with the journal that is there; None for a new one.
+        run: Everything that the bytes of the output depend on.
+        marks: From `read_marks`, to continue the existing journal; None for a new journal.
     """
 
     def __init__(self, directory: Path, run: Mapping[str, Any], marks: Mapping[str, list[Mark]] | None = None) -> None:
@@ -52,7 +52,7 @@ class Journal:
         if marks is None:
             self._write(_first_line(run))
         else:
-            # The line that was being written when the run died.
+            # Cut off a line that was half written when the run was killed.
             os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
 
     def __enter__(self) -> Journal:
@@ -66,20 +66,20 @@ class Journal:
         self._write(canonical({"file": file, "size": size, "sha256": sha256}))
 
     def remove(self) -> None:
-        """Delete it: the output is complete."""
+        """Delete the journal: the output is complete."""
         self._path.unlink()
 
     def reopen(self, path: Path, progress: Callable[[int], object] | None = None) -> tuple[int, Any]:
-        """How much of a file an earlier run left that is right, and the digest of that much. The rest is cut off.
+        """Size and digest of the part of a file that an earlier run wrote correctly. The rest is cut off.
 
         Args:
-            progress: Called with the bytes that are right.
+            progress: Called with the number of bytes kept.
         """
         marks = sorted(self._marks.get(path.name, ()), key=lambda mark: mark.size)
         if not marks or not path.is_file():
             return 0, hashlib.sha256()
         size, digest = _longest_true(path, marks)
-        logger.debug("%s: %d bytes are written already", path.name, size)
+        logger.debug("%s: %d bytes are already written", path.name, size)
         if size == 0:
             path.unlink()
             return 0, digest
@@ -93,23 +93,23 @@ class Journal:
 
 
 def open_journal(directory: Path, run: Mapping[str, Any], *, resume: bool) -> Journal:
-    """The journal of a run: that of an earlier one if it can be resumed, and otherwise a new one.
+    """The journal of a run: continues that of an earlier run if it can be resumed, else starts a new one.
 
-    What is in the directory and not known to the journal is cleared away.
+    Files in the directory that the journal does not list are deleted.
     """
     marks = read_marks(directory, run) if resume else None
     if marks is not None:
-        logger.info("going on with what an earlier run has written")
+        logger.info("resuming from what an earlier run has written")
     elif any(directory.iterdir()):
-        logger.info("starting afresh: what is left in %s is damaged or of another run", directory)
+        logger.info("starting afresh: what is left in %s is damaged or from another run", directory)
     empty_directory(directory, keep=() if marks is None else {JOURNAL_FILE, *marks})
     return Journal(directory, run, marks)
 
 
 def read_marks(directory: Path, run: Mapping[str, Any]) -> dict[str, list[Mark]] | None:
-    """What the journal in a directory says, by file name; None if there is none, or a damaged one, or another run's."""
+    """The marks of the journal in a directory, by file name; None if it is missing, damaged or from another run."""
     try:
-        # Without the line that was being written when the run died.
+        # Without a line that was half written when the run was killed.
         first, *others = (directory / JOURNAL_FILE).read_bytes().split(b"\n")[:-1]
         if first != _first_line(run).encode():
             return None

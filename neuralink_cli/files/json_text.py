@@ -1,4 +1,4 @@
-"""JSON in and out, strictly: no duplicate keys, NaN or lone surrogates in; one canonical form on the way out."""
+"""Strict JSON: reading refuses duplicate keys, NaN and lone surrogates; writing has one canonical form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse_object(text: bytes | str, where: str | os.PathLike[str]) -> dict[str, 
             not finite.
     """
     try:
-        # Decoded here, because json guesses between the encodings of Unicode.
+        # Decoded here, because json would guess the Unicode encoding.
         text = text.decode() if isinstance(text, bytes) else text
         document = json.loads(
             text,
@@ -51,12 +51,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def canonical(document: Any) -> str:
-    """The one compact spelling of a document: sorted keys, no spaces, ASCII."""
+    """The canonical text of a document: sorted keys, no spaces, ASCII."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def readable(document: Any) -> str:
-    """The spelling for files that people open: indented, keys in the order given, ending in a newline."""
+    """The text of a document for people: indented, keys in the given order, ending in a newline."""
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
@@ -77,7 +77,7 @@ def _finite(text: str) -> float:
 
 
 def _integer(text: str) -> int | float:
-    # As everywhere but in Python: minus zero is no integer.
+    # Minus zero is not an integer. Other JSON readers agree; only Python's would drop the sign.
     return -0.0 if text == "-0" else int(text)
 
 

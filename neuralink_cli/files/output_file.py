@@ -1,4 +1,4 @@
-"""Writes one large file from start to end; its SHA-256 is taken, and its bytes reach the disk, while more are made."""
+"""Writes one large file from start to end, hashing and writing in the background while the caller makes more bytes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from neuralink_cli.files.journal import Journal
 
 
 class OutputFile:
-    """A file whose bytes are hashed as they are written. Flushed to the device when the block ends well.
+    """A file that is hashed as it is written. Flushed to the device if the block ends without an exception.
 
     Args:
-        progress: Called with the number of bytes just taken over.
-        journal: Told how far the file has come at every `mark`; if it knows the file from an earlier run, writing goes
-            on where that ended.
+        progress: Called with the number of bytes just accepted.
+        journal: Records the size of the file at every `mark`. If it knows the file from an earlier run, writing resumes
+            where that run stopped.
 
     Attributes:
-        size: Bytes written so far; at the start those of the earlier run.
+        size: Bytes written so far, including those of the earlier run.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class OutputFile:
         self._stages = ExitStack()
         self._hasher = self._stages.enter_context(pipeline.stage("hash"))
         self._writer = self._stages.enter_context(pipeline.stage("write"))
-        # Full buffers, each with what is still done to it.
+        # Full buffers, each with its pending tasks.
         self._behind: deque[tuple[Bytes, list[Future[Any]]]] = deque()
-        # The buffer being filled: how much of it is, how much of that the hasher has had, and what is done to it.
+        # The buffer being filled: how many bytes are filled, how many of them the hasher has, and its pending tasks.
         self._buffer = _new_buffer()
         self._filled = self._hashed = self.size % PAGE
         self._tasks: list[Future[Any]] = []
@@ -81,7 +81,7 @@ class OutputFile:
         return str(self._hasher.submit(self._digest.hexdigest).result())
 
     def write(self, data: npt.NDArray[Any] | bytes) -> None:
-        """Append bytes, which may be changed afterwards."""
+        """Append bytes. The caller may change `data` afterwards."""
         view = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
         done = 0
         while done < view.size:
@@ -97,7 +97,7 @@ class OutputFile:
             self._progress(view.size)
 
     def mark(self) -> None:
-        """Note in the journal how far the file has come."""
+        """Record in the journal how much of the file is written."""
         if self._journal is not None:
             self._hash()
             self._tasks.append(self._hasher.submit(self._note, self._journal, self.size))

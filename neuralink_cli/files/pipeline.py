@@ -1,8 +1,8 @@
-"""Keeps the disk busy while the CPU works: ranges are read ahead, and output is hashed and written behind.
+"""Keeps the disk busy while the CPU works: input is read ahead, and output is hashed and written in the background.
 
-Reading, hashing and writing are a thread each, which takes its work in order; the caller, who moves weights about,
-stands between them. At most `IN_FLIGHT` bytes wait on either side, in buffers that are used again and again. A failure
-of a stage is raised where its next result is needed; when a block is left, for whatever reason, its threads have ended.
+Reading, hashing and writing each have one thread, which works in order; the caller moves weights in between. At most
+`IN_FLIGHT` bytes wait on either side, in reused buffers. An error in a stage is raised where its next result is needed.
+When a block ends, for whatever reason, its threads have ended.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FileRange:
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[ThreadPoolExecutor]:
-    """A thread that does what is submitted to it in order; what it has not begun when the block ends is dropped."""
+    """A thread that runs submitted tasks in order. Tasks not started when the block ends are dropped."""
     pool = ThreadPoolExecutor(1, thread_name_prefix=f"neuralink-{name}")
     try:
         yield pool
@@ -43,13 +43,13 @@ def stage(name: str) -> Iterator[ThreadPoolExecutor]:
 
 @contextlib.contextmanager
 def read_ahead(ranges: Iterable[FileRange], in_flight: int | None = None) -> Iterator[Iterator[Bytes]]:
-    """The bytes of each range in turn; those of the last one are gone when the next is asked for.
+    """The bytes of each range in turn. They are valid until the next range is requested.
 
     Args:
-        in_flight: Most bytes that are read ahead, by default `IN_FLIGHT`.
+        in_flight: Most bytes to read ahead, by default `IN_FLIGHT`.
 
     Raises:
-        InputError: A file ends too early, or the device fails; where its bytes are asked for.
+        InputError: A file ends too early or reading fails. Raised when its bytes are requested.
     """
     with stage("read") as reader:
         yield _read_ahead(reader, ranges, IN_FLIGHT if in_flight is None else in_flight)
@@ -79,13 +79,13 @@ def _buffer_for(size: int, free: list[Bytes]) -> Bytes:
 
 
 class Scratch:
-    """Memory for one thing at a time, used again and again."""
+    """Reusable memory for one array at a time."""
 
     def __init__(self) -> None:
         self._memory = transfer_buffer(0)
 
     def take(self, size: int) -> Bytes:
-        """Memory of `size` bytes with arbitrary content; what was taken before must no longer be used."""
+        """Memory of `size` bytes with arbitrary content; memory taken before must no longer be used."""
         if self._memory.size < size:
             self._memory = transfer_buffer(0)
             self._memory = transfer_buffer(size)

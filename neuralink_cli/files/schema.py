@@ -1,4 +1,4 @@
-"""JSON Schemas: each room keeps those of its own documents, and checks the documents against them here."""
+"""JSON Schemas: each room keeps the schemas of its own documents; this module checks documents against them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Schema:
     """The JSON Schema of one kind of document.
 
     Attributes:
-        kind: What errors call such a document: "trace", "flash index".
-        package: The package that has the schema, usually `__package__` of the module that names it.
+        kind: The name of such a document in error messages: "trace", "flash index".
+        package: The package that contains the schema, usually `__package__` of the calling module.
         file: The schema's file in that package.
     """
 
@@ -35,7 +35,7 @@ def check_document(document: dict[str, Any], schema: Schema, where: str | os.Pat
     """Check a document against its schema.
 
     Raises:
-        InputError: With the place in the document and what is wrong there.
+        InputError: The document is not valid. The message says where and why.
     """
     from jsonschema.exceptions import best_match
 

@@ -1,4 +1,4 @@
-"""Writes a file section by section: what each is made of is read ahead, in the order in which it will be needed."""
+"""Writes a file section by section. The input of each section is read ahead, in the order it is needed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Section:
 
     Attributes:
         nbytes: Its size.
-        reads: What has to be read for it.
-        write: Called with the output and an iterator, of which it takes what was read, all of it.
+        reads: The file ranges to read for it.
+        write: Called with the output and an iterator, from which it must take all bytes of `reads`.
     """
 
     nbytes: int
@@ -32,7 +32,7 @@ class Section:
 
 
 def ready(content: npt.NDArray[Any] | bytes) -> Section:
-    """A section that is in memory."""
+    """A section whose content is in memory."""
     nbytes = len(content) if isinstance(content, bytes) else content.nbytes
     return Section(nbytes, (), lambda output, _: output.write(content))
 
@@ -43,7 +43,7 @@ def zeros(nbytes: int) -> Section:
 
 
 def copied(file: ByteFile, start: int, stop: int) -> Section:
-    """A section that is bytes `start` to `stop` of a file."""
+    """A section copied from bytes `start` to `stop` of a file."""
     reads = tuple(pieces_of(file, start, stop))
 
     def write(output: OutputFile, pieces: Iterator[Bytes]) -> None:
@@ -63,7 +63,7 @@ def write_sections(
 
     Args:
         progress: Called with the bytes written since the last call.
-        journal: Sections that it knows to be written are left out.
+        journal: Sections that it lists as written are skipped.
     """
     with OutputFile(path, progress, journal) as output:
         left = _after(sections, output.size)

@@ -1,4 +1,4 @@
-"""The files that stages hand on (trace, placement): plain safetensors with one metadata document, sealed by a digest.
+"""The files passed between stages (trace, placement): plain safetensors with one metadata document and a digest.
 
 `__metadata__` has the single key `neuralink`, a canonical JSON document with at least `format`, `version`, `tool` and
 `content_sha256`, the SHA-256 of the data section followed by the canonical document without this key.
@@ -44,7 +44,7 @@ class StreamedTensor:
 
 
 def array_tensor(name: str, array: npt.NDArray[Any]) -> StreamedTensor:
-    """A tensor that is in memory already; its dtype must be one of those the stage files use."""
+    """A tensor that is already in memory. Its dtype must be one that stage files use."""
     return StreamedTensor(name, _NAMES[array.dtype], array.shape, lambda: [np.ascontiguousarray(array)])
 
 
@@ -60,7 +60,7 @@ def write_stage_file(
     """Write a stage file, durably and reproducibly, and return its `content_sha256`.
 
     Args:
-        schema: What the document must meet; its kind gives the `format`.
+        schema: The schema of the document; its kind gives the `format`.
         document: The metadata, without the keys that this function adds.
         progress: Called with the bytes written since the last call.
 
@@ -87,7 +87,7 @@ def write_stage_file(
             if written != tensor_bytes(tensor.dtype, tensor.shape):
                 raise ValueError(f"tensor {tensor.name!r} got {written} bytes")
         digest.update(canonical(whole).encode())
-        # The header goes in last: until then the file opens nowhere.
+        # The header is written last: until then nothing can open the file.
         handle.seek(0)
         write_all(handle, _header(specs, whole, digest.hexdigest()).prelude)
     return digest.hexdigest()
@@ -150,17 +150,19 @@ class StageFile(TensorFile):
         document = parse_object(text, self.path)
         expected = f"neuralink-{schema.kind}"
         if document.get("format") != expected:
-            raise InputError(f"is a {document.get('format')!r} file, a {expected!r} file is needed", where=self.path)
+            raise InputError(
+                f"is a {document.get('format')!r} file, but a {expected!r} file is needed", where=self.path
+            )
         if document.get("version") != FORMAT_VERSION:
             raise InputError(
-                f"has format version {document.get('version')!r}, this tool reads {FORMAT_VERSION}", where=self.path
+                f"has format version {document.get('version')!r}, but this tool reads {FORMAT_VERSION}", where=self.path
             )
         check_document(document, schema, self.path)
         return document
 
 
 def _whole(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document as it is written, but for its digest."""
+    """The document as it is written, without its digest."""
     added = {"format": f"neuralink-{kind}", "version": FORMAT_VERSION, "tool": f"neuralink {__version__}"}
     return {**document, **added}
 

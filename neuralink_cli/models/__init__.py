@@ -1,4 +1,4 @@
-"""A checkpoint as transformers runs it: loading, tokenizers, classes, offloading what does not fit into memory.
+"""Runs a checkpoint with transformers: loading, tokenizer, model class, offloading weights that do not fit in memory.
 
 Imports `architectures` and below, torch and transformers.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# What a model is computed in, and what may be asked for.
+# The precisions that a model can run in, and the values of --dtype.
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 DTYPES = ("auto", *COMPUTE_DTYPES)
 
@@ -17,7 +17,7 @@ class ExecutionOptions:
         device: As torch spells it ("cpu", "cuda:1", "mps"); "auto" takes a GPU if there is one.
         dtype: One of `DTYPES`, the precision of the forward pass; "auto" is float32 on the CPU and the checkpoint's
             own elsewhere.
-        max_memory: Bytes of the CPU's memory for weights; None for most of what is free.
+        max_memory: Bytes of RAM for weights; None for most of the free RAM.
         trust_remote_code: Run code that comes with the model. Dangerous.
     """
 

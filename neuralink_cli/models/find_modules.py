@@ -11,13 +11,13 @@ from neuralink_cli.errors import UnsupportedError
 
 
 def find_module(model: Any, part: BlockPart, shape: Sequence[int], architecture: Architecture) -> Any:
-    """The module that holds a part, whatever of the tensor names' prefix the model leaves out or adds.
+    """The module that holds a part, even if the model drops or adds a prefix of the tensor names.
 
     Args:
-        shape: The shape that its weight has in the checkpoint.
+        shape: The shape of its weight in the checkpoint.
 
     Raises:
-        UnsupportedError: There is none, or its weight is of another shape.
+        UnsupportedError: There is no such module, or its weight has another shape.
     """
 
     def fits(module: Any) -> bool:
@@ -28,7 +28,7 @@ def find_module(model: Any, part: BlockPart, shape: Sequence[int], architecture:
 
 
 def find_activation(model: Any, module: Any, activation: str) -> Any:
-    """The module beside a projection that computes the activation of that name, None unless there is exactly one."""
+    """The module beside a projection that computes this activation; None unless there is exactly one."""
     from transformers.activations import ACT2FN
 
     kind = type(ACT2FN[activation])
@@ -42,7 +42,7 @@ def find_experts(model: Any, place: ExpertPlace, architecture: Architecture) -> 
     """The module that runs the experts of a layer.
 
     Raises:
-        UnsupportedError: There is none that holds all their weights itself.
+        UnsupportedError: No module holds the weights of all experts itself.
     """
 
     def fits(module: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The packages of the extra `hf`: required with a clear message, and kept quiet while they work for us."""
+"""The packages of the extra `hf`: a clear message if one is missing, and no output of their own while they run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def require_hf_packages(*names: str) -> None:
     """Check that packages can be imported.
 
     Raises:
-        MissingDependencyError: One cannot.
+        MissingDependencyError: A package cannot be imported.
     """
     try:
         for name in names:
             importlib.import_module(name)
     except ImportError as error:
         raise MissingDependencyError(
-            f"the Python packages {', '.join(names)} are needed for this ({error})",
+            f"this needs the Python packages {', '.join(names)} ({error})",
             fix="pip install 'neuralink-cli[hf]'",
         ) from None
 
@@ -44,7 +44,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Silence datasets, and the hub library below it, within the block: its errors are raised, and once is enough."""
+    """Silence datasets and huggingface_hub within the block: they raise their errors, so logs would repeat them."""
     from datasets.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""The model: loaded with transformers, every weight from the checkpoint, and the modules of its FFN blocks."""
+"""Loads a checkpoint with transformers, and makes sure that every weight comes from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from neuralink_cli.models.offload import (
 )
 from neuralink_cli.models.tokenizer import load_error
 
-# What configs call the number of positions.
+# Config keys for the number of positions.
 _POSITION_KEYS = ("max_position_embeddings", "max_seq_len")
 
 
@@ -41,20 +41,20 @@ def load_model(
     """A local checkpoint as a transformers model, ready for inference.
 
     Args:
-        with_head: Load what computes logits, not the base model alone.
+        with_head: Load the head that computes logits too, not the base model alone.
         device: A torch device, or "auto": an accelerator if there is one.
         dtype: One of `DTYPES`; "auto" is float32 on the CPU and the checkpoint's own elsewhere.
-        limit: Of the memory for weights; those beyond it are read for every batch. Inputs go to `input_device`.
+        limit: The memory limit for weights; weights beyond it are read for every batch. Inputs go to `input_device`.
 
     Raises:
-        InputError: Weights are missing or do not fit, or anything else that transformers complains about.
-        OptionError: The device or dtype is not there, or the limit does not go with the device.
+        InputError: Weights are missing or do not fit, or transformers fails for another reason.
+        OptionError: The device or dtype is not available, or the device does not support the limit.
         MissingDependencyError: The weights do not fit, and accelerate is not installed.
     """
     place = find_device(device)
     dtype = compute_dtype(dtype, place)
     placement = placement_options(directory, dtype, place, limit)
-    # Weights that are drawn at random are refused below; those that a checkpoint may lack are at least always the same.
+    # Random weights are refused below, except weights that a checkpoint may lack: the seed makes those repeatable.
     torch.manual_seed(0)
     config = stand_in_config(directory, architecture)
     try:
@@ -78,7 +78,7 @@ def load_model(
     finish_placement(model, report["missing_keys"])
     model.config.use_cache = False
     if any(pattern.experts for pattern in architecture.blocks) and hasattr(model, "set_experts_implementation"):
-        # The faster ones take only matrices of some sizes.
+        # The faster implementations accept only some matrix sizes.
         model.set_experts_implementation("eager")
     if config is not None and architecture.up_activation:
         activate_up_projections(model, architecture, config.hidden_act)
@@ -86,7 +86,7 @@ def load_model(
 
 
 def compute_dtype(dtype: str, device: torch.device) -> str:
-    """What "auto" means on a device; it stays where it is the checkpoint's own.
+    """Resolve "auto": float32 on the CPU; elsewhere it stays "auto", the checkpoint's own dtype.
 
     Raises:
         OptionError: Not one of `DTYPES`.
@@ -121,35 +121,35 @@ def max_positions(model: Any) -> int | None:
         return None
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
-        # RoBERTa counts positions from after the padding index, and leaves the rows before without use.
+        # RoBERTa counts positions from after the padding index; the rows before are unused.
         if name.endswith("position_embeddings") and padding is not None:
             limit -= padding + 1
     return limit
 
 
 def count_image_tokens(model: Any, pixels: npt.NDArray[np.float32]) -> int:
-    """How many tokens a model makes of an image, float32 `[1, channels, height, width]`.
+    """How many tokens a model makes from an image, float32 `[1, channels, height, width]`.
 
     Raises:
-        InputError: It does not take such images.
+        InputError: The model does not accept such images.
     """
     try:
         with torch.inference_mode():
             output = model(pixel_values=torch.from_numpy(pixels).to(input_device(model), model.dtype))
     except (RuntimeError, ValueError) as error:
-        problem = f"the model does not take images of shape {list(pixels.shape)} ({first_line(error)})"
+        problem = f"the model does not accept images of shape {list(pixels.shape)} ({first_line(error)})"
         raise InputError(problem) from error
     return int(output.last_hidden_state.shape[1])
 
 
 def require_all_weights(missing: Iterable[str], architecture: Architecture, directory: Path) -> None:
-    """Check that a checkpoint had all weights that its model needs.
+    """Check that a checkpoint has all weights that its model needs.
 
     Args:
-        missing: Names of the parameters that it did not have.
+        missing: Names of the parameters that the checkpoint lacks.
 
     Raises:
-        InputError: One is not among those that the architecture says may be missing.
+        InputError: A weight is missing that the architecture does not list under `not_in_checkpoint`.
     """
     lacking = sorted(
         name for name in missing if not architecture.bare_name(name).startswith(architecture.not_in_checkpoint)

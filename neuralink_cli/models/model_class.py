@@ -1,4 +1,4 @@
-"""Which class of transformers runs a checkpoint, and the config that it is made with."""
+"""Which class of transformers runs a checkpoint, and with which config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TASKS_WITH_HEAD = ("causal-lm", "seq2seq")
 
 
 def model_class(task: str, *, with_head: bool) -> Any:
-    """The class that loads a model of a task, with what computes logits or without."""
+    """The class that loads a model of a task, with or without the head that computes logits."""
     import transformers
 
     if not with_head:
@@ -25,7 +25,7 @@ def model_class(task: str, *, with_head: bool) -> Any:
 
 
 def stand_in_config(directory: Path, architecture: Architecture) -> Any:
-    """The config of the model that an architecture runs as, with the checkpoint's values; None if it is its own.
+    """The config of the model type in `runs_as`, with the checkpoint's values; None without `runs_as`.
 
     Raises:
         UnsupportedError: transformers has no such model.
@@ -37,7 +37,7 @@ def stand_in_config(directory: Path, architecture: Architecture) -> Any:
     document = read_object(directory / CONFIG_FILE)
     if architecture.runs_as not in CONFIG_MAPPING:
         raise UnsupportedError(
-            f"runs as {architecture.runs_as!r}, a model that transformers does not have", where=directory
+            f"runs as {architecture.runs_as!r}, a model type that transformers does not have", where=directory
         )
     register_fatrelu(float(document.get("hidden_act_param", 0.0)))
     own = {key: value for key, value in document.items() if key not in ("model_type", "auto_map", "architectures")}
@@ -45,7 +45,7 @@ def stand_in_config(directory: Path, architecture: Architecture) -> Any:
 
 
 def register_fatrelu(threshold: float) -> None:
-    """Teach transformers FATReLU (ProSparse): a value above the threshold stays as it is, all others are zero."""
+    """Register FATReLU (ProSparse) with transformers: values above the threshold stay, all others become zero."""
     import torch
     from transformers.activations import ACT2FN
 
@@ -53,7 +53,7 @@ def register_fatrelu(threshold: float) -> None:
 
 
 def activate_up_projections(model: Any, architecture: Architecture, activation: str) -> None:
-    """Let the values of every up projection go through the activation too (dReLU, TurboSparse)."""
+    """Apply the activation to every up projection too (dReLU, TurboSparse)."""
     from transformers.activations import ACT2FN
 
     function = ACT2FN[activation]

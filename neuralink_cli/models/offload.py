@@ -1,4 +1,4 @@
-"""Models that do not fit into memory: the weights that have no room stay on the disk and are read for every batch."""
+"""Models larger than memory: weights that do not fit stay on disk and are read for every batch."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from neuralink_cli.sizes import human_bytes
 
 logger = logging.getLogger(__name__)
 
-# Of the memory that is free, what weights may take without being asked for; the rest is for what the model computes.
+# The share of free memory that weights may take by default; the rest is for activations.
 _SHARE = 0.8
 _CGROUP = Path("/sys/fs/cgroup")
-# Bytes of a number of the dtypes that models are computed in.
+# Bytes per value of the dtypes that models run in.
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
 
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """How much of the CPU's memory weights may take, and where those go that cannot be read from the checkpoint as is.
+    """How much RAM weights may take, and where to store weights that cannot be read from the checkpoint as they are.
 
     Attributes:
-        max_memory: Bytes; None for most of what is free.
-        folder: Of the weights that transformers rearranges as it loads them (experts) and that have no room. Without
-            one, models that have such weights cannot be offloaded.
+        max_memory: Bytes; None for most of the free RAM.
+        folder: For weights that do not fit and that transformers rearranges as it loads them (MoE experts). Without a
+            folder, models with such weights cannot be offloaded.
     """
 
     max_memory: int | None = None
@@ -43,7 +43,7 @@ class MemoryLimit:
 
 
 def weight_bytes(directory: Path, dtype: str) -> int:
-    """Bytes that the weights of a checkpoint take in a dtype; "auto" is their own."""
+    """Bytes that the weights of a checkpoint take in a dtype; "auto" is their own dtype."""
     with Checkpoint(directory) as checkpoint:
         entries = [place.entry for place in checkpoint.tensors.values()]
     if dtype == "auto":
@@ -52,10 +52,10 @@ def weight_bytes(directory: Path, dtype: str) -> int:
 
 
 def placement_options(directory: Path, dtype: str, device: torch.device, limit: MemoryLimit) -> dict[str, Any]:
-    """What `from_pretrained` is to be told so that the weights find room; nothing if they have it on the device.
+    """The arguments of `from_pretrained` that offload weights; empty if all weights fit on the device.
 
     Raises:
-        OptionError: A limit for a device that has no offloading, or of nothing.
+        OptionError: The device does not support offloading, or the limit is below 1 byte.
         MissingDependencyError: accelerate is needed and not installed.
     """
     if limit.max_memory is not None and limit.max_memory < 1:
@@ -66,7 +66,7 @@ def placement_options(directory: Path, dtype: str, device: torch.device, limit: 
         return {}
     needed = weight_bytes(directory, dtype)
     on_cpu = int(_SHARE * available_memory()) if limit.max_memory is None else limit.max_memory
-    # On their way to a device, weights pass through the memory of the CPU.
+    # Weights pass through RAM on their way to a GPU.
     room: dict[int | str, int] = {"cpu": on_cpu}
     if device.type == "cuda":
         number = torch.cuda.current_device() if device.index is None else device.index
@@ -79,7 +79,7 @@ def placement_options(directory: Path, dtype: str, device: torch.device, limit: 
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be had without swapping, within the limits of the container if there are any."""
+    """Bytes of memory available without swapping, within the container's limit if there is one."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -92,10 +92,10 @@ def available_memory() -> int:
 
 
 def finish_placement(model: Any, missing: Iterable[str]) -> None:
-    """Make a model whose weights were placed ready to run, and say what it leaves on the disk.
+    """Make a loaded model ready to run, and warn about the weights that stay on disk.
 
     Args:
-        missing: Weights that the checkpoint lacks, and may lack: they become zero.
+        missing: Weights that the checkpoint lacks and may lack. They become zero if they are offloaded.
     """
     away = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.is_meta)
     if not away:
@@ -109,7 +109,7 @@ def finish_placement(model: Any, missing: Iterable[str]) -> None:
             weights.dataset.state_dict[weights.prefix + leaf] = value
     total = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     logger.warning(
-        "%s of %s of weights have no room in memory and are loaded again for every batch",
+        "%s of %s of weights do not fit in memory and are read again for every batch",
         human_bytes(away),
         human_bytes(total),
     )
@@ -117,10 +117,10 @@ def finish_placement(model: Any, missing: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def explained_offloading() -> Iterator[None]:
-    """Within the block a model runs: what it needs of weights that were left on the disk is told in our words.
+    """Around a running model: turns torch's error about weights left on disk into ours.
 
     Raises:
-        UnsupportedError: It uses weights without running the module that has them, so that they are not loaded.
+        UnsupportedError: The model uses weights without running their module, so they are not loaded.
     """
     try:
         yield
@@ -128,13 +128,13 @@ def explained_offloading() -> Iterator[None]:
         if re.search(r"\bmeta\b", str(error)) is None:
             raise
         raise UnsupportedError(
-            f"the model uses weights that were left on the disk without running their module ({first_line(error)})",
-            fix="free some memory, or give it more --max-memory",
+            f"the model uses offloaded weights without running their module ({first_line(error)})",
+            fix="free some memory, or raise --max-memory",
         ) from None
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model takes its inputs; its own `device` may be that of weights which are not there yet."""
+    """The device for a model's inputs; `model.device` may be that of weights which are not loaded yet."""
     hook = getattr(model, "_hf_hook", None)
     device: torch.device = model.device if hook is None else torch.device(hook.execution_device)
     return device
@@ -142,7 +142,7 @@ def input_device(model: Any) -> torch.device:
 
 @contextlib.contextmanager
 def quiet_accelerate() -> Iterator[None]:
-    """Within the block accelerate does not say what `finish_placement` says."""
+    """Silence accelerate within the block: `finish_placement` gives the same warning."""
     accelerate = logging.getLogger("accelerate.big_modeling")
     level = accelerate.level
     accelerate.setLevel(logging.ERROR)

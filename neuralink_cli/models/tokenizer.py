@@ -12,7 +12,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a local checkpoint.
 
     Raises:
-        InputError: There is none, or it cannot be loaded.
+        InputError: There is no tokenizer, or it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -22,7 +22,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
         )
     except Exception as error:
         raise load_error("tokenizer", directory, error) from error
-    # Without its files transformers may make one up that knows no text.
+    # Without tokenizer files, transformers may make up a tokenizer that knows no text.
     own_files = set(getattr(tokenizer, "vocab_files_names", {}).values())
     if own_files and not any((directory / name).is_file() for name in own_files | {"tokenizer.json"}):
         raise InputError("has no tokenizer (tokenizer.json)", where=directory)
@@ -30,7 +30,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_error(thing: str, directory: Path, error: Exception) -> NeuralinkError:
-    """What to tell the user when transformers could not load a `thing` of the checkpoint in `directory`."""
+    """The error if transformers cannot load a `thing` of the checkpoint in `directory`."""
     message = first_line(error)
     if "trust_remote_code" in str(error):
         return UnsupportedError(

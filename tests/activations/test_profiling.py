@@ -199,7 +199,7 @@ def test_an_architecture_from_a_file(request_: ProfileRequest, tmp_path: Path) -
         ({"max_seq_length": -1}, "--max-seq-length -1"),
         ({"part": (0, 2)}, "--part 0/2"),
         ({"part": (3, 2)}, "--part 3/2"),
-        ({"part": (1, 100)}, "--part 1/100 has nothing in it: there are 3 batches"),
+        ({"part": (1, 100)}, "--part 1/100 has no batches: there are only 3"),
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"device": "nonsense"}, "device 'nonsense' cannot be used"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
@@ -228,7 +228,7 @@ def test_a_disk_that_is_too_small_is_found_out_before_the_model_runs(
         profile(request_)
 
 
-@pytest.mark.parametrize("stage", ["loading the model", "tokenising", "recording", "writing"])
+@pytest.mark.parametrize("stage", ["loading the model", "tokenizing", "recording", "writing"])
 def test_an_interrupted_run_leaves_nothing(request_: ProfileRequest, stage: str) -> None:
     stages = []
 
@@ -265,7 +265,7 @@ def test_progress_adds_up(model: ModelFactory, request_: ProfileRequest) -> None
 
     summary = profile(replace(request_, model=model("llama"), active_ratio=0.3), progress)
     written = summary.tokens * 2 * -(-NEURONS["llama"] // 8) + 4 * summary.sources[0].sequences
-    assert done["tokenising"] == done["recording"] == totals["recording"] == summary.tokens
+    assert done["tokenizing"] == done["recording"] == totals["recording"] == summary.tokens
     assert done["calibrating thresholds"] == totals["calibrating thresholds"] == summary.tokens
     assert done["writing"] == totals["writing"] == written
 
@@ -313,7 +313,9 @@ def test_a_tokenizer_of_another_model(model: ModelFactory, request_: ProfileRequ
     shift = {token: index + 1000 if index > 50 else index for token, index in document["model"]["vocab"].items()}
     document["model"]["vocab"] = shift
     (mixed / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"the tokenizer makes token 1\d\d\d of it, the model has only 320"):
+    with pytest.raises(
+        InputError, match=r"the tokenizer makes token 1\d\d\d from it, but the model has only 320 tokens"
+    ):
         profile(replace(request_, model=mixed))
 
 

@@ -37,5 +37,5 @@ def test_a_block_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(trace_module, "write_stage_file", write_once)
     bits = np.zeros((3, 1), dtype=np.uint8)
     write_trace(tmp_path / "t", header, np.array([3], dtype=np.uint32), numbered_digests(1), lambda _: [bits])
-    with pytest.raises(InputError, match="names a block twice"):
+    with pytest.raises(InputError, match="lists a block twice"):
         Trace(tmp_path / "t")

@@ -261,13 +261,13 @@ def test_the_same_block_may_be_stored_in_several_ways() -> None:
 
 
 NOT_EXPERTS: dict[str, tuple[dict[str, Any], str]] = {
-    "experts without a number in the id": ({"id": "layers.${layer}.experts"}, "go together"),
-    "a number in the id without experts": ({"experts": None}, "go together"),
+    "experts without a number in the id": ({"id": "layers.${layer}.experts"}, "needs both `experts` and"),
+    "a number in the id without experts": ({"experts": None}, "needs both `experts` and"),
     "an id that does not say experts": ({"id": "layers.${layer}.moe.${expert}"}, "not a valid architecture"),
     "no module": ({"experts": {"count": ["experts"]}}, "'module' is a required property"),
     "the same share twice": (
         {"gate": {"weight": "l.${layer}.e.both", "neuron_axis": 0, "share": {"part": 2, "of": 2}}},
-        "'l.${layer}.e.both' is in it twice",
+        "describes tensor 'l.${layer}.e.both' twice",
     ),
     "the third of two": (
         {"gate": {"weight": "l.${layer}.e.both", "neuron_axis": 0, "share": {"part": 3, "of": 2}}}, "part 3 of 2",
@@ -275,7 +275,7 @@ NOT_EXPERTS: dict[str, tuple[dict[str, Any], str]] = {
     "one share": (
         {"gate": {"weight": "l.${layer}.e.g", "neuron_axis": 0, "share": {"part": 1, "of": 1}}}, "less than the",
     ),
-    "a tensor of another block": ({"down": {"weight": "l.${layer}.d", "neuron_axis": 1}}, "is in it twice"),
+    "a tensor of another block": ({"down": {"weight": "l.${layer}.d", "neuron_axis": 1}}, "describes tensor"),
 }  # fmt: skip
 
 
@@ -291,5 +291,5 @@ def test_refuses_experts_that_make_no_sense(name: str) -> None:
 def test_refuses_an_expert_tensor_in_a_block_without_experts() -> None:
     document = copy.deepcopy(VALID)
     document["blocks"][0]["up"]["weight"] = "l.${layer}.${expert}.u"
-    with pytest.raises(InputError, match=r"has \$\{expert\}, its block 'layers.\$\{layer\}' has not"):
+    with pytest.raises(InputError, match=r"has \$\{expert\}, but its block 'layers.\$\{layer\}' has not"):
         parse_architecture(document, "mine.json")

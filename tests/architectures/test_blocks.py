@@ -139,9 +139,9 @@ WRONG: dict[str, tuple[Callable[[dict[str, RawTensor]], object], type[NeuralinkE
     ),
     "later tensor missing": (lambda tensors: tensors.pop(UP), InputError, f"tensor {UP!r} is missing"),
     "down missing": (lambda tensors: tensors.pop(DOWN), InputError, f"tensor {DOWN!r} is missing"),
-    "vector": (resized(UP, NEURONS), InputError, f"tensor {UP!r} has shape [37], a matrix is needed"),
-    "three axes": (resized(UP, NEURONS, HIDDEN, 1), InputError, "has shape [37, 20, 1], a matrix is needed"),
-    "no neurons": (resized(UP, 0, HIDDEN), InputError, "has shape [0, 20], a matrix is needed"),
+    "vector": (resized(UP, NEURONS), InputError, f"tensor {UP!r} has shape [37], but a matrix is needed"),
+    "three axes": (resized(UP, NEURONS, HIDDEN, 1), InputError, "has shape [37, 20, 1], but a matrix is needed"),
+    "no neurons": (resized(UP, 0, HIDDEN), InputError, "has shape [0, 20], but a matrix is needed"),
     "other neurons": (
         resized(DOWN, HIDDEN, NEURONS + 1),
         InputError,

@@ -89,14 +89,14 @@ def test_cached_datasets_are_read_at_their_commit(
 @pytest.mark.parametrize(
     ("dataset", "split", "message"),
     [
-        ("org/configs", "train", "org/configs: has several configs, there are plain, chat; name one as NAME:CONFIG"),
-        ("org/configs:x", "train", "org/configs:x: has no config 'x', there are plain, chat; name one as NAME:CONFIG"),
+        ("org/configs", "train", "org/configs: has several configs: plain, chat; choose one as NAME:CONFIG"),
+        ("org/configs:x", "train", "org/configs:x: has no config 'x', only plain, chat; choose one as NAME:CONFIG"),
         (
             "org/configs:plain",
             "dev",
-            "org/configs:plain: has no split 'dev', there are train, test; name one with --split",
+            "org/configs:plain: has no split 'dev', only train, test; choose one with --split",
         ),
-        ("org/plain", "train[:9]", "org/plain: has no split 'train[:9]', there are train, test; name one with --split"),
+        ("org/plain", "train[:9]", "org/plain: has no split 'train[:9]', only train, test; choose one with --split"),
         ("a--b", "train", "a--b: is neither a local file nor an id of the Hugging Face hub"),
     ],
 )
@@ -178,7 +178,7 @@ def test_a_hub_that_answers_gives_the_same_rows_as_the_cache(cache: Path, tmp_pa
         )
     found = done.stdout.splitlines()
     assert found[:2] == [f"{texts(dataset)} {COMMIT}" for dataset in wanted[:2]]
-    assert found[2].startswith("org/configs:x: has no config 'x', there are plain, chat")
+    assert found[2].startswith("org/configs:x: has no config 'x', only plain, chat")
     assert found[3].startswith("org/absent: is neither a local path nor a dataset of the Hugging Face hub")
     assert found[4].startswith("org/plain: has no revision 'v2'")
     assert found[5].startswith("org/gated: is gated, and you have no access")

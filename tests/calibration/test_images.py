@@ -79,7 +79,7 @@ def test_one_image_and_a_table_of_images(model: ModelFactory, pictures: Path, tm
 
 
 def test_what_has_no_images_is_refused(model: ModelFactory, pictures: Path, text_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no column of images, its columns are 'text'"):
+    with pytest.raises(InputError, match=r"has no image column, only 'text'"):
         profile(request(model, text_file, tmp_path / "t"))
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"broken\.png"):

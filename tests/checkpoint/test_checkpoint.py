@@ -179,7 +179,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[NeuralinkError], str]] =
     "GPTQ": (
         set_config(quantization_config={"quant_method": "gptq", "bits": 4}),
         UnsupportedError,
-        "is quantised (gptq): packed weights have no neuron rows that could be moved; lay out the unquantised",
+        "is quantised (gptq): packed weights have no neuron rows to reorder; lay out the unquantised",
     ),
     "quantised somehow": (set_config(quantization_config={"bits": 4}), UnsupportedError, "is quantised (unknown)"),
     "quantised oddly": (set_config(quantization_config="awq"), UnsupportedError, "is quantised"),
@@ -199,7 +199,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[NeuralinkError], str]] =
     "shard missing": (
         lambda model: (model / "model-00002-of-00002.safetensors").unlink(),
         InputError,
-        "shard model-00002-of-00002.safetensors is missing; download the checkpoint completely",
+        "shard model-00002-of-00002.safetensors is missing; download the whole checkpoint",
     ),
     "shard in a parent folder": (
         set_shard("../other.safetensors"), InputError, f"'../other.safetensors' of tensor 'mask' {PLAIN}"

@@ -113,7 +113,7 @@ def test_a_cached_model_is_found_by_name_and_revision(
     with Checkpoint(source.directory, source.origin) as checkpoint:
         assert len(checkpoint.files) == 2
     wanted = name if revision is None else f"{name}@{revision}"
-    assert f"{wanted}: HF_HUB_OFFLINE is set; taking commit {commit} from the local cache" in caplog.messages
+    assert f"{wanted}: HF_HUB_OFFLINE is set; using commit {commit} from the local cache" in caplog.messages
 
 
 @pytest.mark.parametrize("revision", ["v2", "e" * 40])
@@ -147,12 +147,12 @@ ANSWERS = {
     "not found": (
         http_error(errors.RepositoryNotFoundError),
         "is neither a local path nor a model of the Hugging Face hub",
-        "check the name; if it is private, `hf auth login`",
+        "check the name; if it is private, run `hf auth login`",
     ),
     "gated": (
         http_error(errors.GatedRepoError),
         "is gated, and you have no access",
-        "accept its licence on https://huggingface.co/org/name, then `hf auth login`",
+        "accept its licence on https://huggingface.co/org/name, then run `hf auth login`",
     ),
     "no such revision": (
         http_error(errors.RevisionNotFoundError),
@@ -199,7 +199,7 @@ def test_what_the_hub_does_not_give_comes_from_the_cache_with_a_remark(
     write_cached(hub_cache, "model", "org/name", files, ref="v1")
     folder = write_cached(hub_cache, "dataset", "org/data", {"train.txt": b"x"}, ref="v1")
     assert find_model("org/name", "v1").origin == Origin("org/name", COMMIT)
-    assert f"org/name@v1: {what}; taking commit {COMMIT} from the local cache" in caplog.messages
+    assert f"org/name@v1: {what}; using commit {COMMIT} from the local cache" in caplog.messages
     found = find_dataset("org/data", "v1")
     assert (found.location, found.revision) == (str(folder), COMMIT)
 
@@ -318,7 +318,7 @@ def test_a_fetch_that_fails_is_said_to_have_failed(hub_cache: Path, files: dict[
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(
-        MissingDependencyError, match=r"^org/name: is no local path, .*pip install 'neuralink-cli\[hf\]'$"
+        MissingDependencyError, match=r"^org/name: is not a local path, .*pip install 'neuralink-cli\[hf\]'$"
     ):
         find_model("org/name")
 

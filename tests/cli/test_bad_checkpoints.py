@@ -81,7 +81,7 @@ CHECKPOINTS: dict[str, tuple[Damage, int, str]] = {
         3,
         f"{SECOND}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`",
     ),
-    "shard missing": (lambda m: (m / SECOND).unlink(), 3, f"shard {SECOND} is missing; download the checkpoint"),
+    "shard missing": (lambda m: (m / SECOND).unlink(), 3, f"shard {SECOND} is missing; download the whole checkpoint"),
     "shard elsewhere": (
         lambda m: edit_json(m / INDEX, lambda index: index["weight_map"].update(mask="../model.safetensors")),
         3,

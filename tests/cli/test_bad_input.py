@@ -98,7 +98,7 @@ def test_other_wrong_placements(neuralink: Neuralink, tmp_path: Path, outputs: P
         (model, 3, "cannot be read (Is a directory)"),
         (model / "config.json", 3, "this is not a safetensors file"),
         (model / "model.safetensors", 3, "is not a placement file (no 'neuralink' metadata)"),
-        (trace, 3, "is a 'neuralink-trace' file, a 'neuralink-placement' file is needed"),
+        (trace, 3, "is a 'neuralink-trace' file, but a 'neuralink-placement' file is needed"),
         (damaged, 3, "is damaged: its content does not match its digest; make it again"),
         (truncated, 3, "file is truncated"),
         (of_other, 5, "was made for the model with fingerprint "),
@@ -120,7 +120,7 @@ def test_wrong_traces(neuralink: Neuralink, tmp_path: Path, outputs: Path, layou
     flip(damaged, start_of(damaged, "layers.1.fired") + 100)
     cases: list[tuple[Path, str]] = [
         (tmp_path / "absent", "cannot be opened (No such file or directory)"),
-        (placement, "is a 'neuralink-placement' file, a 'neuralink-trace' file is needed"),
+        (placement, "is a 'neuralink-placement' file, but a 'neuralink-trace' file is needed"),
         (model / "model.safetensors", "is not a trace file (no 'neuralink' metadata)"),
         (damaged, "is damaged: its content does not match its digest; make it again"),
     ]
@@ -294,7 +294,7 @@ def test_a_disk_that_is_too_small(
     for command in commands:
         outcome = neuralink(*command, "-o", outputs / "out", "-q")
         assert outcome.code == 6
-        assert " bytes of disk, 1,000 are free; free some or write elsewhere" in outcome.error
+        assert " bytes of disk, 1,000 are free; free some space or write elsewhere" in outcome.error
         assert not any(outputs.iterdir())
 
 

@@ -136,7 +136,7 @@ def test_what_does_not_go_together(neuralink: Neuralink, made: Made, trace: Path
     fails(2, "--all-tokens and --held-out cannot be combined", *common, "--all-tokens", "--held-out", 0.1)
     fails(2, "cannot be combined with --real", *common, "--real", "--bundle-bytes", 4096)
     fails(2, "is not a bundled layout", made.placement, "--trace", trace, "--real")
-    fails(2, "is no amount of memory", *common, "--dram", "lots")
+    fails(2, "is not a valid size", *common, "--dram", "lots")
     fails(2, "bytes of DRAM are too few", *common, "--dram", "17")
     fails(2, "neither a file nor built in", *common, "--device", "floppy")
     fails(3, "no such directory", tmp_path / "absent", "--trace", trace)

@@ -233,7 +233,7 @@ class TestWithAHub:
         hub.repositories.clear()
         gone = self.run(hub, tmp_path, "verify", "org/served", tmp_path / "first")
         assert gone.returncode == 0, gone.stderr
-        assert f"of the Hugging Face hub; taking commit {COMMIT} from the local cache\n" in gone.stderr
+        assert f"of the Hugging Face hub; using commit {COMMIT} from the local cache\n" in gone.stderr
         assert self.run(hub, tmp_path, "verify", "org/served", tmp_path / "first", "-q").stderr == ""
 
     def test_what_a_hub_does_not_give_is_bad_input(self, hub: Hub, layouts: LayoutFactory, tmp_path: Path) -> None:
@@ -267,4 +267,4 @@ class TestWithAHub:
         outcome = self.run(hub, tmp_path, "verify", "org/tiny", made.layout)
         assert outcome.returncode == 0
         assert "neuralink: org/tiny: the hub cannot be reached (" in outcome.stderr
-        assert f"); taking commit {COMMIT} from the local cache\n" in outcome.stderr
+        assert f"); using commit {COMMIT} from the local cache\n" in outcome.stderr

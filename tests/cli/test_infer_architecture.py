@@ -193,7 +193,7 @@ def test_a_model_that_cannot_be_inferred(neuralink: Neuralink, tmp_path: Path) -
 def test_only_one_of_two_says_what_the_architecture_is(neuralink: Neuralink, command: str, order: int) -> None:
     options = [("--architecture", "x.json"), ("--infer-architecture",)][::order]
     outcome = neuralink(*command.split(), *options[0], *options[1])
-    assert outcome.error == "--architecture and --infer-architecture both say what it is; drop one of them"
+    assert outcome.error == "--architecture and --infer-architecture both choose the architecture; drop one of them"
 
 
 def test_a_revision_needs_a_model(neuralink: Neuralink) -> None:

@@ -115,7 +115,7 @@ def test_a_profile_without_any_cost_is_refused(tmp_path: Path) -> None:
 def test_reads_whose_time_does_not_grow_are_refused(tmp_path: Path) -> None:
     reads = [{"bytes": size, "bytes_per_second": size / 1e-4} for size in (4096, 8192, 16384)]
     document = {key: PROFILE[key] for key in ("format", "version", "name", "queue_depth")}
-    with pytest.raises(InputError, match="dearer"):
+    with pytest.raises(InputError, match="no positive cost per read and per byte fits its reads"):
         find_device(write(tmp_path / "d.json", {**document, "reads": reads}))
 
 

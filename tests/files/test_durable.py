@@ -87,6 +87,8 @@ def test_space_is_checked_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     require_space(tmp_path / "x", 4_999)
-    with pytest.raises(OutputError, match="x: needs 5,000 bytes of disk, 4,999 are free; free some or write elsewhere"):
+    with pytest.raises(
+        OutputError, match="x: needs 5,000 bytes of disk, 4,999 are free; free some space or write elsewhere"
+    ):
         require_space(tmp_path / "x", 5_000)
     assert asked == [tmp_path, tmp_path]

@@ -85,10 +85,10 @@ def test_overwriting_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
 
 def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    with pytest.raises(OutputError, match="x: is a directory, the output is a file"):
+    with pytest.raises(OutputError, match="x: is a directory, but the output is a file"):
         write_new_file(tmp_path / "x")
     # Known before any work is done.
-    with pytest.raises(OutputError, match="x: is a directory, the output is a file"):
+    with pytest.raises(OutputError, match="x: is a directory, but the output is a file"):
         require_free(tmp_path / "x", overwrite=True)
     assert names_in(tmp_path) == ["x"]
 

@@ -209,11 +209,11 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another kind": (
         lambda d: d.update(format="neuralink-placement"),
-        "is a 'neuralink-placement' file, a 'neuralink-trace' file is needed",
+        "is a 'neuralink-placement' file, but a 'neuralink-trace' file is needed",
     ),
-    "no kind": (lambda d: d.update(format=None), "is a None file, a 'neuralink-trace' file is needed"),
-    "newer": (lambda d: d.update(version=2), "has format version 2, this tool reads 1"),
-    "version is text": (lambda d: d.update(version="1"), "has format version '1', this tool reads 1"),
+    "no kind": (lambda d: d.update(format=None), "is a None file, but a 'neuralink-trace' file is needed"),
+    "newer": (lambda d: d.update(version=2), "has format version 2, but this tool reads 1"),
+    "version is text": (lambda d: d.update(version="1"), "has format version '1', but this tool reads 1"),
     "version is a boolean": (lambda d: d.update(version=True), "not a valid trace: at version"),
     "unknown key": (lambda d: d.update(colour="blue"), "not a valid trace: .*'colour' was unexpected"),
     "no model": (lambda d: json.dumps({k: v for k, v in d.items() if k != "model"}), "'model' is a required property"),

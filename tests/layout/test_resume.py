@@ -70,7 +70,7 @@ def found(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
     caplog.set_level(logging.DEBUG, "neuralink_cli")
 
     def count() -> int:
-        return sum(int(n) for n in re.findall(r": (\d+) bytes are written already", caplog.text))
+        return sum(int(n) for n in re.findall(r": (\d+) bytes are already written", caplog.text))
 
     return count
 

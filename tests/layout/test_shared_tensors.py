@@ -240,7 +240,7 @@ def resized(name: str, *shape: int) -> Callable[[dict[str, RawTensor]], object]:
 
 WRONG: dict[str, tuple[Callable[[dict[str, RawTensor]], object], type[NeuralinkError], str]] = {
     "odd number of rows": (
-        resized("layers.0.both", EXPERTS, 2 * NEURONS + 1, HIDDEN), InputError, "is not 2 parts of one size",
+        resized("layers.0.both", EXPERTS, 2 * NEURONS + 1, HIDDEN), InputError, "does not split into 2 equal parts",
     ),
     "no stack": (resized("layers.0.both", 2 * NEURONS, HIDDEN), InputError, "has 0 experts"),
     "fewer experts in the other tensor": (
@@ -271,6 +271,6 @@ def test_an_expert_too_few_or_too_many_against_the_config_is_refused(tmp_path: P
         model = write_checkpoint(tmp_path / str(count), tensors=tensors, config={"experts": count})
         with (
             Checkpoint(model) as checkpoint,
-            pytest.raises(InputError, match=f"has 3 experts, config.json says {count}"),
+            pytest.raises(InputError, match=f"has 3 experts, but config.json says {count}"),
         ):
             find_blocks(checkpoint, architecture)

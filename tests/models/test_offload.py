@@ -46,10 +46,10 @@ def test_traces_do_not_depend_on_the_memory(
     ratio = None if FAMILY[family].exact else 0.3
     request = ProfileRequest(directory, tmp_path / "whole", (str(text_file),), "gate", ratio, batch_size=3, dtype=dtype)
     profile(request)
-    assert "no room in memory" not in caplog.text
+    assert "do not fit in memory" not in caplog.text
     limit = max(int(share * weight_bytes(directory, dtype)), 1)
     profile(replace(request, output=tmp_path / "limited", max_memory=limit))
-    assert "no room in memory" in caplog.text
+    assert "do not fit in memory" in caplog.text
     assert (tmp_path / "limited").read_bytes() == (tmp_path / "whole").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "limited"}
 
@@ -66,7 +66,7 @@ def test_a_limit_that_is_enough_changes_nothing(
 ) -> None:
     request = ProfileRequest(model("opt"), tmp_path / "t", (str(text_file),), max_memory=10**9)
     profile(request)
-    assert "no room in memory" not in caplog.text
+    assert "do not fit in memory" not in caplog.text
 
 
 def test_without_an_option_the_free_memory_decides(
@@ -78,7 +78,7 @@ def test_without_an_option_the_free_memory_decides(
 ) -> None:
     monkeypatch.setattr(offload, "available_memory", lambda: 30_000)
     profile(ProfileRequest(model("opt"), tmp_path / "t", (str(text_file),)))
-    assert "of weights have no room in memory" in caplog.text
+    assert "of weights do not fit in memory" in caplog.text
 
 
 def test_memory_is_there() -> None:
@@ -142,7 +142,7 @@ def test_experts(
     request = ProfileRequest(model(family), tmp_path / "whole", (str(text_file),), active_ratio=0.3)
     profile(request)
     profile(replace(request, output=tmp_path / "limited", max_memory=1))
-    assert "no room in memory" in caplog.text
+    assert "do not fit in memory" in caplog.text
     assert (tmp_path / "limited").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
@@ -165,7 +165,7 @@ def test_outputs_are_compared_whatever_the_memory(
     with caplog.at_level(logging.WARNING):
         monkeypatch.setattr(offload, "available_memory", lambda: 1000)
         comparison = compare_outputs(directory, directory, batches, architecture)
-    assert "no room in memory" in caplog.text
+    assert "do not fit in memory" in caplog.text
     assert comparison.max_abs_difference == 0
 
 
@@ -175,5 +175,5 @@ def test_outputs_of_a_model_that_cannot_be_offloaded_are_not_compared_and_it_say
     directory = model("deberta")
     batches = [text_batch(np.arange(3, 40)[None], np.ones((1, 37), dtype=bool))]
     monkeypatch.setattr(offload, "available_memory", lambda: 1000)
-    with pytest.raises(UnsupportedError, match="left on the disk without running their module"):
+    with pytest.raises(UnsupportedError, match="offloaded weights without running their module"):
         compare_outputs(directory, directory, batches, find_architecture("deberta", directory))

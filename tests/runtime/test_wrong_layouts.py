@@ -50,7 +50,7 @@ def test_weights_of_8_bits_lack_their_scales(layouts: LayoutFactory) -> None:
     [
         ({"dram": "1"}, r"1 bytes of DRAM are too few for this layout; allow at least \d+ bytes"),
         ({"dram": "0.1%"}, "are too few for this layout"),
-        ({"dram": "some"}, "'some' is no amount of memory"),
+        ({"dram": "some"}, "'some' is not a valid size"),
         ({"cache": "mru"}, "cache 'mru' is not one of"),
         ({"dtype": "int8"}, "dtype 'int8' is not one of float32, bfloat16, float16"),
         ({"device_profile": "floppy"}, "device 'floppy' is neither a file nor built in"),
