@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORK := build/demo
+BENCH := build/bench
 MODEL := examples/tiny-relu
+# Which versions to install: constraints-oldest.txt, or /dev/null for the newest of everything.
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test bench lint format docs clean
 
 help:
 	@echo "make demo    run the whole pipeline on the example model"
 	@echo "make test    run the tests"
-	@echo "make lint    check with ruff and mypy"
+	@echo "make bench   run the benchmarks that need no other data"
+	@echo "make lint    check with ruff, mypy and import-linter"
 	@echo "make format  reformat the code"
 	@echo "make docs    regenerate docs/cli.md and docs/supported.md"
 	@echo "make clean   remove what make built, but keep the environment"
@@ -19,12 +23,12 @@ help:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf]'
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[hf]'
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf,dev]'
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[hf,dev]'
 	touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
@@ -37,6 +41,22 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# Small sizes, for a machine with two cores: `python benchmarks/NAME.py --help` says how to run each in full.
+bench: $(VENV)/.installed-dev
+	rm -rf $(BENCH) && mkdir -p $(BENCH)
+	$(BIN)/neuralink profile $(MODEL) --dataset examples/text/calibration.txt --num-samples 0 -q \
+		-o $(BENCH)/tiny.trace.safetensors
+	$(BIN)/neuralink cluster $(BENCH)/tiny.trace.safetensors -q -o $(BENCH)/tiny.placement.safetensors
+	$(BIN)/neuralink bench $(BENCH)/tiny.placement.safetensors --trace $(BENCH)/tiny.trace.safetensors -q
+	$(BIN)/python benchmarks/paper_reproduction.py $(BENCH)/tiny.trace.safetensors --bundle-bytes 4096 16384
+	$(BIN)/python benchmarks/phones.py $(BENCH)/tiny.trace.safetensors --bundle-bytes 4096 16384
+	$(BIN)/python benchmarks/order_quality.py $(BENCH)/tiny.trace.safetensors --ratio 1 4 --pinned 0 0.05
+	$(BIN)/python benchmarks/counting.py --neurons 4096 --tokens 8192
+	$(BIN)/python benchmarks/linking.py --neurons 4096 --tokens 8192 --reference-neurons 1024
+	$(BIN)/python benchmarks/cluster_7b.py --blocks 2 --neurons 4096 --tokens 8192 --folder $(BENCH)
+	$(BIN)/python benchmarks/profile_overhead.py --model $(MODEL) --no-random --rounds 7
+	$(BIN)/python benchmarks/relayout_speed.py --gigabytes 0.8 --folder $(BENCH)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

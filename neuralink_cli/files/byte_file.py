@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,9 +14,7 @@ from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.bulk_io import PAGE, DirectReads
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
+File = TypeVar("File", bound="ByteFile")
 
 # Linux transfers at most 2 GiB minus a page per call.
 _MAX_READ = 1 << 30
@@ -44,7 +42,7 @@ class ByteFile:
             raise InputError(f"cannot be opened ({error.strerror})", where=path) from None
         self.size = os.fstat(self._descriptor).st_size
 
-    def __enter__(self) -> Self:
+    def __enter__(self: File) -> File:
         return self
 
     def __exit__(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +12,6 @@ from neuralink_cli.runtime.neuron_store import NeuronStore
 from neuralink_cli.runtime.settings import RunSettings
 from neuralink_cli.storage.budget import split_budget
 from neuralink_cli.storage.reader import FlashReader
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class FlashWeights:
@@ -49,7 +45,7 @@ class FlashWeights:
             self.reader.close()
             raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> FlashWeights:
         return self
 
     def __exit__(

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,9 +25,7 @@ from neuralink_cli.errors import InputError
 from neuralink_cli.files.bulk_io import PAGE, aligned_buffer
 from neuralink_cli.storage import io_kernels
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
+File = TypeVar("File", bound="ScatteredFile")
 
 # Reads ranges in turn: called with a descriptor, the turn, and the ranges.
 Lane = Callable[..., None]
@@ -65,7 +63,7 @@ class ScatteredFile:
         self._lock = threading.Lock()
         self._compile()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: File) -> File:
         return self
 
     def __exit__(

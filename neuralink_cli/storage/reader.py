@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,6 @@ from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.storage import io_kernels
 from neuralink_cli.storage.direct_io import ScatteredFile
 from neuralink_cli.storage.read_planning import ReadPlan, as_slots, plan_cheapest, plan_with_gap
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +90,7 @@ class FlashReader:
         self.direct = self._file.direct
         self.queue_depth = queue_depth
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> FlashReader:
         return self
 
     def __exit__(
