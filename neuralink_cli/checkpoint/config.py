@@ -8,7 +8,7 @@ from typing import Any
 
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX
 from neuralink_cli.errors import InputError, UnsupportedError
-from neuralink_cli.files.json_text import read_object
+from neuralink_cli.files.json_text import read_foreign_object
 
 
 def config_value(config: Mapping[str, Any], key: str) -> Any:
@@ -42,7 +42,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         )
     if not (directory / CONFIG_FILE).is_file():
         raise InputError(f"has no {CONFIG_FILE}, so it is not a HuggingFace checkpoint", where=directory)
-    config = read_object(directory / CONFIG_FILE)
+    config = read_foreign_object(directory / CONFIG_FILE)
     if not isinstance(config.get("model_type"), str):
         raise InputError("has no model_type", where=directory / CONFIG_FILE)
     _refuse_quantised(config, directory)

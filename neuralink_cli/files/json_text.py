@@ -50,6 +50,25 @@ def read_object(path: Path) -> dict[str, Any]:
     return parse_object(text, path)
 
 
+def read_foreign_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file of others that holds one object, as leniently as Python's own reader, which transformers uses.
+
+    `Infinity` and `NaN` are numbers, and of a key that is there twice the last one counts.
+
+    Raises:
+        InputError: The file cannot be read, is not UTF-8, not JSON, or not an object.
+    """
+    try:
+        document = json.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON ({error})", where=path) from None
+    if not isinstance(document, dict):
+        raise InputError("not a JSON object", where=path)
+    return document
+
+
 def canonical(document: Any) -> str:
     """The one compact spelling of a document: sorted keys, no spaces, ASCII."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -8,7 +8,7 @@ from typing import Any
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.files.json_text import read_object
+from neuralink_cli.files.json_text import read_foreign_object
 
 # Tasks whose models have a head that computes logits.
 TASKS_WITH_HEAD = ("causal-lm", "seq2seq")
@@ -34,7 +34,7 @@ def stand_in_config(directory: Path, architecture: Architecture) -> Any:
         return None
     from transformers import CONFIG_MAPPING
 
-    document = read_object(directory / CONFIG_FILE)
+    document = read_foreign_object(directory / CONFIG_FILE)
     if architecture.runs_as not in CONFIG_MAPPING:
         raise UnsupportedError(
             f"runs as {architecture.runs_as!r}, a model that transformers does not have", where=directory
