@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 
 from neuralink_cli.checkpoint.config import read_config
-from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE, missing_weights
+from neuralink_cli.checkpoint.contents import missing_weights, refuse_dangling_link
+from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.header import TensorEntry
@@ -164,12 +165,15 @@ def read_weight_map(path: Path) -> dict[str, str]:
 
 def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
     """Names of the weight files, and the index's map from tensor to shard (empty for a single file)."""
+    for name in (SINGLE_FILE, SHARD_INDEX):
+        refuse_dangling_link(directory / name)
     if (directory / SINGLE_FILE).exists():
         return [SINGLE_FILE], {}
     if (directory / SHARD_INDEX).exists():
         listed = read_weight_map(directory / SHARD_INDEX)
         shards = sorted(set(listed.values()))
         for shard in shards:
+            refuse_dangling_link(directory / shard)
             if not (directory / shard).exists():
                 raise InputError(f"shard {shard} is missing", where=directory, fix="download the checkpoint completely")
         return shards, listed

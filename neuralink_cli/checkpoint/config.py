@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from neuralink_cli.checkpoint.contents import missing_config, refuse_adapter, refuse_dangling_link
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX
 from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.files.json_text import read_foreign_object
@@ -24,7 +25,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
     Raises:
         InputError: Not a checkpoint directory, or a malformed config.
-        UnsupportedError: Quantised weights, or a flash layout.
+        UnsupportedError: Quantised weights, an adapter beside them, or a flash layout.
     """
     if not directory.exists():
         raise InputError(
@@ -40,8 +41,11 @@ def read_config(directory: Path) -> dict[str, Any]:
             where=directory,
             fix="get the checkpoint back with `neuralink restore`",
         )
+    names = {child.name for child in directory.iterdir()}
+    refuse_adapter(names, directory)
+    refuse_dangling_link(directory / CONFIG_FILE)
     if not (directory / CONFIG_FILE).is_file():
-        raise InputError(f"has no {CONFIG_FILE}, so it is not a HuggingFace checkpoint", where=directory)
+        raise missing_config(names, directory)
     config = read_foreign_object(directory / CONFIG_FILE)
     if not isinstance(config.get("model_type"), str):
         raise InputError("has no model_type", where=directory / CONFIG_FILE)

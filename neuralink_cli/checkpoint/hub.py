@@ -20,13 +20,13 @@ from typing import Any
 from neuralink_cli import __version__
 from neuralink_cli.checkpoint.checkpoint import read_weight_map
 from neuralink_cli.checkpoint.config import read_config
+from neuralink_cli.checkpoint.contents import missing_config, missing_weights, refuse_adapter
 from neuralink_cli.checkpoint.file_names import (
     CONFIG_FILE,
     SHARD_INDEX,
     SINGLE_FILE,
     is_module_file,
     is_small_file,
-    missing_weights,
 )
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, MissingDependencyError, NeuralinkError, OptionError, first_line
@@ -168,6 +168,7 @@ def _fetch(wanted: _Wanted, info: Any) -> Path:
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
         cached = {name for name in sizes if isinstance(try_to_load_from_cache(wanted.id, name, revision=info.sha), str)}
         with quiet_hub():
+            refuse_adapter(sizes, str(wanted))
             if CONFIG_FILE in sizes:
                 # First of all: what it rules out need not be fetched.
                 read_config(Path(hf_hub_download(wanted.id, CONFIG_FILE, revision=info.sha)).parent)
@@ -211,7 +212,7 @@ def _files_of_checkpoint(wanted: _Wanted, names: Sequence[str], commit: str) -> 
     from huggingface_hub import hf_hub_download
 
     if CONFIG_FILE not in names:
-        raise InputError(f"has no {CONFIG_FILE}, so it is not a HuggingFace checkpoint", where=str(wanted))
+        raise missing_config(names, str(wanted))
     if SINGLE_FILE in names:
         weights = [SINGLE_FILE]
     elif SHARD_INDEX in names:

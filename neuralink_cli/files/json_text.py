@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.lfs import is_lfs_pointer, refuse_lfs_pointer
 
 
 def parse_object(text: bytes | str, where: str | os.PathLike[str]) -> dict[str, Any]:
@@ -56,10 +57,13 @@ def read_foreign_object(path: Path) -> dict[str, Any]:
     `Infinity` and `NaN` are numbers, and of a key that is there twice the last one counts.
 
     Raises:
-        InputError: The file cannot be read, is not UTF-8, not JSON, or not an object.
+        InputError: The file cannot be read, is a Git LFS pointer, not UTF-8, not JSON, or not an object.
     """
     try:
-        document = json.loads(path.read_bytes().decode())
+        text = path.read_bytes()
+        if is_lfs_pointer(text):
+            refuse_lfs_pointer(path)
+        document = json.loads(text.decode())
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=path) from None
     except (ValueError, RecursionError) as error:
