@@ -34,6 +34,7 @@ from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.calibration.readers import ImageReader, TextReader
 from neuralink_cli.calibration.sequences import Batch
@@ -134,19 +135,22 @@ def _read_subject(model: str | Path, options: ProfileOptions) -> Subject:
     source = find_model(model, options.revision)
     with Checkpoint(source.directory, source.origin) as checkpoint:
         description = describe(checkpoint)
+        refuse_scales(checkpoint)
         architecture = choose_architecture(description, options.architecture)
         identity = {
             "fingerprint": checkpoint.fingerprint,
             "model_type": checkpoint.model_type,
             "architecture": architecture.name,
         }
+        blocks = find_blocks(checkpoint, architecture)
+        refuse_scaled_blocks(checkpoint, blocks)
         return Subject(
             name=str(model),
             directory=checkpoint.directory,
             origin=checkpoint.origin,
             identity=identity,
             architecture=architecture,
-            blocks=find_blocks(checkpoint, architecture),
+            blocks=blocks,
             shapes=description.shapes,
         )
 

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 CONFIG_FILE = "config.json"
+# Where NVIDIA's ModelOpt says how it quantised the weights.
+QUANTISED_CONFIG = "hf_quant_config.json"
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 FLASH_INDEX = "model.flash.json"

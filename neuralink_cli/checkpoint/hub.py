@@ -23,6 +23,7 @@ from neuralink_cli.checkpoint.config import read_config
 from neuralink_cli.checkpoint.contents import missing_config, missing_weights, refuse_adapter
 from neuralink_cli.checkpoint.file_names import (
     CONFIG_FILE,
+    QUANTISED_CONFIG,
     SHARD_INDEX,
     SINGLE_FILE,
     is_module_file,
@@ -171,6 +172,8 @@ def _fetch(wanted: _Wanted, info: Any) -> Path:
             refuse_adapter(sizes, str(wanted))
             if CONFIG_FILE in sizes:
                 # First of all: what it rules out need not be fetched.
+                if QUANTISED_CONFIG in sizes:
+                    hf_hub_download(wanted.id, QUANTISED_CONFIG, revision=info.sha)
                 read_config(Path(hf_hub_download(wanted.id, CONFIG_FILE, revision=info.sha)).parent)
             names = _files_of_checkpoint(wanted, sorted(sizes), info.sha)
         missing = [sizes[name] for name in names if name not in cached]

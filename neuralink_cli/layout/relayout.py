@@ -15,6 +15,7 @@ from neuralink_cli.architectures.blocks import FFNBlock, moved_pieces
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, SHARD_INDEX
 from neuralink_cli.checkpoint.hub import find_model
@@ -137,7 +138,9 @@ def relayout(
         # Only now: a model may take long to fetch.
         source = find_model(model, revision)
         with Checkpoint(source.directory, source.origin) as checkpoint:
+            refuse_scales(checkpoint)
             found = choose_architecture(describe(checkpoint), architecture)
+            refuse_scaled_blocks(checkpoint, find_blocks(checkpoint, found))
             plan = plan_relayout(checkpoint, found, opened, options)
             check_output(plan, output, overwrite)
             expected = estimate_relayout(plan, checkpoint, output)
