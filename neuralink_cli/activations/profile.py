@@ -61,6 +61,7 @@ class Subject:
     Attributes:
         name: As the user wrote it.
         shapes: Of all tensors.
+        code: What becomes of the code that comes with the checkpoint: "run", "ignored", or None if there is none.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Subject:
     architecture: Architecture
     blocks: tuple[FFNBlock, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def profile(
     """
     require_free(output, overwrite)
     subject = _read_subject(model, options)
+    subject = replace(subject, code=_settle_own_code(subject, options))
     known = _known_thresholds(options, subject)
     require_hf_packages("torch", "transformers", "datasets")
     with quiet_transformers(), ExitStack() as stack:
@@ -155,6 +158,23 @@ def _read_subject(model: str | Path, options: ProfileOptions) -> Subject:
         )
 
 
+def _settle_own_code(subject: Subject, options: ProfileOptions) -> str | None:
+    from neuralink_cli.models.own_code import settle_own_code
+
+    execution = options.execution
+    return settle_own_code(
+        subject.directory,
+        subject.architecture,
+        trust=execution.trust_remote_code,
+        ignore=execution.ignore_remote_code,
+    )
+
+
+def _identity(subject: Subject) -> Mapping[str, str]:
+    """What the trace says of the model: also what ran, where that was not the only possibility."""
+    return subject.identity if subject.code is None else {**subject.identity, "code": subject.code}
+
+
 def _known_thresholds(options: ProfileOptions, subject: Subject) -> Thresholds | None:
     """The thresholds that need no calibration: another trace's, or 0; None if they are to be calibrated."""
     if options.thresholds.active_ratio is not None:
@@ -175,7 +195,7 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
     with Trace(path) as trace:
         trace.check_content()
         info = trace.info
-    if dict(info.model) != dict(subject.identity):
+    if dict(info.model) != dict(_identity(subject)):
         raise MismatchError(f"was not made with the model {subject.name}", where=path)
     if info.signal != signal:
         raise MismatchError(f"has the thresholds of signal {info.signal!r}, not {signal!r}", where=path)
@@ -212,6 +232,7 @@ def _prepare(
             dtype=execution.dtype,
             limit=MemoryLimit(execution.max_memory, offloaded),
             trust_remote_code=execution.trust_remote_code,
+            ignore_remote_code=execution.ignore_remote_code,
         )
     blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, options.signal)
     return HookedModel(model, blocks), reader.read(model, progress)
@@ -240,7 +261,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
         trace_block(block, threshold) for block, threshold in zip(subject.blocks, thresholds.values, strict=True)
     )
     header = TraceHeader(
-        model=subject.identity,
+        model=_identity(subject),
         origin=subject.origin,
         signal=run.signal,
         calibration=thresholds.calibration,

@@ -15,6 +15,7 @@ from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
     architecture_options,
+    ignore_remote_code_option,
     model_argument,
     output_option,
     overwrite_option,
@@ -162,6 +163,7 @@ Examples:
     "what is free]",
 )
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: run code that comes with the model.")
+@ignore_remote_code_option
 @architecture_options
 @overwrite_option
 @reporting_options

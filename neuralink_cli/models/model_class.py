@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from neuralink_cli.files.json_text import read_foreign_object
 TASKS_WITH_HEAD = ("causal-lm", "seq2seq")
 
 
-def model_class(task: str, *, with_head: bool) -> Any:
-    """The class that loads a model of a task, with what computes logits or without."""
+def model_class(task: str, *, with_head: bool, code: Collection[str] = ()) -> Any:
+    """The class that loads a model of a task, with what computes logits or without.
+
+    Args:
+        code: Classes for which code that comes with the model is to be run: with a head if there is none without.
+    """
     import transformers
 
-    if not with_head:
-        return transformers.AutoModel
-    heads = {"causal-lm": transformers.AutoModelForCausalLM, "seq2seq": transformers.AutoModelForSeq2SeqLM}
-    return heads[task]
+    heads = {"causal-lm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
+    head = heads.get(task, "AutoModel")
+    return getattr(transformers, head if with_head or ("AutoModel" not in code and head in code) else "AutoModel")
 
 
 def stand_in_config(directory: Path, architecture: Architecture) -> Any:
