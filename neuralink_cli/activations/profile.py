@@ -32,6 +32,7 @@ from neuralink_cli.activations.trace import (
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.coverage import Coverage, require_coverage
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
@@ -71,6 +72,7 @@ class Subject:
     architecture: Architecture
     blocks: tuple[FFNBlock, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    coverage: Coverage
     code: str | None = None
 
 
@@ -155,6 +157,7 @@ def _read_subject(model: str | Path, options: ProfileOptions) -> Subject:
             architecture=architecture,
             blocks=blocks,
             shapes=description.shapes,
+            coverage=require_coverage(checkpoint, blocks, allow_uncovered=options.allow_uncovered),
         )
 
 
@@ -267,6 +270,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
         calibration=thresholds.calibration,
         blocks=blocks,
         sources=trace_sources(data, batches),
+        coverage={"covered_bytes": subject.coverage.covered_bytes, "ffn_bytes": subject.coverage.ffn_bytes},
     )
     row_bytes = [block.row_bytes for block in blocks]
     # Once in the spool and once in the trace.
@@ -289,7 +293,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
                 overwrite=overwrite,
                 progress=advance,
             )
-    return _summarize(header, active, digest)
+    return _summarize(header, active, digest, subject.coverage)
 
 
 def trace_sources(data: CalibrationData, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
@@ -316,7 +320,7 @@ def _routed(block: TraceBlock, rows: int) -> TraceBlock:
     return block if block.routed is None else replace(block, routed=rows)
 
 
-def _summarize(header: TraceHeader, active: Sequence[int], digest: str) -> ProfileSummary:
+def _summarize(header: TraceHeader, active: Sequence[int], digest: str, coverage: Coverage) -> ProfileSummary:
     def summarize_block(block: TraceBlock, fired: int) -> BlockSummary:
         tokens = header.tokens if block.routed is None else block.routed
         ratio = fired / (tokens * block.neurons) if tokens else 0.0
@@ -330,4 +334,5 @@ def _summarize(header: TraceHeader, active: Sequence[int], digest: str) -> Profi
         calibration=header.calibration,
         blocks=tuple(summarize_block(block, fired) for block, fired in zip(header.blocks, active, strict=True)),
         sources=tuple(SourceSummary(source.name, source.sequences, source.tokens) for source in header.sources),
+        coverage=coverage,
     )

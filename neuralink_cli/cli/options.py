@@ -59,6 +59,13 @@ ignore_remote_code_option = click.option(
 )
 
 
+allow_uncovered_option = click.option(
+    "--allow-uncovered",
+    is_flag=True,
+    help="Go on if the model has FFN matrices that are in no block: they are left as they are.",
+)
+
+
 def output_option(metavar: str, text: str) -> Callable[[Function], Function]:
     """`-o/--output`, required."""
     return click.option("-o", "--output", required=True, type=PATH, metavar=metavar, help=text)

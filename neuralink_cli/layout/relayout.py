@@ -13,6 +13,7 @@ from typing import Any
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import FFNBlock, moved_pieces
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
+from neuralink_cli.architectures.coverage import Coverage, require_coverage
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
@@ -106,6 +107,7 @@ class RelayoutSummary:
     total_bytes: int
     peak_block_bytes: int
     estimate: Estimate
+    coverage: Coverage
 
 
 def relayout(
@@ -116,6 +118,7 @@ def relayout(
     *,
     revision: str | None = None,
     architecture: ArchitectureChoice = BUILT_IN,
+    allow_uncovered: bool = False,
     dry_run: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -127,6 +130,7 @@ def relayout(
 
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
+        allow_uncovered: Go on though there are FFNs that no block covers.
         dry_run: Only check and plan.
         resume: Continue what an earlier run with the same inputs and options left, and keep it if this one fails.
 
@@ -140,7 +144,9 @@ def relayout(
         with Checkpoint(source.directory, source.origin) as checkpoint:
             refuse_scales(checkpoint)
             found = choose_architecture(describe(checkpoint), architecture)
-            refuse_scaled_blocks(checkpoint, find_blocks(checkpoint, found))
+            blocks = find_blocks(checkpoint, found)
+            refuse_scaled_blocks(checkpoint, blocks)
+            coverage = require_coverage(checkpoint, blocks, allow_uncovered=allow_uncovered)
             plan = plan_relayout(checkpoint, found, opened, options)
             check_output(plan, output, overwrite)
             expected = estimate_relayout(plan, checkpoint, output)
@@ -161,6 +167,7 @@ def relayout(
         total_bytes=plan.total_bytes,
         peak_block_bytes=plan.peak_block_bytes,
         estimate=expected,
+        coverage=coverage,
     )
 
 

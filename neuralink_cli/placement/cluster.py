@@ -154,6 +154,7 @@ def _header(trace: Trace, ordered: list[OrderedBlock], options: ClusterOptions) 
         signal=info.signal,
         calibration=info.calibration,
         parameters=_parameters(options),
+        coverage=info.coverage,
         blocks=tuple(
             _placement_block(block, result, options) for block, result in zip(info.blocks, ordered, strict=True)
         ),

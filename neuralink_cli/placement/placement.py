@@ -90,7 +90,7 @@ class PlacementBlock:
 
 @dataclass(frozen=True)
 class PlacementHeader:
-    """Everything a placement says beside its arrays."""
+    """Everything a placement says beside its arrays; `coverage` is the trace's."""
 
     model: Mapping[str, str]
     origin: Origin | None
@@ -99,6 +99,7 @@ class PlacementHeader:
     calibration: Mapping[str, Any] | None
     parameters: Mapping[str, Any]
     blocks: tuple[PlacementBlock, ...]
+    coverage: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +184,8 @@ def _parse(document: Mapping[str, Any]) -> PlacementHeader:
     )
     keys = ("model", "trace", "signal", "calibration", "parameters")
     origin = parse_origin(document["origin"])
-    return PlacementHeader(**{key: document[key] for key in keys}, origin=origin, blocks=blocks)
+    coverage = document.get("coverage")
+    return PlacementHeader(**{key: document[key] for key in keys}, origin=origin, blocks=blocks, coverage=coverage)
 
 
 def _parse_held_out(part: Mapping[str, Any]) -> HeldOutReads:
