@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice
+from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import OptionError
 from neuralink_cli.models.execution import ExecutionOptions
@@ -56,6 +57,7 @@ class ProfileOptions:
         part: (i, n) runs the i-th of n contiguous parts of all batches.
         revision: Branch, tag or commit of a hub model.
         architecture: Where the description of the model's blocks comes from.
+        allow_uncovered: Go on though there are FFNs that no block covers.
 
     Raises:
         OptionError: An unknown signal, or an impossible part.
@@ -67,6 +69,7 @@ class ProfileOptions:
     part: tuple[int, int] | None = None
     revision: str | None = None
     architecture: ArchitectureChoice = BUILT_IN
+    allow_uncovered: bool = False
 
     def __post_init__(self) -> None:
         if self.signal not in SIGNALS:
@@ -106,3 +109,4 @@ class ProfileSummary:
     calibration: Mapping[str, Any] | None
     blocks: tuple[BlockSummary, ...]
     sources: tuple[SourceSummary, ...]
+    coverage: Coverage

@@ -32,8 +32,10 @@ from neuralink_cli.activations.trace import (
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.coverage import Coverage, require_coverage
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.calibration.readers import ImageReader, TextReader
 from neuralink_cli.calibration.sequences import Batch
@@ -60,6 +62,7 @@ class Subject:
     Attributes:
         name: The model as the user wrote it.
         shapes: The shapes of all tensors.
+        code: What becomes of the code that comes with the checkpoint: "run", "ignored", or None if there is none.
     """
 
     name: str
@@ -69,6 +72,8 @@ class Subject:
     architecture: Architecture
     blocks: tuple[FFNBlock, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    coverage: Coverage
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ def profile(
     """
     require_free(output, overwrite)
     subject = _read_subject(model, options)
+    subject = replace(subject, code=_settle_own_code(subject, options))
     known = _known_thresholds(options, subject)
     require_hf_packages("torch", "transformers", "datasets")
     with quiet_transformers(), ExitStack() as stack:
@@ -134,21 +140,42 @@ def _read_subject(model: str | Path, options: ProfileOptions) -> Subject:
     source = find_model(model, options.revision)
     with Checkpoint(source.directory, source.origin) as checkpoint:
         description = describe(checkpoint)
+        refuse_scales(checkpoint)
         architecture = choose_architecture(description, options.architecture)
         identity = {
             "fingerprint": checkpoint.fingerprint,
             "model_type": checkpoint.model_type,
             "architecture": architecture.name,
         }
+        blocks = find_blocks(checkpoint, architecture)
+        refuse_scaled_blocks(checkpoint, blocks)
         return Subject(
             name=str(model),
             directory=checkpoint.directory,
             origin=checkpoint.origin,
             identity=identity,
             architecture=architecture,
-            blocks=find_blocks(checkpoint, architecture),
+            blocks=blocks,
             shapes=description.shapes,
+            coverage=require_coverage(checkpoint, blocks, allow_uncovered=options.allow_uncovered),
         )
+
+
+def _settle_own_code(subject: Subject, options: ProfileOptions) -> str | None:
+    from neuralink_cli.models.own_code import settle_own_code
+
+    execution = options.execution
+    return settle_own_code(
+        subject.directory,
+        subject.architecture,
+        trust=execution.trust_remote_code,
+        ignore=execution.ignore_remote_code,
+    )
+
+
+def _identity(subject: Subject) -> Mapping[str, str]:
+    """What the trace says of the model: also what ran, where that was not the only possibility."""
+    return subject.identity if subject.code is None else {**subject.identity, "code": subject.code}
 
 
 def _known_thresholds(options: ProfileOptions, subject: Subject) -> Thresholds | None:
@@ -171,7 +198,7 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
     with Trace(path) as trace:
         trace.check_content()
         info = trace.info
-    if dict(info.model) != dict(subject.identity):
+    if dict(info.model) != dict(_identity(subject)):
         raise MismatchError(f"was not made with the model {subject.name}", where=path)
     if info.signal != signal:
         raise MismatchError(f"has the thresholds of signal {info.signal!r}, not {signal!r}", where=path)
@@ -210,6 +237,7 @@ def _prepare(
             dtype=execution.dtype,
             limit=MemoryLimit(execution.max_memory, offloaded),
             trust_remote_code=execution.trust_remote_code,
+            ignore_remote_code=execution.ignore_remote_code,
         )
     blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, options.signal)
     return HookedModel(model, blocks), reader.read(model, progress)
@@ -238,12 +266,13 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
         trace_block(block, threshold) for block, threshold in zip(subject.blocks, thresholds.values, strict=True)
     )
     header = TraceHeader(
-        model=subject.identity,
+        model=_identity(subject),
         origin=subject.origin,
         signal=run.signal,
         calibration=thresholds.calibration,
         blocks=blocks,
         sources=trace_sources(data, batches),
+        coverage={"covered_bytes": subject.coverage.covered_bytes, "ffn_bytes": subject.coverage.ffn_bytes},
     )
     row_bytes = [block.row_bytes for block in blocks]
     # Written once to the spool and once to the trace.
@@ -267,7 +296,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
                 overwrite=overwrite,
                 progress=advance,
             )
-    return _summarize(header, active, digest)
+    return _summarize(header, active, digest, subject.coverage)
 
 
 def trace_sources(data: CalibrationData, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
@@ -294,7 +323,7 @@ def _routed(block: TraceBlock, rows: int) -> TraceBlock:
     return block if block.routed is None else replace(block, routed=rows)
 
 
-def _summarize(header: TraceHeader, active: Sequence[int], digest: str) -> ProfileSummary:
+def _summarize(header: TraceHeader, active: Sequence[int], digest: str, coverage: Coverage) -> ProfileSummary:
     def summarize_block(block: TraceBlock, fired: int) -> BlockSummary:
         tokens = header.tokens if block.routed is None else block.routed
         ratio = fired / (tokens * block.neurons) if tokens else 0.0
@@ -308,4 +337,5 @@ def _summarize(header: TraceHeader, active: Sequence[int], digest: str) -> Profi
         calibration=header.calibration,
         blocks=tuple(summarize_block(block, fired) for block, fired in zip(header.blocks, active, strict=True)),
         sources=tuple(SourceSummary(source.name, source.sequences, source.tokens) for source in header.sources),
+        coverage=coverage,
     )

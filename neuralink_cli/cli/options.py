@@ -51,6 +51,21 @@ def architecture_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_choice
 
 
+ignore_remote_code_option = click.option(
+    "--ignore-remote-code",
+    is_flag=True,
+    help="Run what transformers has for the model's type, though the model comes with Python code of its own, which "
+    "may compute something else.",
+)
+
+
+allow_uncovered_option = click.option(
+    "--allow-uncovered",
+    is_flag=True,
+    help="Go on if the model has FFN matrices that are in no block: they are left as they are.",
+)
+
+
 def output_option(metavar: str, text: str) -> Callable[[Function], Function]:
     """`-o/--output`, required."""
     return click.option("-o", "--output", required=True, type=PATH, metavar=metavar, help=text)

@@ -14,7 +14,9 @@ from neuralink_cli.activations.options import SIGNALS
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
+    allow_uncovered_option,
     architecture_options,
+    ignore_remote_code_option,
     model_argument,
     output_option,
     overwrite_option,
@@ -162,6 +164,8 @@ Examples:
     "[default: most free memory]",
 )
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: run code that comes with the model.")
+@ignore_remote_code_option
+@allow_uncovered_option
 @architecture_options
 @overwrite_option
 @reporting_options
@@ -208,7 +212,7 @@ def command(
         return
     print_table(["block", "neurons", "threshold", "active"], list(_rows(summary.blocks)))
     recorded = ", ".join(f"{source.name} {source.tokens:,}" for source in summary.sources)
-    click.echo(f"{output}: {summary.tokens:,} tokens ({recorded})")
+    click.echo(f"{output}: {summary.tokens:,} tokens ({recorded}); {summary.coverage}")
 
 
 def _rows(blocks: Sequence[BlockSummary]) -> Iterator[list[str]]:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuralink_cli.architectures.choice import ArchitectureChoice
-from neuralink_cli.cli.options import PATH, architecture_options, read_text, reporting_options, revision_option
+from neuralink_cli.cli.options import (
+    PATH,
+    architecture_options,
+    ignore_remote_code_option,
+    read_text,
+    reporting_options,
+    revision_option,
+)
 from neuralink_cli.cli.output import print_json, remark
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.models.execution import COMPUTE_DTYPES
@@ -96,6 +103,7 @@ Examples:
     metavar="N",
     help="Tokens of the text to use for --perplexity.",
 )
+@ignore_remote_code_option
 @architecture_options
 @reporting_options
 def command(

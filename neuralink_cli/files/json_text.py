@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.lfs import is_lfs_pointer, refuse_lfs_pointer
 
 
 def parse_object(text: bytes | str, where: str | os.PathLike[str]) -> dict[str, Any]:
@@ -48,6 +49,28 @@ def read_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=path) from None
     return parse_object(text, path)
+
+
+def read_foreign_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file of others that holds one object, as leniently as Python's own reader, which transformers uses.
+
+    `Infinity` and `NaN` are numbers, and of a key that is there twice the last one counts.
+
+    Raises:
+        InputError: The file cannot be read, is a Git LFS pointer, not UTF-8, not JSON, or not an object.
+    """
+    try:
+        text = path.read_bytes()
+        if is_lfs_pointer(text):
+            refuse_lfs_pointer(path)
+        document = json.loads(text.decode())
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON ({error})", where=path) from None
+    if not isinstance(document, dict):
+        raise InputError("not a JSON object", where=path)
+    return document
 
 
 def canonical(document: Any) -> str:

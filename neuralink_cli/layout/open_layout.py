@@ -9,7 +9,7 @@ from pathlib import Path
 from neuralink_cli.architectures.model_description import ModelDescription
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX
 from neuralink_cli.errors import InputError, VerificationError
-from neuralink_cli.files.json_text import read_object
+from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.files.pipeline import pieces_of, read_ahead
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.bundled_layout import BundledLayout
@@ -43,7 +43,7 @@ def describe_source(layout: Layout) -> ModelDescription:
     """
     entries = (entry for header in layout.source_headers.values() for entry in header.entries)
     shapes = {entry.name: entry.shape for entry in entries}
-    return ModelDescription(layout.directory, read_object(layout.directory / CONFIG_FILE), shapes)
+    return ModelDescription(layout.directory, read_foreign_object(layout.directory / CONFIG_FILE), shapes)
 
 
 def check_weight_files(layout: Layout, progress: Callable[[int], object] | None = None) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import FFNBlock, moved_pieces
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
+from neuralink_cli.architectures.coverage import Coverage, require_coverage
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, SHARD_INDEX
 from neuralink_cli.checkpoint.hub import find_model
@@ -105,6 +107,7 @@ class RelayoutSummary:
     total_bytes: int
     peak_block_bytes: int
     estimate: Estimate
+    coverage: Coverage
 
 
 def relayout(
@@ -115,6 +118,7 @@ def relayout(
     *,
     revision: str | None = None,
     architecture: ArchitectureChoice = BUILT_IN,
+    allow_uncovered: bool = False,
     dry_run: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -126,6 +130,7 @@ def relayout(
 
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
+        allow_uncovered: Go on though there are FFNs that no block covers.
         dry_run: Only check and plan.
         resume: Continue a killed run with the same inputs and options; if this run fails, keep what is written.
 
@@ -137,7 +142,11 @@ def relayout(
         # After the placement is checked: a model may take long to fetch.
         source = find_model(model, revision)
         with Checkpoint(source.directory, source.origin) as checkpoint:
+            refuse_scales(checkpoint)
             found = choose_architecture(describe(checkpoint), architecture)
+            blocks = find_blocks(checkpoint, found)
+            refuse_scaled_blocks(checkpoint, blocks)
+            coverage = require_coverage(checkpoint, blocks, allow_uncovered=allow_uncovered)
             plan = plan_relayout(checkpoint, found, opened, options)
             check_output(plan, output, overwrite)
             expected = estimate_relayout(plan, checkpoint, output)
@@ -158,6 +167,7 @@ def relayout(
         total_bytes=plan.total_bytes,
         peak_block_bytes=plan.peak_block_bytes,
         estimate=expected,
+        coverage=coverage,
     )
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from neuralink_cli.checkpoint.contents import refuse_dangling_link
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
+from neuralink_cli.files.lfs import refuse_lfs_pointer
+
+# What the files of a tokenizer are called, of whatever kind it is.
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
+)
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
@@ -16,6 +24,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
+    _require_files(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=trust_remote_code
@@ -27,6 +36,13 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     if own_files and not any((directory / name).is_file() for name in own_files | {"tokenizer.json"}):
         raise InputError("has no tokenizer (tokenizer.json)", where=directory)
     return tokenizer
+
+
+def _require_files(directory: Path) -> None:
+    """Check that the files of a tokenizer which are there have content: transformers would not say what is wrong."""
+    for name in _FILES:
+        refuse_dangling_link(directory / name)
+        refuse_lfs_pointer(directory / name)
 
 
 def load_error(thing: str, directory: Path, error: Exception) -> NeuralinkError:

@@ -113,7 +113,12 @@ class MeasuredGain:
 
 @dataclass(frozen=True)
 class PlacementHeader:
-    """Everything a placement says beside its arrays. `gains` are empty if nothing was held out."""
+    """Everything a placement says beside its arrays.
+
+    Attributes:
+        gains: What the orders gain; empty if nothing was held out.
+        coverage: As in the trace.
+    """
 
     model: Mapping[str, str]
     origin: Origin | None
@@ -123,6 +128,7 @@ class PlacementHeader:
     parameters: Mapping[str, Any]
     blocks: tuple[PlacementBlock, ...]
     gains: tuple[MeasuredGain, ...] = ()
+    coverage: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +226,13 @@ def _parse(document: Mapping[str, Any]) -> PlacementHeader:
     keys = ("model", "trace", "signal", "calibration", "parameters")
     origin = parse_origin(document["origin"])
     gains = tuple(_parse_gain(gain) for gain in document["gains"])
-    return PlacementHeader(**{key: document[key] for key in keys}, origin=origin, blocks=blocks, gains=gains)
+    return PlacementHeader(
+        **{key: document[key] for key in keys},
+        origin=origin,
+        blocks=blocks,
+        gains=gains,
+        coverage=document.get("coverage"),
+    )
 
 
 def _parse_gain(gain: Mapping[str, Any]) -> MeasuredGain:

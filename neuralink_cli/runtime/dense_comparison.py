@@ -67,6 +67,7 @@ def compare_with_dense(
     *,
     exact: bool,
     dtype: str,
+    ignore_remote_code: bool = False,
 ) -> DenseComparison:
     """Run the dense model of a checkpoint on the same prompt and the same sequences for perplexity.
 
@@ -74,7 +75,14 @@ def compare_with_dense(
         InputError: The checkpoint cannot be loaded.
     """
     with quiet_transformers():
-        model = load_model(checkpoint, architecture, with_head=True, device="cpu", dtype=dtype)
+        model = load_model(
+            checkpoint,
+            architecture,
+            with_head=True,
+            device="cpu",
+            dtype=dtype,
+            ignore_remote_code=ignore_remote_code,
+        )
     dense_perplexity = perplexity(model, sequences) if sequences else None
     if generated is None:
         return DenseComparison(None, None, None, dense_perplexity)

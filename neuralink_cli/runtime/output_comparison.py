@@ -53,6 +53,7 @@ def compare_outputs(
     device: str = "cpu",
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    ignore_remote_code: bool = False,
 ) -> OutputComparison:
     """Run two local checkpoints, one after the other, on the same batches, each of one sequence.
 
@@ -68,7 +69,9 @@ def compare_outputs(
 
     def outputs(directory: Path) -> list[Outputs]:
         with quiet_transformers():
-            return list(run_model(directory, batches, architecture, device, dtype, trust_remote_code))
+            return list(
+                run_model(directory, batches, architecture, device, dtype, trust_remote_code, ignore_remote_code)
+            )
 
     expected, found = outputs(original), outputs(other)
     for a, b in zip(expected, found, strict=True):
@@ -113,6 +116,7 @@ def run_model(
     device: str,
     dtype: str,
     trust_remote_code: bool,
+    ignore_remote_code: bool = False,
 ) -> Iterator[Outputs]:
     """Outputs of a checkpoint for each batch, of one sequence: float32 `[tokens, outputs]`.
 
@@ -134,6 +138,7 @@ def run_model(
             dtype=dtype,
             limit=MemoryLimit(folder=Path(folder)),
             trust_remote_code=trust_remote_code,
+            ignore_remote_code=ignore_remote_code,
         )
         for batch in batches:
             inputs = {name: torch.from_numpy(array).to(input_device(model)) for name, array in batch.inputs.items()}
