@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.calibration.texts import Sample
+from neuralink_cli.models.special_tokens import surrounding_tokens, text_tokens
 
 TokenIds = npt.NDArray[np.int32]
 # A text is tokenised in pieces of at most so many characters: time and memory of a tokenizer can grow faster than it.
@@ -91,19 +92,11 @@ class _Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        plain, whole = self.encode("a"), self._call("a", add_special_tokens=True)
-        starts = (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
-        start = next(starts, 0)
-        self.opening, self.closing = whole[:start], whole[start + len(plain) :]
+        self.opening, self.closing = surrounding_tokens(tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text alone."""
-        return self._call(text, add_special_tokens=False)
-
-    def _call(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # `verbose` is about texts longer than the model takes: they are cut later.
-        ids = self._tokenizer(text, add_special_tokens=add_special_tokens, truncation=False, verbose=False)["input_ids"]
-        return [int(token) for token in ids]
+        return text_tokens(self._tokenizer, text)
 
 
 def _pack(samples: Iterable[Sample], encoder: _Encoder, length: int) -> Iterator[TokenIds]:
