@@ -134,6 +134,7 @@ def tokenize_source(
             )
         sequences.append(sequence)
         advance(sequence.size)
+    corpus.conclude()
     if not sequences:
         raise InputError("the tokenizer makes no tokens of it", where=corpus.rows.where)
     own = {
