@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from glob import escape
 from itertools import islice
@@ -72,9 +72,9 @@ class ImageSource(Source):
         super().__init__(name, sha256, (tokens,) * pixels.shape[0], parameters)
         self._pixels = pixels
 
-    def batch(self, first: int, stop: int) -> ModelBatch:
-        """The images from `first` to `stop`."""
-        return image_batch(np.array(self._pixels[first:stop]), self.lengths[0])
+    def batch_of(self, sequences: Sequence[int]) -> ModelBatch:
+        """Some of the images."""
+        return image_batch(np.array(self._pixels[list(sequences)]), self.lengths[0])
 
 
 def prepare_images(

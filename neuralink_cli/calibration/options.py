@@ -22,7 +22,7 @@ class CalibrationOptions:
         max_seq_length: Most tokens of a sequence; None for 512, or fewer if the model has fewer positions.
         packing: Whether samples are joined into sequences of full length; None for "if the model generates text".
         batch_size: Most sequences that go through the model at once.
-        seed: Samples are taken in the random order of this seed; None for the order of the file.
+        seed: Samples are drawn at random from all, by this seed; None for the order of the file.
 
     Raises:
         OptionError: A value is out of range, or something is missing.

@@ -1,4 +1,4 @@
-"""Rows of messages through a chat template: content in parts, tools, nulls of tables, ShareGPT, and rows of mixed kinds."""
+"""Rows of messages through a chat template: parts, tools, nulls of tables, ShareGPT, and rows of mixed kinds."""
 
 from __future__ import annotations
 

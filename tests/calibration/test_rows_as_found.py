@@ -8,6 +8,7 @@ import json
 import logging
 import lzma
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ def zstd(data: bytes) -> bytes:
     return bytes(pa.compress(data, codec="zstd", asbytes=True))
 
 
-PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd,
+}
 
 
 # Compressed files, and what is no text at all.
@@ -62,7 +68,7 @@ def test_a_compressed_file_that_is_cut_off(tmp_path: Path, suffix: str) -> None:
     noise = "".join(json.dumps({"text": f"{draw_key(1, number):x}"}) + "\n" for number in range(9000))
     whole = PACKERS[suffix](noise.encode())
     path = written(tmp_path / f"a.jsonl{suffix}", whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="damaged or cut off|cannot be read"):
+    with pytest.raises(InputError, match=r"damaged or cut off|cannot be read"):
         texts(path, num_samples=10_000)
 
 
@@ -204,7 +210,11 @@ def test_json_of_every_shape(tmp_path: Path, name: str, content: str, found: lis
 
 
 def test_an_array_is_parsed_across_the_ends_of_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"n": -12.5e-3, "text": 'a "quoted" ü\\', "b": [True, None]}, {"text": "\u2028 x"}, {"n": 123, "text": "z"}]
+    rows: list[dict[str, Any]] = [
+        {"n": -12.5e-3, "text": 'a "quoted" ü\\', "b": [True, None]},
+        {"text": "\u2028 x"},
+        {"n": 123, "text": "z"},
+    ]
     path = written(tmp_path / "a.json", json.dumps(rows, indent=3))
     for chunk in range(1, 40):
         monkeypatch.setattr("neuralink_cli.calibration.local_rows._CHUNK", chunk)
