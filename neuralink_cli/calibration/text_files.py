@@ -41,11 +41,10 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[io.TextIOBase]
         MissingDependencyError: Nothing is installed that reads its compression.
     """
     with _explained(path), open_bytes(path) as stream:
-        buffered = io.BufferedReader(stream, 1 << 16) if isinstance(stream, io.RawIOBase) else stream
-        head = buffered.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+        head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
         encoding = _encoding(head, path)
         errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
-        with io.TextIOWrapper(buffered, encoding=encoding, errors=errors, newline=newline) as text:
+        with io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline=newline) as text:
             yield text
 
 
@@ -83,22 +82,25 @@ def require_content(path: Path) -> None:
         InputError: The file cannot be opened, is empty, or is a Git LFS pointer.
     """
     with _explained(path), path.open("rb") as file:
-        head = file.read(len(_LFS_POINTER))
-    if not head:
-        raise InputError("is empty", where=path)
-    if head == _LFS_POINTER:
-        raise InputError("is a Git LFS pointer, not the data itself", where=path, fix="run `git lfs pull` to fetch it")
+        _require_data(file.peek(_HEAD_BYTES), path)
 
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[Any]:
     """Open a file for buffered reading, unpacked if it is compressed, whatever it is called."""
-    require_content(path)
     with path.open("rb") as file:
         head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+        _require_data(head, path)
         unpack = _unpacker(head, path)
         with file if unpack is None else unpack(file) as stream:
             yield stream
+
+
+def _require_data(head: bytes, path: Path) -> None:
+    if not head:
+        raise InputError("is empty", where=path)
+    if head.startswith(_LFS_POINTER):
+        raise InputError("is a Git LFS pointer, not the data itself", where=path, fix="run `git lfs pull` to fetch it")
 
 
 def _unpacker(head: bytes, path: Path) -> Callable[[IO[bytes]], Any] | None:
@@ -114,19 +116,16 @@ def _unpacker(head: bytes, path: Path) -> Callable[[IO[bytes]], Any] | None:
 
 
 def _open_zstd(file: IO[bytes], path: Path) -> Any:
-    """By the first of the packages that is installed: that of Python 3.14, zstandard or pyarrow."""
+    """By the standard library from Python 3.14 on, else by pyarrow; both tell when a file is cut off."""
     with contextlib.suppress(ImportError):
         return importlib.import_module("compression.zstd").ZstdFile(file)
-    with contextlib.suppress(ImportError):
-        reader = importlib.import_module("zstandard").ZstdDecompressor().stream_reader(file, read_across_frames=True)
-        return io.BufferedReader(reader)
     with contextlib.suppress(ImportError):
         arrow = importlib.import_module("pyarrow")
         return io.BufferedReader(_ArrowStream(arrow.CompressedInputStream(arrow.PythonFile(file, "r"), "zstd")))
     raise MissingDependencyError(
         "is compressed with Zstandard, which nothing that is installed can read",
         where=path,
-        fix="pip install zstandard, or unpack it with `zstd -d`",
+        fix="pip install pyarrow, or unpack it with `zstd -d`",
     )
 
 
