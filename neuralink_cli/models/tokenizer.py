@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     if own_files and not any((directory / name).is_file() for name in own_files | {"tokenizer.json"}):
         raise InputError("has no tokenizer (tokenizer.json)", where=directory)
     return tokenizer
+
+
+def require_known_tokens(ids: Any, vocabulary: int, where: str | os.PathLike[str] | None = None) -> None:
+    """Check that a model has embeddings for token ids, an array or a sequence that is not empty.
+
+    Raises:
+        InputError: It has none for the greatest.
+    """
+    greatest = int(max(ids))
+    if greatest >= vocabulary:
+        raise InputError(
+            f"the tokenizer makes token {greatest} of it, the model has only {vocabulary}",
+            where=where,
+            fix="use the tokenizer that belongs to the model",
+        )
 
 
 def load_error(thing: str, directory: Path, error: Exception) -> NeuralinkError:

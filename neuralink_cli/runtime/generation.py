@@ -16,6 +16,7 @@ from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import max_positions
 from neuralink_cli.models.offload import input_device
 from neuralink_cli.models.special_tokens import surrounding_tokens, text_tokens
+from neuralink_cli.models.tokenizer import require_known_tokens
 from neuralink_cli.runtime.counters import FlashCounters
 from neuralink_cli.runtime.settings import GenerationOptions
 
@@ -68,6 +69,7 @@ def encode_prompt(model: Any, tokenizer: Any, prompt: str, options: GenerationOp
         tokens = (*opening, *text_tokens(tokenizer, prompt))
     if not tokens:
         raise InputError("the prompt has no tokens")
+    require_known_tokens(tokens, model.get_input_embeddings().weight.shape[0], "the prompt")
     limit = max_positions(model)
     if limit is not None and len(tokens) + options.max_new_tokens > limit:
         room = limit - len(tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import LlamaConfig
 
@@ -14,7 +15,10 @@ from neuralink_cli.runtime.generation import encode_prompt
 from neuralink_cli.runtime.settings import GenerationOptions
 from tests.conftest import ModelFactory
 
-MODEL = SimpleNamespace(config=LlamaConfig(max_position_embeddings=64), named_modules=list)
+EMBEDDINGS = SimpleNamespace(weight=np.zeros((400, 1)))
+MODEL = SimpleNamespace(
+    config=LlamaConfig(max_position_embeddings=64), named_modules=list, get_input_embeddings=lambda: EMBEDDINGS
+)
 OPTIONS = GenerationOptions(max_new_tokens=4)
 
 
@@ -47,3 +51,10 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(model: ModelFactory) -> None:
 def test_prompts_that_are_no_text(model: ModelFactory, prompt: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         encode(load_tokenizer(model("gpt2")), prompt)
+
+
+def test_a_token_beyond_the_embeddings_is_named(model: ModelFactory) -> None:
+    tokenizer = load_tokenizer(model("gpt2"))
+    tokenizer.add_tokens(["<new>"] + [f"<new {number}>" for number in range(100)])
+    with pytest.raises(InputError, match=r"the prompt: the tokenizer makes token 4\d\d of it, the model has only 400"):
+        encode(tokenizer, "a <new 99>")
