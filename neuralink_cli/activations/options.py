@@ -22,7 +22,7 @@ class ThresholdOptions:
 
     Attributes:
         active_ratio: Calibrate each block's threshold so that this share of its neurons fires.
-        calibration_tokens: Calibrate on at least this many tokens.
+        calibration_tokens: Calibrate on at least this many tokens, taken from all datasets in proportion.
         trace: Take the thresholds of this trace.
 
     Raises:
@@ -91,11 +91,12 @@ class BlockSummary:
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What was recorded of a dataset."""
+    """What was recorded of a dataset; `active_ratio` is the share of all neurons that fired, where it was measured."""
 
     name: str
     sequences: int
     tokens: int
+    active_ratio: float | None = None
 
 
 @dataclass(frozen=True)

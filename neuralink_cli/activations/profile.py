@@ -131,7 +131,9 @@ def profile(
         hooked, batched = _prepare(data, options, subject, offloaded, progress)
         stack.enter_context(hooked)
         batches = batched.batches if options.part is None else batched.part(options.part)
-        thresholds = known if known is not None else _calibrate(options.thresholds, hooked, batched, progress)
+        thresholds = known
+        if thresholds is None:
+            thresholds = _calibrate(options.thresholds, hooked, batched, data.batch_size, progress)
         run = _Run(subject, options.signal, thresholds, hooked, batched, batches)
         return _record(run, output, overwrite=overwrite, progress=progress)
 
@@ -243,17 +245,19 @@ def _prepare(
     return HookedModel(model, blocks), reader.read(model, progress)
 
 
-def _calibrate(options: ThresholdOptions, hooked: HookedModel, data: CalibrationData, progress: Progress) -> Thresholds:
+def _calibrate(
+    options: ThresholdOptions, hooked: HookedModel, data: CalibrationData, batch_size: int, progress: Progress
+) -> Thresholds:
     from neuralink_cli.activations.recorder import calibrate
 
     ratio = options.active_ratio
     if ratio is None:
         raise ValueError("there is no active ratio to calibrate to")
     # Batches of the whole run, even if only a part is recorded: parts of one run must have the same thresholds.
-    batches = data.first_batches(options.calibration_tokens)
+    batches = data.spread_batches(options.calibration_tokens, batch_size)
     tokens = sum(batch.tokens for batch in batches)
     with progress("calibrating thresholds", tokens, "token") as advance:
-        values = calibrate(hooked, data.inputs(batches), ratio, advance)
+        values = calibrate(hooked, data.spread_inputs(batches), ratio, advance)
     return Thresholds(tuple(values), {"active_ratio": ratio, "tokens": tokens})
 
 
@@ -280,7 +284,8 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
     with Spool(output, row_bytes) as spool:
         with progress("recording", header.tokens, "token") as advance:
             timed = telling_time(advance, header.tokens)
-            active = record(run.hooked, thresholds.values, data.inputs(batches), spool, timed)
+            sources = [batch.source for batch in batches]
+            active, shares = record(run.hooked, thresholds.values, data.inputs(batches), spool, timed, sources)
         header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
         index_of = {block.id: index for index, block in enumerate(blocks)}
         lengths = data.sequence_lengths(batches)
@@ -296,7 +301,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
                 overwrite=overwrite,
                 progress=advance,
             )
-    return _summarize(header, active, digest, subject.coverage)
+    return _summarize(header, active, shares, digest, subject.coverage)
 
 
 def trace_sources(data: CalibrationData, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
@@ -323,7 +328,9 @@ def _routed(block: TraceBlock, rows: int) -> TraceBlock:
     return block if block.routed is None else replace(block, routed=rows)
 
 
-def _summarize(header: TraceHeader, active: Sequence[int], digest: str, coverage: Coverage) -> ProfileSummary:
+def _summarize(
+    header: TraceHeader, active: Sequence[int], shares: Sequence[float], digest: str, coverage: Coverage
+) -> ProfileSummary:
     def summarize_block(block: TraceBlock, fired: int) -> BlockSummary:
         tokens = header.tokens if block.routed is None else block.routed
         ratio = fired / (tokens * block.neurons) if tokens else 0.0
@@ -336,6 +343,9 @@ def _summarize(header: TraceHeader, active: Sequence[int], digest: str, coverage
         signal=header.signal,
         calibration=header.calibration,
         blocks=tuple(summarize_block(block, fired) for block, fired in zip(header.blocks, active, strict=True)),
-        sources=tuple(SourceSummary(source.name, source.sequences, source.tokens) for source in header.sources),
+        sources=tuple(
+            SourceSummary(source.name, source.sequences, source.tokens, share)
+            for source, share in zip(header.sources, shares, strict=True)
+        ),
         coverage=coverage,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
@@ -14,6 +15,8 @@ import click
 
 _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
+# How what a locale cannot print is written on stdout.
+_ESCAPED = "neuralink-escaped"
 
 
 class _RemarkHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -27,6 +30,18 @@ class _RemarkHandler(logging.StreamHandler):  # type: ignore[type-arg]
             super().emit(record)
 
 
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """The own byte of a file name that is no text, and an escape of what the locale has no bytes for."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    error.end = error.start + 1
+    byte = 0xDC80 <= ord(error.object[error.start]) <= 0xDCFF
+    return codecs.lookup_error("surrogateescape" if byte else "backslashreplace")(error)
+
+
+codecs.register_error(_ESCAPED, _escape)
+
+
 def set_defaults() -> None:
     """Set the defaults of every command line: remarks are shown, and any file name can be printed."""
     handler = _RemarkHandler()
@@ -36,7 +51,7 @@ def set_defaults() -> None:
     _LOGGER.setLevel(logging.INFO)
     _state["quiet"] = False
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+        sys.stdout.reconfigure(errors=_ESCAPED)
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:

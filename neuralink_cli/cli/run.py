@@ -15,6 +15,7 @@ from neuralink_cli.cli.options import (
     read_text,
     reporting_options,
     revision_option,
+    text_argument,
 )
 from neuralink_cli.cli.output import print_json, remark
 from neuralink_cli.errors import OptionError, VerificationError
@@ -134,7 +135,7 @@ def command(
     request = RunRequest(
         layout=layout,
         settings=_settings(**options),
-        prompt=prompt if prompt_file is None else read_text(prompt_file),
+        prompt=_prompt(prompt, prompt_file),
         generation=generation,
         compare=compare,
         compare_revision=revision,
@@ -150,6 +151,12 @@ def command(
             click.echo(report.generated.text)
         _say(report)
     _require_agreement(report, layout)
+
+
+def _prompt(text: str | None, file: Path | None) -> str | None:
+    if file is not None:
+        return read_text(file)
+    return None if text is None else text_argument(text)
 
 
 def _settings(*, dram: str, device_profile: str | None, **others: Any) -> RunSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ def _require_files(directory: Path) -> None:
     for name in _FILES:
         refuse_dangling_link(directory / name)
         refuse_lfs_pointer(directory / name)
+
+
+def require_known_tokens(ids: Any, vocabulary: int, where: str | os.PathLike[str] | None = None) -> None:
+    """Check that a model has embeddings for token ids, an array or a sequence that is not empty.
+
+    Raises:
+        InputError: It has none for the greatest.
+    """
+    greatest = int(max(ids))
+    if greatest >= vocabulary:
+        raise InputError(
+            f"the tokenizer makes token {greatest} of it, the model has only {vocabulary}",
+            where=where,
+            fix="use the tokenizer that belongs to the model",
+        )
 
 
 def load_error(thing: str, directory: Path, error: Exception) -> NeuralinkError:

@@ -127,6 +127,7 @@ def run_model(
 
     from neuralink_cli.models.loading import load_model
     from neuralink_cli.models.offload import MemoryLimit, explained_offloading, input_device
+    from neuralink_cli.models.tokenizer import require_known_tokens
 
     with_head = architecture.task in TASKS_WITH_HEAD
     with TemporaryDirectory(prefix="neuralink-") as folder:
@@ -141,6 +142,9 @@ def run_model(
             ignore_remote_code=ignore_remote_code,
         )
         for batch in batches:
+            if "input_ids" in batch.inputs:
+                vocabulary = model.get_input_embeddings().weight.shape[0]
+                require_known_tokens(batch.inputs["input_ids"].ravel(), vocabulary, "the text to compare outputs on")
             inputs = {name: torch.from_numpy(array).to(input_device(model)) for name, array in batch.inputs.items()}
             with torch.inference_mode(), explained_offloading():
                 output = model(**inputs)
