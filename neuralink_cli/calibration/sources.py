@@ -21,6 +21,7 @@ from neuralink_cli.calibration.sequences import (
 )
 from neuralink_cli.calibration.texts import Corpus
 from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.models.model_errors import require_known_tokens
 
 
 class Source:
@@ -126,12 +127,7 @@ def tokenize_source(
     """
     sequences = []
     for sequence in tokenize(corpus, corpus.tokenizer, options):
-        if int(sequence.max()) >= vocabulary:
-            raise InputError(
-                f"the tokenizer makes token {int(sequence.max())} of it, the model has only {vocabulary}",
-                where=corpus.rows.where,
-                fix="use the tokenizer that belongs to the model",
-            )
+        require_known_tokens([sequence.max()], vocabulary, corpus.rows.where)
         sequences.append(sequence)
         advance(sequence.size)
     if not sequences:

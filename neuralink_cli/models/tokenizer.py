@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
+from neuralink_cli.files.json_text import read_object
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
@@ -21,12 +23,27 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
             str(directory), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        raise load_error("tokenizer", directory, error) from error
+        raise _config_error(directory, trust_remote_code) or load_error("tokenizer", directory, error) from error
     # Without its files transformers may make one up that knows no text.
     own_files = set(getattr(tokenizer, "vocab_files_names", {}).values())
     if own_files and not any((directory / name).is_file() for name in own_files | {"tokenizer.json"}):
         raise InputError("has no tokenizer (tokenizer.json)", where=directory)
     return tokenizer
+
+
+def _config_error(directory: Path, trust_remote_code: bool) -> NeuralinkError | None:
+    """What is wrong with config.json, which a tokenizer is chosen by, if that is what transformers fails at."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    config = read_object(directory / CONFIG_FILE)
+    if config.get("model_type") not in CONFIG_MAPPING:
+        # A model that runs as another, or with code of its own: transformers need not know it.
+        return None
+    try:
+        AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        return load_error(CONFIG_FILE, directory, error)
+    return None
 
 
 def load_error(thing: str, directory: Path, error: Exception) -> NeuralinkError:

@@ -122,6 +122,7 @@ def run_model(
     import torch
 
     from neuralink_cli.models.loading import load_model
+    from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
     from neuralink_cli.models.offload import MemoryLimit, explained_offloading, input_device
 
     with_head = architecture.task in TASKS_WITH_HEAD
@@ -137,7 +138,9 @@ def run_model(
         )
         for batch in batches:
             inputs = {name: torch.from_numpy(array).to(input_device(model)) for name, array in batch.inputs.items()}
-            with torch.inference_mode(), explained_offloading():
+            if "input_ids" in batch.inputs:
+                require_known_tokens(batch.inputs["input_ids"].ravel(), vocabulary_of(model), "--text")
+            with explained_model_errors(model), torch.inference_mode(), explained_offloading():
                 output = model(**inputs)
             values = output.logits if with_head else output.last_hidden_state
             yield values[0].float().cpu().numpy()
