@@ -17,6 +17,8 @@ from neuralink_cli.calibration.batches import ModelBatch, image_batch
 from neuralink_cli.calibration.rows import Rows, open_rows, streamed_table
 from neuralink_cli.calibration.sources import Source
 from neuralink_cli.errors import InputError, OptionError, first_line
+from neuralink_cli.files.durable import named_output, write_all
+from neuralink_cli.files.input_file import require_reachable, require_regular
 from neuralink_cli.models.hf_packages import require_hf_packages
 
 Pixels = npt.NDArray[np.float32]
@@ -50,10 +52,14 @@ def open_images(dataset: str, split: str) -> Rows:
     """
     require_hf_packages("PIL", "datasets")
     path = Path(dataset)
+    require_reachable(path)
     if not path.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES:
         return open_rows(dataset, split)
     if not path.exists():
         raise InputError("no such file", where=dataset)
+    for image in path.rglob("*") if path.is_dir() else (path,):
+        if image.suffix.lower() in IMAGE_SUFFIXES and not image.is_dir():
+            require_regular(image)
     pattern = f"{escape(str(path.absolute()))}/**" if path.is_dir() else escape(str(path.absolute()))
     return Rows(path.absolute().name, dataset, False, None, None, streamed_table("imagefolder", dataset, pattern))
 
@@ -103,7 +109,9 @@ def prepare_images(
     }
     chosen = rows if seed is None else rows.shuffled(seed)
     digest, images, tokens, shape = hashlib.sha256(), 0, 0, (0, 0, 0)
-    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    folder = Path(tempfile.gettempdir())
+    with named_output(folder):
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
     for pixels in (_pixels(image, processor) for image in islice(_images(chosen), num_samples)):
         if images == 0:
             tokens, shape = count_tokens(pixels[None]), pixels.shape
@@ -112,7 +120,8 @@ def prepare_images(
         if pixels.shape != shape:
             raise InputError(f"images come out as {list(shape)} and {list(pixels.shape)}", where=rows.where)
         digest.update(pixels.data)
-        file.write(pixels.data)
+        with named_output(folder):
+            write_all(file, pixels.data.cast("B"))
         images += 1
         advance(tokens)
     if images == 0:

@@ -14,6 +14,7 @@ from typing import Any
 
 from neuralink_cli.checkpoint.hub import DatasetSource, find_dataset
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
+from neuralink_cli.files.input_file import require_reachable, require_regular
 from neuralink_cli.models.hf_packages import quiet_datasets, require_hf_packages
 
 # What a local file ends in, the `datasets` builder that reads it, and how: nothing is guessed into another type.
@@ -67,9 +68,11 @@ def open_rows(dataset: str, split: str = "train") -> Rows:
     """
     require_hf_packages("datasets")
     path = Path(dataset)
+    require_reachable(path)
     if path.is_dir():
         raise InputError("is a directory", where=dataset, fix="name the dataset's files")
     if path.exists():
+        require_regular(path)
         return _open_file(path)
     parts = _HUB_ID.fullmatch(dataset)
     if parts is None or path.suffix.lower() in _BUILDERS:
@@ -88,7 +91,7 @@ def _open_file(path: Path) -> Rows:
     builder, options = _BUILDERS[suffix]
     table = streamed_table(builder, str(path), escape(str(path.absolute())), **options)
     # A name of bytes that are no UTF-8 could not be written into the trace.
-    name = os.fsencode(path.name).decode(errors="replace")
+    name = re.sub(r"[\x00-\x1f\x7f]", "\ufffd", os.fsencode(path.name).decode(errors="replace"))
     return Rows(name, str(path), builder == "text", None, None, table)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX
 from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.files.input_file import require_reachable
 from neuralink_cli.files.json_text import read_object
 
 
@@ -26,6 +27,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         InputError: Not a checkpoint directory, or a malformed config.
         UnsupportedError: Quantised weights, or a flash layout.
     """
+    require_reachable(directory)
     if not directory.exists():
         raise InputError(
             "no such directory",

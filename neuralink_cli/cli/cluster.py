@@ -64,7 +64,7 @@ Examples:
 )
 @click.option(
     "--bundle-bytes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1 << 32),
     metavar="N",
     help="Bytes of a bundle, if the layout's will not be the checkpoint's (4-bit weights, say).",
 )

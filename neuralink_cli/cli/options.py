@@ -12,6 +12,7 @@ import click
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.output import set_verbosity
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.input_file import read_input
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -84,6 +85,6 @@ def read_text(path: Path) -> str:
         InputError: It cannot be read, or is not text.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read as text ({error})", where=path) from None
+        return read_input(path).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot be read as text ({error.reason} at byte {error.start})", where=path) from None

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.input_file import read_input
+
+# No integer that means anything here has more; thousands of them would take their time.
+_MOST_DIGITS = 40
 
 
 def parse_object(text: bytes | str, where: str | os.PathLike[str]) -> dict[str, Any]:
@@ -43,11 +47,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read, or as `parse_object`.
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
-    return parse_object(text, path)
+    return parse_object(read_input(path), path)
 
 
 def canonical(document: Any) -> str:
@@ -78,6 +78,8 @@ def _finite(text: str) -> float:
 
 def _integer(text: str) -> int | float:
     # As everywhere but in Python: minus zero is no integer.
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits")
     return -0.0 if text == "-0" else int(text)
 
 

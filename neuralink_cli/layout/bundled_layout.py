@@ -21,6 +21,7 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.index import read_flash_index
 from neuralink_cli.layout.names import FLASH_FILE
 from neuralink_cli.layout.plan import FlashBlock, ResidentTensor, SourcePiece, TensorRange
+from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import is_permutation
 
 
@@ -29,6 +30,7 @@ class BundledLayout:
 
     Attributes:
         kind: Tells the kinds of layout apart.
+        unreplaced: Watches that the directory stays the one that was opened.
         loadable: Whether transformers can load it as it is.
         moved_slabs: The source tensors that it holds with their neurons moved: none, bundles are another form.
 
@@ -43,6 +45,7 @@ class BundledLayout:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.unreplaced = Unreplaced(directory)
         self.index = read_flash_index(directory)
         self.file = TensorFile(directory / FLASH_FILE)
         try:

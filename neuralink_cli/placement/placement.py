@@ -145,6 +145,8 @@ class Placement(StageFile):
         try:
             self.check_content()
             self.info = _parse(self.document)
+            if len({block.id for block in self.info.blocks}) != len(self.info.blocks):
+                raise InputError("names a block twice", where=self.path)
             self.blocks = {block.id: self._read(block) for block in self.info.blocks}
         except InputError:
             self.close()
