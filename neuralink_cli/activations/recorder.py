@@ -19,6 +19,7 @@ from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import MagnitudeHistogram
 from neuralink_cli.calibration.batches import ModelBatch
 from neuralink_cli.errors import InputError, UnsupportedError, first_line
+from neuralink_cli.models.model_errors import explained_model_errors
 from neuralink_cli.models.offload import explained_offloading, input_device
 
 Advance = Callable[[int], object]
@@ -96,7 +97,7 @@ class HookedModel:
         inputs = {name: array.to(dtype) if array.is_floating_point() else array for name, array in inputs.items()}
         running = self._batch = _RunningBatch(self.blocks, batch, device, receive)
         try:
-            with torch.inference_mode(), explained_offloading():
+            with explained_model_errors(self._model), torch.inference_mode(), explained_offloading():
                 self._model(**inputs)
                 running.settle()
         except torch.cuda.OutOfMemoryError as error:

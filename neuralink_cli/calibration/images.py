@@ -22,6 +22,8 @@ from neuralink_cli.calibration.rows import Rows, local_name, numbered, open_rows
 from neuralink_cli.calibration.sampling import draw
 from neuralink_cli.calibration.sources import Source
 from neuralink_cli.errors import InputError, OptionError, first_line
+from neuralink_cli.files.durable import named_output, write_all
+from neuralink_cli.files.input_file import require_reachable, require_regular
 from neuralink_cli.models.hf_packages import require_hf_packages
 
 Pixels = npt.NDArray[np.float32]
@@ -55,11 +57,15 @@ def open_images(dataset: str, split: str) -> Rows:
     """
     require_hf_packages("PIL", "datasets")
     path = Path(dataset)
+    require_reachable(path)
     builder = "parquet" if path.suffix.lower() == ".parquet" and path.is_file() else "imagefolder"
     if builder == "imagefolder" and not path.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES:
         return open_rows(dataset, split, wanted=())
     if not path.exists():
         raise InputError("no such file", where=dataset)
+    for image in path.rglob("*") if path.is_dir() else (path,):
+        if image.suffix.lower() in IMAGE_SUFFIXES and not image.is_dir():
+            require_regular(image)
     pattern = f"{escape(str(path.absolute()))}/**" if path.is_dir() else escape(str(path.absolute()))
     table = streamed_table(builder, dataset, pattern)
     return Rows(local_name(path.absolute()), dataset, False, None, None, None, True, lambda: numbered(table))
@@ -116,7 +122,9 @@ def prepare_images(
     }
     digest, images, tokens, shape = hashlib.sha256(), 0, 0, (0, 0, 0)
     digests: list[Bytes] = []
-    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    folder = Path(tempfile.gettempdir())
+    with named_output(folder):
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
     for pixels in _chosen(rows, processor, num_samples, seed):
         if images == 0:
             tokens, shape = count_tokens(pixels[None]), pixels.shape
@@ -129,7 +137,8 @@ def prepare_images(
             )
         digest.update(pixels.data)
         digests.append(sequence_digest(pixels.data))
-        file.write(pixels.data)
+        with named_output(folder):
+            write_all(file, pixels.data.cast("B"))
         images += 1
         advance(tokens)
     if images == 0:

@@ -26,6 +26,7 @@ from neuralink_cli.calibration.local_rows import (
 from neuralink_cli.calibration.text_files import require_content
 from neuralink_cli.checkpoint.hub import DatasetSource, find_dataset
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
+from neuralink_cli.files.input_file import require_reachable, require_regular
 from neuralink_cli.models.hf_packages import quiet_datasets, require_hf_packages
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<revision>.+))?")
@@ -70,9 +71,11 @@ def open_rows(dataset: str, split: str = "train", wanted: Sequence[str] = ("text
     """
     require_hf_packages("datasets")
     path = Path(dataset)
+    require_reachable(path)
     if path.is_dir():
         raise InputError("is a directory", where=dataset, fix="pass its files instead")
     if path.exists():
+        require_regular(path)
         return _open_file(path, wanted)
     parts = _HUB_ID.fullmatch(dataset)
     if parts is None or file_type(path) in SUFFIXES:

@@ -25,7 +25,7 @@ from neuralink_cli.calibration.sequences import (
 )
 from neuralink_cli.calibration.texts import Corpus
 from neuralink_cli.errors import InputError, OptionError
-from neuralink_cli.models.tokenizer import require_known_tokens
+from neuralink_cli.models.model_errors import require_known_tokens
 
 
 class Source:
@@ -161,7 +161,7 @@ def tokenize_source(
     """
     sequences = []
     for sequence in tokenize(corpus, corpus.tokenizer, options):
-        require_known_tokens(sequence, vocabulary, corpus.rows.where)
+        require_known_tokens([sequence.max()], vocabulary, corpus.rows.where)
         sequences.append(sequence)
         advance(sequence.size)
     corpus.conclude()

@@ -17,6 +17,7 @@ from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.header import TensorEntry
+from neuralink_cli.files.input_file import read_input, require_regular
 from neuralink_cli.files.json_text import canonical, read_foreign_object
 from neuralink_cli.files.tensor_file import TensorFile
 
@@ -57,6 +58,8 @@ class Checkpoint:
         self._stack = ExitStack()
         self.files: tuple[TensorFile, ...] = ()
         self._places: dict[str, TensorPlace] = {}
+        self._beside: dict[str, bytes] = {}
+        _refuse_special_files(directory)
         try:
             names, listed = _weight_files(directory)
             self.files = tuple(self._stack.enter_context(TensorFile(directory / name)) for name in names)
@@ -88,10 +91,20 @@ class Checkpoint:
         """`model_type` of the config."""
         return str(self.config["model_type"])
 
-    @property
+    @cached_property
     def sharded(self) -> bool:
         """Whether this is a sharded checkpoint, with an index that lists the shards."""
         return (self.directory / SHARD_INDEX).is_file() and not (self.directory / SINGLE_FILE).is_file()
+
+    def read_beside(self, name: str) -> bytes:
+        """The content of a small file beside the weights. It is read once, so that all who ask get the same.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        if name not in self._beside:
+            self._beside[name] = read_input(self.directory / name)
+        return self._beside[name]
 
     @property
     def total_bytes(self) -> int:
@@ -161,6 +174,20 @@ def read_weight_map(path: Path) -> dict[str, str]:
         if not isinstance(shard, str) or not _is_shard_name(shard):
             raise InputError(f"shard name {shard!r} of tensor {tensor!r} is not a plain *.safetensors name", where=path)
     return weight_map
+
+
+def _refuse_special_files(directory: Path) -> None:
+    """Check that a checkpoint's directory has no pipe or device in it, which a library would wait for.
+
+    Raises:
+        InputError: There is one.
+    """
+    try:
+        beside = [child for child in directory.iterdir() if not child.name.startswith(".") and not child.is_dir()]
+    except OSError as error:
+        raise InputError(f"cannot be listed ({error.strerror})", where=error.filename) from None
+    for child in beside:
+        require_regular(child)
 
 
 def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:

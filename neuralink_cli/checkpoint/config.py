@@ -9,6 +9,7 @@ from typing import Any
 from neuralink_cli.checkpoint.contents import missing_config, refuse_adapter, refuse_dangling_link
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX, QUANTISED_CONFIG
 from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.files.input_file import require_reachable
 from neuralink_cli.files.json_text import read_foreign_object
 
 
@@ -27,6 +28,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         InputError: Not a checkpoint directory, or a malformed config.
         UnsupportedError: Quantised weights, an adapter beside them, or a flash layout.
     """
+    require_reachable(directory)
     if not directory.exists():
         raise InputError(
             "no such directory",

@@ -32,6 +32,7 @@ from neuralink_cli.checkpoint.file_names import (
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, MissingDependencyError, NeuralinkError, OptionError, first_line
 from neuralink_cli.files.durable import require_space
+from neuralink_cli.files.input_file import require_reachable
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelSource:
         OutputError: The disk of the cache has too little room.
         MissingDependencyError: huggingface_hub is not installed.
     """
+    require_reachable(Path(model))
     if isinstance(model, Path) or Path(model).exists() or not _HUB_ID.fullmatch(model):
         if revision is not None:
             raise OptionError(f"--revision is for models of the Hugging Face hub, and {model} is a local path")

@@ -67,7 +67,7 @@ Examples:
 )
 @click.option(
     "--bundle-bytes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1 << 32),
     metavar="N",
     help="Bytes of a bundle, if different from the checkpoint's (4-bit weights, say).",
 )

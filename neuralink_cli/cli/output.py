@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -40,6 +41,56 @@ def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error(_ESCAPED, _escape)
+
+
+class _LenientRaw(io.RawIOBase):
+    """Bytes for a descriptor; those that it does not take are dropped."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Whether a person is looking."""
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Any) -> int:
+        """Write what can be written, and say that it was all."""
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, data)
+        return len(data)
+
+
+@contextlib.contextmanager
+def lenient_stderr() -> Iterator[None]:
+    """Within the block a stderr that cannot be written (a full disk, a reader that went away) loses what it is told.
+
+    The exit code is what counts, and stays what it is.
+    """
+    plain = sys.stderr
+    if plain is None or plain is not sys.__stderr__ or not isinstance(plain, io.TextIOWrapper):
+        yield
+        return
+    lenient = io.TextIOWrapper(
+        io.BufferedWriter(_LenientRaw(plain.fileno())),
+        encoding=plain.encoding,
+        errors="backslashreplace",
+        line_buffering=True,
+        write_through=True,
+    )
+    sys.stderr = lenient
+    try:
+        yield
+    finally:
+        lenient.flush()
+        sys.stderr = plain
 
 
 def set_defaults() -> None:

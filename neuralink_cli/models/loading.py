@@ -15,6 +15,7 @@ from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.errors import InputError, OptionError, UnsupportedError, first_line
 from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.models.model_class import activate_up_projections, model_class, stand_in_config
+from neuralink_cli.models.model_errors import explained_model_errors
 from neuralink_cli.models.offload import (
     MemoryLimit,
     finish_placement,
@@ -145,9 +146,9 @@ def count_image_tokens(model: Any, pixels: npt.NDArray[np.float32]) -> int:
         InputError: The model does not accept such images.
     """
     try:
-        with torch.inference_mode():
+        with explained_model_errors(model), torch.inference_mode():
             output = model(pixel_values=torch.from_numpy(pixels).to(input_device(model), model.dtype))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, InputError) as error:
         problem = f"the model does not accept images of shape {list(pixels.shape)} ({first_line(error)})"
         raise InputError(problem) from error
     return int(output.last_hidden_state.shape[1])

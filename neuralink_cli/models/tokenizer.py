@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from neuralink_cli.checkpoint.contents import refuse_dangling_link
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
+from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.files.lfs import refuse_lfs_pointer
 
 # What the files of a tokenizer are called, of whatever kind it is.
@@ -31,7 +32,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
             str(directory), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        raise load_error("tokenizer", directory, error) from error
+        raise _config_error(directory, trust_remote_code) or load_error("tokenizer", directory, error) from error
     # Without tokenizer files, transformers may make up a tokenizer that knows no text.
     own_files = set(getattr(tokenizer, "vocab_files_names", {}).values())
     if own_files and not any((directory / name).is_file() for name in own_files | {"tokenizer.json"}):
@@ -46,19 +47,19 @@ def _require_files(directory: Path) -> None:
         refuse_lfs_pointer(directory / name)
 
 
-def require_known_tokens(ids: Any, vocabulary: int, where: str | os.PathLike[str] | None = None) -> None:
-    """Check that a model has embeddings for token ids, an array or a sequence that is not empty.
+def _config_error(directory: Path, trust_remote_code: bool) -> NeuralinkError | None:
+    """What is wrong with config.json, which a tokenizer is chosen by, if that is what transformers fails at."""
+    from transformers import CONFIG_MAPPING, AutoConfig
 
-    Raises:
-        InputError: It has none for the greatest.
-    """
-    greatest = int(max(ids))
-    if greatest >= vocabulary:
-        raise InputError(
-            f"the tokenizer makes token {greatest} of it, the model has only {vocabulary}",
-            where=where,
-            fix="use the tokenizer that belongs to the model",
-        )
+    config = read_foreign_object(directory / CONFIG_FILE)
+    if config.get("model_type") not in CONFIG_MAPPING:
+        # A model that runs as another, or with code of its own: transformers need not know it.
+        return None
+    try:
+        AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        return load_error(CONFIG_FILE, directory, error)
+    return None
 
 
 def load_error(thing: str, directory: Path, error: Exception) -> NeuralinkError:

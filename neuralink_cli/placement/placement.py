@@ -184,6 +184,8 @@ class Placement(StageFile):
         try:
             self.check_content()
             self.info = _parse(self.document)
+            if len({block.id for block in self.info.blocks}) != len(self.info.blocks):
+                raise InputError("names a block twice", where=self.path)
             self.blocks = {block.id: self._read(block) for block in self.info.blocks}
             self.ordering_sequences: Bytes = self.array(ORDERING_SEQUENCES, "U8")
             if self.ordering_sequences.ndim != 2 or self.ordering_sequences.shape[1] != DIGEST_BYTES:

@@ -14,6 +14,7 @@ from neuralink_cli.calibration.sequences import TokenIds
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import load_model
+from neuralink_cli.models.model_errors import explained_model_errors
 from neuralink_cli.models.offload import input_device
 from neuralink_cli.runtime.generation import Generated, generate
 from neuralink_cli.runtime.masking import masked_neurons
@@ -112,7 +113,7 @@ def _compare_tokens(model: Any, sparse: Generated, other: Generated, dtype: str)
     gap = None
     if same < min(len(ours), len(theirs)):
         ids = torch.tensor([[*sparse.prompt_tokens, *ours[:same]]], device=input_device(model))
-        with torch.inference_mode():
+        with explained_model_errors(model), torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False).logits[0, -1].float()
         gap = float((logits[theirs[same]] - logits[ours[same]]) / logits.abs().max())
     elif len(ours) != len(theirs):

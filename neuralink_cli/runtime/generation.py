@@ -14,9 +14,9 @@ from neuralink_cli.calibration.text_files import unreadable_text
 from neuralink_cli.errors import InputError, OptionError
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import max_positions
+from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
 from neuralink_cli.models.offload import input_device
 from neuralink_cli.models.special_tokens import surrounding_tokens, text_tokens
-from neuralink_cli.models.tokenizer import require_known_tokens
 from neuralink_cli.runtime.counters import FlashCounters
 from neuralink_cli.runtime.settings import GenerationOptions
 
@@ -69,7 +69,7 @@ def encode_prompt(model: Any, tokenizer: Any, prompt: str, options: GenerationOp
         tokens = (*opening, *text_tokens(tokenizer, prompt))
     if not tokens:
         raise InputError("the prompt has no tokens")
-    require_known_tokens(tokens, model.get_input_embeddings().weight.shape[0], "the prompt")
+    require_known_tokens(tokens, vocabulary_of(model), "the prompt")
     limit = max_positions(model)
     if limit is not None and len(tokens) + options.max_new_tokens > limit:
         room = limit - len(tokens)
@@ -100,7 +100,7 @@ def generate(
         chosen = {"do_sample": True, "temperature": options.temperature}
     ids = torch.tensor([prompt], device=input_device(model))
     torch.manual_seed(options.seed)
-    with quiet_transformers(), torch.inference_mode():
+    with quiet_transformers(), explained_model_errors(model), torch.inference_mode():
         marks.start()
         output = model.generate(
             input_ids=ids,

@@ -126,8 +126,8 @@ def run_model(
     import torch
 
     from neuralink_cli.models.loading import load_model
+    from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
     from neuralink_cli.models.offload import MemoryLimit, explained_offloading, input_device
-    from neuralink_cli.models.tokenizer import require_known_tokens
 
     with_head = architecture.task in TASKS_WITH_HEAD
     with TemporaryDirectory(prefix="neuralink-") as folder:
@@ -142,11 +142,12 @@ def run_model(
             ignore_remote_code=ignore_remote_code,
         )
         for batch in batches:
-            if "input_ids" in batch.inputs:
-                vocabulary = model.get_input_embeddings().weight.shape[0]
-                require_known_tokens(batch.inputs["input_ids"].ravel(), vocabulary, "the text to compare outputs on")
             inputs = {name: torch.from_numpy(array).to(input_device(model)) for name, array in batch.inputs.items()}
-            with torch.inference_mode(), explained_offloading():
+            if "input_ids" in batch.inputs:
+                require_known_tokens(
+                    batch.inputs["input_ids"].ravel(), vocabulary_of(model), "the text to compare outputs on"
+                )
+            with explained_model_errors(model), torch.inference_mode(), explained_offloading():
                 output = model(**inputs)
             values = output.logits if with_head else output.last_hidden_state
             yield values[0].float().cpu().numpy()

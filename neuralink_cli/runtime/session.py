@@ -209,15 +209,10 @@ def _sequences(request: RunRequest, model: Any) -> list[TokenIds]:
         return []
     from neuralink_cli.calibration.readers import read_token_sequences
     from neuralink_cli.models.loading import max_positions
-    from neuralink_cli.models.tokenizer import require_known_tokens
 
     length = min(PERPLEXITY_LENGTH, max_positions(model) or PERPLEXITY_LENGTH, request.perplexity_tokens)
     wanted = -(-request.perplexity_tokens // length)
     found = read_token_sequences(request.layout, request.perplexity_text, sequences=wanted, length=length)
-    for sequence in found:
-        require_known_tokens(
-            sequence, model.get_input_embeddings().weight.shape[0], "the text to measure perplexity on"
-        )
     found[-1] = found[-1][: request.perplexity_tokens - length * (len(found) - 1)]
     if all(sequence.size < 2 for sequence in found):
         raise InputError("the text to measure perplexity on has fewer than two tokens")
