@@ -5,11 +5,15 @@ BIN := $(VENV)/bin
 WORK := build/demo
 MODEL := examples/tiny-relu
 
-.PHONY: help demo test lint format docs clean
+CASES := 5000
+SEED := 1
+
+.PHONY: help demo test fuzz lint format docs clean
 
 help:
 	@echo "make demo    run the whole pipeline on the example model"
 	@echo "make test    run the tests"
+	@echo "make fuzz    mutate every kind of file for some minutes"
 	@echo "make lint    check with ruff and mypy"
 	@echo "make format  reformat the code"
 	@echo "make docs    regenerate docs/cli.md and docs/supported.md"
@@ -43,6 +47,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# Some minutes: mutated files of every kind through every command that reads them (docs/fuzzing.md).
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.long.fuzz --cases $(CASES) --seed $(SEED)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

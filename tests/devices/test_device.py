@@ -27,7 +27,7 @@ READS = [{"bytes": 4096, "bytes_per_second": 3e8}, {"bytes": 65536, "bytes_per_s
 
 
 def fio_job(
-    size: int, rate: float, *, depth: int = 32, numjobs: int = 1, group: int | None = None, **options: str
+    size: int, rate: float, *, depth: int = 32, numjobs: int = 1, group: int | None = None, **options: Any
 ) -> dict[str, Any]:
     stated = {"bs": str(size), "iodepth": str(depth), "numjobs": str(numjobs), "rw": "randread", "ioengine": "libaio"}
     return {
@@ -173,8 +173,8 @@ def test_broken_fio_output_is_refused(tmp_path: Path) -> None:
 RIGHT = {4096: 160e6, 65536: 530e6, 262144: 940e6}
 
 
-def jobs_of(rates: dict[int, float] = RIGHT, **options: str) -> list[dict[str, Any]]:
-    return [fio_job(size, rate, group=k, **options) for k, (size, rate) in enumerate(rates.items())]
+def jobs_of(**options: Any) -> list[dict[str, Any]]:
+    return [fio_job(size, rate, group=k, **options) for k, (size, rate) in enumerate(RIGHT.items())]
 
 
 def rates_of(path: str) -> dict[int, float]:

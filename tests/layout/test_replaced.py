@@ -46,7 +46,7 @@ def test_a_layout_replaced_while_it_is_read_is_no_wrong_layout(
         with pytest.raises(InputError, match="was replaced while it was being read"):
             verify_module.verify(made.model, layout)
     else:
-        monkeypatch.setattr(restore, "check_weight_files", swapping(restore.check_weight_files, layout, other))
+        monkeypatch.setattr(restore, "check_weight_files", swapping(open_layout.check_weight_files, layout, other))
         with pytest.raises(InputError, match="was replaced while it was being read"):
             restore.restore(layout, tmp_path / "restored")
         assert not (tmp_path / "restored").exists()
