@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from neuralink_cli.calibration.rows import Rows
 from neuralink_cli.cli.entry import run
 from neuralink_cli.files import durable
 from tests.checkpoints import files_of
@@ -94,10 +95,8 @@ def test_the_spool_of_images_is_whole_though_writes_are_short(monkeypatch: pytes
     monkeypatch.setattr(images, "_images", lambda _: iter(pixels))
     monkeypatch.setattr(images, "_pixels", lambda image, _: image)
 
-    class Rows:
-        name, where, split, revision = "pictures", "pictures", None, None
-
+    rows = Rows("pictures", "pictures", False, None, None, None)
     source = images.prepare_images(
-        Rows(), None, lambda _: 4, {}, num_samples=None, seed=None, max_tokens=None, advance=lambda _: None
-    )  # type: ignore[arg-type]
+        rows, None, lambda _: 4, {}, num_samples=None, seed=None, max_tokens=None, advance=lambda _: None
+    )
     assert np.array_equal(source.batch(0, 5).inputs["pixel_values"], pixels)

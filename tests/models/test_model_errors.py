@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 
 from neuralink_cli.errors import InputError, MismatchError, first_line, shorten
 from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens
-from neuralink_cli.models.tokenizer import load_tokenizer
-from tests.conftest import ModelFactory
 
 
-class Wrong(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+class Wrong:
+    """Stands in for a model."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x @ torch.zeros(3, 4)
 
 
@@ -59,12 +55,3 @@ def test_the_ends_of_a_long_message_are_kept() -> None:
     assert len(found) <= 500
     assert (found[:5], found[-3:]) == ("start", "end")
 
-
-def test_a_fault_of_the_config_is_not_blamed_on_the_tokenizer(tmp_path: Path, model: ModelFactory) -> None:
-    directory = Path(shutil.copytree(model("opt"), tmp_path / "model"))
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "num_attention_heads": "three"}))
-    try:
-        load_tokenizer(directory)
-    except InputError as error:
-        assert "its config.json" in str(error)
