@@ -161,7 +161,7 @@ def _other_kind(path: Path, random: np.random.Generator) -> str:
     elif kind == "directory":
         path.mkdir()
     else:
-        path.symlink_to("absent" if kind == "dangling link" else "/dev/zero")
+        path.symlink_to("absent" if kind == "dangling link" else "/dev/null")
     return kind
 
 

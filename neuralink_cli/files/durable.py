@@ -186,9 +186,14 @@ def named_output(path: Path) -> Iterator[None]:
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write a whole new file inside an output directory, and flush it to the device."""
-    with path.open("xb", buffering=0) as handle, named_output(path):
+    with open_new(path) as handle, named_output(path):
         write_all(handle, data)
         os.fsync(handle.fileno())
+
+
+def open_new(path: Path) -> FileIO:
+    """An unbuffered new file."""
+    return FileIO(path, "x")
 
 
 def write_all(handle: BinaryIO | FileIO, data: bytes | memoryview) -> None:

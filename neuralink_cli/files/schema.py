@@ -86,7 +86,7 @@ def _check_const(_validator: Any, expected: Any, value: Any, _schema: Any) -> It
     from jsonschema import ValidationError
 
     if type(value) is not type(expected) or value != expected:
-        yield ValidationError(f"{value!r} is not {expected!r}")
+        yield ValidationError(f"{expected!r} was expected")
 
 
 def _check_enum(_validator: Any, allowed: Any, value: Any, _schema: Any) -> Iterator[Any]:

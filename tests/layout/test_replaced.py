@@ -12,7 +12,6 @@ import pytest
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.durable import _exchange_atomically
 from neuralink_cli.layout import open_layout, permuting, relayout, restore
-from neuralink_cli.layout.open_layout import check_weight_files
 from tests.checkpoints import write_random_placement
 from tests.damage import KINDS
 from tests.layouts import LayoutFactory, verify
@@ -47,7 +46,7 @@ def test_a_layout_replaced_while_it_is_read_is_no_wrong_layout(
         with pytest.raises(InputError, match="was replaced while it was being read"):
             verify_module.verify(made.model, layout)
     else:
-        monkeypatch.setattr(restore, "check_weight_files", swapping(check_weight_files, layout, other))
+        monkeypatch.setattr(restore, "check_weight_files", swapping(open_layout.check_weight_files, layout, other))
         with pytest.raises(InputError, match="was replaced while it was being read"):
             restore.restore(layout, tmp_path / "restored")
         assert not (tmp_path / "restored").exists()
