@@ -47,6 +47,7 @@ from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_pack
 from neuralink_cli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    from neuralink_cli.activations.description_check import DescriptionCheck
     from neuralink_cli.activations.recorder import HookedModel
 
 
@@ -109,7 +110,8 @@ def profile(
 
     Raises:
         OptionError: Options that do not go together, or not with this model.
-        InputError, UnsupportedError: The model or the data cannot be used; a signal is NaN.
+        InputError, UnsupportedError: The model or the data cannot be used; a signal is NaN; a block computes something
+            else than its architecture says.
         MismatchError: The trace to take thresholds from is of another model or signal.
         OutputError: The output exists, cannot be written or does not fit on the disk.
         MissingDependencyError: The packages of the extra `hf` are not installed.
@@ -122,8 +124,9 @@ def profile(
         # Beside the output: what has no room in memory may have none in the system's temporary folder either.
         offloaded = output.absolute().with_name(f".{output.name}.weights")
         stack.callback(shutil.rmtree, offloaded, ignore_errors=True)
-        hooked, batched = _prepare(data, options, subject, offloaded, progress)
+        hooked, check, batched = _prepare(data, options, subject, offloaded, progress)
         stack.enter_context(hooked)
+        stack.enter_context(check)
         batches = batched.batches if options.part is None else batched.part(options.part)
         thresholds = known if known is not None else _calibrate(options.thresholds, hooked, batched, progress)
         run = _Run(subject, options.signal, thresholds, hooked, batched, batches)
@@ -185,8 +188,9 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
 
 def _prepare(
     data: CalibrationOptions, options: ProfileOptions, subject: Subject, offloaded: Path, progress: Progress
-) -> tuple[HookedModel, CalibrationData]:
+) -> tuple[HookedModel, DescriptionCheck, CalibrationData]:
     """Load the model and read the data, looking at the first sample of each dataset before the model is loaded."""
+    from neuralink_cli.activations.description_check import DescriptionCheck
     from neuralink_cli.activations.hooked_blocks import hooked_blocks
     from neuralink_cli.activations.preflight import tell_needs
     from neuralink_cli.activations.recorder import HookedModel
@@ -210,7 +214,8 @@ def _prepare(
             trust_remote_code=execution.trust_remote_code,
         )
     blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, options.signal)
-    return HookedModel(model, blocks), reader.read(model, progress)
+    check = DescriptionCheck(model, subject.directory, subject.blocks, subject.shapes, subject.architecture)
+    return HookedModel(model, blocks), check, reader.read(model, progress)
 
 
 def _calibrate(options: ThresholdOptions, hooked: HookedModel, data: CalibrationData, progress: Progress) -> Thresholds:
