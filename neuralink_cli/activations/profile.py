@@ -49,6 +49,7 @@ from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_pack
 from neuralink_cli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    from neuralink_cli.activations.description_check import DescriptionCheck
     from neuralink_cli.activations.recorder import HookedModel
 
 
@@ -114,7 +115,8 @@ def profile(
 
     Raises:
         OptionError: The options do not go together, or not with this model.
-        InputError, UnsupportedError: The model or the data cannot be used; a signal is NaN.
+        InputError, UnsupportedError: The model or the data cannot be used; a signal is NaN; a block computes something
+            else than its architecture says.
         MismatchError: The trace to take thresholds from has another model or signal.
         OutputError: The output exists, cannot be written or does not fit on the disk.
         MissingDependencyError: The packages of the extra `hf` are not installed.
@@ -128,8 +130,9 @@ def profile(
         # Beside the output: weights larger than memory may not fit in the system's temporary folder either.
         offloaded = output.absolute().with_name(f".{output.name}.weights")
         stack.callback(shutil.rmtree, offloaded, ignore_errors=True)
-        hooked, batched = _prepare(data, options, subject, offloaded, progress)
+        hooked, check, batched = _prepare(data, options, subject, offloaded, progress)
         stack.enter_context(hooked)
+        stack.enter_context(check)
         batches = batched.batches if options.part is None else batched.part(options.part)
         thresholds = known
         if thresholds is None:
@@ -216,8 +219,9 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
 
 def _prepare(
     data: CalibrationOptions, options: ProfileOptions, subject: Subject, offloaded: Path, progress: Progress
-) -> tuple[HookedModel, CalibrationData]:
+) -> tuple[HookedModel, DescriptionCheck, CalibrationData]:
     """Load the model and read the data. The first sample of each dataset is checked before the model is loaded."""
+    from neuralink_cli.activations.description_check import DescriptionCheck
     from neuralink_cli.activations.hooked_blocks import hooked_blocks
     from neuralink_cli.activations.preflight import tell_needs
     from neuralink_cli.activations.recorder import HookedModel
@@ -242,7 +246,8 @@ def _prepare(
             ignore_remote_code=execution.ignore_remote_code,
         )
     blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, options.signal)
-    return HookedModel(model, blocks), reader.read(model, progress)
+    check = DescriptionCheck(model, subject.directory, subject.blocks, subject.shapes, subject.architecture)
+    return HookedModel(model, blocks), check, reader.read(model, progress)
 
 
 def _calibrate(

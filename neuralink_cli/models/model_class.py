@@ -45,6 +45,9 @@ def stand_in_config(directory: Path, architecture: Architecture) -> Any:
         )
     register_fatrelu(float(document.get("hidden_act_param", 0.0)))
     own = {key: value for key, value in document.items() if key not in ("model_type", "auto_map", "architectures")}
+    for key in architecture.activation_keys:
+        # What a config leaves out is the default of its own code, not that of the model that stands in.
+        own.setdefault(key, architecture.activation_default)
     return CONFIG_MAPPING[architecture.runs_as].from_dict(own)
 
 

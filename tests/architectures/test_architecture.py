@@ -164,6 +164,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str, Any]] = {
     "bias with another placeholder": (at("blocks", 0, "up"), "bias", "l.${layer}.${neuron}"),
     "id with another placeholder": (at("blocks", 0), "id", "layers.${layer}.${neuron}"),
     "id of another form": (at("blocks", 0), "id", "block.${layer}"),
+    "a name to ignore without a layer": (at(), "ignored", ["mlp.seen"]),
     "id with a slash": (at("blocks", 0), "id", "layers.${layer}/../x"),
 }
 

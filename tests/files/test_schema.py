@@ -69,7 +69,7 @@ def test_what_could_not_be_read_is_not_written(tmp_path: Path, trace: Path) -> N
     with Trace(trace) as opened:
         wrong = replace(opened.info, blocks=(replace(opened.info.blocks[0], id="../x"),))
         with pytest.raises(InputError, match="not a valid trace"):
-            write_trace(tmp_path / "out", wrong, opened.sequence_lengths, lambda _: [])
+            write_trace(tmp_path / "out", wrong, opened.sequence_lengths, opened.sequence_digests, lambda _: [])
     assert list(tmp_path.iterdir()) == []
 
 

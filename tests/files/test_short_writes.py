@@ -92,10 +92,9 @@ def test_the_spool_of_images_is_whole_though_writes_are_short(monkeypatch: pytes
 
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Short(tmp_path / "spool", "w+b"))
     pixels = np.arange(5 * 3 * 8 * 8, dtype=np.float32).reshape(5, 3, 8, 8)
-    monkeypatch.setattr(images, "_images", lambda _: iter(pixels))
-    monkeypatch.setattr(images, "_pixels", lambda image, _: image)
+    monkeypatch.setattr(images, "_chosen", lambda *_: iter(pixels))
 
-    rows = Rows("pictures", "pictures", False, None, None, None)
+    rows = Rows("pictures", "pictures", False, None, None, None, False, lambda: iter(()))
     source = images.prepare_images(
         rows, None, lambda _: 4, {}, num_samples=None, seed=None, max_tokens=None, advance=lambda _: None
     )
