@@ -208,7 +208,7 @@ def test_refuses_a_tensor_that_is_two_parts() -> None:
 
 
 def test_refuses_files_that_are_no_json(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be opened"):
         read_architecture(tmp_path / "absent.json")
     (tmp_path / "x.json").write_text('{"name": "a", "name": "b"}')
     with pytest.raises(InputError, match="duplicate key 'name'"):

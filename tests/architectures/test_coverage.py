@@ -54,15 +54,15 @@ def test_the_blocks_of_every_family_cover_its_ffns(family: str, tmp_path: Path) 
 L = "model.layers.1"
 # Tensors beside the blocks, and bytes of those that make an FFN.
 UNCOVERED: dict[str, tuple[Shapes, int]] = {
-    "experts": ({**gated(f"{L}.mlp.experts.0", 8), **gated(f"{L}.mlp.experts.1", 8)}, 2 * 3 * 8 * H * 4),
-    "shared experts of a size of their own": (gated(f"{L}.mlp.shared_experts", 12), 3 * 12 * H * 4),
-    "as many neurons as the hidden size": (gated(f"{L}.mlp.shared_experts", H), 3 * H * H * 4),
+    "experts": ({**gated(f"{L}.moe.experts.0", 8), **gated(f"{L}.moe.experts.1", 8)}, 2 * 3 * 8 * H * 4),
+    "shared experts of a size of their own": (gated(f"{L}.moe.shared_experts", 12), 3 * 12 * H * 4),
+    "as many neurons as the hidden size": (gated(f"{L}.moe.shared_experts", H), 3 * H * H * 4),
     "two in a layer, as LongCat": (gated(f"{L}.mlps.1", N), 3 * N * H * 4),
     "fused experts": (
-        {f"{L}.mlp.experts.gate_up_proj": (4, 16, H), f"{L}.mlp.experts.down_proj": (4, H, 8)}, 4 * 24 * H * 4
+        {f"{L}.moe.experts.gate_up_proj": (4, 16, H), f"{L}.moe.experts.down_proj": (4, H, 8)}, 4 * 24 * H * 4
     ),
     "fused experts, the other way around": (
-        {f"{L}.mlp.experts.gate_up_proj": (4, H, 16), f"{L}.mlp.experts.down_proj": (4, 8, H)}, 4 * 24 * H * 4
+        {f"{L}.moe.experts.gate_up_proj": (4, H, 16), f"{L}.moe.experts.down_proj": (4, 8, H)}, 4 * 24 * H * 4
     ),
     "without a gate": ({f"{L}.ffn.w1.weight": (9, H), f"{L}.ffn.w2.weight": (H, 9)}, 2 * 9 * H * 4),
     "unknown names": (
@@ -92,7 +92,7 @@ OTHERS: dict[str, Shapes] = {
         f"{L}.attn.c_attn.weight": (3 * H, H), f"{L}.attn.c_proj.weight": (H, H),
     },
     "embeddings and head": {"lm_head.weight": (N, H), "embed.weight": (H, N)},
-    "routers": {f"{L}.mlp.gate.weight": (4, H), f"{L}.mlp.shared_expert_gate.weight": (1, H)},
+    "routers": {f"{L}.moe.gate.weight": (4, H), f"{L}.moe.shared_expert_gate.weight": (1, H)},
     "an adapter": {f"{L}.adapter.down_proj.weight": (8, H), f"{L}.adapter.up_proj.weight": (H, 8)},
     "a pair that is no FFN": {
         f"{L}.laurel.linear_left.weight": (8, H), f"{L}.laurel.linear_right.weight": (H, 8),

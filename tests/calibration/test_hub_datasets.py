@@ -152,7 +152,7 @@ def test_the_librarys_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(dataset_rows, "find_dataset", lambda name, _revision: DatasetSource(name, COMMIT))
     with pytest.raises(InputError) as caught:
         texts("org/x")
-    assert str(caught.value) == "org/x: cannot be read as a dataset (No data files)"
+    assert str(caught.value) == "org/x: cannot be read as a dataset (No data files. More lines)"
 
 
 def test_a_hub_that_answers_gives_the_same_rows_as_the_cache(cache: Path, tmp_path: Path) -> None:

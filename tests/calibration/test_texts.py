@@ -117,7 +117,7 @@ def test_messages_go_through_the_chat_template(model: ModelFactory, tmp_path: Pa
         Sample("<|im_start|>user\nBye<|im_end|>\n", templated=True),
     ]
     assert list(open_corpus(str(path), CorpusOptions(text_columns=("messages",)), tokenizer)) == samples
-    with pytest.raises(InputError, match="chat template, but the model's tokenizer has none"):
+    with pytest.raises(InputError, match="chat template, and the model's tokenizer has none"):
         open_corpus(str(path), CorpusOptions(), load_tokenizer(model("gpt2")))
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InputError, match=r"line 1 the chat template fails .roles must alternate"):
