@@ -133,7 +133,15 @@ def _compare_outputs(
 
     architecture, batches = prepared
     with loadable(directory) as rewritten:
-        comparison = compare_outputs(model, rewritten, batches, architecture, tolerance=tolerance, **code)
+        comparison = compare_outputs(
+            model,
+            rewritten,
+            batches,
+            architecture,
+            tolerance=tolerance,
+            trust_remote_code=code["trust_remote_code"],
+            ignore_remote_code=code["ignore_remote_code"],
+        )
     if not comparison.agrees:
         raise VerificationError(
             f"outputs differ by up to {comparison.max_abs_difference:.3g} (largest output "
