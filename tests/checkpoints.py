@@ -265,7 +265,8 @@ def write_random_trace(model: Path, path: Path, *, tokens: int = 600, seed: int 
         group = random.integers(0, 5, block.neurons)
         fired = (random.random((tokens, 5)) < 0.2)[:, group] & (random.random((tokens, block.neurons)) < 0.8)
         bits[block.id] = np.packbits(fired, axis=1, bitorder="little")
-    write_trace(path, header, lengths, numbered_digests(3), lambda block_id: [bits[block_id]])
+    digests = numbered_digests(3, first=1000 * seed + tokens - 600)
+    write_trace(path, header, lengths, digests, lambda block_id: [bits[block_id]])
     return path
 
 

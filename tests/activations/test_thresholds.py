@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -26,6 +28,41 @@ def test_the_ratio_is_met(seed: int, ratio: float, shape: str) -> None:
     threshold = threshold_of(values, ratio)
     assert threshold == np.float32(threshold)
     assert (np.abs(values) > threshold).mean() == pytest.approx(ratio, abs=2e-3)
+
+
+def bin_of(value: Any) -> tuple[Any, Any]:
+    """The edges of the bin of a value, as neighbours among the floats with 8 bits of fraction."""
+    fraction, exponent = np.frexp(np.float64(value))
+    return np.ldexp(np.floor(fraction * 512), exponent - 9), np.ldexp(np.floor(fraction * 512) + 1, exponent - 9)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3000), st.floats(0.01, 0.99), st.sampled_from([1e-3, 0.1, 3.0]))
+def test_inside_a_bin_the_threshold_is_where_evenly_spread_values_meet_the_ratio(
+    seed: int, size: int, ratio: float, spread: float
+) -> None:
+    values = np.abs(np.random.default_rng(seed).normal(1, spread, size)).astype(np.float32)
+    threshold = threshold_of(values, ratio)
+    # A threshold on an edge may be of the bin on either side.
+    lower, upper = bin_of(np.nextafter(np.float32(threshold), np.float32(0)))
+    inside = np.count_nonzero((values >= lower) & (values < upper))
+    greater = np.count_nonzero(values >= upper) + inside * (upper - threshold) / (upper - lower)
+    # As exactly as a float32 can say.
+    assert greater == pytest.approx(ratio * size, abs=inside * 2**-14 + 1e-6)
+
+
+def test_values_that_share_a_bin_are_divided_by_the_ratio() -> None:
+    values = 1 + np.arange(1000) / 256_000
+    for ratio in (0.1, 0.25, 0.5, 0.9):
+        assert np.count_nonzero(values > threshold_of(values, ratio)) == pytest.approx(1000 * ratio, abs=1)
+
+
+def test_an_edge_with_as_many_values_above_as_wanted_is_the_threshold() -> None:
+    values = [0.0] * 4 + [1.0] * 3 + [4.0] * 3
+    # Exactly three are at least 4, and exactly six beyond the smallest bin.
+    assert threshold_of(values, 0.3) == 4
+    assert threshold_of(values, 0.6) == 1
+    assert threshold_of(values, 0.7) == 0
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e20])
@@ -60,6 +97,15 @@ def test_signals_by_definition() -> None:
     assert firing_rule("layers.0", "relu", "intermediate").fires(values, 0.0)[0].tolist() == [
         True, False, False, True, True, True, True,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["relu", "relu2", "silu"])
+def test_a_signal_at_the_threshold_does_not_fire(activation: str, dtype: torch.dtype) -> None:
+    rule = firing_rule("layers.0", activation, "gate")
+    values = torch.tensor([[0.5, 2.0, 3.0]], dtype=dtype)
+    at = float(rule.signal(values)[0, 1])
+    assert rule.fires(values, at)[0].tolist() == [False, False, True]
 
 
 def test_a_threshold_is_not_rounded_to_the_dtype_of_the_model() -> None:

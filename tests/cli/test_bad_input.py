@@ -81,7 +81,7 @@ def test_a_placement_that_pins_more_than_there_is(
         blocks = tuple(replace(block, pinned=NEURONS + 1) for block in opened.info.blocks)
         write_placement(wrong, replace(opened.info, blocks=blocks), opened.blocks, opened.ordering_sequences)
     outcome = neuralink("relayout", model, "--placement", wrong, "-o", outputs / "out")
-    assert (outcome.code, outcome.error) == (3, f"{wrong}: layers.0 pins {NEURONS + 1} of {NEURONS} neurons")
+    assert (outcome.code, outcome.error) == (3, f"{wrong}: layers.0 pins {NEURONS + 1} neurons but has only {NEURONS}")
     assert not any(outputs.iterdir())
 
 

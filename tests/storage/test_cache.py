@@ -199,6 +199,21 @@ def test_a_run_enters_whole_or_not_and_as_often_as_it_should() -> None:
     assert 200 < entered < 300
 
 
+def test_the_default_admits_one_run_of_two_in_ten_and_every_lone_neuron() -> None:
+    cache = NeuronCache(60_000, 1_000)
+    cache.admit(as_slots(list(range(50_000, 51_000))), np.ones(1_000, dtype=np.bool_))
+    pairs, lone = 0, 0
+    for start in range(0, 8000, 8):
+        slots = as_slots([start, start + 1, start + 4])
+        cache.look_up(slots)
+        first, second, third = (cache.admit(slots, np.ones(3, dtype=np.bool_)) >= 0).tolist()
+        assert first == second
+        pairs += first
+        lone += third
+    assert lone == 1000
+    assert 70 < pairs < 130
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_same_again_gives_the_same(policy: str) -> None:
     def history(seed: int) -> list[Slots]:
