@@ -293,14 +293,14 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
             active, shares = record(run.hooked, thresholds.values, data.inputs(batches), spool, timed, sources)
         header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
         index_of = {block.id: index for index, block in enumerate(blocks)}
-        lengths = data.sequence_lengths(batches)
+        lengths, digests = data.sequence_lengths(batches), data.sequence_digests(batches)
         rows = sum(spool.count(index) * size for index, size in enumerate(row_bytes))
-        with progress("writing", rows + lengths.nbytes, "B") as advance:
+        with progress("writing", rows + lengths.nbytes + digests.nbytes, "B") as advance:
             digest = write_trace(
                 output,
                 header,
                 lengths,
-                data.sequence_digests(batches),
+                digests,
                 lambda block: spool.rows(index_of[block]),
                 lambda block: spool.tokens(index_of[block]),
                 overwrite=overwrite,
