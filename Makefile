@@ -8,12 +8,16 @@ MODEL := examples/tiny-relu
 # Which versions to install: constraints-oldest.txt, or /dev/null for the newest of everything.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: help demo test bench lint format docs clean
+CASES := 5000
+SEED := 1
+
+.PHONY: help demo test fuzz bench lint format docs clean
 
 help:
 	@echo "make demo    run the whole pipeline on the example model"
 	@echo "make test    run the tests"
 	@echo "make bench   run the benchmarks that need no other data"
+	@echo "make fuzz    mutate every kind of file for some minutes"
 	@echo "make lint    check with ruff, mypy and import-linter"
 	@echo "make format  reformat the code"
 	@echo "make docs    regenerate docs/cli.md and docs/supported.md"
@@ -63,6 +67,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# Some minutes: mutated files of every kind through every command that reads them (docs/fuzzing.md).
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.long.fuzz --cases $(CASES) --seed $(SEED)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -110,7 +110,7 @@ def run(path: Path, dtype: str, options: argparse.Namespace) -> None:
         def recorded() -> None:
             nonlocal active
             with HookedModel(model, blocks) as hooked:
-                active = record(hooked, thresholds, [batch], spool, lambda _tokens: None)
+                active, _ = record(hooked, thresholds, [batch], spool, lambda _tokens: None, [0])
 
         def plain() -> None:
             HookedModel(model, []).run(batch, lambda *_: None)

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import sys
 
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from neuralink_cli.cli.entry import run
+    try:
+        import signal
 
-    sys.exit(run(sys.argv[1:]))
+        from neuralink_cli.cli.entry import run
+
+        code = run(sys.argv[1:])
+        # Whatever comes from here on changes nothing any more, and must not print a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        # While modules were being imported: nothing was begun.
+        if sys.stderr is not None:
+            sys.stderr.write("neuralink: error: interrupted; nothing unfinished was left behind\n")
+        code = _INTERRUPTED
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,42 @@ class MissingDependencyError(NeuralinkError):
     """An optional package is needed and not installed."""
 
 
+# No message is longer: a terminal shows it, and a log keeps it.
+LONGEST_MESSAGE = 500
+# A first line that is shorter, or ends in a colon, may be but the heading of what follows.
+_SAYS_LITTLE = 40
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error message, or its class name if the message is empty."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .:") if lines else type(error).__name__
+    """What a foreign error says, in a line: its first one and, if that says little, those after it.
+
+    The class of the error if it says nothing.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    said = lines[0]
+    for line in lines[1:]:
+        if len(said) >= _SAYS_LITTLE and not said.endswith((":", ",")):
+            break
+        said = f"{said} {line}"
+    if isinstance(error, (KeyError, IndexError, StopIteration, AssertionError)) and len(said) < _SAYS_LITTLE:
+        # Of a missing key, the key is all that is said.
+        said = f"{type(error).__name__}: {said}"
+    return shorten(said.rstrip(" .:"), LONGEST_MESSAGE // 2)
+
+
+def shorten(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """A text of at most `most` characters: cut in the middle, as the advice comes last."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 5]} ... {text[-end:]}"
+
+
+def printable(text: str) -> str:
+    """A text on one line, without characters that a terminal would obey."""
+    line = " ".join(text.split())
+    return "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode() for c in line
+    )

@@ -69,6 +69,10 @@ class Disk:
             disk.step("create")
             return File(path, "xb")
 
+        def open_new_file(path: Path) -> File:
+            disk.step("create")
+            return File(path, "xb")
+
         def open_descriptor(descriptor: int, mode: str, *args: Any, **options: Any) -> Any:
             if "w" not in mode:
                 return whole_fdopen(descriptor, mode, *args, **options)
@@ -91,6 +95,7 @@ class Disk:
         whole_open, whole_fdopen = Path.open, os.fdopen
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "open", open_path)
+            patch.setattr(durable, "open_new", open_new_file)
             patch.setattr(os, "fdopen", open_descriptor)
             patch.setattr(os, "open", open_new)
             patch.setattr(os, "pwrite", pwrite)

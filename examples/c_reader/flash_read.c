@@ -182,6 +182,25 @@ static int string(const char *object, const char *end, const char *key, const ch
     return is_string(at, expected) ? 0 : fail("%s: %s is not \"%s\"", INDEX_NAME, key, expected);
 }
 
+/* Whether text is UTF-8, without forms longer than need be and halves of surrogate pairs. */
+static int is_utf8(const unsigned char *at, const unsigned char *end) {
+    while (at < end) {
+        uint32_t code = *at, least = 0;
+        int more = 0;
+        if (code >= 0xc0 && code < 0xe0) more = 1, code &= 0x1f, least = 0x80;
+        else if (code >= 0xe0 && code < 0xf0) more = 2, code &= 0x0f, least = 0x800;
+        else if (code >= 0xf0 && code < 0xf8) more = 3, code &= 0x07, least = 0x10000;
+        else if (code >= 0x80) return 0;
+        if (end - at <= more) return 0;
+        for (at++; more > 0; more--, at++) {
+            if ((*at & 0xc0) != 0x80) return 0;
+            code = code << 6 | (*at & 0x3f);
+        }
+        if (code < least || code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) return 0;
+    }
+    return 1;
+}
+
 /* ---- files ---- */
 
 static int read_at(int file, void *buffer, uint64_t bytes, uint64_t offset) {
@@ -233,7 +252,9 @@ static int read_index(Layout *layout, const char *directory) {
         layout->length = (size_t)bytes;
         layout->text[bytes] = '\0'; /* so that one character of look-ahead is always there */
         end = skip_value(layout->text, layout->text + bytes, 0);
-        if (!end || skip_space(end, layout->text + bytes) != layout->text + bytes || *layout->text != '{')
+        if (!is_utf8((const unsigned char *)layout->text, (const unsigned char *)layout->text + bytes))
+            fail("%s: not UTF-8", INDEX_NAME);
+        else if (!end || skip_space(end, layout->text + bytes) != layout->text + bytes || *layout->text != '{')
             fail("%s: not a JSON object", INDEX_NAME);
         else
             result = 0;

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice
+from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import OptionError
 from neuralink_cli.models.execution import ExecutionOptions
@@ -21,7 +22,7 @@ class ThresholdOptions:
 
     Attributes:
         active_ratio: Calibrate each block's threshold so that this share of its neurons fires.
-        calibration_tokens: Calibrate on at least this many tokens.
+        calibration_tokens: Calibrate on at least this many tokens, taken from all datasets in proportion.
         trace: Take the thresholds of this trace.
 
     Raises:
@@ -56,6 +57,7 @@ class ProfileOptions:
         part: (i, n) runs the i-th of n contiguous parts of all batches.
         revision: Branch, tag or commit of a hub model.
         architecture: Where the description of the model's blocks comes from.
+        allow_uncovered: Go on though there are FFNs that no block covers.
 
     Raises:
         OptionError: An unknown signal, or an impossible part.
@@ -67,6 +69,7 @@ class ProfileOptions:
     part: tuple[int, int] | None = None
     revision: str | None = None
     architecture: ArchitectureChoice = BUILT_IN
+    allow_uncovered: bool = False
 
     def __post_init__(self) -> None:
         if self.signal not in SIGNALS:
@@ -88,11 +91,12 @@ class BlockSummary:
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What was recorded of a dataset."""
+    """What was recorded of a dataset; `active_ratio` is the share of all neurons that fired, where it was measured."""
 
     name: str
     sequences: int
     tokens: int
+    active_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,3 +110,4 @@ class ProfileSummary:
     calibration: Mapping[str, Any] | None
     blocks: tuple[BlockSummary, ...]
     sources: tuple[SourceSummary, ...]
+    coverage: Coverage

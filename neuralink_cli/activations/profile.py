@@ -32,8 +32,10 @@ from neuralink_cli.activations.trace import (
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.coverage import Coverage, require_coverage
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.calibration.readers import ImageReader, TextReader
 from neuralink_cli.calibration.sequences import Batch
@@ -47,6 +49,7 @@ from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_pack
 from neuralink_cli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    from neuralink_cli.activations.description_check import DescriptionCheck
     from neuralink_cli.activations.recorder import HookedModel
 
 
@@ -60,6 +63,7 @@ class Subject:
     Attributes:
         name: The model as the user wrote it.
         shapes: The shapes of all tensors.
+        code: What becomes of the code that comes with the checkpoint: "run", "ignored", or None if there is none.
     """
 
     name: str
@@ -69,6 +73,8 @@ class Subject:
     architecture: Architecture
     blocks: tuple[FFNBlock, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    coverage: Coverage
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,23 +115,28 @@ def profile(
 
     Raises:
         OptionError: The options do not go together, or not with this model.
-        InputError, UnsupportedError: The model or the data cannot be used; a signal is NaN.
+        InputError, UnsupportedError: The model or the data cannot be used; a signal is NaN; a block computes something
+            else than its architecture says.
         MismatchError: The trace to take thresholds from has another model or signal.
         OutputError: The output exists, cannot be written or does not fit on the disk.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
     require_free(output, overwrite)
     subject = _read_subject(model, options)
+    subject = replace(subject, code=_settle_own_code(subject, options))
     known = _known_thresholds(options, subject)
     require_hf_packages("torch", "transformers", "datasets")
     with quiet_transformers(), ExitStack() as stack:
         # Beside the output: weights larger than memory may not fit in the system's temporary folder either.
         offloaded = output.absolute().with_name(f".{output.name}.weights")
         stack.callback(shutil.rmtree, offloaded, ignore_errors=True)
-        hooked, batched = _prepare(data, options, subject, offloaded, progress)
+        hooked, check, batched = _prepare(data, options, subject, offloaded, progress)
         stack.enter_context(hooked)
+        stack.enter_context(check)
         batches = batched.batches if options.part is None else batched.part(options.part)
-        thresholds = known if known is not None else _calibrate(options.thresholds, hooked, batched, progress)
+        thresholds = known
+        if thresholds is None:
+            thresholds = _calibrate(options.thresholds, hooked, batched, data.batch_size, progress)
         run = _Run(subject, options.signal, thresholds, hooked, batched, batches)
         return _record(run, output, overwrite=overwrite, progress=progress)
 
@@ -134,21 +145,42 @@ def _read_subject(model: str | Path, options: ProfileOptions) -> Subject:
     source = find_model(model, options.revision)
     with Checkpoint(source.directory, source.origin) as checkpoint:
         description = describe(checkpoint)
+        refuse_scales(checkpoint)
         architecture = choose_architecture(description, options.architecture)
         identity = {
             "fingerprint": checkpoint.fingerprint,
             "model_type": checkpoint.model_type,
             "architecture": architecture.name,
         }
+        blocks = find_blocks(checkpoint, architecture)
+        refuse_scaled_blocks(checkpoint, blocks)
         return Subject(
             name=str(model),
             directory=checkpoint.directory,
             origin=checkpoint.origin,
             identity=identity,
             architecture=architecture,
-            blocks=find_blocks(checkpoint, architecture),
+            blocks=blocks,
             shapes=description.shapes,
+            coverage=require_coverage(checkpoint, blocks, allow_uncovered=options.allow_uncovered),
         )
+
+
+def _settle_own_code(subject: Subject, options: ProfileOptions) -> str | None:
+    from neuralink_cli.models.own_code import settle_own_code
+
+    execution = options.execution
+    return settle_own_code(
+        subject.directory,
+        subject.architecture,
+        trust=execution.trust_remote_code,
+        ignore=execution.ignore_remote_code,
+    )
+
+
+def _identity(subject: Subject) -> Mapping[str, str]:
+    """What the trace says of the model: also what ran, where that was not the only possibility."""
+    return subject.identity if subject.code is None else {**subject.identity, "code": subject.code}
 
 
 def _known_thresholds(options: ProfileOptions, subject: Subject) -> Thresholds | None:
@@ -171,7 +203,7 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
     with Trace(path) as trace:
         trace.check_content()
         info = trace.info
-    if dict(info.model) != dict(subject.identity):
+    if dict(info.model) != dict(_identity(subject)):
         raise MismatchError(f"was not made with the model {subject.name}", where=path)
     if info.signal != signal:
         raise MismatchError(f"has the thresholds of signal {info.signal!r}, not {signal!r}", where=path)
@@ -187,8 +219,9 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
 
 def _prepare(
     data: CalibrationOptions, options: ProfileOptions, subject: Subject, offloaded: Path, progress: Progress
-) -> tuple[HookedModel, CalibrationData]:
+) -> tuple[HookedModel, DescriptionCheck, CalibrationData]:
     """Load the model and read the data. The first sample of each dataset is checked before the model is loaded."""
+    from neuralink_cli.activations.description_check import DescriptionCheck
     from neuralink_cli.activations.hooked_blocks import hooked_blocks
     from neuralink_cli.activations.preflight import tell_needs
     from neuralink_cli.activations.recorder import HookedModel
@@ -210,22 +243,26 @@ def _prepare(
             dtype=execution.dtype,
             limit=MemoryLimit(execution.max_memory, offloaded),
             trust_remote_code=execution.trust_remote_code,
+            ignore_remote_code=execution.ignore_remote_code,
         )
     blocks = hooked_blocks(model, subject.blocks, subject.shapes, subject.architecture, options.signal)
-    return HookedModel(model, blocks), reader.read(model, progress)
+    check = DescriptionCheck(model, subject.directory, subject.blocks, subject.shapes, subject.architecture)
+    return HookedModel(model, blocks), check, reader.read(model, progress)
 
 
-def _calibrate(options: ThresholdOptions, hooked: HookedModel, data: CalibrationData, progress: Progress) -> Thresholds:
+def _calibrate(
+    options: ThresholdOptions, hooked: HookedModel, data: CalibrationData, batch_size: int, progress: Progress
+) -> Thresholds:
     from neuralink_cli.activations.recorder import calibrate
 
     ratio = options.active_ratio
     if ratio is None:
         raise ValueError("there is no active ratio to calibrate to")
     # Batches of the whole run, even if only a part is recorded: parts of one run must have the same thresholds.
-    batches = data.first_batches(options.calibration_tokens)
+    batches = data.spread_batches(options.calibration_tokens, batch_size)
     tokens = sum(batch.tokens for batch in batches)
     with progress("calibrating thresholds", tokens, "token") as advance:
-        values = calibrate(hooked, data.inputs(batches), ratio, advance)
+        values = calibrate(hooked, data.spread_inputs(batches), ratio, advance)
     return Thresholds(tuple(values), {"active_ratio": ratio, "tokens": tokens})
 
 
@@ -238,12 +275,13 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
         trace_block(block, threshold) for block, threshold in zip(subject.blocks, thresholds.values, strict=True)
     )
     header = TraceHeader(
-        model=subject.identity,
+        model=_identity(subject),
         origin=subject.origin,
         signal=run.signal,
         calibration=thresholds.calibration,
         blocks=blocks,
         sources=trace_sources(data, batches),
+        coverage={"covered_bytes": subject.coverage.covered_bytes, "ffn_bytes": subject.coverage.ffn_bytes},
     )
     row_bytes = [block.row_bytes for block in blocks]
     # Written once to the spool and once to the trace.
@@ -251,7 +289,8 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
     with Spool(output, row_bytes) as spool:
         with progress("recording", header.tokens, "token") as advance:
             timed = telling_time(advance, header.tokens)
-            active = record(run.hooked, thresholds.values, data.inputs(batches), spool, timed)
+            sources = [batch.source for batch in batches]
+            active, shares = record(run.hooked, thresholds.values, data.inputs(batches), spool, timed, sources)
         header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
         index_of = {block.id: index for index, block in enumerate(blocks)}
         lengths, digests = data.sequence_lengths(batches), data.sequence_digests(batches)
@@ -267,7 +306,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
                 overwrite=overwrite,
                 progress=advance,
             )
-    return _summarize(header, active, digest)
+    return _summarize(header, active, shares, digest, subject.coverage)
 
 
 def trace_sources(data: CalibrationData, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
@@ -294,7 +333,9 @@ def _routed(block: TraceBlock, rows: int) -> TraceBlock:
     return block if block.routed is None else replace(block, routed=rows)
 
 
-def _summarize(header: TraceHeader, active: Sequence[int], digest: str) -> ProfileSummary:
+def _summarize(
+    header: TraceHeader, active: Sequence[int], shares: Sequence[float], digest: str, coverage: Coverage
+) -> ProfileSummary:
     def summarize_block(block: TraceBlock, fired: int) -> BlockSummary:
         tokens = header.tokens if block.routed is None else block.routed
         ratio = fired / (tokens * block.neurons) if tokens else 0.0
@@ -307,5 +348,9 @@ def _summarize(header: TraceHeader, active: Sequence[int], digest: str) -> Profi
         signal=header.signal,
         calibration=header.calibration,
         blocks=tuple(summarize_block(block, fired) for block, fired in zip(header.blocks, active, strict=True)),
-        sources=tuple(SourceSummary(source.name, source.sequences, source.tokens) for source in header.sources),
+        sources=tuple(
+            SourceSummary(source.name, source.sequences, source.tokens, share)
+            for source, share in zip(header.sources, shares, strict=True)
+        ),
+        coverage=coverage,
     )

@@ -19,6 +19,7 @@ from neuralink_cli.activations.spool import Spool
 from neuralink_cli.activations.threshold import MagnitudeHistogram
 from neuralink_cli.calibration.batches import ModelBatch
 from neuralink_cli.errors import InputError, UnsupportedError, first_line
+from neuralink_cli.models.model_errors import explained_model_errors
 from neuralink_cli.models.offload import explained_offloading, input_device
 
 Advance = Callable[[int], object]
@@ -96,7 +97,7 @@ class HookedModel:
         inputs = {name: array.to(dtype) if array.is_floating_point() else array for name, array in inputs.items()}
         running = self._batch = _RunningBatch(self.blocks, batch, device, receive)
         try:
-            with torch.inference_mode(), explained_offloading():
+            with explained_model_errors(self._model), torch.inference_mode(), explained_offloading():
                 self._model(**inputs)
                 running.settle()
         except torch.cuda.OutOfMemoryError as error:
@@ -242,33 +243,45 @@ def record(
     batches: Iterable[ModelBatch],
     spool: Spool,
     advance: Advance,
-) -> list[int]:
-    """Run the batches, spool the bits of every block, and return how many bits each block has set.
+    sources: Sequence[int],
+) -> tuple[list[int], list[float]]:
+    """Run the batches and spool the bits of every block.
+
+    Args:
+        sources: The source that each batch is of, those of one source together.
+
+    Returns:
+        How many bits each block has set, and the share of the bits of each source that are, in order.
 
     Raises:
         InputError: A signal is NaN.
     """
     active = [0] * len(model.blocks)
+    # Of each source, the bits that are set and all bits.
+    counts: dict[int, list[int]] = {}
     received: list[tuple[int, FiredBits, torch.Tensor | None]] = []
     before = 0
 
     def receive(index: int, signal: torch.Tensor, tokens: torch.Tensor | None) -> None:
         received.append((index, pack_fired(signal, thresholds[index]), tokens))
 
-    for batch in batches:
+    for batch, source in zip(batches, sources, strict=True):
         model.run(batch, receive)
+        of_source = counts.setdefault(source, [0, 0])
         # Only now, so that we wait for the device once per batch and not for every block.
         for index, fired, tokens in received:
             if not fired.is_number:
                 raise not_a_number(model.blocks[index].rule.block)
             active[index] += int(fired.active)
+            of_source[0] += int(fired.active)
+            of_source[1] += model.blocks[index].neurons * (batch.tokens if tokens is None else int(tokens.numel()))
             spool.append(index, fired.rows())
             if tokens is not None:
                 spool.append_tokens(index, (tokens + before).to(torch.int32).cpu().numpy())
         received.clear()
         before += batch.tokens
         advance(batch.tokens)
-    return active
+    return active, [fired / bits if bits else 0.0 for fired, bits in counts.values()]
 
 
 def calibrate(

@@ -70,7 +70,8 @@ class TraceSource:
 class TraceHeader:
     """Everything in a trace except its bits.
 
-    `model` identifies the checkpoint. `origin` only says where it came from.
+    `model` identifies the checkpoint; `origin` only says where it came from. `coverage` is how many bytes the FFN
+    matrices of the model have, and those in blocks; None if that is not known.
     """
 
     model: Mapping[str, str]
@@ -79,6 +80,7 @@ class TraceHeader:
     calibration: Mapping[str, Any] | None
     blocks: tuple[TraceBlock, ...]
     sources: tuple[TraceSource, ...]
+    coverage: Mapping[str, int] | None = None
 
     @property
     def tokens(self) -> int:
@@ -241,4 +243,5 @@ def _parse(document: Mapping[str, Any]) -> TraceHeader:
         calibration=document["calibration"],
         blocks=tuple(TraceBlock(**block) for block in blocks),
         sources=tuple(TraceSource(**source) for source in document["sources"]),
+        coverage=document.get("coverage"),
     )

@@ -72,6 +72,7 @@ class Architecture:
     Attributes:
         runs_as: A model type of transformers that computes the same, for checkpoints that come with their own code.
         up_activation: Whether the up projection is activated too, which the `runs_as` model does not do.
+        ignored: Name patterns of tensors in the modules of blocks that have nothing to do with their neurons.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Architecture:
     activation_names: Mapping[str, str] = field(default_factory=dict)
     runs_as: str | None = None
     up_activation: bool = False
+    ignored: tuple[str, ...] = ()
 
     def bare_name(self, name: str) -> str:
         """The name of a tensor or module without its prefix: the first in `prefixes` that it starts with."""
@@ -114,6 +116,7 @@ def parse_architecture(document: dict[str, Any], where: str | Path) -> Architect
         activation_names=activation.get("names", {}),
         runs_as=runs_as.get("model_type"),
         up_activation=runs_as.get("up_activation", False),
+        ignored=tuple(document.get("ignored", ())),
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from string import Template
 from typing import Any
 
 from neuralink_cli.architectures.architecture import Architecture, BlockPattern, WeightPattern
+from neuralink_cli.architectures.block_modules import module_patterns, require_described
 from neuralink_cli.architectures.blocks import BlockPart, ExpertPlace, FFNBlock, moved_pieces
 from neuralink_cli.architectures.regions import cut_into_slabs
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
@@ -23,7 +24,8 @@ def find_blocks(checkpoint: Checkpoint, architecture: Architecture) -> tuple[FFN
 
     Raises:
         InputError: A tensor is missing or its shape does not fit the others.
-        UnsupportedError: A dtype whose columns are not whole bytes, or a tensor that holds more than FFN weights.
+        UnsupportedError: A dtype whose columns are not whole bytes, a tensor that holds more than FFN weights, or one
+            in the module of a block that the architecture does not describe.
     """
     search = _Search(checkpoint, architecture, _find_prefix(checkpoint, architecture))
     activation = activation_name(checkpoint, architecture)
@@ -32,6 +34,7 @@ def find_blocks(checkpoint: Checkpoint, architecture: Architecture) -> tuple[FFN
         for _, patterns in groupby(architecture.blocks, lambda pattern: (pattern.layer_keys, _stack(pattern)))
         for block in search.blocks(tuple(patterns), activation)
     )
+    require_described(checkpoint, blocks, search.modules, architecture, search.prefix)
     _require_whole_tensors(checkpoint, blocks)
     return blocks
 
@@ -54,11 +57,16 @@ def activation_name(checkpoint: Checkpoint, architecture: Architecture) -> str:
 
 @dataclass(frozen=True)
 class _Search:
-    """Looks up patterns under a prefix in a checkpoint."""
+    """Looks up patterns under a prefix in a checkpoint.
+
+    Attributes:
+        modules: The modules of the blocks found so far, by name: the id of their block.
+    """
 
     checkpoint: Checkpoint
     architecture: Architecture
     prefix: str
+    modules: dict[str, str] = field(default_factory=dict)
 
     def blocks(self, patterns: tuple[BlockPattern, ...], activation: str) -> Iterator[FFNBlock]:
         """The blocks of one stack of layers. A layer has the patterns whose up projection is in the checkpoint."""
@@ -76,6 +84,8 @@ class _Search:
                 experts = self._experts(pattern, layer)
                 for expert in experts:
                     block = self._build(pattern, layer, expert, activation)
+                    for module in module_patterns(pattern):
+                        self.modules.setdefault(self._name(module, layer, expert), block.id)
                     yield replace(block, expert=self._expert_place(pattern, layer, expert, len(experts)))
 
     def _count_layers(self, patterns: tuple[BlockPattern, ...]) -> int:

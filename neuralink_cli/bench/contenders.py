@@ -15,6 +15,7 @@ from neuralink_cli.activations.trace import Trace
 from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.devices.device import DeviceModel, builtin_devices
 from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.files.input_file import require_reachable
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.placement.gain import total_gain
@@ -79,7 +80,8 @@ def read_contender(path: Path, trace: Trace) -> Contender:
         VerificationError: Files of the layout do not fit each other.
         MismatchError: The trace is of another model.
     """
-    if path.is_file():
+    require_reachable(path)
+    if path.exists() and not path.is_dir():
         with Placement(path) as placement:
             contender = _from_placement(path, placement, trace)
     else:

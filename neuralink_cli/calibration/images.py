@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from glob import escape
 from itertools import islice
 from pathlib import Path
@@ -16,9 +17,13 @@ import numpy.typing as npt
 from neuralink_cli.arrays import Bytes
 from neuralink_cli.calibration.batches import ModelBatch, image_batch
 from neuralink_cli.calibration.digests import sequence_digest
-from neuralink_cli.calibration.rows import Rows, open_rows, streamed_table
+from neuralink_cli.calibration.local_rows import UnreadableRow
+from neuralink_cli.calibration.rows import Rows, local_name, numbered, open_rows, streamed_table
+from neuralink_cli.calibration.sampling import draw
 from neuralink_cli.calibration.sources import Source
 from neuralink_cli.errors import InputError, OptionError, first_line
+from neuralink_cli.files.durable import named_output, write_all
+from neuralink_cli.files.input_file import require_reachable, require_regular
 from neuralink_cli.models.hf_packages import require_hf_packages
 
 Pixels = npt.NDArray[np.float32]
@@ -52,12 +57,18 @@ def open_images(dataset: str, split: str) -> Rows:
     """
     require_hf_packages("PIL", "datasets")
     path = Path(dataset)
-    if not path.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES:
-        return open_rows(dataset, split)
+    require_reachable(path)
+    builder = "parquet" if path.suffix.lower() == ".parquet" and path.is_file() else "imagefolder"
+    if builder == "imagefolder" and not path.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES:
+        return open_rows(dataset, split, wanted=())
     if not path.exists():
         raise InputError("no such file", where=dataset)
+    for image in path.rglob("*") if path.is_dir() else (path,):
+        if image.suffix.lower() in IMAGE_SUFFIXES and not image.is_dir():
+            require_regular(image)
     pattern = f"{escape(str(path.absolute()))}/**" if path.is_dir() else escape(str(path.absolute()))
-    return Rows(path.absolute().name, dataset, False, None, None, streamed_table("imagefolder", dataset, pattern))
+    table = streamed_table(builder, dataset, pattern)
+    return Rows(local_name(path.absolute()), dataset, False, None, None, None, True, lambda: numbered(table))
 
 
 class ImageSource(Source):
@@ -75,9 +86,9 @@ class ImageSource(Source):
         super().__init__(name, sha256, (tokens,) * pixels.shape[0], digests, parameters)
         self._pixels = pixels
 
-    def batch(self, first: int, stop: int) -> ModelBatch:
-        """Images `first` to `stop`."""
-        return image_batch(np.array(self._pixels[first:stop]), self.lengths[0])
+    def batch_of(self, sequences: Sequence[int]) -> ModelBatch:
+        """Some of the images."""
+        return image_batch(np.array(self._pixels[list(sequences)]), self.lengths[0])
 
 
 def prepare_images(
@@ -109,11 +120,12 @@ def prepare_images(
         "seed": seed,
         "max_tokens": max_tokens,
     }
-    chosen = rows if seed is None else rows.shuffled(seed)
     digest, images, tokens, shape = hashlib.sha256(), 0, 0, (0, 0, 0)
     digests: list[Bytes] = []
-    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-    for pixels in (_pixels(image, processor) for image in islice(_images(chosen), num_samples)):
+    folder = Path(tempfile.gettempdir())
+    with named_output(folder):
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+    for pixels in _chosen(rows, processor, num_samples, seed):
         if images == 0:
             tokens, shape = count_tokens(pixels[None]), pixels.shape
         elif max_tokens is not None and (images + 1) * tokens > max_tokens:
@@ -125,7 +137,8 @@ def prepare_images(
             )
         digest.update(pixels.data)
         digests.append(sequence_digest(pixels.data))
-        file.write(pixels.data)
+        with named_output(folder):
+            write_all(file, pixels.data.cast("B"))
         images += 1
         advance(tokens)
     if images == 0:
@@ -143,11 +156,32 @@ def random_images(processor: Any, count: int) -> Pixels:
     return np.stack([_pixels(Image.fromarray(image), processor) for image in noise])
 
 
+def _chosen(rows: Rows, processor: Any, count: int | None, seed: int | None) -> Iterator[Pixels]:
+    """The pixels of the first images, or of images drawn from all of them."""
+    if seed is None:
+        yield from (_pixels(image, processor) for image in islice(_images(rows), count))
+        return
+    shapes: list[tuple[int, ...]] = []
+
+    def packed(image: Any) -> bytes:
+        pixels = _pixels(image, processor)
+        shapes.append(pixels.shape)
+        if pixels.shape != shapes[0]:
+            raise InputError(f"images come out as {list(shapes[0])} and {list(pixels.shape)}", where=rows.where)
+        return pixels.tobytes()
+
+    records = ((number, partial(packed, image)) for number, image in enumerate(_images(rows)))
+    for data in draw(records, seed, count):
+        yield np.frombuffer(bytearray(data), dtype=np.float32).reshape(shapes[0])
+
+
 def _images(rows: Rows) -> Iterator[Any]:
     from PIL import Image
 
     column = None
-    for row in rows:
+    for _place, row in rows:
+        if isinstance(row, UnreadableRow):
+            continue
         if column is None:
             column = next((name for name, value in row.items() if isinstance(value, Image.Image)), None)
             if column is None:

@@ -22,7 +22,7 @@ class CalibrationOptions:
         max_seq_length: Most tokens of a sequence; None for 512, or fewer if the model has fewer positions.
         packing: Whether samples are joined into sequences of full length; None packs for models that generate text.
         batch_size: Most sequences per batch.
-        seed: Shuffles the samples; None keeps the order of the file.
+        seed: Draws samples at random from the whole dataset; None keeps the order of the file.
 
     Raises:
         OptionError: A value is out of range, or something is missing.

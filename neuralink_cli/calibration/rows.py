@@ -1,4 +1,4 @@
-"""Rows of a calibration dataset, local file or hub id, streamed through the `datasets` library."""
+"""Rows of a calibration dataset: of a local file, or of a hub id through the `datasets` library."""
 
 from __future__ import annotations
 
@@ -6,34 +6,40 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from glob import escape
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from neuralink_cli.calibration.local_rows import (
+    SUFFIXES,
+    PlacedRow,
+    csv_columns,
+    file_type,
+    parquet_columns,
+    read_csv,
+    read_json,
+    read_lines,
+    read_parquet,
+)
+from neuralink_cli.calibration.text_files import require_content
 from neuralink_cli.checkpoint.hub import DatasetSource, find_dataset
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
+from neuralink_cli.files.input_file import require_reachable, require_regular
 from neuralink_cli.models.hf_packages import quiet_datasets, require_hf_packages
 
-# Suffixes of local files, the `datasets` builder that reads them, and its options, which turn off guessing of types.
-_BUILDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    ".txt": ("text", {"keep_linebreaks": True}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".csv": ("csv", {"keep_default_na": False}),
-}
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<revision>.+))?")
-_SHUFFLE_BUFFER = 10_000
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a dataset, read from the start at every iteration.
+    """The rows of a dataset, each with its place in words, read from the start at every iteration.
 
     `name` is what the trace calls the dataset: the name of a local file without its folder, or the hub id. `lines`
-    says that the rows are the lines of one text. `split` and `revision` (the commit) are None for local files.
+    tells that the rows are the lines of one text. `split` and `revision`, the commit, are None for local files, which
+    have only one. `columns` are None where only the rows tell. `added_nulls`: the objects within a row have each
+    other's keys, null where they were not given.
     """
 
     name: str
@@ -41,54 +47,69 @@ class Rows:
     lines: bool
     split: str | None
     revision: str | None
-    table: Any
+    columns: tuple[str, ...] | None
+    added_nulls: bool
+    read: Callable[[], Iterator[PlacedRow]]
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+    def __iter__(self) -> Iterator[PlacedRow]:
         with _explained(self.where):
-            yield from self.table
-
-    def shuffled(self, seed: int) -> Rows:
-        """The same rows, shuffled through a buffer of 10,000 rows. The order depends only on the seed."""
-        table = self.table.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-        return Rows(self.name, self.where, False, self.split, self.revision, table)
+            yield from self.read()
 
 
-def open_rows(dataset: str, split: str = "train") -> Rows:
+def open_rows(dataset: str, split: str = "train", wanted: Sequence[str] = ("text",)) -> Rows:
     """Open a dataset: a local .txt, .json, .jsonl, .parquet or .csv file, or else the hub's `id[:config][@revision]`.
 
-    For local files, nothing is written outside a temporary folder. For hub datasets, the source of the rows is logged,
-    see `find_dataset`.
+    Of a hub dataset it is logged where its rows come from, see `find_dataset`.
+
+    Args:
+        wanted: The columns that are going to be used; others may be left out of the rows.
 
     Raises:
         InputError: There is no such file, dataset, config or split, or it cannot be read.
         UnsupportedError: A local file of another type.
-        MissingDependencyError: `datasets` is not installed.
+        MissingDependencyError: `datasets`, or what unpacks a compressed file, is not installed.
     """
     require_hf_packages("datasets")
     path = Path(dataset)
+    require_reachable(path)
     if path.is_dir():
         raise InputError("is a directory", where=dataset, fix="pass its files instead")
     if path.exists():
-        return _open_file(path)
+        require_regular(path)
+        return _open_file(path, wanted)
     parts = _HUB_ID.fullmatch(dataset)
-    if parts is None or path.suffix.lower() in _BUILDERS:
+    if parts is None or file_type(path) in SUFFIXES:
         raise InputError("no such file", where=dataset)
-    return _open_hub(dataset, parts["id"], parts["config"], parts["revision"], split)
+    return _open_hub(dataset, parts["id"], parts["config"], parts["revision"], split, wanted)
 
 
-def _open_file(path: Path) -> Rows:
-    suffix = path.suffix.lower()
-    if suffix not in _BUILDERS:
-        raise UnsupportedError(
-            f"is not a calibration data file ({', '.join(_BUILDERS)})", where=path, fix="convert or rename it"
-        )
-    if path.stat().st_size == 0:
-        raise InputError("is empty", where=path)
-    builder, options = _BUILDERS[suffix]
-    table = streamed_table(builder, str(path), escape(str(path.absolute())), **options)
-    # File names that are not UTF-8 cannot be written into the trace.
-    name = os.fsencode(path.name).decode(errors="replace")
-    return Rows(name, str(path), builder == "text", None, None, table)
+def _open_file(path: Path, wanted: Sequence[str]) -> Rows:
+    if not path.is_file():
+        raise InputError("is not a regular file", where=path)
+    columns: tuple[str, ...] | None = None
+    match file_type(path):
+        case ".txt":
+            read, columns = partial(read_lines, path), ("text",)
+        case ".json" | ".jsonl":
+            read = partial(read_json, path)
+        case ".csv":
+            read, columns = partial(read_csv, path, wanted), tuple(csv_columns(path, wanted))
+        case ".parquet":
+            read, columns = partial(read_parquet, path, wanted), tuple(parquet_columns(path))
+        case _:
+            types = ", ".join(SUFFIXES)
+            raise UnsupportedError(
+                f"is none of the calibration data types {types}", where=path, fix="convert or rename it"
+            )
+    require_content(path)
+    return Rows(
+        local_name(path), str(path), file_type(path) == ".txt", None, None, columns, file_type(path) == ".parquet", read
+    )
+
+
+def local_name(path: Path) -> str:
+    """What a trace calls a local file: a name of bytes that are no UTF-8 could not be written into it."""
+    return os.fsencode(path.name).decode(errors="replace")
 
 
 def streamed_table(builder: str, where: str, pattern: str, **options: Any) -> Any:
@@ -104,7 +125,14 @@ def streamed_table(builder: str, where: str, pattern: str, **options: Any) -> An
         return load_dataset(builder, data_files=[pattern], split="train", streaming=True, cache_dir=cache, **options)
 
 
-def _open_hub(dataset: str, hub_id: str, config: str | None, revision: str | None, split: str) -> Rows:
+def numbered(table: Iterable[Mapping[str, Any]]) -> Iterator[PlacedRow]:
+    """Rows with their places, counted from 1."""
+    return ((f"row {number}", row) for number, row in enumerate(table, start=1))
+
+
+def _open_hub(
+    dataset: str, hub_id: str, config: str | None, revision: str | None, split: str, wanted: Sequence[str]
+) -> Rows:
     from datasets import load_dataset
 
     source = find_dataset(hub_id, revision)
@@ -125,7 +153,11 @@ def _open_hub(dataset: str, hub_id: str, config: str | None, revision: str | Non
         except ValueError:
             _explain_choice(dataset, source, config, split)
             raise
-    return Rows(dataset, dataset, False, split, source.revision, table)
+    names = getattr(table, "column_names", None)
+    if names is not None and any(name in wanted for name in names):
+        table = table.select_columns([name for name in names if name in wanted])
+    columns = None if names is None else tuple(names)
+    return Rows(dataset, dataset, False, split, source.revision, columns, True, lambda: numbered(table))
 
 
 def _explain_choice(dataset: str, source: DatasetSource, config: str | None, split: str) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.calibration.encoder import Encoder
 from neuralink_cli.calibration.texts import Sample
 
 TokenIds = npt.NDArray[np.int32]
-# Text is tokenized in pieces of at most this many characters: tokenizers can take more than linear time and memory.
-_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def tokenize(samples: Iterable[Sample], tokenizer: Any, options: SequenceOptions
     sequence, cut to `max_length` tokens including special tokens, without the line break at its end. Special tokens are
     the tokens that the tokenizer adds by itself.
     """
-    encoder = _Encoder(tokenizer)
+    encoder = Encoder(tokenizer)
     sequences = (
         _pack(samples, encoder, options.max_length) if options.packing else _cut(samples, encoder, options.max_length)
     )
@@ -86,27 +85,7 @@ def batch_arrays(sequences: Sequence[TokenIds], pad_id: int) -> tuple[npt.NDArra
     return ids, mask
 
 
-class _Encoder:
-    """A tokenizer without its special tokens, and its opening and closing special tokens."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        plain, whole = self.encode("a"), self._call("a", add_special_tokens=True)
-        starts = (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
-        start = next(starts, 0)
-        self.opening, self.closing = whole[:start], whole[start + len(plain) :]
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens."""
-        return self._call(text, add_special_tokens=False)
-
-    def _call(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # `verbose` would warn about texts that are too long for the model, but they are cut later.
-        ids = self._tokenizer(text, add_special_tokens=add_special_tokens, truncation=False, verbose=False)["input_ids"]
-        return [int(token) for token in ids]
-
-
-def _pack(samples: Iterable[Sample], encoder: _Encoder, length: int) -> Iterator[TokenIds]:
+def _pack(samples: Iterable[Sample], encoder: Encoder, length: int) -> Iterator[TokenIds]:
     held: list[int] = []
     for ids in chain.from_iterable(_encode_document(document, encoder) for document in _documents(samples)):
         held += ids
@@ -118,15 +97,15 @@ def _pack(samples: Iterable[Sample], encoder: _Encoder, length: int) -> Iterator
         yield np.array(held, dtype=np.int32)
 
 
-def _cut(samples: Iterable[Sample], encoder: _Encoder, length: int) -> Iterator[TokenIds]:
+def _cut(samples: Iterable[Sample], encoder: Encoder, length: int) -> Iterator[TokenIds]:
     for sample in samples:
         if sample.blank:
             continue
         opening, closing = ([], []) if sample.templated else (encoder.opening, encoder.closing)
         room = max(length - len(opening) - len(closing), 0)
         ids: list[int] = []
-        for piece in _pieces([sample.text.rstrip("\r\n")]):
-            ids += encoder.encode(piece)
+        for piece in encoder.encode([sample.text.rstrip("\r\n")]):
+            ids += piece
             if len(ids) >= room:
                 break
         sequence = (opening + ids[:room] + closing)[:length]
@@ -154,36 +133,10 @@ def _documents(samples: Iterable[Sample]) -> Iterator[Iterator[Sample]]:
     return (document for _, document in groupby(samples, number))
 
 
-def _encode_document(document: Iterator[Sample], encoder: _Encoder) -> Iterator[list[int]]:
+def _encode_document(document: Iterator[Sample], encoder: Encoder) -> Iterator[list[int]]:
     first = next(document)
     if not first.templated:
         yield encoder.opening
-    for piece in _pieces(sample.text for sample in chain([first], document)):
-        yield encoder.encode(piece)
+    yield from encoder.encode(sample.text for sample in chain([first], document))
     if not first.templated:
         yield encoder.closing
-
-
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """The text in pieces that a tokenizer can handle, cut between lines or words if possible."""
-    held = ""
-    for text in texts:
-        held += text
-        start = 0
-        while len(held) - start > _PIECE:
-            end = _piece_end(held, start)
-            yield held[start:end]
-            start = end
-        held = held[start:]
-    if held:
-        yield held
-
-
-def _piece_end(text: str, start: int) -> int:
-    limit = start + _PIECE
-    after_line = text.rfind("\n", start, limit) + 1
-    if after_line > start:
-        return after_line
-    # A word keeps the space before it, as tokenizers expect.
-    before_word = text.rfind(" ", start, limit)
-    return before_word if before_word > start else limit

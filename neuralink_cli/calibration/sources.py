@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from neuralink_cli.calibration.sequences import (
 )
 from neuralink_cli.calibration.texts import Corpus
 from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.models.model_errors import require_known_tokens
 
 
 class Source:
@@ -42,7 +45,11 @@ class Source:
         self.parameters = parameters
 
     def batch(self, first: int, stop: int) -> ModelBatch:
-        """Sequences `first` to `stop` as one batch."""
+        """The sequences from `first` to `stop`, together."""
+        return self.batch_of(range(first, stop))
+
+    def batch_of(self, sequences: Sequence[int]) -> ModelBatch:
+        """Some sequences, together."""
         raise NotImplementedError
 
 
@@ -63,9 +70,18 @@ class TextSource(Source):
         self._to_batch = to_batch
         self._pad_id = pad_id
 
-    def batch(self, first: int, stop: int) -> ModelBatch:
-        """Sequences `first` to `stop`, padded to the longest."""
-        return self._to_batch(*batch_arrays(self._sequences[first:stop], self._pad_id))
+    def batch_of(self, sequences: Sequence[int]) -> ModelBatch:
+        """Some sequences, padded to the longest."""
+        return self._to_batch(*batch_arrays([self._sequences[place] for place in sequences], self._pad_id))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Sequences of the source with index `source`, which run through the model together."""
+
+    source: int
+    sequences: tuple[int, ...]
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -90,14 +106,22 @@ class CalibrationData:
             )
         return batches
 
-    def first_batches(self, tokens: int) -> tuple[Batch, ...]:
-        """The first batches with at least this many tokens together, or all batches."""
-        before = 0
-        for number, batch in enumerate(self.batches):
-            if before >= tokens:
-                return self.batches[:number]
-            before += batch.tokens
-        return self.batches
+    def spread_batches(self, tokens: int, batch_size: int) -> tuple[Spread, ...]:
+        """Sequences with at least so many tokens, or all: spread evenly over each source, in proportion to its tokens.
+
+        The batches hold sequences of one source and of one length.
+        """
+        total = sum(sum(source.lengths) for source in self.sources)
+        share = min(tokens / total, 1.0)
+        return tuple(
+            Spread(index, tuple(group), sum(source.lengths[place] for place in group))
+            for index, source in enumerate(self.sources)
+            for group in _equal_lengths(spread(source.lengths, share), source.lengths, batch_size)
+        )
+
+    def spread_inputs(self, batches: Iterable[Spread]) -> Iterator[ModelBatch]:
+        """What goes into the model for each batch of `spread_batches`."""
+        return (self.sources[batch.source].batch_of(batch.sequences) for batch in batches)
 
     def inputs(self, batches: Iterable[Batch]) -> Iterator[ModelBatch]:
         """The model's input for each batch."""
@@ -137,14 +161,10 @@ def tokenize_source(
     """
     sequences = []
     for sequence in tokenize(corpus, corpus.tokenizer, options):
-        if int(sequence.max()) >= vocabulary:
-            raise InputError(
-                f"the tokenizer makes token {int(sequence.max())} from it, but the model has only {vocabulary} tokens",
-                where=corpus.rows.where,
-                fix="use the tokenizer that belongs to the model",
-            )
+        require_known_tokens([sequence.max()], vocabulary, corpus.rows.where)
         sequences.append(sequence)
         advance(sequence.size)
+    corpus.conclude()
     if not sequences:
         raise InputError("the tokenizer makes no tokens from it", where=corpus.rows.where)
     own = {
@@ -164,3 +184,25 @@ def plan(sources: Sequence[Source], batch_size: int, packing: bool) -> Calibrati
     """Plan the batches of all sources."""
     batches = plan_batches([source.lengths for source in sources], batch_size, packing)
     return CalibrationData(tuple(sources), tuple(batches))
+
+
+def spread(lengths: Sequence[int], share: float) -> list[int]:
+    """The fewest evenly spaced sequences, given by their lengths, that hold at least a share of all tokens.
+
+    Of n sequences c are those with the numbers floor((2 k + 1) n / 2 c) for k from 0 to c - 1.
+    """
+    wanted, total = share * sum(lengths), len(lengths)
+    count = max(math.ceil(share * total), 1)
+    while True:
+        places = [(2 * k + 1) * total // (2 * count) for k in range(count)]
+        if count == total or sum(lengths[place] for place in places) >= wanted:
+            return places
+        count += 1
+
+
+def _equal_lengths(places: Sequence[int], lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches of sequences of one length, which need no padding."""
+    for _length, group in groupby(sorted(places, key=lambda place: lengths[place]), lambda place: lengths[place]):
+        of_length = list(group)
+        for start in range(0, len(of_length), batch_size):
+            yield of_length[start : start + batch_size]

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
+from neuralink_cli.calibration.conversations import CHAT_COLUMNS, TOOLS, ChatTemplate, RowError
+from neuralink_cli.calibration.local_rows import PlacedRow, UnreadableRow
 from neuralink_cli.calibration.rows import Rows, open_rows
-from neuralink_cli.errors import InputError, first_line
+from neuralink_cli.calibration.sampling import draw
+from neuralink_cli.calibration.tally import RowTally
+from neuralink_cli.calibration.text_files import BYTE_ORDER_MARK, unreadable_text
+from neuralink_cli.errors import InputError
 
-MESSAGES = "messages"
+logger = logging.getLogger(__name__)
+
+# Rows of a hub dataset that samples are drawn from: it may have billions, and all would have to be fetched.
+MOST_STREAMED_ROWS = 1_000_000
+# Rows without a column that is asked for, until the file is said to have none.
+_ROWS_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -40,104 +53,185 @@ class CorpusOptions:
     seed: int | None = None
 
 
-@dataclass(frozen=True)
 class Corpus:
     """A dataset that has at least one sample. Iterating reads the samples, from the start every time."""
 
-    rows: Rows
-    columns: tuple[str, ...]
-    options: CorpusOptions
-    tokenizer: Any
+    def __init__(self, rows: Rows, options: CorpusOptions, tokenizer: Any) -> None:
+        self.rows = rows
+        self.options = options
+        self.tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
+        self._used: set[str] = set()
+        self._tally = RowTally(rows.where)
 
     @property
     def name(self) -> str:
         """What the trace calls the dataset."""
         return self.rows.name
 
-    def __iter__(self) -> Iterator[Sample]:
-        left = self.options.num_samples
-        for sample in self._all_samples():
-            if left == 0:
-                return
-            if left is not None and not sample.blank:
-                left -= 1
-            yield sample
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the samples read so far are from."""
+        return tuple(column for column in _wanted(self.options) if column in self._used)
 
-    def _all_samples(self) -> Iterator[Sample]:
-        rows = self.rows if self.options.seed is None else self.rows.shuffled(self.options.seed)
+    def conclude(self) -> None:
+        """Say which rows were left out, once no more samples are read.
+
+        Raises:
+            InputError: Too many rows cannot be read.
+        """
+        self._tally.conclude()
+
+    def __iter__(self) -> Iterator[Sample]:
+        self._used, self._tally = set(), RowTally(self.rows.where)
+        options = self.options
+        if options.seed is None:
+            yield from _first(self._samples(), options.num_samples)
+        else:
+            records = ((number, partial(_packed, sample)) for number, sample in self._numbered() if not sample.blank)
+            yield from map(_unpacked, draw(records, options.seed, options.num_samples))
+        self.conclude()
+
+    def _samples(self) -> Iterator[Sample]:
         started = False
-        for number, row in enumerate(rows):
-            sample = self._sample(row, number, continues=rows.lines and started)
-            if rows.lines or not sample.blank:
-                yield sample
+        for _number, sample in self._numbered():
+            if self.rows.lines or not sample.blank:
+                yield replace(sample, continues=True) if self.rows.lines and started else sample
                 started = True
 
-    def _sample(self, row: Mapping[str, Any], number: int, *, continues: bool) -> Sample:
-        if self.columns == (MESSAGES,):
-            return Sample(_apply_chat_template(self.tokenizer, row, self.rows.where, number), templated=True)
-        return Sample("\n".join(_column_texts(row, self.columns, self.rows.where, number)), continues)
+    def _numbered(self) -> Iterator[tuple[int, Sample]]:
+        """The samples of all rows that can be read, with the numbers of the rows, from 0 on."""
+        for number, (place, row) in enumerate(self._rows()):
+            self._tally.count()
+            try:
+                if isinstance(row, UnreadableRow):
+                    raise RowError(row.reason)
+                yield number, self._sample(row)
+            except RowError as error:
+                self._tally.leave_out(place, str(error))
+
+    def _rows(self) -> Iterator[PlacedRow]:
+        if self.options.seed is None or self.rows.revision is None:
+            yield from self.rows
+            return
+        for number, row in enumerate(self.rows):
+            if number == MOST_STREAMED_ROWS:
+                logger.warning("%s: samples are drawn from its first %s rows", self.rows.where, f"{number:,}")
+                return
+            yield row
+
+    def _sample(self, row: Mapping[str, Any]) -> Sample:
+        chats = [column for column in CHAT_COLUMNS if row.get(column)]
+        for column in chats:
+            if column in self.options.text_columns:
+                return self._conversation(row, column)
+        texts = [column for column in self.options.text_columns if column in row and column not in CHAT_COLUMNS]
+        if self.rows.lines:
+            texts = ["text"]
+        values = [(column, row[column]) for column in texts if row[column] is not None and row[column] != ""]
+        if values:
+            return self._text(values)
+        if chats:
+            return self._conversation(row, chats[0])
+        if not texts and not any(column in row for column in CHAT_COLUMNS):
+            raise RowError(f"has no column {_either(self.options.text_columns)}")
+        return Sample("")
+
+    def _text(self, values: Sequence[tuple[str, Any]]) -> Sample:
+        for column, value in values:
+            if not isinstance(value, str):
+                raise RowError(f"holds {type(value).__name__} in column {column!r}, not text")
+        self._used.update(column for column, _ in values)
+        return Sample(_readable("\n".join(value.removeprefix(BYTE_ORDER_MARK) for _, value in values)))
+
+    def _conversation(self, row: Mapping[str, Any], column: str) -> Sample:
+        if not self._template.exists:
+            raise InputError(
+                f"has `{column}`, which need a chat template, and the model's tokenizer has none",
+                where=self.rows.where,
+                fix="use a dataset of plain text or add chat_template.jinja to the model",
+            )
+        self._used.add(column)
+        text = self._template.render(row, column, added_nulls=self.rows.added_nulls)
+        return Sample(_readable(text), templated=True)
 
 
 def open_corpus(dataset: str, options: CorpusOptions, tokenizer: Any) -> Corpus:
     """Open a dataset and find its text.
 
-    In a .txt file, every line with its line break is a sample that continues the one before, unless a seed shuffles
-    them. In any other dataset, a row is a sample: its `text_columns` that are present and not empty, joined by line
-    breaks. A dataset without these columns but with `messages` goes through the tokenizer's chat template.
+    The lines of a .txt file, line breaks kept, are samples that continue each other, unless a seed shuffles them. In
+    any other dataset a row is a sample: those of `text_columns` that it has and that are not empty, joined by a line
+    break. A row without any of these but with `messages` or `conversations` goes through the tokenizer's chat template.
+    Rows that cannot be read are left out and told of, see `RowTally`.
 
     Raises:
         InputError: The dataset is empty, cannot be read, or has no text column.
         UnsupportedError, MissingDependencyError: As `open_rows`.
     """
-    rows = open_rows(dataset, options.split)
-    first_row = next(iter(rows), None)
-    if first_row is None:
-        raise InputError("has no rows", where=rows.where)
-    corpus = Corpus(rows, _find_columns(first_row, rows, options.text_columns, tokenizer), options, tokenizer)
-    if all(sample.blank for sample in Corpus(rows, corpus.columns, CorpusOptions(), tokenizer)):
-        raise InputError("has no text", where=rows.where)
-    return corpus
+    rows = open_rows(dataset, options.split, _wanted(options))
+    _require_columns(rows, options.text_columns)
+    of_all = Corpus(rows, CorpusOptions(options.text_columns), tokenizer)
+    if all(sample.blank for sample in of_all):
+        raise InputError("has no text in it", where=rows.where)
+    return Corpus(rows, options, tokenizer)
 
 
-def _find_columns(row: Mapping[str, Any], rows: Rows, text_columns: Sequence[str], tokenizer: Any) -> tuple[str, ...]:
+def _wanted(options: CorpusOptions) -> tuple[str, ...]:
+    """The columns that samples can be made of, each once."""
+    return tuple(dict.fromkeys((*options.text_columns, *CHAT_COLUMNS, TOOLS)))
+
+
+def _require_columns(rows: Rows, text_columns: Sequence[str]) -> None:
+    """Check that there are rows, and that one of the first has a column that is asked for.
+
+    Raises:
+        InputError: There are none, or none has.
+    """
     if rows.lines:
-        return ("text",)
-    found = tuple(column for column in text_columns if column in row and column != MESSAGES)
-    if found:
-        return found
-    if MESSAGES not in row:
-        wanted = " or ".join(repr(column) for column in text_columns)
+        return
+    usable = {*text_columns, *CHAT_COLUMNS}
+    columns = rows.columns
+    empty = True
+    for _place, row in islice(rows, _ROWS_LOOKED_AT):
+        empty = False
+        if not isinstance(row, UnreadableRow):
+            columns = tuple(row) if columns is None else columns
+            if any(column in usable for column in row):
+                return
+    if empty:
+        raise InputError("has no rows", where=rows.where)
+    if columns is not None and not usable & {*columns}:
         raise InputError(
-            f"has no column {wanted}, only {', '.join(map(repr, row))}",
+            f"has no column {_either(text_columns)}, its columns are {', '.join(map(repr, columns))}",
             where=rows.where,
             fix="choose one with --text-column",
         )
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError(
-            "has `messages`, which need a chat template, but the model's tokenizer has none",
-            where=rows.where,
-            fix="use a dataset of plain text or add chat_template.jinja to the model",
-        )
-    return (MESSAGES,)
 
 
-def _column_texts(row: Mapping[str, Any], columns: Sequence[str], where: str, number: int) -> Iterator[str]:
-    for column in columns:
-        value = row.get(column)
-        if value is None or value == "":
-            continue
-        if not isinstance(value, str):
-            raise InputError(f"row {number}: column {column!r} holds {type(value).__name__}, not text", where=where)
-        yield value
+def _either(columns: Sequence[str]) -> str:
+    return " or ".join(map(repr, columns))
 
 
-def _apply_chat_template(tokenizer: Any, row: Mapping[str, Any], where: str, number: int) -> str:
-    messages = row.get(MESSAGES)
-    if not messages:
-        return ""
-    # Messages in one table have all keys. Missing keys are None, which templates would take as given.
-    try:
-        given = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        return str(tokenizer.apply_chat_template(given, tokenize=False))
-    except Exception as error:
-        raise InputError(f"row {number}: the chat template fails ({first_line(error)})", where=where) from None
+def _first(samples: Iterator[Sample], count: int | None) -> Iterator[Sample]:
+    """The samples up to so many that are not blank."""
+    for sample in samples:
+        yield sample
+        if count is not None and not sample.blank:
+            count -= 1
+            if count == 0:
+                return
+
+
+def _readable(text: str) -> str:
+    problem = unreadable_text(text)
+    if problem is not None:
+        raise RowError(problem)
+    return text
+
+
+def _packed(sample: Sample) -> bytes:
+    return bytes([sample.templated]) + sample.text.encode()
+
+
+def _unpacked(data: bytes) -> Sample:
+    return Sample(data[1:].decode(), templated=bool(data[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,12 +12,16 @@ from pathlib import Path
 from types import TracebackType
 
 from neuralink_cli.checkpoint.config import read_config
-from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE, missing_weights
+from neuralink_cli.checkpoint.contents import missing_weights, refuse_dangling_link
+from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.header import TensorEntry
-from neuralink_cli.files.json_text import canonical, read_object
+from neuralink_cli.files.input_file import read_input, require_regular
+from neuralink_cli.files.json_text import canonical, read_foreign_object
 from neuralink_cli.files.tensor_file import TensorFile
+
+logger = logging.getLogger(__name__)
 
 _SAMPLE_BYTES = 4096
 _SAMPLES = 4
@@ -53,14 +58,14 @@ class Checkpoint:
         self._stack = ExitStack()
         self.files: tuple[TensorFile, ...] = ()
         self._places: dict[str, TensorPlace] = {}
+        self._beside: dict[str, bytes] = {}
+        _refuse_special_files(directory)
         try:
             names, listed = _weight_files(directory)
             self.files = tuple(self._stack.enter_context(TensorFile(directory / name)) for name in names)
             for file in self.files:
                 self._add(file)
-            for name, shard in listed.items():
-                if name not in self._places or self._places[name].file.path.name != shard:
-                    raise InputError(f"tensor {name!r} is not in {shard}", where=directory / SHARD_INDEX)
+            self._compare_with_index(listed)
         except BaseException:
             self._stack.close()
             raise
@@ -86,10 +91,20 @@ class Checkpoint:
         """`model_type` of the config."""
         return str(self.config["model_type"])
 
-    @property
+    @cached_property
     def sharded(self) -> bool:
         """Whether this is a sharded checkpoint, with an index that lists the shards."""
         return (self.directory / SHARD_INDEX).is_file() and not (self.directory / SINGLE_FILE).is_file()
+
+    def read_beside(self, name: str) -> bytes:
+        """The content of a small file beside the weights. It is read once, so that all who ask get the same.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        if name not in self._beside:
+            self._beside[name] = read_input(self.directory / name)
+        return self._beside[name]
 
     @property
     def total_bytes(self) -> int:
@@ -125,6 +140,19 @@ class Checkpoint:
                     digest.update(file.read(name, start, start + _SAMPLE_BYTES).data)
         return digest.hexdigest()
 
+    def _compare_with_index(self, listed: Mapping[str, str]) -> None:
+        """Check that tensors are where the index says. Some are nowhere: then the model has to do without them."""
+        for name, shard in listed.items():
+            if name in self._places and self._places[name].file.path.name != shard:
+                raise InputError(
+                    f"says that tensor {name!r} is in {shard}, but it is in {self._places[name].file.path.name}",
+                    where=self.directory / SHARD_INDEX,
+                )
+        absent = [name for name in listed if name not in self._places]
+        if absent:
+            more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
+            logger.info("%s names %r%s, which no shard has", self.directory / SHARD_INDEX, absent[0], more)
+
     def _add(self, file: TensorFile) -> None:
         for entry in file.header.entries:
             if entry.name in self._places:
@@ -139,7 +167,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
     Raises:
         InputError: The index is malformed, or a shard's name is not a plain file name.
     """
-    weight_map = read_object(path).get("weight_map")
+    weight_map = read_foreign_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError("has no weight_map", where=path)
     for tensor, shard in weight_map.items():
@@ -148,14 +176,31 @@ def read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
+def _refuse_special_files(directory: Path) -> None:
+    """Check that a checkpoint's directory has no pipe or device in it, which a library would wait for.
+
+    Raises:
+        InputError: There is one.
+    """
+    try:
+        beside = [child for child in directory.iterdir() if not child.name.startswith(".") and not child.is_dir()]
+    except OSError as error:
+        raise InputError(f"cannot be listed ({error.strerror})", where=error.filename) from None
+    for child in beside:
+        require_regular(child)
+
+
 def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
     """Names of the weight files, and the shard of every tensor (empty for a single file)."""
+    for name in (SINGLE_FILE, SHARD_INDEX):
+        refuse_dangling_link(directory / name)
     if (directory / SINGLE_FILE).exists():
         return [SINGLE_FILE], {}
     if (directory / SHARD_INDEX).exists():
         listed = read_weight_map(directory / SHARD_INDEX)
         shards = sorted(set(listed.values()))
         for shard in shards:
+            refuse_dangling_link(directory / shard)
             if not (directory / shard).exists():
                 raise InputError(f"shard {shard} is missing", where=directory, fix="download the whole checkpoint")
         return shards, listed

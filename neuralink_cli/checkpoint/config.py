@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX
+from neuralink_cli.checkpoint.contents import missing_config, refuse_adapter, refuse_dangling_link
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX, QUANTISED_CONFIG
 from neuralink_cli.errors import InputError, UnsupportedError
-from neuralink_cli.files.json_text import read_object
+from neuralink_cli.files.input_file import require_reachable
+from neuralink_cli.files.json_text import read_foreign_object
 
 
 def config_value(config: Mapping[str, Any], key: str) -> Any:
@@ -24,8 +26,9 @@ def read_config(directory: Path) -> dict[str, Any]:
 
     Raises:
         InputError: Not a checkpoint directory, or a malformed config.
-        UnsupportedError: Quantised weights, or a flash layout.
+        UnsupportedError: Quantised weights, an adapter beside them, or a flash layout.
     """
+    require_reachable(directory)
     if not directory.exists():
         raise InputError(
             "no such directory",
@@ -40,17 +43,34 @@ def read_config(directory: Path) -> dict[str, Any]:
             where=directory,
             fix="get the checkpoint back with `neuralink restore`",
         )
+    names = {child.name for child in directory.iterdir()}
+    refuse_adapter(names, directory)
+    refuse_dangling_link(directory / CONFIG_FILE)
     if not (directory / CONFIG_FILE).is_file():
-        raise InputError(f"has no {CONFIG_FILE}, so it is not a HuggingFace checkpoint", where=directory)
-    config = read_object(directory / CONFIG_FILE)
+        raise missing_config(names, directory)
+    config = read_foreign_object(directory / CONFIG_FILE)
     if not isinstance(config.get("model_type"), str):
         raise InputError("has no model_type", where=directory / CONFIG_FILE)
     _refuse_quantised(config, directory)
     return config
 
 
+def _quantization(config: dict[str, Any]) -> Any:
+    """What a config, or that of a model within the model, says of quantisation; nothing if it says nothing."""
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key):
+            return config[key]
+    parts = (value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))
+    return next((found for part in parts if (found := _quantization(part))), None)
+
+
 def _refuse_quantised(config: dict[str, Any], directory: Path) -> None:
-    quantization = config.get("quantization_config") or config.get("compression_config")
+    quantization = _quantization(config)
+    if (directory / QUANTISED_CONFIG).is_file():
+        found = read_foreign_object(directory / QUANTISED_CONFIG).get("quantization")
+        method = found.get("quant_algo", "unknown") if isinstance(found, dict) else "unknown"
+        # Null where only the cache of keys and values is quantised.
+        quantization = quantization or ({"quant_method": method} if method is not None else None)
     if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise UnsupportedError(

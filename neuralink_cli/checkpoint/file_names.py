@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from pathlib import Path
 
-from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError
-
 CONFIG_FILE = "config.json"
+# Where NVIDIA's ModelOpt says how it quantised the weights.
+QUANTISED_CONFIG = "hf_quant_config.json"
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 FLASH_INDEX = "model.flash.json"
@@ -18,7 +17,6 @@ _WEIGHT_SUFFIXES = frozenset(
         *(".onnx", ".onnx_data", ".gguf", ".ot", ".pkl", ".tflite"),
     )
 )
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
 _MODULE_FILE = re.compile(r"[0-9]+_\w+/[^./\\][^/\\]*", re.ASCII)
 
 
@@ -37,22 +35,3 @@ def is_module_file(name: str) -> bool:
         name: The path within the checkpoint, such as `1_Pooling/config.json`.
     """
     return _MODULE_FILE.fullmatch(name) is not None
-
-
-def missing_weights(names: Collection[str], where: str | Path) -> NeuralinkError:
-    """The error for a checkpoint that has neither a weight file nor a shard index.
-
-    Args:
-        names: The files that it has.
-
-    Returns:
-        An UnsupportedError if it has pickled weights instead, an InputError if it has none.
-    """
-    for name in _PICKLES:
-        if name in names:
-            return UnsupportedError(
-                f"has only pickled weights ({name}), which can run code when loaded and are never opened",
-                where=where,
-                fix="convert them to safetensors, for example with `save_pretrained` of transformers",
-            )
-    return InputError(f"has neither {SINGLE_FILE} nor {SHARD_INDEX}", where=where)

@@ -20,17 +20,19 @@ from typing import Any
 from neuralink_cli import __version__
 from neuralink_cli.checkpoint.checkpoint import read_weight_map
 from neuralink_cli.checkpoint.config import read_config
+from neuralink_cli.checkpoint.contents import missing_config, missing_weights, refuse_adapter
 from neuralink_cli.checkpoint.file_names import (
     CONFIG_FILE,
+    QUANTISED_CONFIG,
     SHARD_INDEX,
     SINGLE_FILE,
     is_module_file,
     is_small_file,
-    missing_weights,
 )
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, MissingDependencyError, NeuralinkError, OptionError, first_line
 from neuralink_cli.files.durable import require_space
+from neuralink_cli.files.input_file import require_reachable
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelSource:
         OutputError: The disk of the cache has too little room.
         MissingDependencyError: huggingface_hub is not installed.
     """
+    require_reachable(Path(model))
     if isinstance(model, Path) or Path(model).exists() or not _HUB_ID.fullmatch(model):
         if revision is not None:
             raise OptionError(f"--revision is for models of the Hugging Face hub, and {model} is a local path")
@@ -168,8 +171,11 @@ def _fetch(wanted: _Wanted, info: Any) -> Path:
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
         cached = {name for name in sizes if isinstance(try_to_load_from_cache(wanted.id, name, revision=info.sha), str)}
         with quiet_hub():
+            refuse_adapter(sizes, str(wanted))
             if CONFIG_FILE in sizes:
                 # The config comes first: it may rule out the model.
+                if QUANTISED_CONFIG in sizes:
+                    hf_hub_download(wanted.id, QUANTISED_CONFIG, revision=info.sha)
                 read_config(Path(hf_hub_download(wanted.id, CONFIG_FILE, revision=info.sha)).parent)
             names = _files_of_checkpoint(wanted, sorted(sizes), info.sha)
         missing = [sizes[name] for name in names if name not in cached]
@@ -211,7 +217,7 @@ def _files_of_checkpoint(wanted: _Wanted, names: Sequence[str], commit: str) -> 
     from huggingface_hub import hf_hub_download
 
     if CONFIG_FILE not in names:
-        raise InputError(f"has no {CONFIG_FILE}, so it is not a HuggingFace checkpoint", where=str(wanted))
+        raise missing_config(names, str(wanted))
     if SINGLE_FILE in names:
         weights = [SINGLE_FILE]
     elif SHARD_INDEX in names:

@@ -160,7 +160,7 @@ def _document(report: BenchReport) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, report: BenchReport, overwrite: bool) -> None:
-    from neuralink_cli.files.durable import new_file
+    from neuralink_cli.files.durable import new_file, write_all
 
     lines = [_csv_line(row) for row in report.rows]
     text = io.StringIO(newline="")
@@ -168,7 +168,7 @@ def _write_csv(path: Path, report: BenchReport, overwrite: bool) -> None:
     writer.writeheader()
     writer.writerows(lines)
     with new_file(path, overwrite=overwrite) as handle:
-        handle.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        write_all(handle, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _csv_line(row: BenchRow) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from neuralink_cli.architectures.blocks import experts_of
+from neuralink_cli.architectures.coverage import coverage_text
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
 from neuralink_cli.layout.names import RESIDENT_CHOICES
@@ -66,7 +67,7 @@ Examples:
 )
 @click.option(
     "--bundle-bytes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1 << 32),
     metavar="N",
     help="Bytes of a bundle, if different from the checkpoint's (4-bit weights, say).",
 )
@@ -173,6 +174,7 @@ def command(
                 "by_source": [gain.as_document() for gain in sources],
                 "total": total.as_document(),
                 "gains": [asdict(gain) for gain in header.gains],
+                "coverage": header.coverage,
             }
         )
         return
@@ -183,6 +185,8 @@ def command(
     if kept and order != ORIGINAL:
         click.echo(f"{kept} of {len(header.blocks)} blocks stay in original order, which costs less there")
     gaps = sorted({block.collapse_gap for block in header.blocks})
+    if header.coverage is not None:
+        click.echo(coverage_text(header.coverage["covered_bytes"], header.coverage["ffn_bytes"]))
     click.echo(f"{options.device.name}: worth reading across gaps of up to {'/'.join(map(str, gaps))} neurons")
 
 

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import io
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 import click
 
 from neuralink_cli.cli import exit_codes
 from neuralink_cli.cli.commands import cli
-from neuralink_cli.cli.output import set_defaults
-from neuralink_cli.errors import NeuralinkError
+from neuralink_cli.cli.output import lenient_stderr, set_defaults
+from neuralink_cli.errors import NeuralinkError, printable, shorten
+from neuralink_cli.signals import HungUp, Terminated, stopping_signals, was_stopped_again
 
 DEBUG_VARIABLE = "NEURALINK_DEBUG"
 COMPLETION_VARIABLE = "_NEURALINK_COMPLETE"
 
 
-class Terminated(BaseException):
-    """SIGTERM, raised like KeyboardInterrupt so that outputs are cleaned up on the way out."""
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. The traceback of a failure is shown only if NEURALINK_DEBUG is set."""
+    with lenient_stderr():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
-        with _sigterm_raises():
+        with stopping_signals():
             set_defaults()
             _invoke(arguments)
             if sys.stdout is not None:
@@ -38,12 +38,14 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as stop:
         return _fail(f"interrupted; {_left_behind(stop)}", exit_codes.INTERRUPTED)
     except Terminated as stop:
         return _fail(f"terminated; {_left_behind(stop)}", exit_codes.TERMINATED)
+    except HungUp as stop:
+        return _fail(f"the terminal went away; {_left_behind(stop)}", exit_codes.HUNG_UP)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): say nothing. Python would still complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         return _fail(_describe(error), exit_codes.OUTPUT)
     except Exception as error:
-        kind = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        kind = f"{type(error).__name__}: {shorten(' '.join(str(error).split()), 200)}"
         advice = f"this is a bug, please report it with the output of {DEBUG_VARIABLE}=1"
         return _fail(f"internal error ({kind}); {advice}", exit_codes.INTERNAL)
 
@@ -68,9 +70,20 @@ def _invoke(arguments: Sequence[str]) -> None:
         cli.invoke(context)
 
 
+def _show(error: click.ClickException) -> None:
+    """As click shows a wrong usage, but in few words whatever was typed."""
+    shown = io.StringIO()
+    error.show(file=shown)
+    click.echo("\n".join(shorten(line) for line in shown.getvalue().splitlines()), err=True)
+
+
 def _left_behind(stop: BaseException) -> str:
-    """What happened to unfinished output: the command's message if it keeps any."""
-    return str(stop) or "nothing unfinished was left behind"
+    """What a command that keeps its unfinished output says of it."""
+    if str(stop):
+        return str(stop)
+    if was_stopped_again():
+        return "stopped again while clearing up, so a hidden .partial may be left: the next run takes it over"
+    return "nothing unfinished was left behind"
 
 
 def _describe(error: OSError) -> str:
@@ -83,17 +96,5 @@ def _describe(error: OSError) -> str:
 def _fail(message: str, code: int) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
-    click.echo(f"neuralink: error: {message}", err=True)
+    click.echo(shorten(f"neuralink: error: {printable(message)}"), err=True)
     return code
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

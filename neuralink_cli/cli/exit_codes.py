@@ -13,6 +13,7 @@ OUTPUT = 6
 MISSING_DEPENDENCY = 7
 OUT_OF_MEMORY = 8
 INTERNAL = 70
+HUNG_UP = 129
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 TERMINATED = 143
@@ -28,6 +29,7 @@ EXIT_CODE_MEANINGS = {
     MISSING_DEPENDENCY: "an optional package is not installed",
     OUT_OF_MEMORY: "out of memory",
     INTERNAL: "internal error: a bug in neuralink",
+    HUNG_UP: "the terminal went away (SIGHUP)",
     INTERRUPTED: "interrupted (Ctrl-C)",
     BROKEN_PIPE: "the reader of stdout closed the pipe",
     TERMINATED: "terminated (SIGTERM)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,6 @@ import click
 
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.output import set_verbosity
-from neuralink_cli.errors import InputError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -51,6 +51,21 @@ def architecture_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_choice
 
 
+ignore_remote_code_option = click.option(
+    "--ignore-remote-code",
+    is_flag=True,
+    help="Run what transformers has for the model's type, though the model comes with Python code of its own, which "
+    "may compute something else.",
+)
+
+
+allow_uncovered_option = click.option(
+    "--allow-uncovered",
+    is_flag=True,
+    help="Go on if the model has FFN matrices that are in no block: they are left as they are.",
+)
+
+
 def output_option(metavar: str, text: str) -> Callable[[Function], Function]:
     """`-o/--output`, required."""
     return click.option("-o", "--output", required=True, type=PATH, metavar=metavar, help=text)
@@ -78,12 +93,19 @@ def reporting_options(function: Function) -> Function:
 
 
 def read_text(path: Path) -> str:
-    """Read a whole UTF-8 text file.
+    """The whole of a text file, see `text_files.read_text`.
 
     Raises:
         InputError: The file cannot be read, or is not text.
     """
+    from neuralink_cli.calibration import text_files
+
+    return text_files.read_text(path)
+
+
+def text_argument(value: str) -> str:
+    """A text of the command line, which is UTF-8 whatever the locale says, as long as its bytes can be."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read as text ({error})", where=path) from None
+        return os.fsencode(value).decode()
+    except UnicodeError:
+        return value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,6 +16,8 @@ import click
 
 _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
+# How what a locale cannot print is written on stdout.
+_ESCAPED = "neuralink-escaped"
 
 
 class _RemarkHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -27,6 +31,68 @@ class _RemarkHandler(logging.StreamHandler):  # type: ignore[type-arg]
             super().emit(record)
 
 
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """The own byte of a file name that is no text, and an escape of what the locale has no bytes for."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    error.end = error.start + 1
+    byte = 0xDC80 <= ord(error.object[error.start]) <= 0xDCFF
+    return codecs.lookup_error("surrogateescape" if byte else "backslashreplace")(error)
+
+
+codecs.register_error(_ESCAPED, _escape)
+
+
+class _LenientRaw(io.RawIOBase):
+    """Bytes for a descriptor; those that it does not take are dropped."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Whether a person is looking."""
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Any) -> int:
+        """Write what can be written, and say that it was all."""
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, data)
+        return len(data)
+
+
+@contextlib.contextmanager
+def lenient_stderr() -> Iterator[None]:
+    """Within the block a stderr that cannot be written (a full disk, a reader that went away) loses what it is told.
+
+    The exit code is what counts, and stays what it is.
+    """
+    plain = sys.stderr
+    if plain is None or plain is not sys.__stderr__ or not isinstance(plain, io.TextIOWrapper):
+        yield
+        return
+    lenient = io.TextIOWrapper(
+        io.BufferedWriter(_LenientRaw(plain.fileno())),
+        encoding=plain.encoding,
+        errors="backslashreplace",
+        line_buffering=True,
+        write_through=True,
+    )
+    sys.stderr = lenient
+    try:
+        yield
+    finally:
+        lenient.flush()
+        sys.stderr = plain
+
+
 def set_defaults() -> None:
     """Set the defaults of every command line: remarks are shown, and any file name can be printed."""
     handler = _RemarkHandler()
@@ -36,7 +102,7 @@ def set_defaults() -> None:
     _LOGGER.setLevel(logging.INFO)
     _state["quiet"] = False
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+        sys.stdout.reconfigure(errors=_ESCAPED)
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:

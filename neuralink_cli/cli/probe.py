@@ -122,6 +122,8 @@ def command(
         profile = fio_profile(from_fio, name)
     if output is not None:
         write_profile(output, profile, overwrite=overwrite)
+    if probe is not None and probe.in_memory:
+        remark(f"{directory} is on a {probe.file_system}, which lies in memory: it is no storage device")
     if profile.pooled:
         listed = ", ".join(human_bytes(size) for size in profile.pooled)
         remark(f"larger reads took less time than smaller ones; averaged in the profile: {listed}")
@@ -135,6 +137,8 @@ def _summary(probe: Probe | None, profile: Profile, output: Path | None) -> dict
     return {
         "output": None if output is None else str(output),
         "direct": None if probe is None else probe.direct,
+        "file_system": None if probe is None else probe.file_system,
+        "in_memory": None if probe is None else probe.in_memory,
         "file_bytes": None if probe is None else probe.file_bytes,
         "points": [
             {
@@ -166,7 +170,8 @@ def _print(probe: Probe | None, profile: Profile, output: Path | None) -> None:
     ]
     print_table(header, rows)
     device = profile.device
-    how = "" if probe is None or probe.direct else " (through the page cache, so not the storage's own)"
+    how = " (of memory, not of a storage device)" if probe is not None and probe.in_memory else ""
+    how = how if probe is None or probe.direct or how else " (through the page cache, so not the storage's own)"
     click.echo(
         f"{output or profile.document['name']}: about {1e6 * device.operation_seconds:.1f} us a read "
         f"and {human_bytes(round(device.bytes_per_second))}/s at queue depth {device.queue_depth}{how}"

@@ -14,7 +14,9 @@ from neuralink_cli.activations.options import SIGNALS
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
+    allow_uncovered_option,
     architecture_options,
+    ignore_remote_code_option,
     model_argument,
     output_option,
     overwrite_option,
@@ -67,7 +69,8 @@ Examples:
     multiple=True,
     required=True,
     metavar="DATA",
-    help="Calibration data: a .txt, .json, .jsonl, .csv or .parquet file, or a hub dataset (NAME[:CONFIG][@REVISION]); "
+    help="Calibration data: a .txt, .json, .jsonl, .csv or .parquet file (compressed or not), or a hub dataset "
+    "(NAME[:CONFIG][@REVISION]); "
     "for vision models an image, a folder of images, or a table with a column of them. May be repeated.",
 )
 @output_option("TRACE", "Trace to write.")
@@ -91,7 +94,7 @@ Examples:
     default=4096,
     show_default=True,
     metavar="N",
-    help="Calibrate thresholds on the first N tokens.",
+    help="Calibrate thresholds on N tokens, taken from all datasets in proportion and spread over each.",
 )
 @click.option(
     "--thresholds-from",
@@ -106,8 +109,8 @@ Examples:
     default=("text",),
     show_default=True,
     metavar="NAME",
-    help="Column with the text; may be repeated, and the columns that a row has are joined by newlines. Rows with "
-    "`messages` use the chat template instead.",
+    help="Column with the text; may be repeated, and the columns that a row has are joined by newlines. Rows without "
+    "it but with `messages` or `conversations` use the chat template.",
 )
 @click.option("--split", default="train", show_default=True, help="Split of hub datasets.")
 @click.option(
@@ -140,7 +143,12 @@ Examples:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Sequences per batch."
 )
-@click.option("--seed", type=int, metavar="N", help="Take samples in random order.  [default: in file order]")
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    help="Draw samples at random from the whole of each dataset.  [default: in file order]",
+)
 @click.option(
     "--part", type=PartType(), metavar="I/N", help="Run only the I-th of N parts of the data; join them with `merge`."
 )
@@ -162,6 +170,8 @@ Examples:
     "[default: most free memory]",
 )
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: run code that comes with the model.")
+@ignore_remote_code_option
+@allow_uncovered_option
 @architecture_options
 @overwrite_option
 @reporting_options
@@ -207,8 +217,10 @@ def command(
         print_json({"output": str(output), **asdict(summary)})
         return
     print_table(["block", "neurons", "threshold", "active"], list(_rows(summary.blocks)))
-    recorded = ", ".join(f"{source.name} {source.tokens:,}" for source in summary.sources)
-    click.echo(f"{output}: {summary.tokens:,} tokens ({recorded})")
+    recorded = ", ".join(
+        f"{source.name} {source.tokens:,}, {source.active_ratio or 0:.1%} active" for source in summary.sources
+    )
+    click.echo(f"{output}: {summary.tokens:,} tokens ({recorded}); {summary.coverage}")
 
 
 def _rows(blocks: Sequence[BlockSummary]) -> Iterator[list[str]]:

@@ -12,6 +12,7 @@ import click
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
+    allow_uncovered_option,
     architecture_options,
     model_argument,
     output_option,
@@ -64,6 +65,7 @@ Examples:
     metavar="BYTES",
     help="Start every tensor of bundles on a multiple of this, a power of two.",
 )
+@allow_uncovered_option
 @architecture_options
 @click.option(
     "--resume",
@@ -84,6 +86,7 @@ def command(
     resident: str,
     alignment: int,
     architecture: ArchitectureChoice,
+    allow_uncovered: bool,
     resume: bool,
     dry_run: bool,
     overwrite: bool,
@@ -104,6 +107,7 @@ def command(
             RelayoutOptions(layout=layout, resident=resident, alignment=alignment),
             revision=revision,
             architecture=architecture,
+            allow_uncovered=allow_uncovered,
             dry_run=dry_run,
             resume=resume,
             overwrite=overwrite,
@@ -117,7 +121,8 @@ def command(
         print_json(document)
         return
     verb = "would take" if dry_run else "takes"
-    click.echo(f"{output}: {layout} layout of {summary.blocks} blocks {verb} {human_bytes(summary.total_bytes)}")
+    size = human_bytes(summary.total_bytes)
+    click.echo(f"{output}: {layout} layout of {summary.blocks} blocks {verb} {size}; {summary.coverage}")
     if dry_run:
         plain = {**document, **expected}.items()
         print_table(["plan", ""], [[name, str(value)] for name, value in plain if isinstance(value, (str, int, float))])

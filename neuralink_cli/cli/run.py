@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuralink_cli.architectures.choice import ArchitectureChoice
-from neuralink_cli.cli.options import PATH, architecture_options, read_text, reporting_options, revision_option
+from neuralink_cli.cli.options import (
+    PATH,
+    architecture_options,
+    ignore_remote_code_option,
+    read_text,
+    reporting_options,
+    revision_option,
+    text_argument,
+)
 from neuralink_cli.cli.output import print_json, remark
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.models.execution import COMPUTE_DTYPES
@@ -96,6 +104,7 @@ Examples:
     metavar="N",
     help="Tokens of the text to use for --perplexity.",
 )
+@ignore_remote_code_option
 @architecture_options
 @reporting_options
 def command(
@@ -126,7 +135,7 @@ def command(
     request = RunRequest(
         layout=layout,
         settings=_settings(**options),
-        prompt=prompt if prompt_file is None else read_text(prompt_file),
+        prompt=_prompt(prompt, prompt_file),
         generation=generation,
         compare=compare,
         compare_revision=revision,
@@ -142,6 +151,12 @@ def command(
             click.echo(report.generated.text)
         _say(report)
     _require_agreement(report, layout)
+
+
+def _prompt(text: str | None, file: Path | None) -> str | None:
+    if file is not None:
+        return read_text(file)
+    return None if text is None else text_argument(text)
 
 
 def _settings(*, dram: str, device_profile: str | None, **others: Any) -> RunSettings:

@@ -12,6 +12,7 @@ from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
     architecture_options,
+    ignore_remote_code_option,
     model_argument,
     read_text,
     reporting_options,
@@ -52,6 +53,7 @@ Examples:
     help="Largest difference that --forward allows, relative to the largest output.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: let --forward run code that comes with the model.")
+@ignore_remote_code_option
 @architecture_options
 @reporting_options
 def command(
@@ -63,6 +65,7 @@ def command(
     text_file: Path | None,
     tolerance: float,
     trust_remote_code: bool,
+    ignore_remote_code: bool,
     architecture: ArchitectureChoice,
     as_json: bool,
 ) -> None:
@@ -78,11 +81,12 @@ def command(
     from neuralink_cli.layout.verify import verify
 
     directory = find_model(model, revision).directory
-    prepared = _prepare_comparison(directory, text_file, architecture, trust_remote_code) if forward else None
+    code = {"trust_remote_code": trust_remote_code, "ignore_remote_code": ignore_remote_code}
+    prepared = _prepare_comparison(directory, text_file, architecture, code) if forward else None
     try:
         document = asdict(verify(directory, layout_directory, quick=quick, progress=progress_bar))
         if prepared is not None:
-            document["forward"] = _compare_outputs(directory, layout_directory, prepared, tolerance, trust_remote_code)
+            document["forward"] = _compare_outputs(directory, layout_directory, prepared, tolerance, code)
     except VerificationError as error:
         if as_json:
             print_json({"verified": False, "problem": str(error)})
@@ -104,21 +108,23 @@ def command(
 
 
 def _prepare_comparison(
-    model: Path, text_file: Path | None, choice: ArchitectureChoice, trust_remote_code: bool
+    model: Path, text_file: Path | None, choice: ArchitectureChoice, code: dict[str, bool]
 ) -> Comparison:
     from neuralink_cli.architectures.choice import choose_architecture
     from neuralink_cli.architectures.model_description import describe
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
+    from neuralink_cli.models.own_code import settle_own_code
     from neuralink_cli.runtime.output_comparison import comparison_batches
 
     with Checkpoint(model) as checkpoint:
         architecture = choose_architecture(describe(checkpoint), choice)
+    settle_own_code(model, architecture, trust=code["trust_remote_code"], ignore=code["ignore_remote_code"])
     text = None if text_file is None else read_text(text_file)
-    return architecture, comparison_batches(model, architecture, text, trust_remote_code=trust_remote_code)
+    return architecture, comparison_batches(model, architecture, text, trust_remote_code=code["trust_remote_code"])
 
 
 def _compare_outputs(
-    model: Path, directory: Path, prepared: Comparison, tolerance: float, trust_remote_code: bool
+    model: Path, directory: Path, prepared: Comparison, tolerance: float, code: dict[str, bool]
 ) -> dict[str, Any]:
     from neuralink_cli.layout.restore import loadable
     from neuralink_cli.runtime.output_comparison import compare_outputs
@@ -126,7 +132,13 @@ def _compare_outputs(
     architecture, batches = prepared
     with loadable(directory) as rewritten:
         comparison = compare_outputs(
-            model, rewritten, batches, architecture, tolerance=tolerance, trust_remote_code=trust_remote_code
+            model,
+            rewritten,
+            batches,
+            architecture,
+            tolerance=tolerance,
+            trust_remote_code=code["trust_remote_code"],
+            ignore_remote_code=code["ignore_remote_code"],
         )
     if not comparison.agrees:
         raise VerificationError(

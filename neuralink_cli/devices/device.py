@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.devices.fio import is_fio_output, parse_fio
+from neuralink_cli.devices.fio import is_fio_output, parse_fio, read_measurements
 from neuralink_cli.errors import InputError, OptionError
-from neuralink_cli.files.json_text import parse_object, read_object
+from neuralink_cli.files.input_file import require_reachable, require_regular
+from neuralink_cli.files.json_text import parse_object
 from neuralink_cli.files.schema import Schema, check_document
 
 DEVICE_SCHEMA = Schema("device", __package__, "device.schema.json")
@@ -74,12 +75,15 @@ def find_device(name: str) -> DeviceModel:
     if name in known:
         return known[name]
     path = Path(name)
+    require_reachable(path)
+    if path.exists():
+        require_regular(path)
     if not path.is_file():
         raise OptionError(
             f"device {name!r} is neither a file nor built in (built in: {', '.join(known)})",
             fix="measure it with `neuralink probe`, or pass the JSON output of fio",
         )
-    document = read_object(path)
+    document = read_measurements(path)
     if is_fio_output(document):
         measured = parse_fio(document, path)
         reads = [ReadRate(size, rate) for size, rate in measured.rates]

@@ -13,6 +13,7 @@ import numpy as np
 from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.bulk_io import PAGE, DirectReads
+from neuralink_cli.files.input_file import open_input
 
 File = TypeVar("File", bound="ByteFile")
 
@@ -36,10 +37,7 @@ class ByteFile:
         self.path = path
         self._direct: DirectReads | None = None
         self._lock = threading.Lock()
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise InputError(f"cannot be opened ({error.strerror})", where=path) from None
+        self._descriptor = open_input(path)
         self.size = os.fstat(self._descriptor).st_size
 
     def __enter__(self: File) -> File:

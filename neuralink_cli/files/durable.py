@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Collection, Iterator
 from io import FileIO
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from neuralink_cli.errors import OutputError
+from neuralink_cli.files.input_file import kind_of, why
+from neuralink_cli.signals import deferred_signals
 
 
 def require_free(path: Path, overwrite: bool, *, directory: bool = False) -> None:
@@ -27,6 +30,7 @@ def require_free(path: Path, overwrite: bool, *, directory: bool = False) -> Non
     Raises:
         OutputError: It exists and `overwrite` is false, it is of the wrong kind, or its folder does not exist.
     """
+    _require_replaceable_kind(path)
     if path.is_symlink() or path.exists():
         if not overwrite:
             raise OutputError("already exists", where=path, fix="choose another output or pass --overwrite")
@@ -34,6 +38,22 @@ def require_free(path: Path, overwrite: bool, *, directory: bool = False) -> Non
             raise OutputError("is a directory, but the output is a file", where=path, fix="choose another output")
     elif not path.absolute().parent.is_dir():
         raise OutputError("its folder does not exist", where=path, fix=f"create {path.absolute().parent} first")
+
+
+def _require_replaceable_kind(path: Path) -> None:
+    """Whatever `--overwrite` says, only files and directories are replaced: no device, pipe or socket, no link to one.
+
+    Raises:
+        OutputError: `path` is something else, or the system cannot say what it is.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot be written ({why(error)})", where=path) from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OutputError(f"is a {kind_of(mode)}, which is never replaced", where=path, fix="choose another output")
 
 
 def leftover_bytes(path: Path) -> int:
@@ -68,7 +88,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     require_free(path, overwrite)
     partial = _partial(path)
     descriptor = _open_locked(partial, os.O_RDWR | os.O_CREAT, path)
-    with os.fdopen(descriptor, "w+b", buffering=0) as handle:
+    with os.fdopen(descriptor, "w+b", buffering=0) as handle, named_output(path):
         try:
             handle.truncate(0)
             yield handle
@@ -76,7 +96,8 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
             require_free(path, overwrite)
             partial.replace(path)
         except BaseException:
-            partial.unlink(missing_ok=True)
+            with deferred_signals():
+                partial.unlink(missing_ok=True)
             raise
     sync_directory(path.absolute().parent)
 
@@ -98,7 +119,7 @@ def new_directory(
     require_replaceable(path, overwrite, replaceable)
     partial = leftover = _partial(path)
     _make_directory(partial, path)
-    with contextlib.ExitStack() as locks:
+    with named_output(path), contextlib.ExitStack() as locks:
         descriptor = _open_locked(partial, os.O_RDONLY | os.O_DIRECTORY, path)
         locks.callback(os.close, descriptor)
         replaced = False
@@ -111,8 +132,9 @@ def new_directory(
             if path.exists():
                 # The old directory gets the partial directory's name: a lock keeps other runs from taking it over.
                 locks.callback(os.close, _open_locked(path, os.O_RDONLY | os.O_DIRECTORY, path))
-                leftover = _replace(path, partial)
-                replaced = True
+                with deferred_signals():
+                    leftover = _replace(path, partial)
+                    replaced = True
                 sync_directory(path.absolute().parent)
                 shutil.rmtree(leftover)
             else:
@@ -120,7 +142,8 @@ def new_directory(
                 shutil.rmtree(_aside(partial), ignore_errors=True)
         except BaseException:
             if replaced or not keep:
-                shutil.rmtree(leftover, ignore_errors=True)
+                with deferred_signals():
+                    shutil.rmtree(leftover, ignore_errors=True)
             raise
     sync_directory(path.absolute().parent)
 
@@ -140,6 +163,37 @@ def require_replaceable(path: Path, overwrite: bool, replaceable: Callable[[Path
         raise OutputError(
             "is not an earlier output of this kind, so it is not deleted", where=path, fix="choose another output"
         )
+
+
+@contextlib.contextmanager
+def named_output(path: Path) -> Iterator[None]:
+    """Errors of the system in the block that name no file are of writing `path`, and say so.
+
+    Raises:
+        OutputError: Instead of such an error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or isinstance(error, BrokenPipeError):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"the disk is full ({why(error)})", where=path, fix="free some space or write elsewhere"
+            ) from error
+        raise OutputError(f"cannot be written ({why(error)})", where=path) from error
+
+
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole new file inside an output directory, and flush it to the device."""
+    with open_new(path) as handle, named_output(path):
+        write_all(handle, data)
+        os.fsync(handle.fileno())
+
+
+def open_new(path: Path) -> FileIO:
+    """An unbuffered new file."""
+    return FileIO(path, "x")
 
 
 def write_all(handle: BinaryIO | FileIO, data: bytes | memoryview) -> None:

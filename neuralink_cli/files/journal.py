@@ -7,7 +7,6 @@ reads the file back, which the digest needs anyway, and resumes after the last l
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -17,15 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli import __version__
+from neuralink_cli.errors import InputError
 from neuralink_cli.files.byte_file import ByteFile
-from neuralink_cli.files.durable import empty_directory
-from neuralink_cli.files.json_text import canonical
+from neuralink_cli.files.durable import empty_directory, named_output
+from neuralink_cli.files.input_file import read_input
+from neuralink_cli.files.json_text import canonical, parse_object
 from neuralink_cli.files.pipeline import FileRange, pieces_of, read_ahead
+from neuralink_cli.files.schema import Schema, check_document
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_FILE = ".neuralink-journal"
 _FORMAT, _VERSION = "neuralink-journal", 1
+_MARK_SCHEMA = Schema("line of a journal", __package__, "journal.schema.json")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Journal:
             self._write(_first_line(run))
         else:
             # Cut off a line that was half written when the run was killed.
-            os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
+            os.truncate(self._path, read_input(self._path).rfind(b"\n") + 1)
 
     def __enter__(self) -> Journal:
         return self
@@ -89,7 +92,10 @@ class Journal:
         return size, digest
 
     def _write(self, line: str) -> None:
-        os.write(self._descriptor, line.encode() + b"\n")
+        left = line.encode() + b"\n"
+        with named_output(self._path):
+            while left:
+                left = left[os.write(self._descriptor, left) :]
 
 
 def open_journal(directory: Path, run: Mapping[str, Any], *, resume: bool) -> Journal:
@@ -110,14 +116,15 @@ def read_marks(directory: Path, run: Mapping[str, Any]) -> dict[str, list[Mark]]
     """The marks of the journal in a directory, by file name; None if it is missing, damaged or from another run."""
     try:
         # Without a line that was half written when the run was killed.
-        first, *others = (directory / JOURNAL_FILE).read_bytes().split(b"\n")[:-1]
+        first, *others = read_input(directory / JOURNAL_FILE).split(b"\n")[:-1]
         if first != _first_line(run).encode():
             return None
         marks: dict[str, list[Mark]] = {}
         for line in others:
-            entry = json.loads(line)
-            marks.setdefault(str(entry["file"]), []).append(Mark(int(entry["size"]), str(entry["sha256"])))
-    except (OSError, ValueError, TypeError, KeyError):
+            entry = parse_object(line, JOURNAL_FILE)
+            check_document(entry, _MARK_SCHEMA, JOURNAL_FILE)
+            marks.setdefault(entry["file"], []).append(Mark(entry["size"], entry["sha256"]))
+    except (ValueError, InputError):
         return None
     return marks
 

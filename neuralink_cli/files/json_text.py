@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.input_file import read_input
+from neuralink_cli.files.lfs import is_lfs_pointer, refuse_lfs_pointer
+
+# No integer that means anything here has more; thousands of them would take their time.
+_MOST_DIGITS = 40
 
 
 def parse_object(text: bytes | str, where: str | os.PathLike[str]) -> dict[str, Any]:
@@ -43,11 +48,27 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read, or as `parse_object`.
     """
+    return parse_object(read_input(path), path)
+
+
+def read_foreign_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file of others that holds one object, as leniently as Python's own reader, which transformers uses.
+
+    `Infinity` and `NaN` are numbers, and of a key that is there twice the last one counts.
+
+    Raises:
+        InputError: The file cannot be read, is a Git LFS pointer, not UTF-8, not JSON, or not an object.
+    """
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
-    return parse_object(text, path)
+        text = read_input(path)
+        if is_lfs_pointer(text):
+            refuse_lfs_pointer(path)
+        document = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON ({error})", where=path) from None
+    if not isinstance(document, dict):
+        raise InputError("not a JSON object", where=path)
+    return document
 
 
 def canonical(document: Any) -> str:
@@ -78,6 +99,8 @@ def _finite(text: str) -> float:
 
 def _integer(text: str) -> int | float:
     # Minus zero is not an integer. Other JSON readers agree; only Python's would drop the sign.
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits")
     return -0.0 if text == "-0" else int(text)
 
 

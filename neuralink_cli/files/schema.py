@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -39,15 +41,56 @@ def check_document(document: dict[str, Any], schema: Schema, where: str | os.Pat
     """
     from jsonschema.exceptions import best_match
 
-    error = best_match(_validator(schema).iter_errors(document))
+    try:
+        error = best_match(_validator(schema).iter_errors(document))
+    except RecursionError:
+        raise InputError(f"not a valid {schema.kind}: nested too deeply", where=where) from None
     if error is not None:
         place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
         complaint = error.message if len(error.message) <= 200 else error.message[:200] + "..."
         raise InputError(f"not a valid {schema.kind}: at {place.lstrip('.') or 'the top'}: {complaint}", where=where)
 
 
+# Beyond it JSON readers that use floating point lose integers, and 64-bit sums overflow.
+_LARGEST_INTEGER = (1 << 53) - 1
+
+
 @cache
 def _validator(schema: Schema) -> Any:
+    """A validator that takes 24.0 for no integer, true for no number, and a pattern's $ for the end of the text."""
     from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
 
-    return Draft202012Validator(schema.read())
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": _is_integer, "number": _is_number})
+    keywords = {"pattern": _check_pattern, "const": _check_const, "enum": _check_enum}
+    return extend(Draft202012Validator, keywords, type_checker=types)(schema.read())
+
+
+def _is_integer(_checker: Any, value: Any) -> bool:
+    return type(value) is int and abs(value) <= _LARGEST_INTEGER
+
+
+def _is_number(checker: Any, value: Any) -> bool:
+    return type(value) is float or _is_integer(checker, value)
+
+
+def _check_pattern(_validator: Any, pattern: str, value: Any, _schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    # Python's own $ also matches before a line break at the end.
+    if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+def _check_const(_validator: Any, expected: Any, value: Any, _schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    if type(value) is not type(expected) or value != expected:
+        yield ValidationError(f"{expected!r} was expected")
+
+
+def _check_enum(_validator: Any, allowed: Any, value: Any, _schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    if not any(type(value) is type(one) and value == one for one in allowed):
+        yield ValidationError(f"{value!r} is not one of {allowed!r}")

@@ -70,6 +70,8 @@ def write_stage_file(
     require_free(path, overwrite)
     specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
     whole = _whole(schema.kind, document)
+    # What is written here can be read by the next stage.
+    check_document(parse_object(canonical({**whole, DIGEST_KEY: "0" * 64}), path), schema, path)
     header = _header(specs, whole, "0" * 64)
     require_space(path, header.file_bytes)
     digest = hashlib.sha256()
@@ -123,6 +125,12 @@ class StageFile(TensorFile):
         if entry.dtype != dtype:
             raise InputError(f"tensor {name!r} has dtype {entry.dtype}, not {dtype}", where=self.path)
         return self.read(name).view(_DTYPES[dtype]).reshape(entry.shape)
+
+    def read_whole(self) -> bytes:
+        """All bytes of the file."""
+        whole = np.empty(self.size, dtype=np.uint8)
+        self.read_at(0, whole)
+        return whole.tobytes()
 
     def check_content(self) -> None:
         """Read the whole file and compare its digest.

@@ -12,8 +12,7 @@ from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.byte_file import ByteFile
 from neuralink_cli.files.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, TensorEntry, parse_header
-
-_LFS_POINTER = b"version https://git-lfs"
+from neuralink_cli.files.lfs import is_lfs_pointer
 
 
 class TensorFile(ByteFile):
@@ -65,7 +64,7 @@ class TensorFile(ByteFile):
 
     def _read_header(self) -> Header:
         start = os.pread(self._descriptor, 64, 0)
-        if start.startswith(_LFS_POINTER):
+        if is_lfs_pointer(start):
             raise InputError(
                 "is a Git LFS pointer, not the weights", where=self.path, fix="fetch them with `git lfs pull`"
             )

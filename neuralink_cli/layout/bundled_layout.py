@@ -22,6 +22,7 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.index import read_flash_index
 from neuralink_cli.layout.names import FLASH_FILE
 from neuralink_cli.layout.plan import FlashBlock, ResidentTensor, SourcePiece, TensorRange
+from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, is_permutation
 
 
@@ -30,6 +31,7 @@ class BundledLayout:
 
     Attributes:
         kind: Tells the kinds of layout apart.
+        unreplaced: Watches that the directory stays the one that was opened.
         loadable: Whether transformers can load it as it is.
         moved_slabs: The source tensors whose neurons are only moved: none, as bundles are another form.
 
@@ -44,6 +46,7 @@ class BundledLayout:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.unreplaced = Unreplaced(directory)
         self.index = read_flash_index(directory)
         self.file = TensorFile(directory / FLASH_FILE)
         try:

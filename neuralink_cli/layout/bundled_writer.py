@@ -107,5 +107,5 @@ def _lines_of(checkpoint: Checkpoint, region: Region) -> FileRange:
 
 def _stored_bytes(source: SourceFile, checkpoint: Checkpoint) -> bytes:
     if source.kind == "verbatim":
-        return (checkpoint.directory / source.name).read_bytes()
+        return checkpoint.read_beside(source.name)
     return next(file.header.prelude for file in checkpoint.files if file.path.name == source.name)

@@ -12,7 +12,8 @@ from neuralink_cli import __version__
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, SHARD_INDEX, is_module_file, is_small_file
 from neuralink_cli.errors import VerificationError
-from neuralink_cli.files.durable import sync_directory, sync_file
+from neuralink_cli.files.durable import named_output, sync_directory, sync_file
+from neuralink_cli.files.input_file import read_input, require_regular
 from neuralink_cli.layout.names import MODEL_CARD, PERMUTED_INDEX
 from neuralink_cli.placement.gain import Gain, OrderFigures, layer_gains, source_gains, total_gain
 from neuralink_cli.placement.placement import STORED, Placement, PlacementHeader
@@ -38,7 +39,9 @@ def copy_companions(names: Iterable[str], source: Path, target: Path) -> None:
         folder = (target / name).parent
         folder.mkdir(exist_ok=True)
         folders.add(folder)
-        shutil.copyfile(source / name, target / name)
+        require_regular(source / name)
+        with named_output(target / name):
+            shutil.copyfile(source / name, target / name)
         sync_file(target / name)
     for folder in folders - {target}:
         sync_directory(folder)
@@ -46,7 +49,7 @@ def copy_companions(names: Iterable[str], source: Path, target: Path) -> None:
 
 def describe_companions(directory: Path, names: Iterable[str]) -> list[dict[str, Any]]:
     """Name (relative to the layout's directory), size and SHA-256 of each file, for the index."""
-    contents = {name: (directory / name).read_bytes() for name in names}
+    contents = {name: read_input(directory / name) for name in names}
     return [
         {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in sorted(contents.items())
@@ -82,8 +85,9 @@ _WHAT = {
 
 def model_card(checkpoint: Checkpoint, layout: str, placement: Placement) -> str:
     """The text of the card for a layout of a checkpoint."""
-    original = checkpoint.directory / MODEL_CARD
-    kept = original.read_text(encoding="utf-8", errors="replace").rstrip("\n") + "\n\n" if original.is_file() else ""
+    kept = ""
+    if (checkpoint.directory / MODEL_CARD).is_file():
+        kept = checkpoint.read_beside(MODEL_CARD).decode(errors="replace").rstrip("\n") + "\n\n"
     info = placement.info
     origin = "" if checkpoint.origin is None else f", `{checkpoint.origin.id}` at commit `{checkpoint.origin.revision}`"
     lines = [

@@ -14,8 +14,8 @@ from neuralink_cli.architectures.regions import Region
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, VerificationError
-from neuralink_cli.files.durable import sync_file
-from neuralink_cli.files.json_text import canonical, read_object, readable
+from neuralink_cli.files.durable import write_file
+from neuralink_cli.files.json_text import canonical, parse_object, read_object, readable
 from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.layout.names import FLASH_FILE, PERMUTED_INDEX, PERMUTED_PLACEMENT
 from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor, SourceFile, TensorRange
@@ -109,10 +109,12 @@ def permuted_document(
     }
 
 
-def write_index(path: Path, document: Mapping[str, Any]) -> None:
+def write_index(path: Path, schema: Schema, document: Mapping[str, Any]) -> None:
     """Write an index, the last file of a layout, with its own digest in it, flushed to the device."""
-    path.write_text(readable({**document, DIGEST_KEY: _digest(document)}), encoding="utf-8")
-    sync_file(path)
+    text = readable({**document, DIGEST_KEY: _digest(document)})
+    # What is written here can be read by the next stage.
+    check_document(parse_object(text, path), schema, path)
+    write_file(path, text.encode())
 
 
 def read_flash_index(directory: Path) -> FlashIndex:
@@ -183,6 +185,8 @@ def _read(path: Path, form: str, schema: Schema) -> dict[str, Any]:
             where=path,
         )
     check_document(document, schema, path)
+    if len({block["id"] for block in document["blocks"]}) != len(document["blocks"]):
+        raise InputError("names a block twice", where=path)
     if document[DIGEST_KEY] != _digest({key: value for key, value in document.items() if key != DIGEST_KEY}):
         raise VerificationError(f"was changed after it was written: it does not match its {DIGEST_KEY}", where=path)
     return document

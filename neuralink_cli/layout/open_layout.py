@@ -9,12 +9,14 @@ from pathlib import Path
 from neuralink_cli.architectures.model_description import ModelDescription
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX
 from neuralink_cli.errors import InputError, VerificationError
-from neuralink_cli.files.json_text import read_object
+from neuralink_cli.files.input_file import require_reachable
+from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.files.pipeline import pieces_of, read_ahead
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.names import PERMUTED_INDEX
 from neuralink_cli.layout.permuted_layout import PermutedLayout
+from neuralink_cli.layout.replaced import Unreplaced
 
 Layout = BundledLayout | PermutedLayout
 
@@ -26,12 +28,14 @@ def open_layout(directory: Path) -> Layout:
         InputError: There is no layout, or it is malformed.
         VerificationError: Its files do not fit each other.
     """
+    require_reachable(directory)
     if not directory.is_dir():
         raise InputError("no such directory", where=directory, fix="pass the directory that `relayout` wrote")
-    if (directory / FLASH_INDEX).is_file():
-        return BundledLayout(directory)
-    if (directory / PERMUTED_INDEX).is_file():
-        return PermutedLayout(directory)
+    with Unreplaced(directory):
+        if (directory / FLASH_INDEX).is_file():
+            return BundledLayout(directory)
+        if (directory / PERMUTED_INDEX).is_file():
+            return PermutedLayout(directory)
     raise InputError(f"has neither {FLASH_INDEX} nor {PERMUTED_INDEX}, so it is not a layout", where=directory)
 
 
@@ -43,7 +47,7 @@ def describe_source(layout: Layout) -> ModelDescription:
     """
     entries = (entry for header in layout.source_headers.values() for entry in header.entries)
     shapes = {entry.name: entry.shape for entry in entries}
-    return ModelDescription(layout.directory, read_object(layout.directory / CONFIG_FILE), shapes)
+    return ModelDescription(layout.directory, read_foreign_object(layout.directory / CONFIG_FILE), shapes)
 
 
 def check_weight_files(layout: Layout, progress: Callable[[int], object] | None = None) -> None:

@@ -16,10 +16,12 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint, TensorPlace
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, Header
+from neuralink_cli.files.input_file import read_input
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.index import read_permuted_index
 from neuralink_cli.layout.names import PERMUTED_INDEX, PERMUTED_ORIGINALS
 from neuralink_cli.layout.plan import SourcePiece
+from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import Placement
 
 
@@ -28,6 +30,7 @@ class PermutedLayout:
 
     Attributes:
         kind: Tells the kinds of layout apart.
+        unreplaced: Watches that the directory stays the one that was opened.
         loadable: Whether transformers can load it as it is.
         made_slabs: The source tensors held in another form: none, as it only moves neurons.
 
@@ -42,6 +45,7 @@ class PermutedLayout:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.unreplaced = Unreplaced(directory)
         self.index = read_permuted_index(directory)
         self._stack = ExitStack()
         try:
@@ -89,9 +93,9 @@ class PermutedLayout:
     @property
     def verbatim(self) -> dict[str, bytes]:
         """Contents of the source's files kept under another name, and of its shard index, which the layout shares."""
-        kept = {name: (self.directory / PERMUTED_ORIGINALS / name).read_bytes() for name in self.index["verbatim"]}
+        kept = {name: read_input(self.directory / PERMUTED_ORIGINALS / name) for name in self.index["verbatim"]}
         if self.checkpoint.sharded:
-            kept[SHARD_INDEX] = (self.directory / SHARD_INDEX).read_bytes()
+            kept[SHARD_INDEX] = self.checkpoint.read_beside(SHARD_INDEX)
         return kept
 
     @cached_property

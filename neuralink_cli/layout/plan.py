@@ -252,7 +252,7 @@ def _source_specs(checkpoint: Checkpoint) -> Iterable[TensorSpec]:
     for file in checkpoint.files:
         yield f"source.{file.path.name}", "U8", (file.header.data_start,)
     for name in verbatim_files(checkpoint):
-        yield f"source.{name}", "U8", ((checkpoint.directory / name).stat().st_size,)
+        yield f"source.{name}", "U8", (len(checkpoint.read_beside(name)),)
 
 
 def _other_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> Iterable[TensorSpec]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Any
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import FFNBlock, moved_pieces
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
+from neuralink_cli.architectures.coverage import Coverage, require_coverage
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, SHARD_INDEX
 from neuralink_cli.checkpoint.hub import find_model
@@ -26,13 +27,20 @@ from neuralink_cli.files.durable import (
     require_replaceable,
     require_space,
     sync_directory,
-    sync_file,
+    write_file,
 )
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.journal import Journal, open_journal
 from neuralink_cli.layout.bundled_writer import write_bundled
 from neuralink_cli.layout.companions import companion_files, copy_companions, describe_companions, model_card
-from neuralink_cli.layout.index import flash_document, is_layout, permuted_document, write_index
+from neuralink_cli.layout.index import (
+    FLASH_SCHEMA,
+    PERMUTED_SCHEMA,
+    flash_document,
+    is_layout,
+    permuted_document,
+    write_index,
+)
 from neuralink_cli.layout.names import (
     BUNDLED,
     FLASH_FILE,
@@ -44,6 +52,7 @@ from neuralink_cli.layout.names import (
 )
 from neuralink_cli.layout.permuting import write_permuted
 from neuralink_cli.layout.plan import BundledPlan, plan_bundled
+from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement
 from neuralink_cli.progress import Progress, no_progress
 
@@ -105,6 +114,7 @@ class RelayoutSummary:
     total_bytes: int
     peak_block_bytes: int
     estimate: Estimate
+    coverage: Coverage
 
 
 def relayout(
@@ -115,6 +125,7 @@ def relayout(
     *,
     revision: str | None = None,
     architecture: ArchitectureChoice = BUILT_IN,
+    allow_uncovered: bool = False,
     dry_run: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -126,6 +137,7 @@ def relayout(
 
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
+        allow_uncovered: Go on though there are FFNs that no block covers.
         dry_run: Only check and plan.
         resume: Continue a killed run with the same inputs and options; if this run fails, keep what is written.
 
@@ -136,8 +148,12 @@ def relayout(
     with Placement(placement) as opened:
         # After the placement is checked: a model may take long to fetch.
         source = find_model(model, revision)
-        with Checkpoint(source.directory, source.origin) as checkpoint:
+        with Unreplaced(source.directory), Checkpoint(source.directory, source.origin) as checkpoint:
+            refuse_scales(checkpoint)
             found = choose_architecture(describe(checkpoint), architecture)
+            blocks = find_blocks(checkpoint, found)
+            refuse_scaled_blocks(checkpoint, blocks)
+            coverage = require_coverage(checkpoint, blocks, allow_uncovered=allow_uncovered)
             plan = plan_relayout(checkpoint, found, opened, options)
             check_output(plan, output, overwrite)
             expected = estimate_relayout(plan, checkpoint, output)
@@ -158,6 +174,7 @@ def relayout(
         total_bytes=plan.total_bytes,
         peak_block_bytes=plan.peak_block_bytes,
         estimate=expected,
+        coverage=coverage,
     )
 
 
@@ -271,7 +288,7 @@ def write_layout(
             companions = describe_companions(directory, plan.companions)
             _write_card(directory, checkpoint, placement, BUNDLED)
             document = flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin)
-            write_index(directory / FLASH_INDEX, document)
+            write_index(directory / FLASH_INDEX, FLASH_SCHEMA, document)
         else:
             _write_permuted_layout(plan, checkpoint, placement, directory, progress, journal)
         journal.remove()
@@ -306,7 +323,7 @@ def small_digests(plan: BundledPlan, checkpoint: Checkpoint, placement: Placemen
     preludes = {file.path.name: file.header.prelude for file in checkpoint.files}
     for source in plan.sources:
         stored = preludes.get(source.name)
-        content[source.stored.tensor] = stored or (checkpoint.directory / source.name).read_bytes()
+        content[source.stored.tensor] = stored or checkpoint.read_beside(source.name)
     return {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
 
 
@@ -322,16 +339,17 @@ def _write_permuted_layout(
     digests = write_permuted(directory, checkpoint, moved, placement.blocks, progress, journal)
     beside = [*plan.companions, SHARD_INDEX] if checkpoint.sharded else list(plan.companions)
     if checkpoint.sharded:
-        copy_companions([SHARD_INDEX], checkpoint.directory, directory)
+        write_file(directory / SHARD_INDEX, checkpoint.read_beside(SHARD_INDEX))
     kept = directory / PERMUTED_PLACEMENT
     kept.parent.mkdir()
-    shutil.copyfile(placement.path, kept)
-    sync_file(kept)
+    # Of the file that is open: another may have its name by now.
+    write_file(kept, placement.read_whole())
     verbatim = [MODEL_CARD] if (checkpoint.directory / MODEL_CARD).is_file() else []
     originals = directory / PERMUTED_ORIGINALS
     if verbatim:
         originals.mkdir()
-        copy_companions(verbatim, checkpoint.directory, originals)
+        for name in verbatim:
+            write_file(originals / name, checkpoint.read_beside(name))
         sync_directory(originals)
         beside += [f"{PERMUTED_ORIGINALS}/{name}" for name in verbatim]
     sync_directory(kept.parent)
@@ -341,13 +359,11 @@ def _write_permuted_layout(
     ]
     companions = describe_companions(directory, beside)
     document = permuted_document(moved, placement, files, verbatim, companions, checkpoint.origin)
-    write_index(directory / PERMUTED_INDEX, document)
+    write_index(directory / PERMUTED_INDEX, PERMUTED_SCHEMA, document)
 
 
 def _write_card(directory: Path, checkpoint: Checkpoint, placement: Placement, layout: str) -> None:
-    card = directory / MODEL_CARD
-    card.write_text(model_card(checkpoint, layout, placement), encoding="utf-8")
-    sync_file(card)
+    write_file(directory / MODEL_CARD, model_card(checkpoint, layout, placement).encode())
 
 
 def estimate_relayout(plan: RelayoutPlan, checkpoint: Checkpoint, output: Path) -> Estimate:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import NeuralinkError, VerificationError
-from neuralink_cli.files.durable import new_directory, require_replaceable, require_space, sync_file
+from neuralink_cli.files.durable import new_directory, require_replaceable, require_space, write_file
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.sections import ready, write_sections
 from neuralink_cli.layout.companions import check_companions, copy_companions
@@ -37,7 +37,7 @@ def restore(layout: Path, output: Path, *, overwrite: bool = False, progress: Pr
         OutputError: The output exists (without `overwrite`), holds another model, or does not fit on the disk.
         InputError, VerificationError: The layout is damaged.
     """
-    with open_layout(layout) as opened:
+    with open_layout(layout) as opened, opened.unreplaced:
         check_output(opened, output, overwrite)
         logger.info("%s", estimate_restore(opened, output))
         with progress("restore", restore_bytes(opened), "B") as advance:
@@ -65,12 +65,13 @@ def restore_layout(
         names = [file["name"] for file in layout.companions if file["name"] not in layout.verbatim]
         copy_companions([name for name in names if not name.startswith("neuralink/")], layout.directory, directory)
         for name, content in layout.verbatim.items():
-            (directory / name).write_bytes(content)
-            sync_file(directory / name)
+            write_file(directory / name, content)
         for name, header in headers.items():
             sections = [ready(header.prelude), *tensor_sections(layout, header.entries)]
             write_sections(directory / name, sections, progress)
         _check_restored(directory, layout)
+        # The weights came from files that were open, what is beside them by name: of one and the same layout?
+        layout.unreplaced.check()
     return RestoreSummary(tuple(headers), sum(len(header.entries) for header in headers.values()), weight_bytes(layout))
 
 

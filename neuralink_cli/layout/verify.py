@@ -17,6 +17,7 @@ from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.header import Header
 from neuralink_cli.layout.companions import check_companions
 from neuralink_cli.layout.open_layout import Layout, open_layout
+from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,12 @@ def verify(
         InputError, UnsupportedError: The checkpoint or the layout cannot be used.
     """
     source = find_model(model, revision)
-    with Checkpoint(source.directory, source.origin) as checkpoint, open_layout(layout) as opened:
+    with (
+        Unreplaced(source.directory),
+        Checkpoint(source.directory, source.origin) as checkpoint,
+        open_layout(layout) as opened,
+        opened.unreplaced,
+    ):
         # Always first, and without a progress bar.
         report = verify_quick(opened, checkpoint)
         if quick:

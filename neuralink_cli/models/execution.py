@@ -19,9 +19,11 @@ class ExecutionOptions:
             own elsewhere.
         max_memory: Bytes of RAM for weights; None for most of the free RAM.
         trust_remote_code: Run code that comes with the model. Dangerous.
+        ignore_remote_code: Run what transformers has for the model's type, though the model comes with code of its own.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     max_memory: int | None = None
     trust_remote_code: bool = False
+    ignore_remote_code: bool = False

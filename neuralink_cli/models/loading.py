@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.errors import InputError, OptionError, first_line
+from neuralink_cli.errors import InputError, OptionError, UnsupportedError, first_line
 from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.models.model_class import activate_up_projections, model_class, stand_in_config
+from neuralink_cli.models.model_errors import explained_model_errors
 from neuralink_cli.models.offload import (
     MemoryLimit,
     finish_placement,
@@ -22,6 +23,7 @@ from neuralink_cli.models.offload import (
     placement_options,
     quiet_accelerate,
 )
+from neuralink_cli.models.own_code import code_model_classes, settle_own_code
 from neuralink_cli.models.tokenizer import load_error
 
 # Config keys for the number of positions.
@@ -37,6 +39,7 @@ def load_model(
     dtype: str = "auto",
     limit: MemoryLimit = MemoryLimit(),  # noqa: B008 - it is frozen
     trust_remote_code: bool = False,
+    ignore_remote_code: bool = False,
 ) -> Any:
     """A local checkpoint as a transformers model, ready for inference.
 
@@ -45,22 +48,31 @@ def load_model(
         device: A torch device, or "auto": an accelerator if there is one.
         dtype: One of `DTYPES`; "auto" is float32 on the CPU and the checkpoint's own elsewhere.
         limit: The memory limit for weights; weights beyond it are read for every batch. Inputs go to `input_device`.
+        trust_remote_code, ignore_remote_code: What becomes of code that comes with the model, see `settle_own_code`.
 
     Raises:
         InputError: Weights are missing or do not fit, or transformers fails for another reason.
+        UnsupportedError: The model comes with code of its own, and nothing is said about it.
         OptionError: The device or dtype is not available, or the device does not support the limit.
         MissingDependencyError: The weights do not fit, and accelerate is not installed.
     """
+    code = settle_own_code(directory, architecture, trust=trust_remote_code, ignore=ignore_remote_code)
     place = find_device(device)
     dtype = compute_dtype(dtype, place)
     placement = placement_options(directory, dtype, place, limit)
     # Random weights are refused below, except weights that a checkpoint may lack: the seed makes those repeatable.
     torch.manual_seed(0)
     config = stand_in_config(directory, architecture)
+    own = code_model_classes(directory) if code == "run" else frozenset()
+    auto_class = model_class(architecture.task, with_head=with_head, code=own)
+    if own and auto_class.__name__ not in own:
+        raise UnsupportedError(
+            f"its own code has {', '.join(sorted(own))} and no {auto_class.__name__}", where=directory
+        )
     try:
         with warnings.catch_warnings(), quiet_accelerate():
             warnings.simplefilter("ignore")
-            model, report = model_class(architecture.task, with_head=with_head).from_pretrained(
+            model, report = auto_class.from_pretrained(
                 str(directory),
                 dtype=dtype,
                 use_safetensors=True,
@@ -134,9 +146,9 @@ def count_image_tokens(model: Any, pixels: npt.NDArray[np.float32]) -> int:
         InputError: The model does not accept such images.
     """
     try:
-        with torch.inference_mode():
+        with explained_model_errors(model), torch.inference_mode():
             output = model(pixel_values=torch.from_numpy(pixels).to(input_device(model), model.dtype))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, InputError) as error:
         problem = f"the model does not accept images of shape {list(pixels.shape)} ({first_line(error)})"
         raise InputError(problem) from error
     return int(output.last_hidden_state.shape[1])

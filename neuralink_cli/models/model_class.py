@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.files.json_text import read_object
+from neuralink_cli.files.json_text import read_foreign_object
 
 # Tasks whose models have a head that computes logits.
 TASKS_WITH_HEAD = ("causal-lm", "seq2seq")
 
 
-def model_class(task: str, *, with_head: bool) -> Any:
-    """The class that loads a model of a task, with or without the head that computes logits."""
+def model_class(task: str, *, with_head: bool, code: Collection[str] = ()) -> Any:
+    """The class that loads a model of a task, with what computes logits or without.
+
+    Args:
+        code: Classes for which code that comes with the model is to be run: with a head if there is none without.
+    """
     import transformers
 
-    if not with_head:
-        return transformers.AutoModel
-    heads = {"causal-lm": transformers.AutoModelForCausalLM, "seq2seq": transformers.AutoModelForSeq2SeqLM}
-    return heads[task]
+    heads = {"causal-lm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
+    head = heads.get(task, "AutoModel")
+    return getattr(transformers, head if with_head or ("AutoModel" not in code and head in code) else "AutoModel")
 
 
 def stand_in_config(directory: Path, architecture: Architecture) -> Any:
@@ -34,13 +38,16 @@ def stand_in_config(directory: Path, architecture: Architecture) -> Any:
         return None
     from transformers import CONFIG_MAPPING
 
-    document = read_object(directory / CONFIG_FILE)
+    document = read_foreign_object(directory / CONFIG_FILE)
     if architecture.runs_as not in CONFIG_MAPPING:
         raise UnsupportedError(
             f"runs as {architecture.runs_as!r}, a model type that transformers does not have", where=directory
         )
     register_fatrelu(float(document.get("hidden_act_param", 0.0)))
     own = {key: value for key, value in document.items() if key not in ("model_type", "auto_map", "architectures")}
+    for key in architecture.activation_keys:
+        # What a config leaves out is the default of its own code, not that of the model that stands in.
+        own.setdefault(key, architecture.activation_default)
     return CONFIG_MAPPING[architecture.runs_as].from_dict(own)
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from neuralink_cli.checkpoint.contents import refuse_dangling_link
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
+from neuralink_cli.files.json_text import read_foreign_object
+from neuralink_cli.files.lfs import refuse_lfs_pointer
+
+# What the files of a tokenizer are called, of whatever kind it is.
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
+)
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
@@ -16,17 +26,40 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
+    _require_files(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        raise load_error("tokenizer", directory, error) from error
+        raise _config_error(directory, trust_remote_code) or load_error("tokenizer", directory, error) from error
     # Without tokenizer files, transformers may make up a tokenizer that knows no text.
     own_files = set(getattr(tokenizer, "vocab_files_names", {}).values())
     if own_files and not any((directory / name).is_file() for name in own_files | {"tokenizer.json"}):
         raise InputError("has no tokenizer (tokenizer.json)", where=directory)
     return tokenizer
+
+
+def _require_files(directory: Path) -> None:
+    """Check that the files of a tokenizer which are there have content: transformers would not say what is wrong."""
+    for name in _FILES:
+        refuse_dangling_link(directory / name)
+        refuse_lfs_pointer(directory / name)
+
+
+def _config_error(directory: Path, trust_remote_code: bool) -> NeuralinkError | None:
+    """What is wrong with config.json, which a tokenizer is chosen by, if that is what transformers fails at."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    config = read_foreign_object(directory / CONFIG_FILE)
+    if config.get("model_type") not in CONFIG_MAPPING:
+        # A model that runs as another, or with code of its own: transformers need not know it.
+        return None
+    try:
+        AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        return load_error(CONFIG_FILE, directory, error)
+    return None
 
 
 def load_error(thing: str, directory: Path, error: Exception) -> NeuralinkError:

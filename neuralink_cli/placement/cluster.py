@@ -176,6 +176,7 @@ def _header(trace: Trace, split: TokenSplit, ordered: list[OrderedBlock], option
         signal=info.signal,
         calibration=info.calibration,
         parameters=_parameters(options),
+        coverage=info.coverage,
         blocks=tuple(
             _placement_block(block, result, options) for block, result in zip(info.blocks, ordered, strict=True)
         ),

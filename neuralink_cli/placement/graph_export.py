@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
-from neuralink_cli.files.durable import new_directory, require_replaceable, sync_file
+from neuralink_cli.errors import MismatchError
+from neuralink_cli.files.durable import new_directory, require_replaceable, write_file
 from neuralink_cli.placement.bits import activation_counts
 from neuralink_cli.placement.block_ordering import block_bits
 from neuralink_cli.placement.partners import strongest_links
@@ -31,6 +33,8 @@ def export_graphs(trace_path: Path, placement_path: Path, directory: Path, *, ov
         Placement(placement_path) as placement,
         new_directory(directory, overwrite=overwrite, replaceable=is_export) as folder,
     ):
+        if trace.content_sha256 != placement.info.trace["content_sha256"]:
+            raise MismatchError(f"is not of the trace {trace_path}", where=placement_path)
         for block in trace.info.blocks:
             _export(trace, block, placement, folder / f"{block.id}.graphml")
 
@@ -60,5 +64,6 @@ def _export(trace: Trace, block: TraceBlock, placement: Placement, path: Path) -
     graph = strongest_graph(*strongest_links(bits, LINKS_PER_NEURON), frequency)
     slots = inverse(placement.blocks[block.id].order)
     networkx.set_node_attributes(graph, dict(enumerate(slots.astype(np.int64).tolist())), "slot")
-    networkx.write_graphml(graph, path)
-    sync_file(path)
+    text = io.BytesIO()
+    networkx.write_graphml(graph, text)
+    write_file(path, text.getbuffer())

@@ -113,7 +113,12 @@ class MeasuredGain:
 
 @dataclass(frozen=True)
 class PlacementHeader:
-    """Everything a placement says beside its arrays. `gains` are empty if nothing was held out."""
+    """Everything a placement says beside its arrays.
+
+    Attributes:
+        gains: What the orders gain; empty if nothing was held out.
+        coverage: As in the trace.
+    """
 
     model: Mapping[str, str]
     origin: Origin | None
@@ -123,6 +128,7 @@ class PlacementHeader:
     parameters: Mapping[str, Any]
     blocks: tuple[PlacementBlock, ...]
     gains: tuple[MeasuredGain, ...] = ()
+    coverage: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +184,8 @@ class Placement(StageFile):
         try:
             self.check_content()
             self.info = _parse(self.document)
+            if len({block.id for block in self.info.blocks}) != len(self.info.blocks):
+                raise InputError("names a block twice", where=self.path)
             self.blocks = {block.id: self._read(block) for block in self.info.blocks}
             self.ordering_sequences: Bytes = self.array(ORDERING_SEQUENCES, "U8")
             if self.ordering_sequences.ndim != 2 or self.ordering_sequences.shape[1] != DIGEST_BYTES:
@@ -220,7 +228,13 @@ def _parse(document: Mapping[str, Any]) -> PlacementHeader:
     keys = ("model", "trace", "signal", "calibration", "parameters")
     origin = parse_origin(document["origin"])
     gains = tuple(_parse_gain(gain) for gain in document["gains"])
-    return PlacementHeader(**{key: document[key] for key in keys}, origin=origin, blocks=blocks, gains=gains)
+    return PlacementHeader(
+        **{key: document[key] for key in keys},
+        origin=origin,
+        blocks=blocks,
+        gains=gains,
+        coverage=document.get("coverage"),
+    )
 
 
 def _parse_gain(gain: Mapping[str, Any]) -> MeasuredGain:

@@ -14,6 +14,7 @@ from neuralink_cli.calibration.sequences import TokenIds
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import load_model
+from neuralink_cli.models.model_errors import explained_model_errors
 from neuralink_cli.models.offload import input_device
 from neuralink_cli.runtime.generation import Generated, generate
 from neuralink_cli.runtime.masking import masked_neurons
@@ -67,6 +68,7 @@ def compare_with_dense(
     *,
     exact: bool,
     dtype: str,
+    ignore_remote_code: bool = False,
 ) -> DenseComparison:
     """Run the dense model of a checkpoint on the same prompt and the same sequences for perplexity.
 
@@ -74,7 +76,14 @@ def compare_with_dense(
         InputError: The checkpoint cannot be loaded.
     """
     with quiet_transformers():
-        model = load_model(checkpoint, architecture, with_head=True, device="cpu", dtype=dtype)
+        model = load_model(
+            checkpoint,
+            architecture,
+            with_head=True,
+            device="cpu",
+            dtype=dtype,
+            ignore_remote_code=ignore_remote_code,
+        )
     dense_perplexity = perplexity(model, sequences) if sequences else None
     if generated is None:
         return DenseComparison(None, None, None, dense_perplexity)
@@ -104,7 +113,7 @@ def _compare_tokens(model: Any, sparse: Generated, other: Generated, dtype: str)
     gap = None
     if same < min(len(ours), len(theirs)):
         ids = torch.tensor([[*sparse.prompt_tokens, *ours[:same]]], device=input_device(model))
-        with torch.inference_mode():
+        with explained_model_errors(model), torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False).logits[0, -1].float()
         gap = float((logits[theirs[same]] - logits[ours[same]]) / logits.abs().max())
     elif len(ours) != len(theirs):

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from neuralink_cli.calibration.text_files import unreadable_text
 from neuralink_cli.errors import InputError, OptionError
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import max_positions
+from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
 from neuralink_cli.models.offload import input_device
+from neuralink_cli.models.special_tokens import surrounding_tokens, text_tokens
 from neuralink_cli.runtime.counters import FlashCounters
 from neuralink_cli.runtime.settings import GenerationOptions
 
@@ -49,16 +52,24 @@ class Generated:
 
 
 def encode_prompt(model: Any, tokenizer: Any, prompt: str, options: GenerationOptions) -> tuple[int, ...]:
-    """The tokens of a prompt.
+    """The tokens of a prompt, with what the tokenizer puts before a text but not with what it puts behind one.
+
+    A closing token would tell the model that the text is over.
 
     Raises:
-        InputError: The prompt has no tokens.
+        InputError: The prompt has no tokens, or it is not Unicode text.
         OptionError: Prompt and new tokens together need more positions than the model has.
     """
+    prompt = prompt.removeprefix("\ufeff")
+    problem = unreadable_text(prompt)
+    if problem is not None:
+        raise InputError(f"the prompt {problem}")
     with quiet_transformers():
-        tokens = tuple(tokenizer(prompt)["input_ids"])
+        opening, _closing = surrounding_tokens(tokenizer)
+        tokens = (*opening, *text_tokens(tokenizer, prompt))
     if not tokens:
         raise InputError("the prompt has no tokens")
+    require_known_tokens(tokens, vocabulary_of(model), "the prompt")
     limit = max_positions(model)
     if limit is not None and len(tokens) + options.max_new_tokens > limit:
         room = limit - len(tokens)
@@ -89,7 +100,7 @@ def generate(
         chosen = {"do_sample": True, "temperature": options.temperature}
     ids = torch.tensor([prompt], device=input_device(model))
     torch.manual_seed(options.seed)
-    with quiet_transformers(), torch.inference_mode():
+    with quiet_transformers(), explained_model_errors(model), torch.inference_mode():
         marks.start()
         output = model.generate(
             input_ids=ids,

@@ -48,6 +48,7 @@ def load_flash_model(
     queue_depth: int = 32,
     dtype: str = "float32",
     architecture: ArchitectureChoice = BUILT_IN,
+    ignore_remote_code: bool = False,
 ) -> Any:
     """Load a bundled layout with resident gate rows as a transformers model whose other FFN weights stay in flash.
 
@@ -63,12 +64,13 @@ def load_flash_model(
         direct: Whether reads go past the page cache; by default if the file system supports it.
         dtype: Precision to compute in; "float32" is exact for checkpoints of any usual dtype.
         architecture: Where the description of the model's blocks comes from.
+        ignore_remote_code: Run what transformers has for the model's type, though it comes with code of its own.
 
     Raises:
         InputError: Not a layout, or a damaged one; a weight is missing.
         VerificationError: Index and file do not fit each other.
         OptionError: A layout without resident rows; a DRAM budget that is too small; an unknown cache or device.
-        UnsupportedError: A layout of another kind, or a model that transformers does not have.
+        UnsupportedError: A layout of another kind, a model that transformers does not have, or with code of its own.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
     settings = RunSettings(
@@ -78,6 +80,7 @@ def load_flash_model(
         direct=direct,
         queue_depth=queue_depth,
         dtype=dtype,
+        ignore_remote_code=ignore_remote_code,
     )
     with open_layout(Path(directory)) as opened:
         layout = require_runnable(opened)
@@ -95,8 +98,11 @@ def load_with_settings(directory: Path, settings: RunSettings, architecture: Arc
 
 
 def _load(layout: BundledLayout, settings: RunSettings, architecture: Architecture) -> Any:
+    from neuralink_cli.models.own_code import settle_own_code
+
     layout.check_small_tensors()
     require_hf_packages("torch", "transformers")
+    settle_own_code(layout.directory, architecture, ignore=settings.ignore_remote_code, may_run=False)
     weights = FlashWeights(layout.directory, settings)
     try:
         with quiet_transformers():

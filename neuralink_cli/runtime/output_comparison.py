@@ -53,6 +53,7 @@ def compare_outputs(
     device: str = "cpu",
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    ignore_remote_code: bool = False,
 ) -> OutputComparison:
     """Run two local checkpoints, one after the other, on the same batches, each of one sequence.
 
@@ -68,7 +69,9 @@ def compare_outputs(
 
     def outputs(directory: Path) -> list[Outputs]:
         with quiet_transformers():
-            return list(run_model(directory, batches, architecture, device, dtype, trust_remote_code))
+            return list(
+                run_model(directory, batches, architecture, device, dtype, trust_remote_code, ignore_remote_code)
+            )
 
     expected, found = outputs(original), outputs(other)
     for a, b in zip(expected, found, strict=True):
@@ -113,6 +116,7 @@ def run_model(
     device: str,
     dtype: str,
     trust_remote_code: bool,
+    ignore_remote_code: bool = False,
 ) -> Iterator[Outputs]:
     """Outputs of a checkpoint for each batch, of one sequence: float32 `[tokens, outputs]`.
 
@@ -122,6 +126,7 @@ def run_model(
     import torch
 
     from neuralink_cli.models.loading import load_model
+    from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
     from neuralink_cli.models.offload import MemoryLimit, explained_offloading, input_device
 
     with_head = architecture.task in TASKS_WITH_HEAD
@@ -134,10 +139,15 @@ def run_model(
             dtype=dtype,
             limit=MemoryLimit(folder=Path(folder)),
             trust_remote_code=trust_remote_code,
+            ignore_remote_code=ignore_remote_code,
         )
         for batch in batches:
             inputs = {name: torch.from_numpy(array).to(input_device(model)) for name, array in batch.inputs.items()}
-            with torch.inference_mode(), explained_offloading():
+            if "input_ids" in batch.inputs:
+                require_known_tokens(
+                    batch.inputs["input_ids"].ravel(), vocabulary_of(model), "the text to compare outputs on"
+                )
+            with explained_model_errors(model), torch.inference_mode(), explained_offloading():
                 output = model(**inputs)
             values = output.logits if with_head else output.last_hidden_state
             yield values[0].float().cpu().numpy()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from neuralink_cli.calibration.sequences import TokenIds
+from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
 from neuralink_cli.models.offload import input_device
 
 
@@ -34,7 +35,8 @@ def perplexity(
     for sequence in sequences:
         ids = torch.from_numpy(sequence.astype(np.int64))[None].to(input_device(model))
         if ids.shape[1] > 1:
-            with torch.inference_mode():
+            require_known_tokens(sequence, vocabulary_of(model), "the text to measure perplexity on")
+            with explained_model_errors(model), torch.inference_mode():
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
             count += ids.shape[1] - 1

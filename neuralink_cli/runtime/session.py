@@ -148,6 +148,7 @@ def run_layout(request: RunRequest) -> RunReport:
         sequences,
         exact=report.exact,
         dtype=request.settings.dtype,
+        ignore_remote_code=request.settings.ignore_remote_code,
     )
     return replace(report, comparison=comparison)
 

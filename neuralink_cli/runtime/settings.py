@@ -30,6 +30,7 @@ class RunSettings:
         queue_depth: Reads kept in flight.
         dtype: Precision to compute in, one of `COMPUTE_DTYPES`.
         working_bytes: Most decoded weights of a block to hold at a time; more firing neurons are computed in turns.
+        ignore_remote_code: Run the built-in class although the model comes with code of its own.
 
     Raises:
         OptionError: A dtype that is not in `COMPUTE_DTYPES`.
@@ -42,6 +43,7 @@ class RunSettings:
     queue_depth: int = 32
     dtype: str = "float32"
     working_bytes: int = 256 << 20
+    ignore_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in COMPUTE_DTYPES:

@@ -23,6 +23,7 @@ import numpy as np
 from neuralink_cli.arrays import Bytes, Offsets
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.bulk_io import PAGE, aligned_buffer
+from neuralink_cli.files.input_file import require_regular
 from neuralink_cli.storage import io_kernels
 
 File = TypeVar("File", bound="ScatteredFile")
@@ -213,6 +214,7 @@ def _run(lane: Lane, _buffer: Bytes, descriptor: int, *ranges: Offsets) -> None:
 def _open(path: Path, direct: bool | None) -> tuple[int, int]:
     """A descriptor, and the unit of direct reads or 1."""
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+    require_regular(path)
     if direct is not False:
         descriptor, block_bytes = _open_direct(path, flags)
         if block_bytes:

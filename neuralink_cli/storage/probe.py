@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from neuralink_cli.devices.device import DeviceModel, parse_device
-from neuralink_cli.devices.fio import is_fio_output, parse_fio
+from neuralink_cli.devices.fio import is_fio_output, parse_fio, read_measurements
 from neuralink_cli.errors import InputError, OutputError
 from neuralink_cli.files.bulk_io import aligned_buffer
 from neuralink_cli.files.durable import new_file, require_space, write_all
-from neuralink_cli.files.json_text import read_object, readable
+from neuralink_cli.files.json_text import readable
 from neuralink_cli.storage.direct_io import ScatteredFile
 
 # Offsets and sizes of reads are multiples of this, which any device allows.
@@ -30,6 +30,7 @@ _PILOT = 4
 _TURNS = 3
 # Stands for an operation that costs nothing, which device models do not allow.
 _LEAST_SECONDS = 1e-9
+_MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs", "devtmpfs", "hugetlbfs"))
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,22 @@ class ProbePoint:
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured; without `direct`, reads went through the page cache and measured memory, not storage."""
+    """What was measured.
+
+    Attributes:
+        direct: Whether reads went past the page cache; without it they measured memory, not storage.
+        file_system: Type of the file system, if the system says.
+    """
 
     direct: bool
+    file_system: str | None
     file_bytes: int
     points: tuple[ProbePoint, ...]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the file system is one in memory, which is no storage device."""
+        return self.file_system in _MEMORY_FILE_SYSTEMS
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ def probe_storage(
             for size in sizes:
                 points.append(_measure(file, size, seconds, random))
                 progress(1)
-    return Probe(files[0].direct, file_bytes, tuple(points))
+    return Probe(files[0].direct, file_system_of(directory), file_bytes, tuple(points))
 
 
 def probe_profile(probe: Probe, name: str) -> Profile:
@@ -120,6 +132,8 @@ def probe_profile(probe: Probe, name: str) -> Profile:
     how = "direct I/O"
     if not probe.direct:
         how = "reads through the page cache, for want of direct I/O (not the storage's own)"
+    if probe.in_memory:
+        how = f"reads of a {probe.file_system}, which lies in memory: these are no figures of a storage device"
     return _profile(
         name=name,
         description=f"Random reads measured by `neuralink probe` with {how}.",
@@ -135,7 +149,7 @@ def fio_profile(path: Path, name: str) -> Profile:
     Raises:
         InputError: The file is not fio's JSON output, or lacks figures.
     """
-    document = read_object(path)
+    document = read_measurements(path)
     if not is_fio_output(document):
         raise InputError("is not fio's JSON output", where=path, fix="run fio with --output-format=json")
     measured = parse_fio(document, path)
@@ -146,6 +160,21 @@ def fio_profile(path: Path, name: str) -> Profile:
         queue_depth=measured.queue_depth,
         rates=measured.rates,
     )
+
+
+def file_system_of(directory: Path) -> str | None:
+    """The type of the file system that a directory is on; None where the system does not say."""
+    try:
+        device = directory.stat().st_dev
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for mount in mounts:
+        left, _, right = mount.partition(" - ")
+        if left.split()[2:3] == [wanted] and right:
+            return right.split()[0]
+    return None
 
 
 def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> None:

@@ -149,11 +149,33 @@ def test_several_datasets_keep_their_tokens_apart(
     assert sum(lengths) == info.tokens
 
 
+def test_thresholds_are_calibrated_over_all_datasets(
+    model: ModelFactory, request_: ProfileRequest, tmp_path: Path
+) -> None:
+    # Two texts on which a model is not equally active: an order of tokens each, one of them much longer.
+    (tmp_path / "digits.txt").write_text("0 1 2 3 4 5 6 7 8 9\n" * 120)
+    (tmp_path / "river.txt").write_text(TEXT)
+    datasets = (str(tmp_path / "digits.txt"), str(tmp_path / "river.txt"))
+    request_ = replace(request_, model=model("llama"), datasets=datasets, active_ratio=0.1, max_seq_length=16)
+    found = {}
+    for order in (datasets, datasets[::-1]):
+        summary = profile(replace(request_, datasets=order, calibration_tokens=1024, overwrite=True))
+        assert summary.calibration is not None
+        assert summary.calibration["tokens"] < 1024 + 2 * 16
+        shares = {source.name: source.active_ratio or 0.0 for source in summary.sources}
+        tokens = {source.name: source.tokens for source in summary.sources}
+        whole = sum(shares[name] * tokens[name] for name in shares) / summary.tokens
+        assert whole == pytest.approx(0.1, abs=0.012)
+        assert whole == pytest.approx(sum(block.active_ratio for block in summary.blocks) / len(summary.blocks))
+        found[order] = [block.threshold for block in summary.blocks], shares
+    assert found[datasets] == found[datasets[::-1]]
+
+
 def test_the_active_ratio_is_met_and_the_calibration_recorded(model: ModelFactory, request_: ProfileRequest) -> None:
     request_ = replace(request_, model=model("llama"), active_ratio=0.2, calibration_tokens=100, batch_size=1)
     summary = profile(request_)
     info, _, _ = read(request_.output)
-    # Whole batches, of the first part of the data.
+    # Whole sequences, spread over the data.
     assert info.calibration == summary.calibration == {"active_ratio": 0.2, "tokens": 128}
     for block in info.blocks:
         assert block.threshold == np.float32(block.threshold) > 0
@@ -313,9 +335,7 @@ def test_a_tokenizer_of_another_model(model: ModelFactory, request_: ProfileRequ
     shift = {token: index + 1000 if index > 50 else index for token, index in document["model"]["vocab"].items()}
     document["model"]["vocab"] = shift
     (mixed / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(
-        InputError, match=r"the tokenizer makes token 1\d\d\d from it, but the model has only 320 tokens"
-    ):
+    with pytest.raises(InputError, match=r"the tokenizer makes token 1\d\d\d of it, the model has only 320"):
         profile(replace(request_, model=mixed))
 
 

@@ -164,6 +164,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str, Any]] = {
     "bias with another placeholder": (at("blocks", 0, "up"), "bias", "l.${layer}.${neuron}"),
     "id with another placeholder": (at("blocks", 0), "id", "layers.${layer}.${neuron}"),
     "id of another form": (at("blocks", 0), "id", "block.${layer}"),
+    "a name to ignore without a layer": (at(), "ignored", ["mlp.seen"]),
     "id with a slash": (at("blocks", 0), "id", "layers.${layer}/../x"),
 }
 
@@ -207,7 +208,7 @@ def test_refuses_a_tensor_that_is_two_parts() -> None:
 
 
 def test_refuses_files_that_are_no_json(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be opened"):
         read_architecture(tmp_path / "absent.json")
     (tmp_path / "x.json").write_text('{"name": "a", "name": "b"}')
     with pytest.raises(InputError, match="duplicate key 'name'"):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuralink_cli.calibration import sequences as module
 from neuralink_cli.calibration.sequences import (
     Batch,
     SequenceOptions,
@@ -76,19 +75,6 @@ def test_max_tokens_is_exact(model: ModelFactory, packing: bool) -> None:
         assert joined(found) == joined(whole)[:limit]
         assert [len(ids) for ids in found[:-1]] == [len(ids) for ids in whole[: len(found) - 1]]
     assert ids_of(LINES, tokenizer, 20, packing=packing, max_tokens=10**9) == whole
-
-
-def test_long_texts_are_tokenised_in_pieces(model: ModelFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = load_tokenizer(model("opt"))
-    whole = ids_of(LINES, tokenizer, 10**6, packing=True)
-    monkeypatch.setattr(module, "_PIECE", 150)
-    assert max(map(len, module._pieces([TEXT]))) <= 150
-    assert "".join(module._pieces([TEXT])) == TEXT
-    assert "".join(module._pieces(["x" * 1000, "y"])) == "x" * 1000 + "y"
-    assert "".join(module._pieces(TEXT)) == TEXT
-    assert all(not piece.endswith(" ") for piece in module._pieces([TEXT]))
-    assert ids_of(LINES, tokenizer, 10**6, packing=True) == whole
-    assert ids_of([Sample(TEXT.strip())], tokenizer, 40, packing=False)[0] == tokenizer(TEXT)["input_ids"][:40]
 
 
 def test_state_saved_with_a_tokenizer_has_no_effect(model: ModelFactory) -> None:

@@ -117,10 +117,10 @@ def test_messages_go_through_the_chat_template(model: ModelFactory, tmp_path: Pa
         Sample("<|im_start|>user\nBye<|im_end|>\n", templated=True),
     ]
     assert list(open_corpus(str(path), CorpusOptions(text_columns=("messages",)), tokenizer)) == samples
-    with pytest.raises(InputError, match="chat template, but the model's tokenizer has none"):
+    with pytest.raises(InputError, match="chat template, and the model's tokenizer has none"):
         open_corpus(str(path), CorpusOptions(), load_tokenizer(model("gpt2")))
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(InputError, match=r"row 0: the chat template fails .roles must alternate"):
+    with pytest.raises(InputError, match=r"line 1 the chat template fails .roles must alternate"):
         open_corpus(str(path), CorpusOptions(), tokenizer)
 
 
@@ -131,14 +131,18 @@ def test_messages_go_through_the_chat_template(model: ModelFactory, tmp_path: Pa
         ("x.jsonl", b"", InputError, "is empty"),
         ("x.json", b"[]", InputError, "has no rows"),
         ("x.csv", b"text\n", InputError, "has no rows"),
-        ("x.txt", b"\n \n", InputError, "has no text"),
-        ("x.jsonl", b'{"text": ""}\n', InputError, "has no text"),
-        ("x.jsonl", b'{"body": "a", "n": 1}\n', InputError, "no column 'text', only 'body', 'n'; .*--text-"),
-        ("x.jsonl", b'{"text": ["a"]}\n', InputError, "row 0: column 'text' holds list, not text"),
-        ("x.jsonl", b'{"text": "a"\n', InputError, "cannot be read as a dataset"),
+        ("x.txt", b"\n \n", InputError, "has no text in it"),
+        ("x.jsonl", b'{"text": ""}\n', InputError, "has no text in it"),
+        ("x.jsonl", b'{"body": "a", "n": 1}\n', InputError, "no column 'text', its columns are 'body', 'n'; .*--text-"),
+        ("x.jsonl", b'{"text": ["a"]}\n', InputError, r"1 of 1 rows .*line 1 holds list in column 'text', not text"),
+        ("x.jsonl", b'{"text": "a"\n', InputError, "1 of 1 rows cannot be read .line 1 is not JSON .Expecting"),
+        ("x.json", b'[{"text": "a"}, {"text"]', InputError, "is not JSON, in row 2 .Expecting ':'"),
+        ("x.json", b'[{"text": "a"}, ', InputError, "is not JSON .its array is cut off after row 1"),
+        ("x.json", b'[{"text": "a"} {"text": "b"}]', InputError, "no comma or end of the array after row 1"),
+        ("x.json", b"[" * 100_000, InputError, "is not JSON, in row 1"),
         ("x.txt", b"a\xff\n", InputError, "is not UTF-8 text .byte 0xff"),
-        ("x.parquet", b"PAR1 not", InputError, "cannot be read as a dataset"),
-        ("x.md", b"a", UnsupportedError, r"not a calibration data file \(\.txt"),
+        ("x.parquet", b"PAR1 not", InputError, "cannot be read as Parquet"),
+        ("x.md", b"a", UnsupportedError, r"none of the calibration data types \.txt"),
     ],
 )
 def test_data_that_cannot_be_used(

@@ -161,12 +161,12 @@ ANSWERS = {
     ),
     "no connection": (
         ConnectionError("no route.\nAt all"),
-        "the hub cannot be reached (no route)",
+        "the hub cannot be reached (no route. At all)",
         "check the name, or run `hf download org/name --revision v1` with a connection",
     ),
     "server error": (
         http_error(errors.HfHubHTTPError),
-        "the hub cannot be reached (the hub's words)",
+        "the hub cannot be reached (the hub's words. More of them)",
         "check the name, or run `hf download org/name --revision v1` with a connection",
     ),
 }

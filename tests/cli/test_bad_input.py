@@ -95,7 +95,7 @@ def test_other_wrong_placements(neuralink: Neuralink, tmp_path: Path, outputs: P
     truncated.write_bytes(placement.read_bytes()[:-1])
     cases: list[tuple[Path, int, str]] = [
         (tmp_path / "absent", 3, "cannot be opened (No such file or directory)"),
-        (model, 3, "cannot be read (Is a directory)"),
+        (model, 3, "is a directory, not a regular file"),
         (model / "config.json", 3, "this is not a safetensors file"),
         (model / "model.safetensors", 3, "is not a placement file (no 'neuralink' metadata)"),
         (trace, 3, "is a 'neuralink-trace' file, but a 'neuralink-placement' file is needed"),

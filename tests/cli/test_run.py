@@ -169,7 +169,7 @@ def test_what_cannot_be_run(neuralink: Neuralink, made: Layouts, tmp_path: Path)
     assert "is neither a file nor built in" in error(2, made.gate, *prompt, "--device-profile", "floppy")
     assert "has neither model.flash.json" in error(3, MODEL, *prompt)
     assert "no such directory" in error(3, tmp_path / "absent", *prompt)
-    assert "cannot be read as text" in error(3, made.gate, "--prompt-file", tmp_path / "absent")
+    assert "cannot be read (No such file" in error(3, made.gate, "--prompt-file", tmp_path / "absent")
     other = build_model(tmp_path / "other", "opt")
     assert "has fingerprint" in error(5, made.gate, *prompt, "--compare", other)
 

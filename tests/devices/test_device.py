@@ -26,10 +26,14 @@ PROFILE = {
 READS = [{"bytes": 4096, "bytes_per_second": 3e8}, {"bytes": 65536, "bytes_per_second": 1.5e9}]
 
 
-def fio_job(size: int, rate: float, *, depth: int = 32, numjobs: int = 1) -> dict[str, Any]:
+def fio_job(
+    size: int, rate: float, *, depth: int = 32, numjobs: int = 1, group: int | None = None, **options: Any
+) -> dict[str, Any]:
+    stated = {"bs": str(size), "iodepth": str(depth), "numjobs": str(numjobs), "rw": "randread", "ioengine": "libaio"}
     return {
         "jobname": f"bs{size}",
-        "job options": {"bs": str(size), "iodepth": str(depth), "numjobs": str(numjobs), "rw": "randread"},
+        **({} if group is None else {"groupid": group}),
+        "job options": {**stated, **options},
         "read": {"total_ios": 1000, "io_bytes": 1000 * size, "bw": rate / 1024, "bw_bytes": rate, "iops": rate / size},
     }
 
@@ -140,7 +144,8 @@ def test_either_bandwidth_figure_of_fio_will_do(tmp_path: Path) -> None:
 
 
 def test_fio_jobs_of_a_group_add_up(tmp_path: Path) -> None:
-    jobs = [fio_job(4096, 1e8, depth=4, numjobs=2) for _ in range(2)] + [fio_job(65536, 1e9, depth=8)]
+    jobs = [fio_job(4096, 1e8, depth=4, numjobs=2, group=0) for _ in range(2)]
+    jobs.append(fio_job(65536, 1e9, depth=8, group=1))
     device = find_device(write(tmp_path / "f.json", fio(*jobs)))
     assert device.queue_depth == 8
     assert device.reads[0].bytes_per_second == pytest.approx(2e8)
@@ -152,17 +157,93 @@ def test_fio_takes_the_deepest_queue_with_two_sizes(tmp_path: Path) -> None:
 
 
 def test_broken_fio_output_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="two read sizes"):
+    with pytest.raises(InputError, match="no two sizes of random direct reads"):
         find_device(write(tmp_path / "a.json", fio(fio_job(4096, 1e8))))
     broken = copy.deepcopy(fio(fio_job(4096, 1e8), fio_job(8192, 2e8)))
     del broken["jobs"][1]["read"]["total_ios"]
     with pytest.raises(InputError, match="total_ios"):
         find_device(write(tmp_path / "b.json", broken))
-    with pytest.raises(InputError, match="list of jobs"):
+    with pytest.raises(InputError, match="at jobs: 3 is not of type 'array'"):
         find_device(write(tmp_path / "c.json", {"fio version": "3", "jobs": 3}))
     writes = [{**fio_job(size, 0), "read": {"total_ios": 0, "io_bytes": 0, "bw": 0}} for size in (4096, 8192)]
-    with pytest.raises(InputError, match="two read sizes"):
+    with pytest.raises(InputError, match="no two sizes of random direct reads"):
         find_device(write(tmp_path / "d.json", fio(*writes)))
+
+
+RIGHT = {4096: 160e6, 65536: 530e6, 262144: 940e6}
+
+
+def jobs_of(rates: dict[int, float] = RIGHT, **options: Any) -> list[dict[str, Any]]:
+    return [fio_job(size, rate, group=k, **options) for k, (size, rate) in enumerate(rates.items())]
+
+
+def rates_of(path: str) -> dict[int, float]:
+    return {read.bytes: read.bytes_per_second for read in find_device(path).reads}
+
+
+def test_fio_jobs_one_after_the_other_are_averaged(tmp_path: Path) -> None:
+    again = [fio_job(4096, 150e6, group=3), fio_job(4096, 170e6, group=4)]
+    assert rates_of(write(tmp_path / "f.json", fio(*jobs_of(), *again))) == pytest.approx(RIGHT)
+
+
+def test_fio_jobs_that_are_no_random_direct_reads_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = [
+        fio_job(65536, 1310e6, group=3, rw="read"),
+        fio_job(65536, 200e6, group=4, rw="randrw"),
+        fio_job(65536, 9e9, group=5, direct="0"),
+        fio_job(65536, 1e6, group=6, rate_iops="200"),
+    ]
+    assert rates_of(write(tmp_path / "f.json", fio(*others, *jobs_of()))) == pytest.approx(RIGHT)
+    for reason in ("rw=read", "rw=randrw", "direct=0", "rate_iops"):
+        assert reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options", [{"rw": "read"}, {"rw": "randwrite"}, {"direct": "0"}, {"thinktime": "1m"}, {"rw": "randrw"}]
+)
+def test_fio_without_random_direct_reads_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"no two sizes of random direct reads.*left out"):
+        find_device(write(tmp_path / "f.json", fio(*jobs_of(**options))))
+
+
+def test_fio_jobs_that_disturbed_each_other_or_failed_are_refused(tmp_path: Path) -> None:
+    together = [{**job, "groupid": 0} for job in jobs_of()]
+    with pytest.raises(InputError, match="ran at the same time"):
+        find_device(write(tmp_path / "a.json", fio(*together)))
+    failed = jobs_of()
+    failed[2]["error"] = 5
+    with pytest.raises(InputError, match=r"job 'bs262144' failed \(error 5\)"):
+        find_device(write(tmp_path / "b.json", fio(*failed)))
+    with pytest.raises(InputError, match="client and server"):
+        find_device(write(tmp_path / "c.json", {"fio version": "fio-3.33", "client_stats": jobs_of()}))
+
+
+def test_a_synchronous_fio_engine_has_one_read_in_flight(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    note = "note: both iodepth >= 1 and synchronous I/O engine are selected, queue depth will be capped at 1\n"
+    path.write_text(note + json.dumps(fio(*jobs_of(ioengine="psync"))))
+    assert find_device(str(path)).queue_depth == 1
+    levels = [{**job, "iodepth_level": {"1": 100.0, "2": 0.0}} for job in jobs_of()]
+    assert find_device(write(path, fio(*levels))).queue_depth == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("io_bytes", 2**63), ("io_bytes", 1.0), ("io_bytes", "many"), ("total_ios", -1), ("total_ios", True),
+        ("bw_bytes", 1e300), ("bw_bytes", 10**30), ("bw_bytes", 0.5), ("io_bytes", 2**52),
+    ],
+)  # fmt: skip
+def test_absurd_figures_of_fio_are_refused(tmp_path: Path, key: str, value: object) -> None:
+    jobs = jobs_of()
+    jobs[1]["read"] |= {key: value}
+    with pytest.raises(InputError):
+        find_device(write(tmp_path / "f.json", fio(*jobs)))
+    for depth in ("0", "-3", "1e9", "9" * 400, "x"):
+        with pytest.raises(InputError, match="iodepth"):
+            find_device(write(tmp_path / "g.json", fio(*jobs_of(iodepth=depth))))
 
 
 def test_read_seconds_keeps_the_shape_of_its_argument() -> None:

@@ -70,9 +70,9 @@ def test_refuses(text: bytes, complaint: str) -> None:
 
 
 def test_says_which_file_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent.json: cannot be read \(No such file or directory\)"):
+    with pytest.raises(InputError, match=r"absent.json: cannot be opened \(No such file or directory\)"):
         read_object(tmp_path / "absent.json")
-    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(InputError, match="is a directory, not a regular file"):
         read_object(tmp_path)
     (tmp_path / "there.json").write_text(json.dumps({"a": [1]}))
     assert read_object(tmp_path / "there.json") == {"a": [1]}

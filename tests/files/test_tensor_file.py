@@ -98,7 +98,7 @@ def test_refuses_a_header_of_the_greatest_length_without_reading_it_into_the_voi
 def test_refuses_what_is_not_there_or_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be opened \(No such file or directory\)"):
         TensorFile(tmp_path / "absent.safetensors")
-    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(InputError, match="is a directory, not a regular file"):
         TensorFile(tmp_path)
 
 

@@ -18,6 +18,7 @@ from neuralink_cli.errors import InputError, OutputError
 from neuralink_cli.storage.probe import (
     Probe,
     ProbePoint,
+    file_system_of,
     fio_profile,
     monotone,
     probe_profile,
@@ -51,7 +52,9 @@ def test_a_directory_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_profile_is_found_as_a_device(tmp_path: Path) -> None:
-    profile = probe_profile(Probe(True, 1 << 30, points((4096, 16), (16384, 24), (65536, 55), (1 << 20, 620))), "disk")
+    profile = probe_profile(
+        Probe(True, "ext4", 1 << 30, points((4096, 16), (16384, 24), (65536, 55), (1 << 20, 620))), "disk"
+    )
     write_profile(tmp_path / "disk.json", profile)
     device = find_device(str(tmp_path / "disk.json"))
     assert device == profile.device
@@ -71,14 +74,14 @@ def test_without_direct_io_the_profile_says_so(tmp_path: Path, monkeypatch: pyte
 
 def test_only_the_greatest_depth_makes_the_profile() -> None:
     figures = points((4096, 90), (1 << 20, 900), depth=1) + points((4096, 20), (1 << 20, 500), depth=32)
-    profile = probe_profile(Probe(True, 1 << 30, figures), "disk")
+    profile = probe_profile(Probe(True, None, 1 << 30, figures), "disk")
     assert profile.device.queue_depth == 32
     assert profile.device.read_seconds([4096]) == pytest.approx([20e-6], rel=1e-6)
 
 
 def test_larger_reads_that_took_less_time_are_averaged() -> None:
     figures = points((4096, 16), (8192, 30), (16384, 24), (65536, 55), (1 << 20, 620))
-    profile = probe_profile(Probe(True, 1 << 30, figures), "disk")
+    profile = probe_profile(Probe(True, None, 1 << 30, figures), "disk")
     assert profile.pooled == (8192, 16384)
     assert profile.device.read_seconds([8192, 16384]) == pytest.approx([27e-6, 27e-6], rel=1e-6)
 
@@ -87,7 +90,7 @@ def test_larger_reads_that_took_less_time_are_averaged() -> None:
 def test_any_measurement_makes_a_device_or_is_refused(microseconds: list[float]) -> None:
     figures = points(*((4096 << k, value) for k, value in enumerate(microseconds)))
     try:
-        profile = probe_profile(Probe(True, 1 << 30, figures), "disk")
+        profile = probe_profile(Probe(True, None, 1 << 30, figures), "disk")
     except InputError as error:
         assert "no positive cost per read and per byte fits its reads" in str(error)
         assert microseconds[0] >= microseconds[-1]
@@ -158,7 +161,7 @@ def test_sizes_that_cannot_be_read_are_refused(tmp_path: Path, changed: dict[str
 def test_fio_output_becomes_a_profile(tmp_path: Path) -> None:
     jobs = [
         {
-            "job options": {"bs": str(size), "iodepth": "32"},
+            "job options": {"iodepth": "32", "rw": "randread", "direct": "1", "ioengine": "libaio"},
             "read": {"total_ios": 100, "io_bytes": 100 * size, "bw_bytes": rate, "bw": rate / 1024},
         }
         for size, rate in ((4096, 3e8), (65536, 1.5e9))
@@ -173,3 +176,15 @@ def test_fio_output_becomes_a_profile(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(InputError, match="is not fio's JSON output"):
         fio_profile(path, "phone")
+
+
+def test_a_file_system_in_memory_is_said_to_be_no_storage_device(tmp_path: Path) -> None:
+    measured = points((4096, 16), (16384, 24), (65536, 55), (1 << 20, 620))
+    probe = Probe(True, "tmpfs", 1 << 30, measured)
+    assert probe.in_memory
+    assert "a tmpfs, which lies in memory" in probe_profile(probe, "shm").document["description"]
+    assert not Probe(True, "ext4", 1 << 30, measured).in_memory
+    mounted = dict(line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines())
+    if mounted.get("/dev/shm") == "tmpfs":
+        assert file_system_of(Path("/dev/shm")) == "tmpfs"
+    assert file_system_of(tmp_path / "absent") is None

@@ -1,0 +1,324 @@
+"""Whether the blocks of a running model compute what their description says.
+
+While the first batch runs, one block of each kind in the first layer that has it and one in the last are computed a
+second time, from the tensors that the description names, as they are in the checkpoint. What comes out is compared
+with what the model's own module made of the same tokens. So an activation function other than the description's, a
+clamp, a norm, a scale or a sparsity inside a block is found before anything is recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import linear
+
+from neuralink_cli.activations.firing import firing_rule
+from neuralink_cli.activations.hooked_blocks import Shapes
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
+from neuralink_cli.architectures.regions import Region
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.models.find_modules import find_experts, find_module
+
+logger = logging.getLogger(__name__)
+
+# Tokens that a block is computed again for.
+ROWS = 64
+# How far a value may be off, of the largest of its token, by rounding alone.
+_TOLERANCE = {torch.float64: 3e-5, torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+# A token whose output is this small beside that of others is judged by theirs: its own may be nothing but rounding.
+_SMALL_TOKEN = 0.01
+# What else it might be, for the message.
+_OTHER_ACTIVATIONS = ("relu", "silu", "gelu", "gelu_pytorch_tanh", "quick_gelu", "relu2", "sigmoid", "tanh")
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+class DescriptionCheck:
+    """Compares blocks of a model with their description while its context is entered, each on its first tokens only.
+
+    Args:
+        model: As it was loaded from `directory`.
+        shapes: Of the tensors of the checkpoint, by name.
+    """
+
+    def __init__(
+        self, model: Any, directory: Path, blocks: Sequence[FFNBlock], shapes: Shapes, architecture: Architecture
+    ) -> None:
+        self._model = model
+        self._directory = directory
+        self._shapes = shapes
+        self._architecture = architecture
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._chosen = [found for found in _first_and_last(blocks) if self._can_be_computed(found[0])]
+        self._hooks = ExitStack()
+        # Ids of the blocks that have not been compared yet; of experts that of the first of the layer.
+        self._waiting = {found[0].id for found in self._chosen}
+
+    def __enter__(self) -> DescriptionCheck:
+        for found in self._chosen:
+            if found[0].expert is not None:
+                self._watch_experts(found)
+            else:
+                self._watch(found[0])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.close()
+        if error is None and self._waiting:
+            logger.warning(
+                "whether the model computes what the architecture says is not tested: block %r did not run as a module",
+                min(self._waiting),
+            )
+
+    def _can_be_computed(self, block: FFNBlock) -> bool:
+        try:
+            firing_rule(block.id, block.activation, "gate")
+        except UnsupportedError as error:
+            logger.warning("whether the model computes what the architecture says is not tested: %s", error.what)
+            return False
+        return True
+
+    def _watch(self, block: FFNBlock) -> None:
+        """Compare a block that runs on every token when it has run."""
+        modules = {
+            part.role: find_module(self._model, part, self._shapes[part.weight], self._architecture)
+            for part in block.parts
+        }
+        into: list[torch.Tensor] = []
+        out: list[torch.Tensor] = []
+        whole = self._whole(list(modules.values()))
+        hooks = self._hooks.enter_context(ExitStack())
+
+        def got(_module: Any, inputs: tuple[Any, ...], _output: Any) -> None:
+            into[:] = [_some_rows(inputs[0])]
+
+        def gave(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            out[:] = [_some_rows(output)]
+            if whole is None:
+                hooks.close()
+                self._waiting.discard(block.id)
+                self._compare(block, into[0], out[0])
+
+        def ran(_module: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            hooks.close()
+            given = [value for value in (*inputs, *named.values()) if _is_hidden(value, block)]
+            made = output[0] if isinstance(output, tuple) else output
+            self._waiting.discard(block.id)
+            if len(given) == 1 and _is_hidden(made, block) and made.numel() == given[0].numel():
+                self._compare(block, _some_rows(given[0]), _some_rows(made))
+            else:
+                # Some modules are also given what they add their output to, beside which it may be small.
+                self._compare(block, into[0], out[0])
+
+        hooks.callback(modules["up"].register_forward_hook(got).remove)
+        hooks.callback(modules["down"].register_forward_hook(gave).remove)
+        if whole is not None:
+            hooks.callback(whole.register_forward_hook(ran, with_kwargs=True).remove)
+
+    def _whole(self, modules: Sequence[Any]) -> Any:
+        """The module that holds all projections of a block and nothing else; None if only the layer holds them all."""
+        paths = [self._names[id(module)].split(".")[:-1] for module in modules]
+        shared = []
+        for steps in zip(*paths, strict=False):
+            if len(set(steps)) > 1:
+                break
+            shared.append(steps[0])
+        if not shared or isinstance(self._model.get_submodule(".".join(shared[:-1])), torch.nn.ModuleList):
+            return None
+        return self._model.get_submodule(".".join(shared))
+
+    def _watch_experts(self, blocks: Sequence[FFNBlock]) -> None:
+        """Compare one of the experts of a layer when they have run: the first that tokens are routed to."""
+        place = blocks[-1].expert
+        assert place is not None
+        module = find_experts(self._model, place, self._architecture)
+        of_index = {block.expert.index: block for block in blocks if block.expert is not None}
+        hooks = self._hooks.enter_context(ExitStack())
+
+        def ran(_module: Any, inputs: tuple[Any, ...], named: dict[str, Any], _output: Any) -> None:
+            hidden, chosen, weights = (*inputs, *named.values())[:3]
+            index = next((i for i in chosen.unique().tolist() if i in of_index), None)
+            if index is None:
+                return
+            hooks.close()
+            self._waiting.discard(blocks[0].id)
+            rows = _some_rows(hidden[(chosen == index).any(dim=-1)])
+            # The module's own code, on this expert alone and with its output as it is.
+            alone = torch.full((len(rows), 1), index, dtype=chosen.dtype, device=chosen.device)
+            with _own_implementation(module):
+                output = module(rows, alone, torch.ones(alone.shape, dtype=weights.dtype, device=weights.device))
+            self._compare(of_index[index], rows, output)
+
+        hooks.callback(module.register_forward_hook(ran, with_kwargs=True).remove)
+
+    def _compare(self, block: FFNBlock, rows: torch.Tensor, result: torch.Tensor) -> None:
+        """Compare what a block made of some tokens `[tokens, hidden]` with its description.
+
+        Raises:
+            UnsupportedError: The description says something else.
+        """
+        with Checkpoint(self._directory) as checkpoint:
+            described = _Described(checkpoint, block, rows, self._architecture.up_activation)
+            own = firing_rule(block.id, block.activation, "gate").function
+            expected = described.output(own, result.dtype)
+            difference = _difference(result, expected)
+            # What is computed in two dtypes is as coarse as the coarser.
+            allowed = max(_tolerance(rows.dtype), _tolerance(result.dtype))
+            if difference <= allowed:
+                return
+            hint = _suspicion(described, result, expected, block.activation, allowed)
+        raise UnsupportedError(
+            f"block {block.id!r} computes something else than architecture {self._architecture.name!r} says: its "
+            f"output is off by {difference:.2g} of its largest value, rounding explains {allowed:.0e}",
+            where=self._directory,
+            fix=hint,
+        )
+
+
+@dataclass
+class _Described:
+    """A block as its description says, on some tokens."""
+
+    checkpoint: Checkpoint
+    block: FFNBlock
+    rows: torch.Tensor
+    up_activation: bool
+
+    def __post_init__(self) -> None:
+        # A matrix at a time, so that no more memory is taken than for one.
+        self._values = {
+            part.role: self._project(part, self.rows, self.rows.dtype)
+            for part in self.block.parts
+            if part.role != "down"
+        }
+
+    def output(self, function: Function, dtype: torch.dtype) -> torch.Tensor:
+        """What the block gives with an activation."""
+        up = self._values["up"]
+        if "gate" in self._values:
+            values = function(self._values["gate"]) * (function(up) if self.up_activation else up)
+        else:
+            values = function(up)
+        return self._project(self.block.part("down"), values, dtype)
+
+    def _project(self, part: BlockPart, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        block = self.block
+        matrix = self._read(block.region(part), part.dtype)
+        if (part.neuron_axis == 0) == (part.role == "down"):
+            matrix = matrix.T
+        bias = None
+        if part.bias is not None:
+            stored = self.checkpoint.place(part.bias).entry.dtype
+            place = block.bias_region(part, stored)
+            if part.role == "down":
+                place = place.some_lines(0, block.hidden)
+            bias = self._read(place, stored).reshape(-1).to(values.device, dtype)
+        return linear(values.to(dtype), matrix.to(values.device, dtype), bias)
+
+    def _read(self, region: Region, dtype: str) -> torch.Tensor:
+        """What lies in a region: a row of the result is a line of it.
+
+        Raises:
+            UnsupportedError: torch cannot compute with the dtype.
+        """
+        if dtype not in _DTYPES:
+            raise UnsupportedError(
+                f"tensor {region.tensor!r}: tensors of dtype {dtype} cannot be computed with",
+                where=self.checkpoint.directory,
+            )
+        # Of several parts side by side, the others' are read too.
+        lines = np.zeros(region.lines * region.pitch, dtype=np.uint8)
+        found = self.checkpoint.place(region.tensor).file
+        found.read_into(region.tensor, lines[: region.stop - region.start], region.start)
+        own = np.ascontiguousarray(lines.reshape(region.lines, region.pitch)[:, : region.line_bytes])
+        return torch.from_numpy(own).view(_DTYPES[dtype])
+
+
+def _first_and_last(blocks: Sequence[FFNBlock]) -> list[list[FFNBlock]]:
+    """Of each kind of block the first and the last; of experts all of the first and of the last layer that has them."""
+    kinds: dict[Any, dict[str, list[FFNBlock]]] = {}
+    for block in blocks:
+        roles = tuple((part.role, part.neuron_axis, part.bias is None) for part in block.parts)
+        layers = kinds.setdefault((re.sub("[0-9]+", "", block.id), block.activation, roles), {})
+        layers.setdefault(block.id if block.expert is None else block.expert.module, []).append(block)
+    return [layers[name] for layers in kinds.values() for name in dict.fromkeys([next(iter(layers)), [*layers][-1]])]
+
+
+def _is_hidden(value: Any, block: FFNBlock) -> bool:
+    """Whether something holds hidden states."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape[-1:] == (block.hidden,)
+
+
+def _some_rows(values: torch.Tensor) -> torch.Tensor:
+    """Some of the tokens, from everywhere in the batch."""
+    rows = values.detach().reshape(-1, values.shape[-1])
+    return rows[:: max(len(rows) // ROWS, 1)][:ROWS].clone()
+
+
+@contextmanager
+def _own_implementation(module: Any) -> Iterator[None]:
+    """Within the block an experts module runs the code that its class comes with."""
+    config = getattr(module, "config", None)
+    before = getattr(config, "_experts_implementation", None)
+    if before is None:
+        yield
+        return
+    config._experts_implementation = "eager"  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        config._experts_implementation = before  # type: ignore[union-attr]
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    # Matrix products of float32 may have been allowed to be as coarse as those of bfloat16.
+    coarse = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return _TOLERANCE[torch.bfloat16 if coarse or dtype not in _TOLERANCE else dtype]
+
+
+def _difference(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference of a token, of its largest value; tokens that are not finite are left to others."""
+    result, expected = result.float(), expected.float()
+    finite = (result.isfinite() & expected.isfinite()).all(dim=-1)
+    result, expected = result[finite], expected[finite]
+    if not len(result):
+        return 0.0
+    largest = torch.maximum(result.abs().amax(dim=-1), expected.abs().amax(dim=-1))
+    size = torch.maximum(largest, _SMALL_TOKEN * largest.max()).clamp_min(torch.finfo(torch.float32).tiny)
+    return float(((result - expected).abs().amax(dim=-1) / size).max())
+
+
+def _suspicion(
+    described: _Described, result: torch.Tensor, expected: torch.Tensor, activation: str, allowed: float
+) -> str:
+    """What the matter may be."""
+    from transformers.activations import ACT2FN
+
+    for name in _OTHER_ACTIVATIONS:
+        if name != activation and _difference(result, described.output(ACT2FN[name], result.dtype)) <= allowed:
+            return f"with activation {name!r} instead of {activation!r} it would agree: correct the description"
+    squares = float(expected.float().square().sum())
+    factor = float((expected.float() * result.float()).sum()) / squares if squares else 0.0
+    if _difference(result, factor * expected.float()) <= allowed:
+        return f"it is {factor:.4g} times as much: a scale inside the block is suspected, which cannot be described"
+    return (
+        f"suspected are an activation other than {activation!r}, one with clamps or a sparsity of its own, or a norm "
+        "or scale inside the block; blocks of that kind are not supported"
+    )

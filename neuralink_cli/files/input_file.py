@@ -1,0 +1,95 @@
+"""Opening inputs: regular files only, so that no pipe or device keeps a command waiting."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from neuralink_cli.errors import InputError
+
+_KINDS = {
+    stat.S_IFIFO: "pipe",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "link",
+    stat.S_IFREG: "file",
+}
+
+
+def open_input(path: Path) -> int:
+    """A descriptor to read a regular file from.
+
+    Raises:
+        InputError: It cannot be opened, or is a directory, pipe, socket or device.
+    """
+    try:
+        # A pipe that nobody writes to would otherwise be waited for here.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+    except (OSError, ValueError) as error:
+        require_regular(path)
+        raise InputError(f"cannot be opened ({why(error)})", where=path) from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise _not_regular(mode, path)
+    return descriptor
+
+
+def read_input(path: Path) -> bytes:
+    """The whole of a regular file.
+
+    Raises:
+        InputError: As `open_input`, or reading fails.
+    """
+    with os.fdopen(open_input(path), "rb") as handle:
+        try:
+            return handle.read()
+        except OSError as error:
+            raise InputError(f"reading failed ({why(error)})", where=path) from None
+
+
+def require_regular(path: Path) -> None:
+    """Check, without opening it, that what is at a path, if anything is there, is a regular file.
+
+    Raises:
+        InputError: It is something else.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        raise _not_regular(mode, path)
+
+
+def require_reachable(path: Path) -> None:
+    """Check that the system can say whether there is something at a path.
+
+    Raises:
+        InputError: It cannot: the name is too long, a folder on the way may not be searched, links go in circles.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be opened ({why(error)})", where=path) from None
+
+
+def kind_of(mode: int) -> str:
+    """What a file of a mode is, in a word."""
+    return _KINDS.get(stat.S_IFMT(mode), "special file")
+
+
+def why(error: OSError | ValueError) -> str:
+    """What the system says of its error; the name was no name at all if it is a ValueError."""
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def _not_regular(mode: int, path: Path) -> InputError:
+    kind = kind_of(mode)
+    fix = None if stat.S_ISDIR(mode) else "save it as a file first"
+    return InputError(f"is a {kind}, not a regular file", where=path, fix=fix)

@@ -1,0 +1,101 @@
+"""Signals that stop a command: raised once, held back while something is cleared up."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+# A second signal within this time is the same wish as the first (a key held down, a group told twice).
+PATIENCE_SECONDS = 5.0
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised like KeyboardInterrupt so that outputs are cleaned up on the way out."""
+
+
+class HungUp(BaseException):
+    """SIGHUP: the terminal went away."""
+
+
+_RAISED: dict[signal.Signals, type[BaseException]] = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: Terminated,
+    signal.SIGHUP: HungUp,
+}
+
+
+class _State:
+    """What has happened so far; `first` is when the first signal was raised."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.again = False
+        self.held = 0
+        self.waiting: type[BaseException] | None = None
+
+
+_state = _State()
+
+
+def _handle(number: int, _frame: FrameType | None) -> None:
+    if _state.first is not None and time.monotonic() - _state.first < PATIENCE_SECONDS:
+        return
+    kind = _RAISED[signal.Signals(number)]
+    if _state.held:
+        _state.waiting = kind
+        return
+    _raise(kind)
+
+
+def _raise(kind: type[BaseException]) -> None:
+    _state.again = _state.first is not None
+    _state.first = time.monotonic()
+    raise kind
+
+
+@contextlib.contextmanager
+def stopping_signals() -> Iterator[None]:
+    """Within the block SIGINT, SIGTERM and SIGHUP raise, unless whoever started the process had them ignored.
+
+    After a first signal others are ignored while the command clears up, for some seconds; then they raise again.
+    """
+    _state.__init__()  # type: ignore[misc]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _RAISED}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Within the block a signal is held back; it raises at the end, if none has been raised before."""
+    if threading.current_thread() is not threading.main_thread():
+        # Signals are raised in the main thread only.
+        yield
+        return
+    _state.held += 1
+    try:
+        yield
+    finally:
+        _state.held -= 1
+    waiting = _state.waiting
+    if not _state.held and waiting is not None:
+        _state.waiting = None
+        _raise(waiting)
+
+
+def was_stopped_again() -> bool:
+    """Whether a later signal stopped the clearing up after the first."""
+    return _state.again
