@@ -10,13 +10,12 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
-        import signal
-
         from neuralink_cli.cli.entry import run
+        from neuralink_cli.signals import ignore_signals
 
         code = run(sys.argv[1:])
         # Whatever comes from here on changes nothing any more, and must not print a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignore_signals()
     except KeyboardInterrupt:
         # While modules were being imported: nothing was begun.
         if sys.stderr is not None:

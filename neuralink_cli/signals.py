@@ -61,7 +61,8 @@ def _raise(kind: type[BaseException]) -> None:
 def stopping_signals() -> Iterator[None]:
     """Within the block SIGINT, SIGTERM and SIGHUP raise, unless whoever started the process had them ignored.
 
-    After a first signal others are ignored while the command clears up, for some seconds; then they raise again.
+    After a first signal others are ignored while the command clears up, for some seconds; then they raise again. That
+    lasts beyond the block, until the process has told of it and ends.
     """
     _state.__init__()  # type: ignore[misc]
     if threading.current_thread() is not threading.main_thread():
@@ -74,8 +75,15 @@ def stopping_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if _state.first is None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """Ignore them from here on: the process has said what it had to say, and ends."""
+    for number in _RAISED:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

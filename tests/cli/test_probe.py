@@ -13,9 +13,10 @@ QUICK = ("--size", 4, "--size", 1024, "--queue-depth", 4, "--file-bytes", 4 << 2
 
 
 def write_fio(path: Path) -> Path:
+    random_reads = {"rw": "randread", "direct": "1", "ioengine": "libaio"}
     jobs = [
         {
-            "job options": {"bs": str(size), "iodepth": "8"},
+            "job options": {"bs": str(size), "iodepth": "8", **random_reads},
             "read": {"total_ios": 100, "io_bytes": 100 * size, "bw_bytes": rate, "bw": rate / 1024},
         }
         for size, rate in ((4096, 3e8), (8192, 8e8), (65536, 1.5e9))

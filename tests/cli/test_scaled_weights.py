@@ -24,7 +24,6 @@ BESIDE: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "state of bitsandbytes": (f"{STEM}.weight.quant_state.bitsandbytes__nf4", "U8", (80,)),
     "NVFP4": (f"{STEM}.weight_scale_2", "F32", ()),
     "zero points": (f"{STEM}.weight_zero_point", "F32", (37,)),
-    "DeepSeek's": (f"{STEM}.scale", "F32", (1, 1)),
     "of attention": ("model.layers.1.self_attn.q_proj.weight_scale_inv", "F32", (1, 1)),
     "GPTQ": ("model.layers.1.self_attn.q_proj.qweight", "U8", (3, 5)),
 }
@@ -41,6 +40,15 @@ def both(neuralink: Neuralink, model: Path, outputs: Path) -> list[tuple[int, st
     ]
     assert not any(outputs.iterdir())
     return [(outcome.code, outcome.error) for outcome in done]
+
+
+def test_a_scale_by_a_plain_name_is_refused(neuralink: Neuralink, tmp_path: Path, outputs: Path) -> None:
+    """As DeepSeek names them: a tensor in the module of a block that has no part in its description."""
+    scale = random_tensor(np.random.default_rng(0), "F32", 1, 1)
+    model = write_checkpoint(tmp_path / "model", "llama", tensors={**tensors_of("llama"), f"{STEM}.scale": scale})
+    for code, error in both(neuralink, model, outputs):
+        assert code == 4
+        assert f"tensor '{STEM}.scale'" in error
 
 
 @pytest.mark.parametrize("name", BESIDE)

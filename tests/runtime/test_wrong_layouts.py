@@ -82,7 +82,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[NeuralinkError], str]] =
     "frequency": (lambda p: flip(p / FLASH, start_of(p / FLASH, "layers.1.frequency")), VerificationError, "frequency"),
     "index": (lambda p: (p / "model.flash.json").write_text("{}"), InputError, "has format None"),
     "no weights": (lambda p: (p / FLASH).unlink(), InputError, "cannot be opened"),
-    "no config": (lambda p: (p / "config.json").unlink(), InputError, r"config\.json: cannot be read"),
+    "no config": (lambda p: (p / "config.json").unlink(), InputError, r"config\.json: cannot be opened"),
     "more layers": (change_config, InputError, r"weight 'model\.decoder\.layers\.2.*is missing"),
     "other size": (change_size, UnsupportedError, r"has no module 'model\.decoder\.layers\.0\.fc1'"),
 }
