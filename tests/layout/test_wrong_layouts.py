@@ -92,8 +92,9 @@ def test_no_index_breaks_verification(layouts: LayoutFactory, copy_of: Callable[
             others: list[Any] = [str(random.choice(names)), str(random.choice(tensors)), "F4", "F64", "mask", ""]
         else:
             others = [0, 1, value + 1, 2**31, 2**63, 10**30]
-        for other in others:
-            put(document, way, other)
+        # Two of them each: all would take a minute on a slow machine.
+        for k in random.choice(len(others), 2, replace=False):
+            put(document, way, others[k])
             seal(path, document)
             try:
                 verify(made.model, copy)
@@ -102,7 +103,7 @@ def test_no_index_breaks_verification(layouts: LayoutFactory, copy_of: Callable[
                 outcomes["found"] += 1
             finally:
                 put(document, way, value)
-    assert outcomes["found"] > (500 if kind == "bundled" else 90)
+    assert outcomes["found"] > (160 if kind == "bundled" else 30)
 
 
 # Layouts that are not damaged but wrong: whoever wrote them, with fitting digests.
