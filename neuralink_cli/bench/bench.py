@@ -26,7 +26,9 @@ from neuralink_cli.bench.contenders import (
     choose_tokens,
     device_made_for,
     read_contender,
+    tell_of_differences,
 )
+from neuralink_cli.bench.dram import block_capacities, dram_bytes, resident_bytes
 from neuralink_cli.bench.figures import Figures, summarise
 from neuralink_cli.bench.replay import BlockCache, BlockReads, TokenFigures, firing_slots, read_prices, replay_block
 from neuralink_cli.devices.device import DeviceModel
@@ -36,7 +38,7 @@ from neuralink_cli.kernels import available_cpus
 from neuralink_cli.placement.held_out import sequence_starts_in
 from neuralink_cli.placement.placement import FREQUENCY, ORIGINAL
 from neuralink_cli.progress import Progress, no_progress
-from neuralink_cli.storage.budget import DramBudget, split_bundles
+from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.cache import cache_policy
 from neuralink_cli.storage.policies import DEFAULT_POLICY, NO_CACHE
 
@@ -54,7 +56,7 @@ class BenchOptions:
 
     Attributes:
         devices: Device models to replay on; by default the one the first layout was made for.
-        dram: DRAM for the cache.
+        dram: DRAM for cached and pinned bundles and resident rows; a share is of the bundles alone.
         policy: Name of the cache's policy.
         held_out: Share of tokens to replay; by default the share that the layouts held out. 1 for all.
         tokens: Replay at most this many.
@@ -108,7 +110,7 @@ class BenchRow:
 
     Attributes:
         capacity: Neurons that the cache has room for, over all blocks.
-        dram_bytes: What they take.
+        dram_bytes: What they take, and the rows that the layout keeps resident.
         gain: The mean I/O time of `way.baseline` over its own: what the order is worth.
         gain_over_naive: That of `way.naive` over its own: what order and access collapse are worth together.
     """
@@ -204,6 +206,7 @@ def bench_layouts(
         opened.check_content()
         contenders = [read_contender(path, opened) for path in layouts]
         _check(contenders, options)
+        tell_of_differences(contenders)
         most = options.tokens or (REAL_TOKENS if options.real else None)
         tokens = choose_tokens(opened, contenders, options.held_out, most)
         tasks = list(_tasks(contenders, options))
@@ -235,18 +238,18 @@ def _check(contenders: Sequence[Contender], options: BenchOptions) -> None:
 
 def _tasks(contenders: Sequence[Contender], options: BenchOptions) -> Iterator[_Task]:
     devices = options.devices or (device_made_for(contenders[0]),)
-    first = contenders[0]
-    caches = [name for name in (NO_CACHE, options.policy) if name == NO_CACHE or any(_capacities(first, options, None))]
     for device in devices:
         for size in options.bundle_bytes or (None,):
+            dram = dram_bytes(contenders, options.dram if options.policy != NO_CACHE else DramBudget(bytes=0), size)
+            caches = [NO_CACHE, options.policy] if dram else [NO_CACHE]
             for cache in dict.fromkeys(caches):
                 for name, contender in _stored(contenders):
                     for collapse in (False, True):
                         layout = str(contender.path) if name is None else None
                         label = REAL if options.real else device.name
                         way = Way(name or contender.order, layout, collapse, cache, label, size)
-                        capacities = _capacities(contender, options, size)
-                        yield _Task(way, contender, device, capacities if cache != NO_CACHE else (0,) * len(capacities))
+                        room = dram if cache != NO_CACHE else 0
+                        yield _Task(way, contender, device, block_capacities(contender, room, size))
 
 
 def _stored(contenders: Sequence[Contender]) -> Iterator[tuple[str | None, Contender]]:
@@ -255,14 +258,6 @@ def _stored(contenders: Sequence[Contender]) -> Iterator[tuple[str | None, Conte
         yield name, contenders[0]
     for contender in contenders:
         yield None, contender
-
-
-def _capacities(contender: Contender, options: BenchOptions, size: int | None) -> tuple[int, ...]:
-    blocks = contender.blocks
-    if options.policy == NO_CACHE:
-        return (0,) * len(blocks)
-    strides = [size or block.stride for block in blocks]
-    return split_bundles(options.dram, [block.neurons for block in blocks], strides, [block.pinned for block in blocks])
 
 
 def _replay_block_of_all(
@@ -356,6 +351,7 @@ def _rows(
         parts = tuple(summarise(figure, *span) for span in spans)
         whole = summarise(figure, "total", 0, spans[-1][2])
         sizes = [task.bundle_bytes(block) for block in task.contender.blocks]
-        dram = sum(capacity * size for capacity, size in zip(task.capacities, sizes, strict=True))
+        cached = sum(capacity * size for capacity, size in zip(task.capacities, sizes, strict=True))
+        dram = cached + resident_bytes(task.contender, task.way.bundle_bytes)
         rows.append(BenchRow(task.way, sum(task.capacities), dram, whole, parts, ratios[2 * k], ratios[2 * k + 1]))
     return tuple(rows)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.activations.trace import Trace
+from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.arrays import Bytes, Order
-from neuralink_cli.devices.device import DeviceModel, builtin_devices
+from neuralink_cli.devices.device import DeviceModel, builtin_devices, recorded_device
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.files.input_file import require_reachable
 from neuralink_cli.layout.bundled_layout import BundledLayout
@@ -60,6 +60,7 @@ class Contender:
         bundled: Whether `path` is a bundled layout, which can be read for real.
         parameters: Those of `cluster`.
         seen: Digests of the sequences that made the order.
+        resident_bytes: Bytes of the FFN rows that it keeps out of the bundles, in DRAM.
     """
 
     path: Path
@@ -70,6 +71,12 @@ class Contender:
     parameters: Mapping[str, Any]
     blocks: tuple[ContenderBlock, ...]
     seen: frozenset[bytes]
+    resident_bytes: int = 0
+
+    @property
+    def bundle_bytes(self) -> int:
+        """Bytes of all bundles."""
+        return sum(block.neurons * block.stride for block in self.blocks)
 
 
 def read_contender(path: Path, trace: Trace) -> Contender:
@@ -119,13 +126,17 @@ def _from_bundled(path: Path, layout: BundledLayout) -> Contender:
         parameters=document["provenance"].get("parameters", {}),
         blocks=blocks,
         seen=_digests(layout.ordering_sequences),
+        resident_bytes=sum(
+            kept.place.bytes for block in layout.index.blocks for kept in block.resident if kept.kind == "rows"
+        ),
     )
 
 
 def _from_placement(path: Path, placement: Placement, trace: Trace) -> Contender:
     info = placement.info
     all_parts = {block.id: len(block.part_bytes) for block in trace.info.blocks}
-    kept = int(info.parameters.get("resident") == "gate")
+    gate_resident = info.parameters.get("resident") == "gate"
+    kept = int(gate_resident)
     blocks = tuple(
         ContenderBlock(
             id=block.id,
@@ -150,7 +161,13 @@ def _from_placement(path: Path, placement: Placement, trace: Trace) -> Contender
         parameters=info.parameters,
         blocks=blocks,
         seen=_digests(placement.ordering_sequences),
+        resident_bytes=sum(_firing_row_bytes(block) for block in trace.info.blocks) if gate_resident else 0,
     )
+
+
+def _firing_row_bytes(block: TraceBlock) -> int:
+    """Bytes of the rows that decide which neurons of a block fire."""
+    return block.neurons * block.part_bytes.get("gate", block.part_bytes.get("up", 0))
 
 
 def _digests(sequences: Bytes) -> frozenset[bytes]:
@@ -250,12 +267,30 @@ def _first_tokens(ranges: Sequence[Range], share: float) -> Iterator[Range]:
 
 def device_made_for(contender: Contender) -> DeviceModel:
     """The device model that a contender was made for; UFS 4.0 if it does not say."""
-    known = builtin_devices()
     stated = contender.parameters.get("device")
-    if not isinstance(stated, Mapping):
-        return known["ufs4.0"]
-    name = str(stated["name"])
-    if name in known:
-        return known[name]
-    operation, rate = float(stated["operation_seconds"]), float(stated["bytes_per_second"])
-    return DeviceModel(name, int(stated["queue_depth"]), operation, rate)
+    return builtin_devices()["ufs4.0"] if stated is None else recorded_device(stated, contender.path)
+
+
+def tell_of_differences(contenders: Sequence[Contender]) -> None:
+    """Say what else differs between contenders than their order: their gains are over the first one's baseline."""
+    first = contenders[0]
+    for other in contenders[1:]:
+        sizes = [
+            contender.bundle_bytes // sum(block.neurons for block in contender.blocks) for contender in (first, other)
+        ]
+        if sizes[0] != sizes[1]:
+            _LOGGER.info(
+                "bundles of %s have %s bytes, those of %s %s: their gains are over the same baseline, with the former",
+                first.path,
+                f"{sizes[0]:,}",
+                other.path,
+                f"{sizes[1]:,}",
+            )
+        if device_made_for(other) != device_made_for(first):
+            _LOGGER.info(
+                "%s was made for %s, %s for %s",
+                first.path,
+                device_made_for(first).name,
+                other.path,
+                device_made_for(other).name,
+            )

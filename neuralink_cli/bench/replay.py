@@ -67,11 +67,17 @@ class ReadPrices:
         seconds: float64 `[n + 1]`, the time of a read of that many bundles.
         apart: Gaps of at least this many slots are not read across.
         search: Whether the cheapest way to cut what lies between such gaps has to be searched for.
+        part_bytes: Bytes of a bundle, or of one part if each part lies on its own.
+        page_bytes: A read moves whole pages of this size.
+        latency: Seconds that a token waits for the block beyond the time of its reads, if there are any.
     """
 
     seconds: npt.NDArray[np.float64]
     apart: int
     search: bool
+    part_bytes: float
+    page_bytes: int
+    latency: float
 
 
 # Cached: the search for the gap takes a second for the largest blocks, which are all alike.
@@ -86,14 +92,14 @@ def read_prices(device: DeviceModel, neurons: int, bundle_bytes: int, *, parts: 
         collapse: Whether to read across gaps where that is cheaper. If not, every run of slots is a read.
     """
     part_bytes = bundle_bytes / parts
-    seconds = device.read_seconds(np.arange(neurons + 1) * part_bytes) * parts
+    seconds = device.bundle_read_seconds(np.arange(neurons + 1), part_bytes) * parts
     seconds[0] = 0.0
-    if not collapse:
-        return ReadPrices(seconds, 1, search=False)
-    if device.reads:
-        return ReadPrices(seconds, max(int(replay_kernels.never_across(seconds)), 1), search=True)
-    ratio = device.operation_seconds * device.bytes_per_second / part_bytes
-    return ReadPrices(seconds, collapse_gap(ratio) + 1, search=False)
+    apart, search = 1, False
+    if collapse and device.reads:
+        apart, search = max(int(replay_kernels.never_across(seconds)), 1), True
+    elif collapse:
+        apart = collapse_gap(device.operation_in_bundles(part_bytes)) + 1
+    return ReadPrices(seconds, apart, search, part_bytes, device.page_bytes, device.latency_seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +109,9 @@ class TokenFigures:
     Attributes:
         counts: int64 `[tokens, COLUMNS]` of `replay_kernels`: neurons active and cached; reads of the device; stretches
             of slots that were read, several reads each if bundles are stored in parts; the slots of the longest
-            stretch, and of all.
+            stretch, and of all; pages of one part.
         useful_bytes: int64 `[tokens]`, of the missing neurons.
-        read_bytes: int64 `[tokens]`, of all that was read.
+        read_bytes: int64 `[tokens]`, of the pages that were read.
         seconds: float64 `[tokens]`, time of the reads.
     """
 
@@ -175,6 +181,9 @@ def replay_block(
         prices.seconds,
         prices.apart,
         prices.search,
+        prices.latency,
+        prices.part_bytes,
+        prices.page_bytes,
         counts,
         figures.seconds,
         first,
@@ -184,7 +193,7 @@ def replay_block(
     )
     missing = counts[:, replay_kernels.ACTIVE] - counts[:, replay_kernels.CACHED]
     figures.useful_bytes[:] += missing * bundle_bytes
-    figures.read_bytes[:] += counts[:, replay_kernels.READ] * bundle_bytes
+    figures.read_bytes[:] += counts[:, replay_kernels.PAGES] * prices.page_bytes * parts
     counts[:, replay_kernels.READS] *= parts
     np.maximum(
         figures.counts[:, replay_kernels.LONGEST],

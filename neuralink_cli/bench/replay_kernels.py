@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from neuralink_cli.kernels import kernel
 from neuralink_cli.storage.cache_kernels import NONE, POLICY, CacheState, admit, look_up
 
 # Columns of the counts of a replay.
-ACTIVE, CACHED, READS, STRETCHES, LONGEST, READ, COLUMNS = range(7)
+ACTIVE, CACHED, READS, STRETCHES, LONGEST, READ, PAGES, COLUMNS = range(8)
 
 
 @kernel
@@ -137,6 +138,9 @@ def replay_tokens(
     seconds: npt.NDArray[np.float64],
     apart: int,
     search: bool,
+    latency: float,
+    part_bytes: float,
+    page_bytes: int,
     counts: npt.NDArray[np.int64],
     times: npt.NDArray[np.float64],
     first: npt.NDArray[np.int32],
@@ -153,6 +157,9 @@ def replay_tokens(
         seconds: float64 `[n + 1]`, the time of a read of that many bundles.
         apart: As in `plan_reads`.
         search: As in `plan_reads`.
+        latency: Seconds that a token with any reads takes beyond them.
+        part_bytes: Bytes of a slot; slot 0 starts with a page.
+        page_bytes: Bytes of a page.
         counts: int64 `[tokens, COLUMNS]`; the longest read is the longest over blocks, the others add up.
         times: float64 `[tokens]`, seconds.
         first: int32, as long as `slots` if recording, receives the first slots of all reads.
@@ -180,12 +187,16 @@ def replay_tokens(
                 missing[misses] = active[k]
                 misses += 1
         reads = plan_reads(missing[:misses], seconds, apart, search, read_first, read_count, best, chosen)
+        if reads:
+            times[t] += latency
         total = 0
         k = 0
         for r in range(reads):
             length = read_count[r]
             times[t] += seconds[length]
             counts[t, LONGEST] = max(counts[t, LONGEST], length)
+            stop = math.ceil((read_first[r] + length) * part_bytes / page_bytes)
+            counts[t, PAGES] += stop - math.floor(read_first[r] * part_bytes / page_bytes)
             if caching:
                 for slot in range(read_first[r], read_first[r] + length):
                     covered[total] = slot

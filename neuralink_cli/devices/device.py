@@ -6,8 +6,9 @@ Profiles are JSON files (`profiles/*.json`, or a user's file). The JSON output o
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from neuralink_cli.files.schema import Schema, check_document
 
 DEVICE_SCHEMA = Schema("device", __package__, "device.schema.json")
 _FOLDER = "profiles"
+_HOT = ":hot"
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,30 @@ class ReadRate:
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """A read of s bytes costs `operation_seconds + s / bytes_per_second`, or the time in `reads` if measured."""
+    """A read of s bytes costs `operation_seconds + s / bytes_per_second`, or the time in `reads` if measured.
+
+    Attributes:
+        reads: Times measured by size, of reads of whole pages.
+        page_bytes: The device serves whole pages, so a read moves every page that it touches.
+        latency_seconds: What a runtime waits each time it needs bundles, beyond the cost of their reads: until the
+            queue is full, and for the last read. 0 if not known.
+        hot_rate: The share of its speed that a device keeps when it is hot; None if not known.
+    """
 
     name: str
     queue_depth: int
     operation_seconds: float
     bytes_per_second: float
     reads: tuple[ReadRate, ...] = ()
+    page_bytes: int = 4096
+    latency_seconds: float = 0.0
+    hot_rate: float | None = None
 
     def read_seconds(self, sizes: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Seconds that reads of these sizes (bytes) take: interpolated between measured sizes, linear beyond them."""
+        """Seconds that reads of whole pages take, by size in bytes: interpolated between measured sizes, linear beyond.
+
+        For reads of bundles, which start and end inside pages, see `bundle_read_seconds`.
+        """
         size = np.asarray(sizes, dtype=np.float64)
         if not self.reads:
             return self.operation_seconds + size / self.bytes_per_second
@@ -59,18 +75,58 @@ class DeviceModel:
         cost: npt.NDArray[np.float64] = np.interp(size, known, seconds) + beyond
         return cost
 
-    def operation_in_bundles(self, bundle_bytes: int) -> float:
-        """The cost of a read operation in bundles: G = a / b with b the time one bundle's bytes take."""
-        return self.operation_seconds * self.bytes_per_second / bundle_bytes
+    def rounding_bytes(self, bundle_bytes: float) -> float:
+        """Bytes that a read of bundles moves beyond their own, on average over all slots that it may start at.
+
+        Bundles lie one after the other from the start of a page on. With g the greatest common divisor of bundle and
+        page, a read starts anywhere on multiples of g, and touches `page_bytes - g` bytes more than it asks for.
+        """
+        return self.page_bytes - math.gcd(round(bundle_bytes), self.page_bytes)
+
+    def bundle_read_seconds(self, counts: npt.ArrayLike, bundle_bytes: float) -> npt.NDArray[np.float64]:
+        """Seconds that reads of these numbers of neighbouring bundles take, rounded out to pages."""
+        return self.read_seconds(np.asarray(counts) * float(bundle_bytes) + self.rounding_bytes(bundle_bytes))
+
+    def operation_in_bundles(self, bundle_bytes: float) -> float:
+        """The cost of a read operation in bundles: G = a / b with b the time one bundle's bytes take.
+
+        The bytes that a read moves because it is rounded out to pages are part of its cost a.
+        """
+        return (self.operation_seconds * self.bytes_per_second + self.rounding_bytes(bundle_bytes)) / bundle_bytes
+
+    def hot(self) -> DeviceModel:
+        """The device when it is hot: every read takes longer by `hot_rate`.
+
+        Raises:
+            OptionError: `hot_rate` is not known.
+        """
+        if self.hot_rate is None:
+            raise OptionError(
+                f"the profile of {self.name} does not say how fast it is when hot",
+                fix="measure it with `neuralink probe --sustained 60`, or add `hot_rate` to the profile",
+            )
+        return replace(
+            self,
+            name=self.name + _HOT,
+            operation_seconds=self.operation_seconds / self.hot_rate,
+            bytes_per_second=self.bytes_per_second * self.hot_rate,
+            reads=tuple(ReadRate(rate.bytes, rate.bytes_per_second * self.hot_rate) for rate in self.reads),
+            latency_seconds=self.latency_seconds / self.hot_rate,
+            hot_rate=None,
+        )
 
 
 def find_device(name: str) -> DeviceModel:
-    """A built-in profile by name, or a profile or fio output by path.
+    """A built-in profile by name, or a profile or fio output by path; either with `:hot` for the device when hot.
+
+    A profile from a file is named after the file as well if a built-in one has its name.
 
     Raises:
-        OptionError: Neither a built-in name nor a file.
+        OptionError: Neither a built-in name nor a file, or `:hot` of a profile that does not say it.
         InputError: The file is malformed or its values cannot be right.
     """
+    if name.endswith(_HOT) and not Path(name).exists():
+        return find_device(name.removesuffix(_HOT)).hot()
     known = builtin_devices()
     if name in known:
         return known[name]
@@ -88,7 +144,8 @@ def find_device(name: str) -> DeviceModel:
         measured = parse_fio(document, path)
         reads = [ReadRate(size, rate) for size, rate in measured.rates]
         return _from_reads(path.name, measured.queue_depth, reads, path)
-    return parse_device(document, path)
+    device = parse_device(document, path)
+    return replace(device, name=f"{device.name} ({path.name})") if device.name in known else device
 
 
 def builtin_devices() -> dict[str, DeviceModel]:
@@ -110,16 +167,51 @@ def parse_device(document: Mapping[str, Any], where: str | Path) -> DeviceModel:
         InputError: It does not match the schema, or its values cannot be right.
     """
     check_document(dict(document), DEVICE_SCHEMA, where)
-    reads = [ReadRate(**rate) for rate in document.get("reads", ())]
-    if "operation_seconds" not in document:
-        return _from_reads(document["name"], document["queue_depth"], reads, where)
+    reads = [ReadRate(rate["bytes"], float(rate["bytes_per_second"])) for rate in document.get("reads", ())]
+    if "operation_seconds" in document:
+        _check_reads(reads, where)
+        operation, bandwidth = float(document["operation_seconds"]), float(document["bytes_per_second"])
+        fitted = DeviceModel(document["name"], document["queue_depth"], operation, bandwidth, tuple(reads))
+    else:
+        fitted = _from_reads(document["name"], document["queue_depth"], reads, where)
+    hot_rate = document.get("hot_rate")
+    return replace(
+        fitted,
+        page_bytes=document.get("page_bytes", fitted.page_bytes),
+        latency_seconds=float(document.get("latency_seconds", 0.0)),
+        hot_rate=None if hot_rate is None else float(hot_rate),
+    )
+
+
+def device_record(device: DeviceModel) -> dict[str, Any]:
+    """Everything about a device model that decides a cost, as JSON: what a placement says of the device it is for."""
+    return {
+        "name": device.name,
+        "queue_depth": device.queue_depth,
+        "operation_seconds": device.operation_seconds,
+        "bytes_per_second": device.bytes_per_second,
+        "page_bytes": device.page_bytes,
+        "latency_seconds": device.latency_seconds,
+        "reads": [{"bytes": rate.bytes, "bytes_per_second": rate.bytes_per_second} for rate in device.reads],
+    }
+
+
+def recorded_device(record: Mapping[str, Any], where: str | Path) -> DeviceModel:
+    """The device model of a `device_record`; one without pages was made when a read counted only its own bytes.
+
+    Raises:
+        InputError: Its values cannot be right.
+    """
+    reads = tuple(ReadRate(rate["bytes"], float(rate["bytes_per_second"])) for rate in record.get("reads", ()))
     _check_reads(reads, where)
     return DeviceModel(
-        name=document["name"],
-        queue_depth=document["queue_depth"],
-        operation_seconds=float(document["operation_seconds"]),
-        bytes_per_second=float(document["bytes_per_second"]),
-        reads=tuple(reads),
+        name=record["name"],
+        queue_depth=record["queue_depth"],
+        operation_seconds=float(record["operation_seconds"]),
+        bytes_per_second=float(record["bytes_per_second"]),
+        reads=reads,
+        page_bytes=record.get("page_bytes", 1),
+        latency_seconds=float(record.get("latency_seconds", 0.0)),
     )
 
 

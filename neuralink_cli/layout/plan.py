@@ -10,6 +10,8 @@ from neuralink_cli.architectures.regions import Region
 from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
+from neuralink_cli.devices.cost import collapse_gap
+from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, Header, TensorEntry, build_header, tensor_bytes
 from neuralink_cli.layout.names import MODEL_CARD
@@ -160,6 +162,7 @@ def plan_bundled(
     blocks: Sequence[FFNBlock],
     placed: Mapping[str, PlacementBlock],
     *,
+    device: DeviceModel | None = None,
     ordering_sequences: int = 0,
     resident: str = "none",
     alignment: int = 4096,
@@ -172,6 +175,7 @@ def plan_bundled(
 
     Args:
         placed: What the placement says of every block, by id.
+        device: What reads of these bundles cost; by default the gap is the placement's, for bundles as it knows them.
         ordering_sequences: How many sequences made the order.
         resident: "none", or "gate" to keep the rows that decide firing out of the bundles.
 
@@ -197,7 +201,9 @@ def plan_bundled(
         header=header,
         alignment=alignment,
         resident=resident,
-        blocks=tuple(_flash_block(block, bundled[block.id], placed[block.id], ranges, resident) for block in blocks),
+        blocks=tuple(
+            _flash_block(block, bundled[block.id], placed[block.id], ranges, resident, device) for block in blocks
+        ),
         sources=_source_files(checkpoint, ranges),
     )
 
@@ -273,8 +279,11 @@ def _flash_block(
     placed: PlacementBlock,
     ranges: Mapping[str, TensorRange],
     resident: str,
+    device: DeviceModel | None,
 ) -> FlashBlock:
     part_bytes = block.hidden * bundled[0].element_bytes
+    stride = len(bundled) * part_bytes
+    gap = placed.collapse_gap if device is None else collapse_gap(device.operation_in_bundles(stride))
     parts = tuple(
         BundlePart(part.role, part.weight, part.neuron_axis, k * part_bytes, part_bytes, *_place(block, part))
         for k, part in enumerate(bundled)
@@ -304,8 +313,8 @@ def _flash_block(
         activation=block.activation,
         threshold=placed.threshold,
         pinned=placed.pinned,
-        collapse_gap=placed.collapse_gap,
-        stride=len(bundled) * part_bytes,
+        collapse_gap=gap,
+        stride=stride,
         bundles=ranges[f"{block.id}.bundles"],
         parts=parts,
         resident=tuple(kept),

@@ -20,6 +20,7 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, SHARD_INDEX
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.checkpoint.origin import Origin
+from neuralink_cli.devices.device import DeviceModel, recorded_device
 from neuralink_cli.errors import MismatchError, OptionError, OutputError
 from neuralink_cli.files.durable import (
     leftover_bytes,
@@ -200,11 +201,13 @@ def plan_relayout(
             checkpoint,
             blocks,
             placed,
+            device=_device(placement),
             ordering_sequences=placement.ordering_sequences.shape[0],
             resident=options.resident,
             alignment=options.alignment,
         )
         weight_bytes = bundled.file_bytes
+        _tell_of_other_bundles(bundled, placement)
     return RelayoutPlan(
         source=checkpoint.directory,
         options=options,
@@ -215,6 +218,26 @@ def plan_relayout(
         companion_bytes=sum((checkpoint.directory / name).stat().st_size for name in companions),
         peak_block_bytes=max(block.neurons * block.bundle_bytes for block in blocks),
     )
+
+
+def _device(placement: Placement) -> DeviceModel | None:
+    """The device that the order was made for; None if the placement does not say."""
+    record = placement.info.parameters.get("device")
+    return None if record is None else recorded_device(record, placement.path)
+
+
+def _tell_of_other_bundles(plan: BundledPlan, placement: Placement) -> None:
+    made_for = {block.id: block.bundle_bytes for block in placement.info.blocks}
+    differing = [block for block in plan.blocks if block.stride != made_for[block.id]]
+    if differing:
+        first = differing[0]
+        logger.info(
+            "the order was made for bundles of %s bytes, these have %s (first in %s): `cluster%s` makes it for them",
+            f"{made_for[first.id]:,}",
+            f"{first.stride:,}",
+            first.id,
+            " --resident gate" if plan.resident == "gate" else "",
+        )
 
 
 def check_placement(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], placement: Placement) -> None:

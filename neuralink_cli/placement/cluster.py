@@ -14,7 +14,7 @@ import numpy as np
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.devices.cost import collapse_gap
-from neuralink_cli.devices.device import DeviceModel
+from neuralink_cli.devices.device import DeviceModel, device_record
 from neuralink_cli.devices.ratio import bootstrap_ratios
 from neuralink_cli.errors import OptionError
 from neuralink_cli.files.durable import require_free
@@ -219,16 +219,10 @@ def _gains(
 
 def _parameters(options: ClusterOptions) -> Mapping[str, Any]:
     """The options that decide the result; the number of jobs does not."""
-    device = options.device
     return {
         "order": options.order,
         "held_out": options.held_out,
-        "device": {
-            "name": device.name,
-            "queue_depth": device.queue_depth,
-            "operation_seconds": device.operation_seconds,
-            "bytes_per_second": device.bytes_per_second,
-        },
+        "device": device_record(options.device),
         "bundle_bytes": options.bundle_bytes,
         "resident": options.resident,
         "pin_hot": options.pin_hot,

@@ -23,7 +23,7 @@ class DramBudget:
 
     def bytes_of(self, total: int) -> int:
         """The budget in bytes if all bundles have `total` bytes; never more than `total`."""
-        wanted = self.bytes if self.bytes is not None else int((self.fraction or 0.0) * total)
+        wanted = self.bytes if self.bytes is not None else math.ceil((self.fraction or 0.0) * total)
         return min(wanted, total)
 
 
@@ -43,7 +43,7 @@ def split_budget(budget: DramBudget, blocks: Sequence[FlashBlock]) -> tuple[int,
     """Bundles that each block may keep in DRAM, pinned ones included: the same share of every block.
 
     Raises:
-        OptionError: A block could not keep its pinned neurons and one more.
+        OptionError: A block could not keep its pinned neurons, or none at all.
     """
     strides = [block.stride for block in blocks]
     neurons = [block.neurons for block in blocks]
@@ -55,7 +55,8 @@ def split_bundles(
 ) -> tuple[int, ...]:
     """As `split_budget`, from the neurons, bytes of a bundle, and pinned neurons of each block.
 
-    A budget of 0 means no cache: 0 for every block.
+    A budget of 0 means no cache: 0 for every block. A block whose share holds just its pinned neurons gets one bundle
+    more, which the cache needs.
 
     Raises:
         OptionError: As `split_budget`.
@@ -64,13 +65,14 @@ def split_bundles(
     available = budget.bytes_of(total)
     if available == 0 and not budget.bytes and not budget.fraction:
         return (0,) * len(neurons)
-    capacities = tuple(count * available // total for count in neurons)
     least = [min(hot + 1, count) for hot, count in zip(pinned, neurons, strict=True)]
-    if any(capacity < needed for capacity, needed in zip(capacities, least, strict=True)):
-        # The smallest share that gives every block its minimum, rounded up so that the floor above still does.
-        minimum = max(-(-needed * total // count) for needed, count in zip(least, neurons, strict=True))
+    # Shares are rounded to bundles: room for the pinned neurons is room enough, so that 5% holds 5% pinned.
+    bounds = [needed - (hot > 0) for hot, needed in zip(pinned, least, strict=True)]
+    if any(count * available < bound * total for count, bound in zip(neurons, bounds, strict=True)):
+        # The smallest share that gives every block its minimum.
+        minimum = max(-(-bound * total // count) for bound, count in zip(bounds, neurons, strict=True))
         raise OptionError(
             f"{available:,} bytes of DRAM are too few for this layout",
             fix=f"allow at least {minimum:,} bytes ({math.ceil(1000 * minimum / total) / 10:g}%)",
         )
-    return capacities
+    return tuple(max(count * available // total, needed) for count, needed in zip(neurons, least, strict=True))

@@ -127,9 +127,10 @@ class _PriceList:
 @lru_cache(maxsize=16)
 def _price_list(device: DeviceModel, stride: int, longest: int) -> _PriceList:
     lengths = np.arange(2 * longest + 1)
-    seconds = device.read_seconds(lengths * float(stride))
+    seconds = device.bundle_read_seconds(lengths, stride)
     # The price is linear between these lengths.
-    known = [rate.bytes // stride + one for rate in device.reads for one in (0, 1)]
+    rounding = device.rounding_bytes(stride)
+    known = [int((rate.bytes - rounding) // stride) + one for rate in device.reads for one in (0, 1)]
     kinks = np.unique(np.clip([1, *known], 1, longest))
     begins = kinks[:: -(-kinks.size // _MOST_STAGES)]
     stage = np.maximum(np.searchsorted(begins, lengths[: longest + 1], side="right") - 1, 0).astype(np.uint8)

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuralink_cli.devices.device import builtin_devices, find_device, parse_device
+from neuralink_cli.devices.device import (
+    DeviceModel,
+    builtin_devices,
+    device_record,
+    find_device,
+    parse_device,
+    recorded_device,
+)
 from neuralink_cli.errors import InputError, OptionError
 
 PROFILE = {
@@ -62,6 +69,48 @@ def test_break_even_gap_of_ufs4_is_the_papers() -> None:
     assert 1 <= device.operation_in_bundles(16384) < 2
 
 
+def test_a_read_is_rounded_out_to_pages() -> None:
+    """On UFS 4.0 an operation on bundles that start anywhere costs 15.5 us, not 13.1, and a lone one moves 6.1 kB."""
+    device = builtin_devices()["ufs4.0"]
+    assert device.rounding_bytes(2304) == 4096 - 256
+    assert device.bundle_read_seconds(1, 2304) == pytest.approx(device.operation_seconds + 6144 / 1.72e9)
+    assert device.operation_in_bundles(2304) * 2304 / 1.72e9 == pytest.approx(15.3e-6, rel=0.01)
+    assert device.operation_in_bundles(2305) * 2305 / 1.72e9 == pytest.approx(15.5e-6, rel=0.01)
+    # Bundles of whole pages need no rounding.
+    assert device.rounding_bytes(8192) == 0
+
+
+@given(st.integers(1, 20000), st.integers(1, 30), st.sampled_from([512, 4096]))
+def test_rounding_is_the_average_over_all_places(bundle: int, count: int, page: int) -> None:
+    device = DeviceModel("any", 1, 1e-5, 1e9, page_bytes=page)
+    starts = np.arange(page) * bundle
+    moved = (-(-(starts + count * bundle) // page) - starts // page) * page
+    assert np.mean(moved) == pytest.approx(count * bundle + device.rounding_bytes(bundle))
+
+
+def test_a_hot_device_is_told_apart() -> None:
+    cold, hot = find_device("ufs4.0"), find_device("ufs4.0:hot")
+    assert hot.name == "ufs4.0:hot"
+    np.testing.assert_allclose(hot.read_seconds([4096, 1 << 20]) * 0.67, cold.read_seconds([4096, 1 << 20]))
+    with pytest.raises(OptionError, match="does not say how fast it is when hot"):
+        find_device("nvme:hot")
+    with pytest.raises(OptionError, match="does not say"):
+        find_device("ufs4.0:hot").hot()
+
+
+def test_a_profile_named_like_a_built_in_one_is_used_and_told_apart(tmp_path: Path) -> None:
+    device = find_device(write(tmp_path / "mine.json", {**PROFILE, "name": "ufs4.0"}))
+    assert device.name == "ufs4.0 (mine.json)"
+    assert device.operation_seconds == 1e-5
+
+
+def test_what_a_placement_records_of_a_device_is_the_whole_model(tmp_path: Path) -> None:
+    document = {**PROFILE, "reads": READS, "page_bytes": 512, "latency_seconds": 1e-4}
+    device = find_device(write(tmp_path / "d.json", document))
+    assert (device.page_bytes, device.latency_seconds) == (512, 1e-4)
+    assert recorded_device(json.loads(json.dumps(device_record(device))), "x") == device
+
+
 def test_fit_to_a_table_recovers_the_line_it_was_made_from() -> None:
     sizes = [4096, 16384, 65536, 1 << 20]
     reads = [{"bytes": size, "bytes_per_second": size / (12e-6 + size / 1.9e9)} for size in sizes]
@@ -101,6 +150,9 @@ def test_read_seconds_is_interpolated_between_measured_sizes_and_linear_beyond()
         ({"version": 2}, "version"),
         ({"format": "other"}, "format"),
         ({"reads": READS[:1]}, "reads"),
+        ({"page_bytes": 3000}, "page_bytes"),
+        ({"latency_seconds": -1}, "latency_seconds"),
+        ({"hot_rate": 1.5}, "hot_rate"),
         ({"reads": READS[::-1]}, "ascending"),
         ({"reads": [{"bytes": 4096, "bytes_per_second": 1e6}, {"bytes": 8192, "bytes_per_second": 1e9}]}, "less time"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from math import prod
 from pathlib import Path
 
@@ -7,10 +8,14 @@ import numpy as np
 import pytest
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.devices.cost import collapse_gap
+from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.errors import MismatchError, NeuralinkError, OptionError, UnsupportedError
 from neuralink_cli.files.header import parse_header
+from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.plan import BundledPlan, plan_bundled
 from neuralink_cli.layout.relayout import RelayoutOptions
+from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.placement import PlacementBlock
 from tests.checkpoints import (
     ELEMENT_BYTES,
@@ -22,6 +27,7 @@ from tests.checkpoints import (
     tensors_of,
     write_checkpoint,
     write_random_placement,
+    write_random_trace,
 )
 from tests.layouts import LayoutFactory, relayout
 
@@ -197,3 +203,24 @@ def test_plans_do_not_depend_on_the_order_of_the_source(tmp_path: Path) -> None:
     # Only the stored header of the source differs.
     assert one.blocks == two.blocks
     assert [entry.name for entry in one.header.entries] == [entry.name for entry in two.header.entries]
+
+
+@pytest.mark.parametrize("resident", ["none", "gate"])
+def test_the_gap_is_for_the_bundles_that_are_written(
+    layouts: LayoutFactory, tmp_path: Path, caplog: pytest.LogCaptureFixture, resident: str
+) -> None:
+    """Whatever bundles the order was made for; that they differ is told."""
+    caplog.set_level(logging.INFO, "neuralink_cli")
+    model, _ = layouts.checkpoint("llama")
+    device = DeviceModel("coarse", 8, 1e-5, 1e9, page_bytes=1)
+    trace = write_random_trace(model, tmp_path / "trace")
+    cluster(trace, tmp_path / "placement", ClusterOptions(device, effort="fast"))
+    plan = relayout(model, tmp_path / "placement", tmp_path / "layout", resident=resident)
+    assert plan.bundled is not None
+    for block in plan.bundled.blocks:
+        assert block.stride == (2 if resident == "gate" else 3) * HIDDEN * 4
+        assert block.collapse_gap == collapse_gap(1e-5 * 1e9 / block.stride)
+    told = "the order was made for bundles of" in caplog.text
+    assert told == (resident == "gate")
+    with BundledLayout(tmp_path / "layout") as layout:
+        assert [b.collapse_gap for b in layout.index.blocks] == [b.collapse_gap for b in plan.bundled.blocks]

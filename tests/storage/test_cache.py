@@ -300,3 +300,12 @@ def test_the_minimum_named_is_enough(neurons: list[int], share: float, data: st.
             split_bundles(DramBudget(bytes=least - 1), neurons, strides, pinned)
     assert all(min(p + 1, n) <= c <= n for p, c, n in zip(pinned, capacities, neurons, strict=True))
     assert sum(c * s for c, s in zip(capacities, strides, strict=True)) <= total
+
+
+@given(neurons=st.lists(st.integers(200, 5000), min_size=1, max_size=4), share=st.floats(0.01, 0.9))
+def test_a_share_holds_the_same_share_of_pinned_neurons(neurons: list[int], share: float) -> None:
+    pinned = [int(n * share) for n in neurons]
+    # Whole bytes of the share may be one byte short of it.
+    strides = [4096] * len(neurons)
+    capacities = split_bundles(DramBudget(fraction=share + 1e-9), neurons, strides, pinned)
+    assert all(c <= max(n * share, p) + 1 for p, c, n in zip(pinned, capacities, neurons, strict=True))

@@ -24,11 +24,12 @@ def devices(draw: st.DrawFn) -> DeviceModel:
     sizes = list(itertools.accumulate(size for size, _ in steps))
     seconds = list(itertools.accumulate((step for _, step in steps), initial=draw(st.integers(1, 40))))[1:]
     reads = [ReadRate(size, size / (1e-6 * took)) for size, took in zip(sizes, seconds, strict=True)]
-    return DeviceModel("any", 8, 1e-5, draw(st.sampled_from([1e7, 1e8, 1e9])), tuple(reads))
+    page_bytes = draw(st.sampled_from([1, 512, 4096]))
+    return DeviceModel("any", 8, 1e-5, draw(st.sampled_from([1e7, 1e8, 1e9])), tuple(reads), page_bytes)
 
 
 def seconds_of(plan: ReadPlan, stride: int, device: DeviceModel) -> float:
-    return float(device.read_seconds(plan.count * float(stride)).sum())
+    return float(device.bundle_read_seconds(plan.count, stride).sum())
 
 
 def covered(plan: ReadPlan) -> list[int]:
@@ -41,13 +42,13 @@ def least_seconds(slots: list[int], stride: int, device: DeviceModel) -> float:
     for cuts in itertools.product([False, True], repeat=len(slots) - 1):
         edges = [0, *(k + 1 for k, cut in enumerate(cuts) if cut), len(slots)]
         spans = [slots[stop - 1] - slots[start] + 1 for start, stop in itertools.pairwise(edges)]
-        best = min(best, float(device.read_seconds(np.array(spans) * float(stride)).sum()))
+        best = min(best, float(device.bundle_read_seconds(np.array(spans), stride).sum()))
     return best
 
 
 def quadratic_seconds(slots: npt.NDArray[np.int64], stride: int, device: DeviceModel) -> float:
     """The same for many slots."""
-    cost = device.read_seconds(np.arange(slots[-1] - slots[0] + 2) * float(stride))
+    cost = device.bundle_read_seconds(np.arange(slots[-1] - slots[0] + 2), stride)
     best = np.zeros(slots.size + 1)
     for j in range(slots.size):
         best[j + 1] = (best[: j + 1] + cost[slots[j] - slots[: j + 1] + 1]).min()
@@ -116,7 +117,7 @@ def test_a_table_of_very_many_sizes_is_planned_for_exactly() -> None:
     random = np.random.default_rng(3)
     seconds = np.cumsum(random.random(400)) + 5
     rates = tuple(ReadRate(size, size / took) for size, took in zip(range(10, 4010, 10), seconds, strict=True))
-    device = DeviceModel("rough", 1, 1.0, 15.0, rates)
+    device = DeviceModel("rough", 1, 1.0, 15.0, rates, page_bytes=1)
     slots = np.flatnonzero(random.random(800) < 0.3)
     plan = plan_cheapest(slots, 7, device)
     assert seconds_of(plan, 7, device) == pytest.approx(quadratic_seconds(slots, 7, device), rel=1e-12)
@@ -125,7 +126,7 @@ def test_a_table_of_very_many_sizes_is_planned_for_exactly() -> None:
 def test_a_read_that_is_slower_than_two_halves_is_cut() -> None:
     # 4 bundles cost 100, 2 cost 10: a device that falls over at some size.
     rates = tuple(ReadRate(size, size / took) for size, took in ((1, 9.0), (2, 10.0), (4, 100.0)))
-    plan = plan_cheapest([3, 4, 5, 6], 1, DeviceModel("cliff", 1, 1.0, 1.0, rates))
+    plan = plan_cheapest([3, 4, 5, 6], 1, DeviceModel("cliff", 1, 1.0, 1.0, rates, page_bytes=1))
     assert list(plan.count) == [2, 2]
 
 
