@@ -1,9 +1,10 @@
-"""What the order is worth on the disk at hand: a large layout, read with direct I/O by `neuralink bench --real`.
+"""What the order is worth on the disk at hand, measured and modelled: a large layout, read with direct I/O.
 
 python benchmarks/real_disk.py --folder /on/the/disk        # 1.6 GB of random weights, and as much for the layout
 
-The weights are random and the activations synthetic (clustered, spread over each block): what is measured is the
-storage.
+The disk is probed, an order is made for the profile, and `neuralink bench` replays the same tokens twice: on the
+model of the disk, and with `--real`. The weights are random and the activations synthetic (clustered, spread over each
+block): what is measured is the storage, and how far the model of it can be trusted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from synthetic import write_synthetic_trace
@@ -41,8 +43,22 @@ def write_checkpoint(folder: Path, *, layers: int, neurons: int, hidden: int) ->
         return checkpoint.fingerprint
 
 
-def neuralink(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "neuralink_cli", *map(str, arguments), "-q"], check=True)
+def neuralink(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "neuralink_cli", *map(str, arguments), "-q", "--json"]
+    return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+
+
+def compare(modelled: dict[str, Any], measured: dict[str, Any]) -> None:
+    """Print times and gains of every way to read, as the model has them and as they were."""
+    print("gain: over naive reading (original order, no gap read across, same cache), modelled and measured")
+    print(f"{'order':<12}{'collapse':<10}{'cache':<15}{'model ms':>10}{'disk ms':>10}{'model':>7}{'disk':>7}{'off':>6}")
+    for expected, found in zip(modelled["rows"], measured["rows"], strict=True):
+        gains = [row["gain_over_naive"]["value"] for row in (expected, found)]
+        times = [1e3 * row["figures"]["io_mean"] for row in (expected, found)]
+        kind = found["way"]
+        way = f"{kind['name']:<12}{'yes' if kind['collapse'] else 'no':<10}{kind['cache']:<15}"
+        off = gains[0] / gains[1] - 1
+        print(f"{way}{times[0]:>10.2f}{times[1]:>10.2f}{gains[0]:>7.2f}{gains[1]:>7.2f}{off:>6.0%}")
 
 
 def main() -> None:
@@ -54,7 +70,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="of the trace")
     parser.add_argument("--replayed", type=int, default=30, help="tokens that are really read")
     parser.add_argument("--active", type=float, default=0.05)
-    parser.add_argument("--device", default="nvme", help="that the order is made for")
+    parser.add_argument("--device", help="profile that the order is made for; by default the disk is probed")
     options = parser.parse_args()
     work = options.folder / "neuralink-real-disk"
     shutil.rmtree(work, ignore_errors=True)
@@ -70,9 +86,13 @@ def main() -> None:
             fingerprint=fingerprint,
             **shape,
         )
-        neuralink("cluster", work / "trace", "-o", work / "placement", "--device", options.device, "--effort", "fast")
+        device = options.device or work / "disk.json"
+        if options.device is None:
+            neuralink("probe", work, "-o", device)
+        neuralink("cluster", work / "trace", "-o", work / "placement", "--device", device, "--effort", "fast")
         neuralink("relayout", work / "model", "--placement", work / "placement", "-o", work / "flash")
-        neuralink("bench", work / "flash", "--trace", work / "trace", "--real", "--tokens", options.replayed)
+        bench = ("bench", work / "flash", "--trace", work / "trace", "--tokens", options.replayed, "--device", device)
+        compare(neuralink(*bench), neuralink(*bench, "--real"))
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

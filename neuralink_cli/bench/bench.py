@@ -238,6 +238,8 @@ def _check(contenders: Sequence[Contender], options: BenchOptions) -> None:
 
 def _tasks(contenders: Sequence[Contender], options: BenchOptions) -> Iterator[_Task]:
     devices = options.devices or (device_made_for(contenders[0]),)
+    if options.real:
+        devices = (replace(devices[0], page_bytes=_block_bytes(contenders[0])),)
     for device in devices:
         for size in options.bundle_bytes or (None,):
             dram = dram_bytes(contenders, options.dram if options.policy != NO_CACHE else DramBudget(bytes=0), size)
@@ -250,6 +252,14 @@ def _tasks(contenders: Sequence[Contender], options: BenchOptions) -> Iterator[_
                         way = Way(name or contender.order, layout, collapse, cache, label, size)
                         room = dram if cache != NO_CACHE else 0
                         yield _Task(way, contender, device, block_capacities(contender, room, size))
+
+
+def _block_bytes(contender: Contender) -> int:
+    """What reads of a layout are rounded out to on the storage that it lies on."""
+    from neuralink_cli.storage.reader import FlashReader
+
+    with FlashReader(contender.path) as reader:
+        return reader.block_bytes
 
 
 def _stored(contenders: Sequence[Contender]) -> Iterator[tuple[str | None, Contender]]:

@@ -68,6 +68,14 @@ Examples:
     show_default=True,
     help="Seconds to measure each size and queue depth.",
 )
+@click.option(
+    "--sustained",
+    type=click.FloatRange(0, 3600),
+    default=0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Read this long without a pause, to learn how fast a hot device is (`--device PROFILE:hot`).",
+)
 @overwrite_option
 @reporting_options
 def command(
@@ -79,6 +87,7 @@ def command(
     sizes: Sequence[int],
     file_bytes: int,
     seconds: float,
+    sustained: float,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -114,6 +123,7 @@ def command(
                 queue_depths=queue_depths,
                 file_bytes=file_bytes,
                 seconds=seconds,
+                sustained=sustained,
                 progress=advance,
             )
         profile = probe_profile(probe, name)
@@ -153,6 +163,9 @@ def _summary(probe: Probe | None, profile: Profile, output: Path | None) -> dict
         "pooled": list(profile.pooled),
         "operation_seconds": profile.device.operation_seconds,
         "bytes_per_second": profile.device.bytes_per_second,
+        "latency_seconds": profile.device.latency_seconds,
+        "page_bytes": profile.device.page_bytes,
+        "hot_rate": profile.device.hot_rate,
         "profile": profile.document,
     }
 
@@ -176,3 +189,7 @@ def _print(probe: Probe | None, profile: Profile, output: Path | None) -> None:
         f"{output or profile.document['name']}: about {1e6 * device.operation_seconds:.1f} us a read "
         f"and {human_bytes(round(device.bytes_per_second))}/s at queue depth {device.queue_depth}{how}"
     )
+    if probe is not None:
+        hot = "" if device.hot_rate is None else f"; {device.hot_rate:.0%} of the speed is left when hot"
+        wait = f"{1e6 * device.latency_seconds:.0f} us more for each wait"
+        click.echo(f"{wait}, reads rounded out to {device.page_bytes:,} bytes{hot}")

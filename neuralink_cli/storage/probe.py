@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _BUFFER_BYTES = 1 << 26
 # Reads per place in the queue in the pilot, which tells how many reads are enough.
 _PILOT = 4
 _TURNS = 3
+_SINGLE_READS = 50
 # Stands for an operation that costs nothing, which device models do not allow.
 _LEAST_SECONDS = 1e-9
 _MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs", "devtmpfs", "hugetlbfs"))
@@ -60,12 +62,18 @@ class Probe:
     Attributes:
         direct: Whether reads went past the page cache; without it they measured memory, not storage.
         file_system: Type of the file system, if the system says.
+        page_bytes: What offsets and sizes of reads are rounded out to.
+        single_read_seconds: What a read of the smallest size takes with nothing else in flight, from the call on.
+        sustained: The last reads of a long time of reading, when the device is hot; None if not measured.
     """
 
     direct: bool
     file_system: str | None
     file_bytes: int
     points: tuple[ProbePoint, ...]
+    page_bytes: int = 1
+    single_read_seconds: float = 0.0
+    sustained: ProbePoint | None = None
 
     @property
     def in_memory(self) -> bool:
@@ -92,6 +100,7 @@ def probe_storage(
     queue_depths: Sequence[int],
     file_bytes: int,
     seconds: float = 0.3,
+    sustained: float = 0.0,
     seed: int = 0,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Probe:
@@ -102,6 +111,7 @@ def probe_storage(
         queue_depths: How many reads to keep in flight.
         file_bytes: Size of the file; a small one measures the storage's own cache.
         seconds: Time for every size and depth; slow storage takes longer, for a few reads per place in the queue.
+        sustained: Seconds of reading without a pause, of the size in the middle, that show how fast a hot device is.
         progress: Called with 1 after every size and depth.
 
     Raises:
@@ -118,7 +128,16 @@ def probe_storage(
             for size in sizes:
                 points.append(_measure(file, size, seconds, random))
                 progress(1)
-    return Probe(files[0].direct, file_system_of(directory), file_bytes, tuple(points))
+        deepest = max(files, key=lambda file: file.queue_depth)
+        return Probe(
+            direct=deepest.direct,
+            file_system=file_system_of(directory),
+            file_bytes=file_bytes,
+            points=tuple(points),
+            page_bytes=deepest.block_bytes,
+            single_read_seconds=_single_read_seconds(deepest, min(sizes), random),
+            sustained=_sustain(deepest, sorted(sizes)[len(sizes) // 2], sustained, random) if sustained else None,
+        )
 
 
 def probe_profile(probe: Probe, name: str) -> Profile:
@@ -134,13 +153,22 @@ def probe_profile(probe: Probe, name: str) -> Profile:
         how = "reads through the page cache, for want of direct I/O (not the storage's own)"
     if probe.in_memory:
         how = f"reads of a {probe.file_system}, which lies in memory: these are no figures of a storage device"
-    return _profile(
+    profile = _profile(
         name=name,
         description=f"Random reads measured by `neuralink probe` with {how}.",
         source=f"Random reads of a file of {probe.file_bytes:,} bytes.",
         queue_depth=depth,
         rates=sorted(rates.items()),
     )
+    smallest = profile.device.reads[0]
+    more = {"latency_seconds": round(max(probe.single_read_seconds - smallest.seconds, 0.0), 9)}
+    if probe.page_bytes > 1:
+        more["page_bytes"] = probe.page_bytes
+    if probe.sustained is not None:
+        cold = rates[probe.sustained.bytes]
+        more["hot_rate"] = round(min(probe.sustained.bytes_per_second / cold, 1.0), 3)
+    document = profile.document | more
+    return replace(profile, document=document, device=parse_device(document, name))
 
 
 def fio_profile(path: Path, name: str) -> Profile:
@@ -278,6 +306,24 @@ def _fill(descriptor: int, size: int, random: np.random.Generator) -> None:
         os.fsync(descriptor)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _single_read_seconds(file: ScatteredFile, size: int, random: np.random.Generator) -> float:
+    """What one read takes on its own: the median of several means, as other work on the machine may disturb some."""
+    buffer = aligned_buffer(size)
+    sizes, places = np.full(1, size), np.zeros(1, dtype=np.int64)
+    offsets = random.integers(0, (file.size - size) // UNIT + 1, (_TURNS, _SINGLE_READS, 1)) * UNIT
+    means = [np.mean([file.read(offset, sizes, buffer, places) for offset in turn]) for turn in offsets]
+    return float(np.median(means))
+
+
+def _sustain(file: ScatteredFile, size: int, seconds: float, random: np.random.Generator) -> ProbePoint:
+    """Read without a pause; what the last quarter of the time took."""
+    began, points = time.monotonic(), []
+    while not points or time.monotonic() - began < seconds:
+        points.append(_measure(file, size, seconds / 40, random))
+    last = points[-max(len(points) // 4, 1) :]
+    return ProbePoint(size, file.queue_depth, sum(p.reads for p in last), sum(p.seconds for p in last))
 
 
 def _measure(file: ScatteredFile, size: int, seconds: float, random: np.random.Generator) -> ProbePoint:

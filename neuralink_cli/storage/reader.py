@@ -88,6 +88,7 @@ class FlashReader:
             self.close()
             raise VerificationError("was replaced while it was being opened", where=self._layout.file.path)
         self.direct = self._file.direct
+        self.block_bytes = self._file.block_bytes
         self.queue_depth = queue_depth
 
     def __enter__(self) -> FlashReader:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuralink_cli.devices.device import find_device
+from neuralink_cli.devices.device import find_device, parse_device
 from neuralink_cli.errors import InputError, OutputError
 from neuralink_cli.storage.probe import (
     Probe,
@@ -70,6 +70,27 @@ def test_without_direct_io_the_profile_says_so(tmp_path: Path, monkeypatch: pyte
     probe = probe_storage(tmp_path, **SMALL)
     assert not probe.direct
     assert "page cache" in probe_profile(probe, "disk").document["description"]
+
+
+def test_a_profile_says_latency_pages_and_how_fast_it_is_when_hot() -> None:
+    figures = points((4096, 16), (65536, 55))
+    hot = ProbePoint(65536, 32, 1000, 1000 * 66e-6)
+    probe = Probe(True, "ext4", 1 << 30, figures, page_bytes=512, single_read_seconds=140e-6, sustained=hot)
+    profile = probe_profile(probe, "disk")
+    assert profile.device.latency_seconds == pytest.approx(124e-6, rel=1e-3)
+    assert profile.device.page_bytes == 512
+    assert profile.device.hot_rate == pytest.approx(55 / 66, rel=1e-3)
+    assert parse_device(profile.document, "x") == profile.device
+
+
+def test_sustained_reads_are_measured(tmp_path: Path) -> None:
+    probe = probe_storage(tmp_path, **SMALL, sustained=0.2)
+    assert probe.sustained is not None
+    assert probe.sustained.bytes in SMALL["sizes"]
+    assert probe.sustained.reads > 0
+    assert probe.single_read_seconds > 0
+    assert probe.page_bytes in (1, 512, 4096)
+    assert probe_storage(tmp_path, **SMALL).sustained is None
 
 
 def test_only_the_greatest_depth_makes_the_profile() -> None:
