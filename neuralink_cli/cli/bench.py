@@ -46,7 +46,7 @@ Examples:
     default="5%",
     show_default=True,
     metavar="SHARE|BYTES",
-    help="DRAM: a share of all bundles (5%), or an amount (64MB). Pinned neurons, and of an amount resident rows, are part of it.",
+    help="DRAM for bundles: a share of all (5%), or an amount (64MB) that resident rows are taken from.",
 )
 @click.option(
     "--cache",
