@@ -65,6 +65,22 @@ Examples:
     show_default=True,
     help="Above 0: sample tokens at random instead of taking the likeliest.",
 )
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="With --temperature: sample from the N likeliest tokens only; 0 for all.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="P",
+    help="With --temperature: sample from the likeliest tokens of this total probability only.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed for --temperature.")
 @click.option(
     "--cache",
@@ -131,7 +147,8 @@ def command(
         raise OptionError("--prompt and --prompt-file cannot be combined")
     if prompt is None and prompt_file is None and text_file is None:
         raise OptionError("there is nothing to do", fix="pass --prompt, --prompt-file or --perplexity")
-    generation = GenerationOptions(*(options.pop(name) for name in ("max_new_tokens", "temperature", "seed")))
+    chosen = ("max_new_tokens", "temperature", "seed", "top_k", "top_p")
+    generation = GenerationOptions(**{name: options.pop(name) for name in chosen})
     request = RunRequest(
         layout=layout,
         settings=_settings(**options),

@@ -15,6 +15,7 @@ import torch
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import OptionError, UnsupportedError, first_line
+from neuralink_cli.files.free_memory import available_memory
 from neuralink_cli.models.hf_packages import require_hf_packages
 from neuralink_cli.sizes import human_bytes
 
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 # The share of free memory that weights may take by default; the rest is for activations.
 _SHARE = 0.8
-_CGROUP = Path("/sys/fs/cgroup")
 # Bytes per value of the dtypes that models run in.
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
@@ -76,19 +76,6 @@ def placement_options(directory: Path, dtype: str, device: torch.device, limit: 
     require_hf_packages("accelerate")
     folder = None if limit.folder is None else str(limit.folder)
     return {"device_map": "auto", "max_memory": room, "offload_folder": folder}
-
-
-def available_memory() -> int:
-    """Bytes of memory available without swapping, within the container's limit if there is one."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((_CGROUP / "memory.max").read_text())
-        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        used = int((_CGROUP / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
-        free = min(free, limit - used)
-    return max(free, 0)
 
 
 def finish_placement(model: Any, missing: Iterable[str]) -> None:

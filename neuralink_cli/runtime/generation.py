@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from neuralink_cli.calibration.text_files import unreadable_text
@@ -88,19 +90,24 @@ def generate(
     options: GenerationOptions,
     counters: Callable[[], FlashCounters] = FlashCounters,
 ) -> Generated:
-    """Generate from the tokens of a prompt.
+    """Generate from the tokens of a prompt, as the options say, whatever the generation config of the checkpoint says.
 
     Args:
         model: A causal language model of transformers.
         counters: What has been fetched so far; nothing, for a dense model.
     """
     marks = _Marks(counters)
-    chosen: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    chosen: dict[str, Any] = {"do_sample": False}
     if options.temperature > 0:
-        chosen = {"do_sample": True, "temperature": options.temperature}
+        chosen = {
+            "do_sample": True,
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+        }
     ids = torch.tensor([prompt], device=input_device(model))
     torch.manual_seed(options.seed)
-    with quiet_transformers(), explained_model_errors(model), torch.inference_mode():
+    with quiet_transformers(), explained_model_errors(model), torch.inference_mode(), _only_special_tokens(model):
         marks.start()
         output = model.generate(
             input_ids=ids,
@@ -115,6 +122,21 @@ def generate(
     new = tuple(output[0, len(prompt) :].tolist())
     first, rest = marks.phases(len(prompt))
     return Generated(tokenizer.decode(new, skip_special_tokens=True), prompt, new, first, rest)
+
+
+@contextlib.contextmanager
+def _only_special_tokens(model: Any) -> Iterator[None]:
+    """Within the block the model's generation config says which tokens are special, and nothing else.
+
+    transformers fills in whatever is not passed from it: penalties, forced or suppressed tokens, guidance, beams.
+    """
+    own = model.generation_config
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in names})
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _pad_token(model: Any) -> int:

@@ -52,11 +52,25 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to continue a prompt: the likeliest token each time, or, at a temperature above 0, drawn from a seed."""
+    """How to continue a prompt: the likeliest token each time, or, at a temperature above 0, drawn from a seed.
+
+    Attributes:
+        top_k: Draw only from this many of the likeliest tokens; 0 for all.
+        top_p: Draw only from the likeliest tokens that together have this probability; 1 for all.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
     seed: int = 0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise OptionError(
+                "without a temperature the likeliest token is taken, and nothing is drawn",
+                fix="pass --temperature 1 as well, or leave out --top-k and --top-p",
+            )
 
 
 def require_runnable(layout: Layout) -> BundledLayout:

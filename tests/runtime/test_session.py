@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import fields
 from pathlib import Path
@@ -93,6 +94,46 @@ def test_one_token_is_all_in_the_first_phase(runnable: RunnableFactory) -> None:
     assert report.generated.token_phase.tokens == 0
     assert report.generated.token_phase.tokens_per_second >= 0
     assert report.as_document()["tokens"]["reads_per_token"] == 0
+
+
+def test_the_likeliest_token_is_taken_whatever_the_generation_config_asks_for(runnable: RunnableFactory) -> None:
+    asked = {
+        "do_sample": True,
+        "repetition_penalty": 5.0,
+        "no_repeat_ngram_size": 1,
+        "guidance_scale": 3.0,
+        "top_k": 1,
+        "suppress_tokens": list(range(40)),
+        "num_beams": 3,
+        "eos_token_id": 10**6,
+    }
+    plain = runnable("opt", generation_config='{"eos_token_id": 1000000}')
+    other = runnable("opt", generation_config=json.dumps(asked))
+    for options in ({}, {"temperature": 2.0, "seed": 3}):
+        texts = [go(made, prompt=PROMPT, max_new_tokens=12, **options).generated for made in (plain, other)]
+        assert texts[0] is not None
+        assert texts[1] is not None
+        assert texts[0].new_tokens == texts[1].new_tokens
+
+
+def test_tokens_are_drawn_from_all_unless_asked_otherwise(runnable: RunnableFactory) -> None:
+    made = runnable("opt", generation_config='{"eos_token_id": 1000000}')
+
+    def drawn(**options: Any) -> set[int]:
+        generated = go(made, prompt=PROMPT, max_new_tokens=40, temperature=1e4, seed=1, **options).generated
+        assert generated is not None
+        return set(generated.new_tokens)
+
+    (greedy,) = [go(made, prompt=PROMPT, max_new_tokens=1).generated]
+    assert greedy is not None
+    # So hot that all are alike: hardly any is drawn twice, beyond the 50 that transformers would keep.
+    assert len(drawn()) > 25
+    assert len(drawn(top_k=2)) < 25
+    first = go(made, prompt=PROMPT, max_new_tokens=1, temperature=1e4, top_k=1).generated
+    assert first is not None
+    assert first.new_tokens == greedy.new_tokens
+    with pytest.raises(OptionError, match="without a temperature"):
+        go(made, prompt=PROMPT, top_p=0.5)
 
 
 def test_drawing_depends_on_the_seed_alone(runnable: RunnableFactory) -> None:
