@@ -16,7 +16,7 @@ from neuralink_cli.calibration.readers import read_token_sequences
 from neuralink_cli.errors import InputError, OptionError, UnsupportedError
 from neuralink_cli.models import offload
 from neuralink_cli.models.loading import load_model
-from neuralink_cli.models.offload import MemoryLimit, available_memory, input_device, weight_bytes
+from neuralink_cli.models.offload import MemoryLimit, input_device, weight_bytes
 from neuralink_cli.runtime.output_comparison import compare_outputs
 from tests.conftest import ModelFactory
 from tests.families import FAMILY
