@@ -1,7 +1,10 @@
-"""Small traces without a model: clustered activations."""
+"""Small traces without a model: clustered activations, and any activations of blocks and experts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +74,54 @@ def write_routed_trace(path: Path, *, experts: int = 2, neurons: int = 60, token
     digests = numbered_digests(lengths.size)
     write_trace(path, header, lengths, digests, lambda name: [packed[name]], lambda _name: [positions])
     return path
+
+
+@dataclass
+class Recorded:
+    """What a trace is made of: which neurons fired, bool `[tokens, neurons]`, and for experts where tokens went."""
+
+    header: TraceHeader
+    lengths: npt.NDArray[np.uint32]
+    digests: npt.NDArray[np.uint8]
+    fired: Mapping[str, npt.NDArray[np.bool_]]
+    routed: Mapping[str, npt.NDArray[np.int64]]
+
+    def write(self, path: Path) -> None:
+        def bits(name: str) -> list[npt.NDArray[np.uint8]]:
+            rows = self.fired[name][self.routed[name]] if name in self.routed else self.fired[name]
+            packed = np.packbits(rows, axis=1, bitorder="little")
+            # In chunks, as they come from a model.
+            return [packed[:2], packed[2:]]
+
+        def tokens(name: str) -> list[npt.NDArray[np.uint32]]:
+            return [self.routed[name].astype(np.uint32)]
+
+        write_trace(path, self.header, self.lengths, self.digests, bits, tokens)
+
+
+def recorded(seed: int, sequences: list[list[int]], neurons: list[int], experts: list[int]) -> Recorded:
+    """Sources of sequences of these lengths, no two of the same text; blocks of these sizes that run on all tokens, and
+    experts that do not.
+    """
+    random = np.random.default_rng(seed)
+    total = sum(map(sum, sequences))
+    fired: dict[str, npt.NDArray[np.bool_]] = {}
+    routed: dict[str, npt.NDArray[np.int64]] = {}
+    blocks = []
+    for k, n in enumerate([*neurons, *experts]):
+        name = f"layers.{k}"
+        fired[name] = random.random((total, n)) < 0.4
+        count = None
+        if k >= len(neurons):
+            routed[name] = np.flatnonzero(random.random(total) < random.random())
+            fired[name][np.setdiff1d(np.arange(total), routed[name])] = False
+            count = routed[name].size
+        blocks.append(TraceBlock(name, n, 4, "relu", 0.0, {"up": 8, "down": 8}, count))
+    sources = tuple(
+        TraceSource(f"source-{k}", f"{k:064x}", 0, len(lengths), len(lengths), sum(lengths), {})
+        for k, lengths in enumerate(sequences)
+    )
+    model = {"fingerprint": "0" * 64, "model_type": "opt", "architecture": "opt"}
+    header = TraceHeader(model, None, "gate", None, tuple(blocks), sources)
+    lengths = np.array(list(chain(*sequences)), dtype=np.uint32)
+    return Recorded(header, lengths, numbered_digests(lengths.size), fired, routed)

@@ -10,7 +10,11 @@ from typing import NoReturn
 import pytest
 
 from neuralink_cli.activations import preflight
-from neuralink_cli.activations.preflight import telling_time
+from neuralink_cli.activations.preflight import activation_bytes, tell_needs, telling_time
+from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
+from neuralink_cli.calibration.options import CalibrationOptions
+from neuralink_cli.models.execution import ExecutionOptions
+from neuralink_cli.sizes import human_bytes
 from tests.conftest import ModelFactory
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import LAYERS, NEURONS
@@ -48,6 +52,51 @@ def test_needs_are_told_before_the_model_is_loaded(
     assert f"{bytes_per_token:.1f} MB of disk per million tokens" in remarks()[-1]
 
 
+def ffn_block(neurons: int, hidden: int) -> FFNBlock:
+    return FFNBlock("layers.0", neurons, hidden, "relu", (BlockPart("up", "up.weight", 0, "F32", None),))
+
+
+def test_a_batch_holds_the_values_of_the_widest_layer_for_all_its_tokens() -> None:
+    data = CalibrationOptions(("x",), batch_size=3, max_seq_length=100)
+    blocks = [ffn_block(50, 10), ffn_block(40, 30), ffn_block(60, 5)]
+    # Four of each neuron, six of each hidden value: 340 of the second block.
+    assert activation_bytes(data, blocks, 2) == 3 * 100 * 340 * 2
+    assert activation_bytes(replace(data, max_seq_length=None), blocks, 4) == 3 * 512 * 340 * 4
+
+
+@pytest.mark.parametrize(
+    ("datasets", "max_tokens", "part", "disk"),
+    [
+        (1, 1000, None, "at most 12.0 kB of disk"),
+        (3, 1000, None, "at most 36.0 kB of disk"),
+        (3, 1000, (1, 2), "at most 18.0 kB of disk"),
+        (1, None, None, "12.0 MB of disk per million tokens"),
+    ],
+)
+@pytest.mark.parametrize(("limit", "weights"), [(None, 5_000_000), (2_000_000, 2_000_000), (6_000_000, 5_000_000)])
+def test_memory_is_that_of_weights_and_activations_and_disk_that_of_bits_twice(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    remarks: Callable[[], list[str]],
+    datasets: int,
+    max_tokens: int | None,
+    part: tuple[int, int] | None,
+    disk: str,
+    limit: int | None,
+    weights: int,
+) -> None:
+    monkeypatch.setattr(preflight, "weight_bytes", lambda _directory, _dtype: 5_000_000)
+    data = CalibrationOptions(("x",) * datasets, max_tokens=max_tokens, max_seq_length=100)
+    execution = ExecutionOptions(device="cpu", dtype="bfloat16", max_memory=limit)
+    tell_needs(data, execution, part, tmp_path, [ffn_block(8, 250), ffn_block(40, 250)])
+    activations = 8 * 100 * (4 * 40 + 6 * 250) * 2
+    (told,) = remarks()
+    assert told == (
+        f"takes about {human_bytes(weights + activations)} of memory ({human_bytes(weights)} of weights, "
+        f"{human_bytes(activations)} of activations) and {disk}"
+    )
+
+
 def told_after(seconds_of_batches: list[float], total: int, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(preflight, "monotonic", lambda: now)
@@ -66,6 +115,8 @@ def told_after(seconds_of_batches: list[float], total: int, monkeypatch: pytest.
         ([500.0, 3.0, 9.0], 10_200, ["recording the other 10,000 tokens takes about 5 min"]),
         ([0.0, 60.0, 60.0], 10_200, ["recording the other 10,000 tokens takes about 1.7 h"]),
         ([9.0, 1.0], 1_200, []),
+        ([9.0, 6.0], 1_200, ["recording the other 1,000 tokens takes about 60 s"]),
+        ([9.0, 5.75], 1_200, []),
         ([900.0], 1_200, []),
         ([900.0, 900.0], 200, []),
     ],

@@ -250,6 +250,16 @@ def test_a_disk_that_is_too_small_is_found_out_before_the_model_runs(
         profile(request_)
 
 
+def test_the_disk_must_hold_the_bits_twice(request_: ProfileRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs: list[tuple[Path, int]] = []
+    monkeypatch.setattr(
+        "neuralink_cli.activations.profile.require_space", lambda path, size: needs.append((path, size))
+    )
+    summary = profile(request_)
+    row_bytes = sum(-(-block.neurons // 8) for block in summary.blocks)
+    assert needs == [(request_.output, 2 * summary.tokens * row_bytes)]
+
+
 @pytest.mark.parametrize("stage", ["loading the model", "tokenizing", "recording", "writing"])
 def test_an_interrupted_run_leaves_nothing(request_: ProfileRequest, stage: str) -> None:
     stages = []

@@ -44,6 +44,21 @@ def test_graph_orders_find_a_shuffled_path(arrange: Callable[..., npt.NDArray[np
     assert order.tolist() in (path.tolist(), path[::-1].tolist())
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_spectral_order_starts_at_the_more_active_end_or_the_one_of_smaller_index(seed: int) -> None:
+    path = np.random.default_rng(seed).permutation(21)
+    edges = links(*((min(a, b), max(a, b), 3) for a, b in pairwise(path)))
+    even = np.full(21, 5)
+    order = spectral_order(*edges, even)
+    assert order[0] < order[-1]
+    # The neuron in the middle is of neither half.
+    assert spectral_order(*edges, np.where(np.arange(21) == path[10], 90, even)).tolist() == order.tolist()
+    for hot in (path[0], path[9], path[11], path[20]):
+        half = order.tolist().index(hot) < 10
+        expected = order if half else order[::-1]
+        assert spectral_order(*edges, np.where(np.arange(21) == hot, 6, even)).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("arrange", GRAPH_ORDERS)
 @given(data=st.data())
 @settings(deadline=None, max_examples=60)

@@ -191,6 +191,26 @@ def test_wrong_options_and_inputs(trace: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
 
 
+def test_graphs_have_the_counts_the_shares_and_the_slots_of_all_tokens(tmp_path: Path) -> None:
+    fired = write_clustered_trace(tmp_path / "t", tokens=(150, 83))
+    run(tmp_path / "t", tmp_path / "p")
+    export_graphs(tmp_path / "t", tmp_path / "p", tmp_path / "graphs")
+    with Placement(tmp_path / "p") as placement:
+        for name, bits in fired.items():
+            graph = networkx.read_graphml(tmp_path / "graphs" / f"{name}.graphml", node_type=int)
+            counts = bits.T.astype(int) @ bits
+            np.fill_diagonal(counts, 0)
+            assert {slot: neuron for neuron, slot in graph.nodes(data="slot")} == dict(
+                enumerate(placement.blocks[name].order.tolist())
+            )
+            assert dict(graph.nodes(data="frequency")) == dict(enumerate((bits.sum(axis=0) / 233).tolist()))
+            # The eight strongest links of either end.
+            strongest = np.argsort(-counts, axis=1, kind="stable")[:, :8]
+            pairs = {(min(i, j), max(i, j)) for i, its in enumerate(strongest.tolist()) for j in its if counts[i, j]}
+            found = {(min(i, j), max(i, j)): count for i, j, count in graph.edges(data="count")}
+            assert found == {(i, j): counts[i, j] for i, j in pairs}
+
+
 def test_graphs_are_readable_and_name_slots(trace: Path, tmp_path: Path) -> None:
     run(trace, tmp_path / "p")
     export_graphs(trace, tmp_path / "p", tmp_path / "graphs")
@@ -201,6 +221,9 @@ def test_graphs_are_readable_and_name_slots(trace: Path, tmp_path: Path) -> None
     assert all(count > 0 for _, _, count in graph.edges(data="count"))
     with pytest.raises(OutputError, match="already exists"):
         export_graphs(trace, tmp_path / "p", tmp_path / "graphs")
+    (tmp_path / "graphs" / "layers.0.graphml").write_text("old")
+    export_graphs(trace, tmp_path / "p", tmp_path / "graphs", overwrite=True)
+    assert networkx.read_graphml(tmp_path / "graphs" / "layers.0.graphml").number_of_nodes() == 60
     (tmp_path / "graphs" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not deleted"):
         export_graphs(trace, tmp_path / "p", tmp_path / "graphs", overwrite=True)

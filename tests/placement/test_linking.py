@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.placement.bits import activation_counts, transpose_bits
 from neuralink_cli.placement.counting import coactivation_counts
-from neuralink_cli.placement.linking import Linking, link_greedy, link_tiled
+from neuralink_cli.placement.linking import LeadingPairs, Linking, Paths, link_greedy, link_tiled
 
 Pairs = dict[tuple[int, int], int]
 
@@ -101,6 +101,33 @@ def test_tiled_linking_does_not_depend_on_the_number_of_workers() -> None:
     activations = activation_counts(bits)
     linkings = [as_lists(link_tiled(bits, activations, batch=3000, workers=workers)) for workers in (1, 2, 7)]
     assert linkings[0] == linkings[1] == linkings[2]
+
+
+@given(fired_tokens(), st.integers(1, 60))
+@settings(deadline=None)
+def test_leading_pairs_are_the_first_in_greedy_order_batch_by_batch(fired: npt.NDArray[np.bool_], batch: int) -> None:
+    bits = pack(fired)
+    activations = activation_counts(bits)
+    n = len(bits)
+    greedy = sorted((-count, i, j) for (i, j), count in all_pairs(fired).items() if count > 0)
+    pairs, paths = LeadingPairs(batch, activations), Paths(activations)
+    neurons = np.arange(n, dtype=np.int32)
+    more = True
+    ceiling = int(activations.max(initial=0))
+    while more:
+        assert pairs.ceiling == ceiling
+        pairs.offer(coactivation_counts(bits), neurons, neurons, neurons, paths)
+        offered = [pair for pair in greedy if -pair[0] <= ceiling]
+        pairs.trim()
+        # Once pairs were dropped, those below the last that is kept need not be looked at.
+        assert pairs.floor == (-offered[batch - 1][0] if pairs.dropped else 1)
+        keys, more = pairs.take()
+        assert more == (len(offered) > batch)
+        first = offered[:batch]
+        assert keys.tolist() == [((activations.max() + count) * n + i) * n + j for count, i, j in first]
+        ceiling = -first[-1][0] if first else 0
+        if more and ceiling == -offered[0][0]:
+            break  # a batch of one count is offered again until its pairs are linked
 
 
 def test_layout_puts_hot_paths_first_and_starts_at_the_hotter_end() -> None:

@@ -128,8 +128,16 @@ def as_slots(slots: Slots) -> npt.NDArray[np.int32]:
     return np.array(slots, dtype=np.int32)
 
 
-def follow(cache: NeuronCache, reference: ReferenceS3FIFO | ReferenceRecency, trace: list[tuple[Slots, Slots]]) -> None:
-    """Run both over a trace of slots used and slots that reads brought along; pool rows must stay consistent."""
+def follow(
+    cache: NeuronCache,
+    reference: ReferenceS3FIFO | ReferenceRecency,
+    trace: list[tuple[Slots, Slots]],
+    read_again: bool = False,
+) -> None:
+    """Run both over a trace of slots used and slots that reads brought along; pool rows must stay consistent.
+
+    With `read_again` all that is used is read, and so offered, even if it is there.
+    """
     pool: dict[int, int] = {row: row for row in range(cache.pinned)}
     for used, brought in trace:
         used_free = [slot for slot in used if slot >= cache.pinned]
@@ -140,8 +148,9 @@ def follow(cache: NeuronCache, reference: ReferenceS3FIFO | ReferenceRecency, tr
             assert row < 0 or pool[row] == slot
         reference.look_up(used_free)
         missing = {slot for slot in used_free if slot not in before}
-        read = sorted(missing | {slot for slot in brought if slot >= cache.pinned})
-        wanted = [slot in missing for slot in read]
+        asked = set(used_free) if read_again else missing
+        read = sorted(asked | {slot for slot in brought if slot >= cache.pinned})
+        wanted = [slot in asked for slot in read]
         given_rows = cache.admit(as_slots(read), np.array(wanted, dtype=np.bool_)).tolist()
         reference.admit(read, wanted)
         taken = [row for row in given_rows if row >= 0]
@@ -151,21 +160,33 @@ def follow(cache: NeuronCache, reference: ReferenceS3FIFO | ReferenceRecency, tr
         assert set(cache.resident.tolist()) == reference.resident | set(range(cache.pinned))
 
 
-@given(trace=traces, capacity=st.integers(0, 30), run_length=st.sampled_from([0, 2, 3]), unwanted=st.booleans())
+@given(
+    trace=traces,
+    capacity=st.integers(0, 30),
+    run_length=st.sampled_from([0, 2, 3]),
+    unwanted=st.booleans(),
+    read_again=st.booleans(),
+)
 def test_s3_fifo_is_what_it_says(
-    trace: list[tuple[Slots, Slots]], capacity: int, run_length: int, unwanted: bool
+    trace: list[tuple[Slots, Slots]], capacity: int, run_length: int, unwanted: bool, read_again: bool
 ) -> None:
     policy = CachePolicy(cache_kernels.S3FIFO, run_length=run_length, admission=0.0, take_unwanted=unwanted)
     cache = NeuronCache(NEURONS, capacity, policy=policy)
-    follow(cache, ReferenceS3FIFO(capacity, run_length=run_length, take_unwanted=unwanted), trace)
+    follow(cache, ReferenceS3FIFO(capacity, run_length=run_length, take_unwanted=unwanted), trace, read_again)
 
 
-@given(trace=traces, capacity=st.integers(0, 30), pinned=st.integers(0, 6), by_token=st.booleans())
+@given(
+    trace=traces,
+    capacity=st.integers(0, 30),
+    pinned=st.integers(0, 6),
+    by_token=st.booleans(),
+    read_again=st.booleans(),
+)
 def test_lru_and_window_are_what_they_say(
-    trace: list[tuple[Slots, Slots]], capacity: int, pinned: int, by_token: bool
+    trace: list[tuple[Slots, Slots]], capacity: int, pinned: int, by_token: bool, read_again: bool
 ) -> None:
     cache = NeuronCache(NEURONS, capacity + pinned, policy="window" if by_token else "lru", pinned=pinned)
-    follow(cache, ReferenceRecency(capacity, by_token=by_token), trace)
+    follow(cache, ReferenceRecency(capacity, by_token=by_token), trace, read_again)
 
 
 @given(trace=traces, pinned=st.integers(0, 6))
@@ -214,11 +235,28 @@ def test_the_default_admits_one_run_of_two_in_ten_and_every_lone_neuron() -> Non
     assert 70 < pairs < 130
 
 
+def splitmix(mixed: int) -> int:
+    """The finaliser of SplitMix64, in whole numbers."""
+    word = 2**64
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % word
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % word
+    return mixed ^ mixed >> 31
+
+
+@given(token=st.integers(1, 50), slot=st.integers(0, 2**31 - 1), seed=st.integers(0, 2**31 - 1))
+def test_chances_come_from_token_slot_and_seed_as_splitmix_mixes_them(token: int, slot: int, seed: int) -> None:
+    cache = NeuronCache(1, 1, seed=seed)
+    for _ in range(token):
+        cache.look_up(as_slots([]))
+    mixed = token * 0x9E3779B97F4A7C15 % 2**64 ^ (slot * 0xD1B54A32D192ED03 + seed) % 2**64
+    assert cache_kernels._chance(cache._state, slot) == splitmix(mixed) >> 32
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_same_again_gives_the_same(policy: str) -> None:
-    def history(seed: int) -> list[Slots]:
+    def history(**seed: int) -> list[Slots]:
         random = np.random.default_rng(3)
-        cache = NeuronCache(200, 30, policy=policy, seed=seed)
+        cache = NeuronCache(200, 30, policy=policy, **seed)
         result = []
         for _ in range(100):
             slots = np.flatnonzero(random.random(200) < 0.15).astype(np.int32)
@@ -226,8 +264,8 @@ def test_the_same_again_gives_the_same(policy: str) -> None:
             result.append(cache.admit(missing, np.ones(missing.size, dtype=np.bool_)).tolist())
         return result
 
-    assert history(0) == history(0)
-    assert (history(0) == history(1)) == (policy != "linked-s3fifo")
+    assert history(seed=0) == history(seed=0) == history()
+    assert (history(seed=0) == history(seed=1)) == (policy != "linked-s3fifo")
 
 
 def test_counts_hits() -> None:

@@ -81,6 +81,39 @@ def test_every_range_arrives(kind: str, reads: int, depth: int, path: Path, cont
     check(buffer, content, ranges)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("depth", [1, 3, 32])
+def test_what_the_loops_read_is_not_read_again(
+    kind: str, depth: int, path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> int:
+        raise OSError(errno.EIO, "was read again")
+
+    ranges = random_ranges(np.random.default_rng(depth), 100)
+    buffer = aligned_buffer(int(ranges[1].sum()))
+    with open_as(kind, path, depth) as file:
+        monkeypatch.setattr(os, "preadv", fail)
+        for _ in range(2):
+            buffer[:] = 0
+            file.read(*ranges[:2], buffer, ranges[2])
+            check(buffer, content, ranges)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 7, 32])
+def test_as_many_reads_are_in_flight_as_the_queue_is_deep(depth: int, path: Path) -> None:
+    with open_as("threads", path, depth) as file:
+        for reads in (1, 2, 15, 31, 32, 100, 1000):
+            file._asynchronous = False
+            assert len(file._lanes(reads)) == min(depth, reads)
+            # With asynchronous reads a few threads share the queue, as long as each has enough to do.
+            file._asynchronous = True
+            depths = [lane.args[0] for lane in file._lanes(reads)]  # type: ignore[attr-defined]
+            assert sum(depths) == depth
+            assert min(depths) >= 1
+            assert max(depths) - min(depths) <= 1
+            assert len(depths) == max(min(4, depth, reads // 16), 1)
+
+
 def test_reads_need_not_be_aligned_without_direct_io(path: Path, content: bytes) -> None:
     ranges = np.array([5, SIZE - 1, 77]), np.array([1000, 1, 4099]), np.array([0, 1000, 1001])
     buffer = np.empty(5100, dtype=np.uint8)
@@ -183,6 +216,45 @@ def test_reads_that_fail_or_come_short_are_finished(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("came", [0, 1, 3 * UNIT])
+def test_the_rest_of_a_read_may_come_in_pieces(
+    kind: str, pieces: int, came: int, path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even in single blocks; the end of the file, which is no whole block, is no failure."""
+    real = os.preadv
+    with open_as(kind, path, depth=1) as file:
+        most = pieces * file.block_bytes if file.direct else pieces * 500
+        calls = []
+
+        def read_piece(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+            calls.append(offset)
+            return real(descriptor, [buffers[0][:most]], offset)
+
+        def come_short(_d: int, _t: Any, offsets: Any, sizes: Any, _a: Any, results: Any, *_: Any) -> int:
+            for k in range(offsets.size):
+                buffer[places[k] : places[k] + came] = np.frombuffer(content, np.uint8, came, offsets[k])
+                results[k] = came
+            return 0
+
+        offsets, sizes = np.array([0, 7, SIZE // UNIT - 4]) * UNIT, np.array([6, 4, 6]) * UNIT
+        places = np.cumsum(sizes) - sizes
+        buffer = aligned_buffer(int(sizes.sum()))
+        buffer[:] = 0
+        monkeypatch.setattr(io_kernels, "read_in_turn", come_short)
+        monkeypatch.setattr(io_kernels, "read_asynchronously", come_short)
+        monkeypatch.setattr(os, "preadv", read_piece)
+        file.read(offsets, sizes, buffer, places)
+    check(buffer, content, (offsets, sizes, places))
+    # Nothing is read twice but the block that a piece ended in.
+    unit = file.block_bytes
+    left = [int(min(size, SIZE - offset)) - came // unit * unit for offset, size in zip(offsets, sizes, strict=True)]
+    assert len(calls) == sum(-(-rest // most) for rest in left)
+    # What is beyond the end of the file is left as it was.
+    assert not buffer[places[-1] + SIZE - offsets[-1] :].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_failing_device_is_an_error_that_names_the_file(
     kind: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +287,20 @@ def test_without_contexts_the_system_still_reads(path: Path, content: bytes, mon
         while file._contexts:
             io_kernels.close_context(file._contexts.pop())
         monkeypatch.setattr(io_kernels, "open_context", lambda _: None)
+        file.read(*ranges[:2], buffer, ranges[2])
+    check(buffer, content, ranges)
+
+
+@pytest.mark.parametrize("call", ["SUBMIT", "GET_EVENTS"])
+def test_reads_that_the_system_does_not_start_or_does_not_report_are_read_again(
+    call: str, path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = random_ranges(np.random.default_rng(6), 50)
+    buffer = aligned_buffer(int(ranges[1].sum()))
+    buffer[:] = 0
+    with open_as("asynchronous", path) as file:
+        # No system call has this number.
+        monkeypatch.setattr(io_kernels, call, -1)
         file.read(*ranges[:2], buffer, ranges[2])
     check(buffer, content, ranges)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from neuralink_cli.errors import InputError, OutputError
 from neuralink_cli.storage.probe import (
     Probe,
     ProbePoint,
+    Profile,
+    _measure,
     file_system_of,
     fio_profile,
     monotone,
@@ -35,6 +38,12 @@ def points(*figures: tuple[int, float], depth: int = 8) -> tuple[ProbePoint, ...
     return tuple(ProbePoint(size, depth, 1000, 1e-3 * microseconds) for size, microseconds in figures)
 
 
+def with_plausible_times(probe: Probe) -> Profile:
+    """The profile of a probe, but for its times: so short a one on a busy machine may be no device's."""
+    figures = points((4096, 16), (1 << 20, 620), depth=max(point.queue_depth for point in probe.points))
+    return probe_profile(replace(probe, points=figures), "disk")
+
+
 def test_a_directory_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     done: list[int] = []
     probe = probe_storage(tmp_path, **SMALL, progress=done.append)
@@ -46,7 +55,7 @@ def test_a_directory_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
         assert point.reads >= 4 * point.queue_depth
         assert point.bytes_per_second == pytest.approx(point.bytes * point.reads_per_second)
     assert list(tmp_path.iterdir()) == []
-    profile = probe_profile(probe, "disk")
+    profile = with_plausible_times(probe)
     assert profile.device.queue_depth == 8
     assert "direct I/O" in profile.document["description"]
 
@@ -69,7 +78,46 @@ def test_without_direct_io_the_profile_says_so(tmp_path: Path, monkeypatch: pyte
     no_direct(monkeypatch)
     probe = probe_storage(tmp_path, **SMALL)
     assert not probe.direct
-    assert "page cache" in probe_profile(probe, "disk").document["description"]
+    assert "page cache" in with_plausible_times(probe).document["description"]
+
+
+class SlowFile:
+    """In place of a file whose every read takes `seconds`."""
+
+    def __init__(self, size: int, queue_depth: int, seconds: float) -> None:
+        self.size, self.queue_depth, self.seconds = size, queue_depth, seconds
+        self.requests: list[int] = []
+        self.offsets: set[int] = set()
+
+    def read(self, offsets: Any, sizes: Any, buffer: Any, places: Any) -> float:
+        (size,) = set(sizes.tolist())
+        assert offsets.shape == sizes.shape == places.shape
+        assert (offsets % 4096 == 0).all() and (places % size == 0).all()
+        assert offsets.min() >= 0 and (offsets + size).max() <= self.size
+        assert places.min() == 0 and (places + size).max() <= buffer.size
+        # Two reads go to one place in memory only if there is no room for all.
+        assert len(set(places.tolist())) == min(offsets.size, buffer.size // size)
+        self.offsets |= set(offsets.tolist())
+        self.requests.append(offsets.size)
+        # Other work on the machine makes the first measurement ten times too long, and the last ten times too short.
+        return float(self.seconds * offsets.size * {2: 10.0, 4: 0.1}.get(len(self.requests), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("each", "requests"),
+    [(1e-6, [32, 100_000, 100_000, 100_000]), (1e-3, [32, 100, 100, 100]), (5e-3, [32, 32, 32, 32]), (1e-2, [32])],
+)
+@pytest.mark.parametrize("size", [4096, 1 << 20])
+def test_as_many_reads_as_fit_the_time_are_measured_three_times(each: float, requests: list[int], size: int) -> None:
+    file = SlowFile(4 << 20, 8, each)
+    random = np.random.default_rng(0)
+    point = _measure(file, size, 0.3, random)  # type: ignore[arg-type]
+    assert file.requests == pytest.approx(requests, abs=1)
+    assert (point.bytes, point.queue_depth, point.reads) == (size, 8, file.requests[-1])
+    assert point.seconds == pytest.approx(each * point.reads)
+    if point.reads > 50_000:
+        # Wherever a read fits, one starts.
+        assert file.offsets == set(range(0, file.size - size + 1, 4096))
 
 
 def test_a_profile_says_latency_pages_and_how_fast_it_is_when_hot() -> None:

@@ -162,6 +162,7 @@ def test_ranges_come_one_after_the_other(layouts: LayoutFactory) -> None:
     random = np.random.default_rng(0)
     offsets = random.integers(0, len(content) - 3000, 60)
     sizes = random.integers(1, 3000, 60)
+    sizes[7] = 1
     offsets[-1] = len(content) - sizes[-1]
     expected = b"".join(content[o : o + s] for o, s in zip(offsets, sizes, strict=True))
     for direct in (None, False):
@@ -190,6 +191,15 @@ def test_ranges_outside_the_file_are_refused(layouts: LayoutFactory, offsets: li
 def test_slots_that_are_not_there_are_refused(layouts: LayoutFactory, slots: list[int]) -> None:
     with FlashReader(layouts.bundled("opt").layout) as reader, pytest.raises(ValueError, match="slot"):
         reader.read_bundles(reader.blocks[0], slots)
+
+
+def test_slots_may_be_the_beginning_of_a_longer_array(layouts: LayoutFactory) -> None:
+    made = layouts.bundled("opt")
+    slots = np.array([1, 2, 3, 4], dtype=np.int32)
+    with FlashReader(made.layout) as reader:
+        block = reader.blocks[0]
+        got = reader.read_bundles(block, slots[:2], plan_with_gap(slots, 0))
+        check(got, expected_bundles(made, "opt", 0, 4, "none"), [1, 2], reader.order(block), block.stride)
 
 
 @pytest.mark.parametrize(
