@@ -69,6 +69,11 @@ class _ForgivingCache:
             self._numba.flush()
 
 
+def load_compiler() -> None:
+    """Load what running compiled kernels takes, some 60 MB, so that it counts as memory already in use."""
+    _nothing()
+
+
 def _allow_compiling() -> None:
     """Kernels call the system and use instructions that Python has not, so NUMBA_DISABLE_JIT is not for them.
 
@@ -104,3 +109,8 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@kernel
+def _nothing() -> int:
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from time import monotonic
 from neuralink_cli.activations.trace import bytes_per_token
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
+from neuralink_cli.files.free_memory import resident_bytes, with_margin
+from neuralink_cli.kernels import load_compiler
 from neuralink_cli.models.execution import ExecutionOptions
 from neuralink_cli.models.loading import compute_dtype, find_device
 from neuralink_cli.models.offload import FLOAT_BYTES, weight_bytes
@@ -48,9 +51,13 @@ def tell_needs(
     else:
         tokens = data.max_tokens * len(data.datasets) // (part[1] if part else 1)
         disk = f"at most {human_bytes(round(tokens * per_token))} of disk"
+    # Both are needed in any case, and take more memory than a small model.
+    load_compiler()
+    importlib.import_module("transformers.modeling_utils")
+    programs = resident_bytes()
     logger.info(
-        "takes about %s of memory (%s of weights, %s of activations) and %s",
-        human_bytes(weights + values),
+        "takes about %s of memory (%s of weights, %s of activations, the rest for programs) and %s",
+        human_bytes(with_margin(programs + weights + values)),
         human_bytes(weights),
         human_bytes(values),
         disk,

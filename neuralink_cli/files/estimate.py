@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,10 @@ from pathlib import Path
 from neuralink_cli.files import pipeline
 from neuralink_cli.files.byte_file import ByteFile
 from neuralink_cli.files.durable import leftover_bytes
+from neuralink_cli.files.free_memory import resident_bytes, with_margin
 from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import FileRange, read_ahead
+from neuralink_cli.kernels import load_compiler
 from neuralink_cli.sizes import human_bytes, human_seconds
 
 # A run over fewer bytes ends sooner than its sample would.
@@ -82,9 +82,10 @@ def estimate(passes: Sequence[Pass], largest: int, output: Path | None = None) -
     seconds = None
     if read + written >= _WORTH_SAMPLING:
         seconds = sum(_seconds(each, output) for each in passes)
+    load_compiler()
     free = None if output is None else shutil.disk_usage(output.absolute().parent).free + leftover_bytes(output)
     waiting = 2 * min(pipeline.IN_FLIGHT, max(each.read for each in passes))
-    return Estimate(read, written, free, _resident_bytes() + waiting + largest, seconds)
+    return Estimate(read, written, free, with_margin(resident_bytes() + waiting + largest), seconds)
 
 
 def _seconds(work: Pass, output: Path | None) -> float:
@@ -125,8 +126,3 @@ def _nameless(output: Path) -> Iterator[OutputFile]:
     with OutputFile(path) as file:
         path.unlink()
         yield file
-
-
-def _resident_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

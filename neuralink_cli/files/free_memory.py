@@ -7,6 +7,8 @@ it, however much the machine has left. Version 1 and version 2 of the interface 
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,17 @@ def available_memory() -> int:
     import psutil
 
     return max(min([int(psutil.virtual_memory().available), *allowed_by_groups()]), 0)
+
+
+def resident_bytes() -> int:
+    """The most memory that this process has had resident so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def with_margin(needed: int) -> int:
+    """A sum of bytes as it is announced: a little more, for what no sum knows of, as threads and unused memory."""
+    return round(1.06 * needed)
 
 
 def allowed_by_groups(groups: Path = _GROUPS_OF_PROCESS, mount: Path = _MOUNT) -> Iterator[int]:

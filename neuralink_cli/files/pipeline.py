@@ -59,7 +59,8 @@ def _read_ahead(reader: ThreadPoolExecutor, ranges: Iterable[FileRange], in_flig
     pending: deque[tuple[Future[Bytes], Bytes]] = deque()
     free: list[Bytes] = []
     for wanted in ranges:
-        needed = max(wanted.size, PIECE)
+        # Large buffers are used again, and lie in huge pages that even a small range would take as a whole.
+        needed = max(wanted.size, PIECE) if wanted.size > PIECE // 8 else wanted.size
         while pending and sum(buffer.size for _, buffer in pending) + needed > in_flight:
             future, buffer = pending.popleft()
             yield future.result()

@@ -14,7 +14,7 @@ from neuralink_cli.kernels import available_cpus, kernel
 from neuralink_cli.placement.bits import Bits
 from neuralink_cli.placement.counting import STRIPE, Counts, count_dtype, count_together
 
-BATCH = 1 << 18  # pairs sorted at a time
+GREEDY_BATCH = 1 << 18  # pairs sorted at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Linking:
     """int32[links], ascending: the slots at which links start; a link ends where the next one starts."""
 
 
-def link_greedy(counts: Counts, activation_counts: npt.NDArray[np.int64], *, batch: int = BATCH) -> Linking:
+def link_greedy(counts: Counts, activation_counts: npt.NDArray[np.int64], *, batch: int = GREEDY_BATCH) -> Linking:
     """Link the neurons by their co-activation counts: Algorithm 1 of the paper, exactly, over all pairs.
 
     Pairs are taken in greedy order: by descending count, ties by ascending (i, j), i < j. A pair is linked unless

@@ -319,7 +319,8 @@ def _single_read_seconds(file: ScatteredFile, size: int, random: np.random.Gener
 
 def _sustain(file: ScatteredFile, size: int, seconds: float, random: np.random.Generator) -> ProbePoint:
     """Read without a pause; what the last quarter of the time took."""
-    began, points = time.monotonic(), []
+    began = time.monotonic()
+    points: list[ProbePoint] = []
     while not points or time.monotonic() - began < seconds:
         points.append(_measure(file, size, seconds / 40, random))
     last = points[-max(len(points) // 4, 1) :]

@@ -13,6 +13,7 @@ from neuralink_cli.activations import preflight
 from neuralink_cli.activations.preflight import activation_bytes, tell_needs, telling_time
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
 from neuralink_cli.calibration.options import CalibrationOptions
+from neuralink_cli.files.free_memory import resident_bytes
 from neuralink_cli.models.execution import ExecutionOptions
 from neuralink_cli.sizes import human_bytes
 from tests.conftest import ModelFactory
@@ -42,10 +43,11 @@ def test_needs_are_told_before_the_model_is_loaded(
     assert name == "loading the model"
     bytes_per_token = 2 * LAYERS * -(-NEURONS["opt"] // 8)
     assert told.endswith(f"at most {bytes_per_token:.1f} kB of disk")
-    found = re.search(r"about (.*) MB of memory \((.*) kB of weights, (.*) MB of activations\)", told)
+    found = re.search(r"about (.*) MB of memory \((.*) kB of weights, (.*) MB of activations, the rest", told)
     assert found is not None
     total, weights, activations = (float(part) for part in found.groups())
-    assert total == pytest.approx(weights / 1000 + activations, abs=0.11)
+    # What the test's own process takes, with all that is imported, and what was asked for.
+    assert 1.06 * (100 + weights / 1000 + activations) < total < 1.06 * (resident_bytes() / 1e6 + 10)
     with pytest.raises(KeyboardInterrupt):
         profile(replace(request, max_memory=1000, dtype="bfloat16", max_tokens=None), progress)
     assert "(1.0 kB of weights" in remarks()[-1]
@@ -91,9 +93,9 @@ def test_memory_is_that_of_weights_and_activations_and_disk_that_of_bits_twice(
     tell_needs(data, execution, part, tmp_path, [ffn_block(8, 250), ffn_block(40, 250)])
     activations = 8 * 100 * (4 * 40 + 6 * 250) * 2
     (told,) = remarks()
-    assert told == (
-        f"takes about {human_bytes(weights + activations)} of memory ({human_bytes(weights)} of weights, "
-        f"{human_bytes(activations)} of activations) and {disk}"
+    assert told.endswith(
+        f"of memory ({human_bytes(weights)} of weights, {human_bytes(activations)} of activations, "
+        f"the rest for programs) and {disk}"
     )
 
 
