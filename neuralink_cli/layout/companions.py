@@ -12,7 +12,7 @@ from neuralink_cli import __version__
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.companions import FolderContents, LeftOut, find_companions
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, PERMUTED_INDEX, SHARD_INDEX
-from neuralink_cli.errors import InputError, VerificationError, printable
+from neuralink_cli.errors import InputError, VerificationError, printable, shorten
 from neuralink_cli.files.durable import copy_file, sync_directory, write_file
 from neuralink_cli.files.journal import JOURNAL_FILE
 from neuralink_cli.layout.names import FLASH_FILE, MODEL_CARD, ORIGINALS, OWN_FOLDER, PERMUTED_PLACEMENT
@@ -23,8 +23,9 @@ from neuralink_cli.sizes import human_bytes
 if TYPE_CHECKING:
     from neuralink_cli.layout.open_layout import Layout
 
-# How many names a remark gives.
+# How many names a remark gives, and how many characters of each.
 _SHOWN = 3
+_LONGEST_NAME = 100
 # What a layout itself may have in its directory, as a file system without upper case sees it.
 _OWN_NAMES = frozenset(
     name.casefold() for name in (FLASH_FILE, FLASH_INDEX, PERMUTED_INDEX, MODEL_CARD, OWN_FOLDER, JOURNAL_FILE)
@@ -67,7 +68,7 @@ def companions_to_copy(checkpoint: Checkpoint, *, all_files: bool) -> FolderCont
 def remark_on_left_out(left_out: Sequence[LeftOut]) -> str:
     """What is left out of a layout, in a line: how many files, of what size, the largest by name, and what they are."""
     by_size = sorted(left_out, key=lambda file: (-file.nbytes, file.name))
-    names = ", ".join(printable(file.name) for file in by_size[:_SHOWN])
+    names = ", ".join(shorten(printable(file.name), _LONGEST_NAME) for file in by_size[:_SHOWN])
     more = f" and {len(left_out) - _SHOWN:,} more" if len(left_out) > _SHOWN else ""
     kinds = ", ".join(dict.fromkeys(file.why for file in by_size))
     noun = "file" if len(left_out) == 1 else "files"

@@ -422,4 +422,5 @@ def test_a_remark_says_what_is_left_out() -> None:
         "left out: 5 files, 5.0 GB (a.gguf, pytorch_model.bin, .git/x and 2 more): other copies of the weights, hidden "
         "files and caches; --all-files takes everything along"
     )
+    assert len(remark_on_left_out([LeftOut("x" * 4000, 1, HIDDEN)])) < 250
     assert remark_on_left_out(files[1:2]).startswith("left out: 1 file, 5 B (.git/x): hidden files and caches; ")
