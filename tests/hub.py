@@ -63,7 +63,11 @@ class Hub:
         }
 
     def answer(self, path: str, form: Mapping[str, list[str]]) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of the answer to a request."""
+        """Status, headers and body of the answer to a request.
+
+        Args:
+            form: Values of the query and of the body.
+        """
         steps = path.strip("/").split("/")
         api = steps[0] == "api"
         steps = steps[1:] if api else steps
@@ -102,6 +106,8 @@ class Hub:
         ]
         if rest[0] == "paths-info":
             return [entry for entry in entries if entry["path"] in form.get("paths", [])]
+        if form.get("recursive", [""])[0].lower() == "true":
+            return entries
         parent = "/".join(rest[2:]) or "."
         return [entry for entry in entries if str(PurePosixPath(entry["path"]).parent) == parent]
 
@@ -123,10 +129,10 @@ def running_hub() -> Iterator[Hub]:
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
-            path = unquote(urlsplit(self.path).path)
+            path, query = unquote(urlsplit(self.path).path), parse_qs(urlsplit(self.path).query)
             hub.requests.append(f"{self.command} {path}")
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, headers, content = hub.answer(path, parse_qs(body.decode()))
+            status, headers, content = hub.answer(path, {**query, **parse_qs(body.decode())})
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
+from neuralink_cli.checkpoint.companions import left_out_files
 from neuralink_cli.checkpoint.config import read_config
 from neuralink_cli.checkpoint.contents import missing_weights, refuse_dangling_link
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE
@@ -59,9 +60,10 @@ class Checkpoint:
         self.files: tuple[TensorFile, ...] = ()
         self._places: dict[str, TensorPlace] = {}
         self._beside: dict[str, bytes] = {}
-        _refuse_special_files(directory)
+        beside = _files_beside(directory)
         try:
             names, listed = _weight_files(directory)
+            _refuse_dangling_links(directory, beside, names)
             self.files = tuple(self._stack.enter_context(TensorFile(directory / name)) for name in names)
             for file in self.files:
                 self._add(file)
@@ -95,6 +97,11 @@ class Checkpoint:
     def sharded(self) -> bool:
         """Whether this is a sharded checkpoint, with an index that lists the shards."""
         return (self.directory / SHARD_INDEX).is_file() and not (self.directory / SINGLE_FILE).is_file()
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """Names of the weight files and, if there are several, of their index."""
+        return (*(file.path.name for file in self.files), *([SHARD_INDEX] if self.sharded else []))
 
     def read_beside(self, name: str) -> bytes:
         """The content of a small file beside the weights. It is read once, so that all who ask get the same.
@@ -176,11 +183,11 @@ def read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _refuse_special_files(directory: Path) -> None:
-    """Check that a checkpoint's directory has no pipe or device in it, which a library would wait for.
+def _files_beside(directory: Path) -> list[str]:
+    """Names of the files in a checkpoint's directory that are not hidden.
 
     Raises:
-        InputError: There is one.
+        InputError: There is a pipe or device among them, which a library would wait for.
     """
     try:
         beside = [child for child in directory.iterdir() if not child.name.startswith(".") and not child.is_dir()]
@@ -188,6 +195,19 @@ def _refuse_special_files(directory: Path) -> None:
         raise InputError(f"cannot be listed ({error.strerror})", where=error.filename) from None
     for child in beside:
         require_regular(child)
+    return [child.name for child in beside]
+
+
+def _refuse_dangling_links(directory: Path, beside: Sequence[str], weights: Sequence[str]) -> None:
+    """Check that what a library would read is there: it takes a link to nothing for a file that there is not.
+
+    Raises:
+        InputError: There is a link to nothing.
+    """
+    left_out = left_out_files([*beside, *weights], weights)
+    for name in beside:
+        if name not in left_out:
+            refuse_dangling_link(directory / name)
 
 
 def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:

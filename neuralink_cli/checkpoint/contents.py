@@ -7,12 +7,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuralink_cli.checkpoint.file_names import CONFIG_FILE, SHARD_INDEX, SINGLE_FILE
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE, SHARD, SHARD_INDEX, SINGLE_FILE, VARIANT
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError
 
 _ADAPTER = re.compile(r"adapter_config\.json|adapter_model\b.*")
-_VARIANT = re.compile(r"model\.(?!flash\.)([\w-]+?)(-\d+-of-\d+)?\.safetensors")
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PICKLE = re.compile(r"(?!training_args|optimizer|scheduler|rng_state).*\.(bin|pt|pth|ckpt|pkl)(\.index\.json)?")
 _FOREIGN = re.compile(r".*\.(onnx|h5|msgpack|ot|tflite|pte|npz|keras)")
 _CONVERT = "convert them to safetensors, for example with `save_pretrained` of transformers"
@@ -33,7 +31,7 @@ class _Kind:
 # The first kind that is there is the one that a message names.
 _KINDS = (
     _Kind(
-        _VARIANT.fullmatch,
+        VARIANT.fullmatch,
         "a variant of the weights",
         f"rename its files to {SINGLE_FILE} (or {SHARD_INDEX} and the shards that it names), or load it with "
         "`from_pretrained(..., variant=...)` and save it with `save_pretrained`",
@@ -44,7 +42,7 @@ _KINDS = (
         f"get the checkpoint for transformers, whose weights are called {SINGLE_FILE} or model-*.safetensors",
     ),
     _Kind(
-        _SHARD.fullmatch,
+        SHARD.fullmatch,
         "shards without their index",
         f"download {SHARD_INDEX} too",
         InputError,

@@ -19,6 +19,7 @@ from typing import Any
 
 from neuralink_cli import __version__
 from neuralink_cli.checkpoint.checkpoint import read_weight_map
+from neuralink_cli.checkpoint.companions import left_out_files
 from neuralink_cli.checkpoint.config import read_config
 from neuralink_cli.checkpoint.contents import missing_config, missing_weights, refuse_adapter
 from neuralink_cli.checkpoint.file_names import (
@@ -26,8 +27,6 @@ from neuralink_cli.checkpoint.file_names import (
     QUANTISED_CONFIG,
     SHARD_INDEX,
     SINGLE_FILE,
-    is_module_file,
-    is_small_file,
 )
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, MissingDependencyError, NeuralinkError, OptionError, first_line
@@ -85,12 +84,13 @@ class _Wanted:
         return f"hf download {kind}{self.id}" + ("" if self.revision is None else f" --revision {self.revision}")
 
 
-def find_model(model: str | Path, revision: str | None = None) -> ModelSource:
+def find_model(model: str | Path, revision: str | None = None, *, all_files: bool = False) -> ModelSource:
     """The directory of a checkpoint: a local directory, or a hub model fetched into the local cache.
 
     Args:
         model: A directory or a hub id, `org/name` or `name`. A `Path` is always local; an existing local path wins.
         revision: Branch, tag or commit of a hub model; None for main.
+        all_files: Fetch every file, also those that do not accompany the weights (see `left_out_files`).
 
     Raises:
         OptionError: A revision is given for a local path.
@@ -112,7 +112,7 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelSource:
     except Exception as error:
         folder = _cached_instead(wanted, error)
     else:
-        folder = _fetch(wanted, info)
+        folder = _fetch(wanted, info, all_files)
     return ModelSource(folder, Origin(wanted.id, folder.name))
 
 
@@ -163,7 +163,7 @@ def _ask(wanted: _Wanted) -> Any:
     return info
 
 
-def _fetch(wanted: _Wanted, info: Any) -> Path:
+def _fetch(wanted: _Wanted, info: Any, all_files: bool) -> Path:
     """Fetch the files that are not cached, and return the folder of the commit."""
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 
@@ -177,15 +177,27 @@ def _fetch(wanted: _Wanted, info: Any) -> Path:
                 if QUANTISED_CONFIG in sizes:
                     hf_hub_download(wanted.id, QUANTISED_CONFIG, revision=info.sha)
                 read_config(Path(hf_hub_download(wanted.id, CONFIG_FILE, revision=info.sha)).parent)
-            names = _files_of_checkpoint(wanted, sorted(sizes), info.sha)
+            names = sorted(sizes)
+            weights = _weight_files(wanted, names, info.sha)
+            if not all_files:
+                left_out = left_out_files(names, weights)
+                names = [name for name in names if name not in left_out]
         missing = [sizes[name] for name in names if name not in cached]
         _announce(wanted, info.sha, missing)
         # With the revision as the user wrote it, so that the cache also knows it without the hub.
         with quiet_hub(bars=bool(missing)):
-            folder = snapshot_download(
-                wanted.id, revision=wanted.revision, allow_patterns=[escape(name) for name in names]
+            folder = Path(
+                snapshot_download(wanted.id, revision=wanted.revision, allow_patterns=[escape(name) for name in names])
             )
-        return Path(folder)
+        # If the hub falls silent only now, the library is content with what is in the cache.
+        absent = [name for name in names if not (folder / name).exists()]
+        if absent:
+            raise InputError(
+                f"was not fetched completely ({absent[0]} is missing)",
+                where=str(wanted),
+                fix="run it again: fetched files are kept",
+            )
+        return folder
     except NeuralinkError:
         raise
     except Exception as error:
@@ -212,24 +224,21 @@ def _announce(wanted: _Wanted, commit: str, missing: Sequence[int]) -> None:
     require_space(cache / f"models--{wanted.id.replace('/', '--')}", sum(missing))
 
 
-def _files_of_checkpoint(wanted: _Wanted, names: Sequence[str], commit: str) -> list[str]:
-    """The files of a checkpoint: its safetensors weights, once, and the small files beside them."""
+def _weight_files(wanted: _Wanted, names: Sequence[str], commit: str) -> list[str]:
+    """The weights of a checkpoint and their index, among the names of its files."""
     from huggingface_hub import hf_hub_download
 
     if CONFIG_FILE not in names:
         raise missing_config(names, str(wanted))
     if SINGLE_FILE in names:
-        weights = [SINGLE_FILE]
-    elif SHARD_INDEX in names:
+        return [SINGLE_FILE]
+    if SHARD_INDEX in names:
         index = Path(hf_hub_download(wanted.id, SHARD_INDEX, revision=commit))
         shards = set(read_weight_map(index).values())
         if not shards <= set(names):
             raise InputError(f"shard {min(shards - set(names))} is missing", where=str(wanted))
-        weights = [SHARD_INDEX, *sorted(shards)]
-    else:
-        raise missing_weights(names, str(wanted))
-    small = [name for name in names if is_module_file(name) or ("/" not in name and is_small_file(name))]
-    return [*small, *weights]
+        return [SHARD_INDEX, *sorted(shards)]
+    raise missing_weights(names, str(wanted))
 
 
 def _cached_instead(wanted: _Wanted, error: Exception) -> Path:

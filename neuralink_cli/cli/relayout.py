@@ -65,6 +65,12 @@ Examples:
     metavar="BYTES",
     help="Start every tensor of bundles on a multiple of this, a power of two.",
 )
+@click.option(
+    "--all-files",
+    is_flag=True,
+    help="Also copy what is left out otherwise: other copies of the weights (ONNX, GGUF, pickles, ...), states of "
+    "training, hidden files.",
+)
 @allow_uncovered_option
 @architecture_options
 @click.option(
@@ -85,6 +91,7 @@ def command(
     layout: str,
     resident: str,
     alignment: int,
+    all_files: bool,
     architecture: ArchitectureChoice,
     allow_uncovered: bool,
     resume: bool,
@@ -94,8 +101,8 @@ def command(
 ) -> None:
     """Write a checkpoint in the order of a placement.
 
-    Moves the bytes of MODEL, a directory or hub id as for `profile`, and never decodes them. The output appears only
-    when it is complete.
+    Moves the bytes of MODEL, a directory or hub id as for `profile`, and never decodes them. Everything else in its
+    folder comes along; a remark names what does not. The output appears only when it is complete.
     """
     from neuralink_cli.layout.relayout import RelayoutOptions, relayout
 
@@ -104,7 +111,7 @@ def command(
             model,
             placement_path,
             output,
-            RelayoutOptions(layout=layout, resident=resident, alignment=alignment),
+            RelayoutOptions(layout=layout, resident=resident, alignment=alignment, all_files=all_files),
             revision=revision,
             architecture=architecture,
             allow_uncovered=allow_uncovered,

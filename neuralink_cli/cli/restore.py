@@ -26,8 +26,8 @@ Examples:
 def command(layout_directory: Path, output: Path, overwrite: bool, as_json: bool) -> None:
     """Get the original checkpoint back from a layout.
 
-    Writes every file that LAYOUT was made from, byte for byte. With --overwrite, DIR is replaced only if it holds the
-    same model.
+    Writes every file that LAYOUT was made from, byte for byte, except what `relayout` said it leaves out. With
+    --overwrite, DIR is replaced only if it holds the same model.
     """
     from neuralink_cli.layout.restore import restore
 

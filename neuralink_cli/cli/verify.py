@@ -42,7 +42,7 @@ Examples:
 @model_argument
 @revision_option
 @click.argument("layout_directory", metavar="LAYOUT", type=PATH)
-@click.option("--quick", is_flag=True, help="Check structure, permutations and small digests only; read no weights.")
+@click.option("--quick", is_flag=True, help="Check structure, permutations and small files only; read no weights.")
 @click.option("--forward", is_flag=True, help="Also run both models with transformers and compare their outputs.")
 @click.option("--text", "text_file", type=PATH, metavar="FILE", help="Text for --forward; image models run on noise.")
 @click.option(
@@ -72,8 +72,8 @@ def command(
     """Prove that a layout holds its checkpoint.
 
     MODEL is a directory or hub id as for `profile`. Exit code 1 means that LAYOUT does not hold MODEL. By default every
-    byte is checked: the digests of the files, and each tensor of MODEL against the one restored from the layout. The
-    first difference is reported with its tensor and neuron.
+    byte is checked: the digests of the files, each tensor of MODEL against the one restored from the layout, and the
+    other files of MODEL. The first difference is reported with its tensor and neuron.
     """
     if quick and forward:
         raise OptionError("--quick reads no weights, so it cannot be combined with --forward")

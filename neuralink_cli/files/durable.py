@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from neuralink_cli.errors import OutputError
-from neuralink_cli.files.input_file import kind_of, why
+from neuralink_cli.files.input_file import kind_of, open_regular, pieces_of_input, why
 from neuralink_cli.signals import deferred_signals
 
 
@@ -189,6 +190,42 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     with open_new(path) as handle, named_output(path):
         write_all(handle, data)
         os.fsync(handle.fileno())
+
+
+def copy_file(source: Path, target: Path, progress: Callable[[int], object] | None = None) -> tuple[int, str]:
+    """Copy a regular file with its permissions into an output directory, and flush it to the device.
+
+    Args:
+        progress: Called with the bytes copied since the last call.
+
+    Returns:
+        Bytes and SHA-256 of the copy.
+
+    Raises:
+        InputError: The source cannot be read.
+    """
+    size, digest = 0, hashlib.sha256()
+    with open_regular(source) as original, open_new(target) as handle:
+        for piece in pieces_of_input(original, source):
+            digest.update(piece)
+            with named_output(target):
+                write_all(handle, piece)
+            size += len(piece)
+            if progress is not None:
+                progress(len(piece))
+        with named_output(target):
+            _take_permissions(handle.fileno(), original.fileno())
+            os.fsync(handle.fileno())
+    return size, digest.hexdigest()
+
+
+def _take_permissions(descriptor: int, original: int) -> None:
+    # Its owner, who may be another than that of the original, can always read the copy.
+    wanted = os.fstat(original).st_mode & 0o777 | stat.S_IRUSR
+    if os.fstat(descriptor).st_mode & 0o777 != wanted:
+        # Some file systems have no permissions of files.
+        with contextlib.suppress(PermissionError):
+            os.fchmod(descriptor, wanted)
 
 
 def open_new(path: Path) -> FileIO:

@@ -32,17 +32,19 @@ _MOST_SECONDS = 1.0
 class Pass:
     """Files that are read once from start to end, while `written` bytes are written.
 
-    Everything written is hashed. If nothing is written, `hashed_share` of the bytes read is hashed.
+    Everything written is hashed. If nothing is written, `hashed_share` of the bytes read is hashed. `other_read` bytes
+    are read from files that are not open yet.
     """
 
     files: Sequence[ByteFile]
     written: int = 0
     hashed_share: float = 1.0
+    other_read: int = 0
 
     @property
     def read(self) -> int:
         """Bytes that are read."""
-        return sum(file.size for file in self.files)
+        return sum(file.size for file in self.files) + self.other_read
 
 
 @dataclass(frozen=True)

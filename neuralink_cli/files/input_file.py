@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 
 from neuralink_cli.errors import InputError
 
+_PIECE = 1 << 20
 _KINDS = {
     stat.S_IFIFO: "pipe",
     stat.S_IFCHR: "device",
@@ -49,6 +53,50 @@ def read_input(path: Path) -> bytes:
             return handle.read()
         except OSError as error:
             raise InputError(f"reading failed ({why(error)})", where=path) from None
+
+
+def open_regular(path: Path) -> FileIO:
+    """A regular file, opened to be read with `pieces_of_input`; unbuffered.
+
+    Raises:
+        InputError: As `open_input`.
+    """
+    return os.fdopen(open_input(path), "rb", buffering=0)
+
+
+def pieces_of_input(handle: FileIO, path: Path) -> Iterator[memoryview]:
+    """The rest of an open file in pieces, each valid until the next one.
+
+    Raises:
+        InputError: Reading fails.
+    """
+    buffer = memoryview(bytearray(_PIECE))
+    while True:
+        try:
+            count = handle.readinto(buffer)
+        except OSError as error:
+            raise InputError(f"reading failed ({why(error)})", where=path) from None
+        if not count:
+            return
+        yield buffer[:count]
+
+
+def digest_of(path: Path, progress: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a regular file of any size.
+
+    Args:
+        progress: Called with the bytes read since the last call.
+
+    Raises:
+        InputError: As `open_input`, or reading fails.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as handle:
+        for piece in pieces_of_input(handle, path):
+            digest.update(piece)
+            if progress is not None:
+                progress(len(piece))
+    return digest.hexdigest()
 
 
 def require_regular(path: Path) -> None:

@@ -115,7 +115,7 @@ class BundledLayout:
 
     @property
     def companions(self) -> list[dict[str, Any]]:
-        """Name, size and SHA-256 of the small files of the layout."""
+        """Name, size and SHA-256 of the files beside the weights that the layout keeps from its source."""
         return list(self.index.document["companions"])
 
     @property

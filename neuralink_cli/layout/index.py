@@ -11,13 +11,13 @@ from typing import Any
 from neuralink_cli import __version__
 from neuralink_cli.architectures.blocks import MovedPiece
 from neuralink_cli.architectures.regions import Region
-from neuralink_cli.checkpoint.file_names import FLASH_INDEX
+from neuralink_cli.checkpoint.file_names import FLASH_INDEX, PERMUTED_INDEX
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.durable import write_file
 from neuralink_cli.files.json_text import canonical, parse_object, read_object, readable
 from neuralink_cli.files.schema import Schema, check_document
-from neuralink_cli.layout.names import FLASH_FILE, PERMUTED_INDEX, PERMUTED_PLACEMENT
+from neuralink_cli.layout.names import FLASH_FILE, PERMUTED_PLACEMENT
 from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor, SourceFile, TensorRange
 from neuralink_cli.placement.gain import source_gains, total_gain
 from neuralink_cli.placement.placement import STORED, Placement
@@ -51,7 +51,7 @@ def flash_document(
     companions: Sequence[Mapping[str, Any]],
     origin: Origin | None,
 ) -> dict[str, Any]:
-    """The index of a bundled layout; `companions` from `describe_companions`, `origin` of the checkpoint."""
+    """The index of a bundled layout; `companions` from `copy_files`, `origin` of the checkpoint."""
     return {
         "format": "neuralink-flash",
         "version": FORMAT_VERSION,
@@ -64,7 +64,7 @@ def flash_document(
         "blocks": [asdict(block) for block in plan.blocks],
         "sources": [asdict(source) for source in plan.sources],
         "digests": dict(digests),
-        "companions": list(companions),
+        "companions": sorted(companions, key=lambda file: str(file["name"])),
     }
 
 
@@ -105,7 +105,7 @@ def permuted_document(
             for block in placement.info.blocks
         ],
         "verbatim": list(verbatim),
-        "companions": list(companions),
+        "companions": sorted(companions, key=lambda file: str(file["name"])),
     }
 
 
@@ -187,6 +187,9 @@ def _read(path: Path, form: str, schema: Schema) -> dict[str, Any]:
     check_document(document, schema, path)
     if len({block["id"] for block in document["blocks"]}) != len(document["blocks"]):
         raise InputError("names a block twice", where=path)
+    companions = [file["name"] for file in document["companions"]]
+    if len(set(companions)) != len(companions):
+        raise InputError("names a file twice", where=path)
     if document[DIGEST_KEY] != _digest({key: value for key, value in document.items() if key != DIGEST_KEY}):
         raise VerificationError(f"was changed after it was written: it does not match its {DIGEST_KEY}", where=path)
     return document

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-PERMUTED_INDEX = "model.permuted.json"
-PERMUTED_PLACEMENT = "neuralink/placement.safetensors"
-PERMUTED_ORIGINALS = "neuralink/original"
+# A folder that no loader looks into.
+OWN_FOLDER = "neuralink"
+PERMUTED_PLACEMENT = f"{OWN_FOLDER}/placement.safetensors"
+# Files of the source whose names the layout needs itself.
+ORIGINALS = f"{OWN_FOLDER}/original"
 
 FLASH_FILE = "model.flash.safetensors"
 MODEL_CARD = "README.md"

@@ -13,13 +13,13 @@ from neuralink_cli.architectures.blocks import MovedPiece
 from neuralink_cli.architectures.regions import Region, Slab, cut_into_slabs
 from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint, TensorPlace
-from neuralink_cli.checkpoint.file_names import SHARD_INDEX
+from neuralink_cli.checkpoint.file_names import PERMUTED_INDEX, SHARD_INDEX
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, Header
 from neuralink_cli.files.input_file import read_input
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.index import read_permuted_index
-from neuralink_cli.layout.names import PERMUTED_INDEX, PERMUTED_ORIGINALS
+from neuralink_cli.layout.names import MODEL_CARD, ORIGINALS
 from neuralink_cli.layout.plan import SourcePiece
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import Placement
@@ -82,7 +82,7 @@ class PermutedLayout:
 
     @property
     def companions(self) -> list[dict[str, Any]]:
-        """Name, size and SHA-256 of the small files of the layout."""
+        """Name, size and SHA-256 of the files beside the weights that the layout keeps from its source."""
         return list(self.index["companions"])
 
     @property
@@ -92,8 +92,9 @@ class PermutedLayout:
 
     @property
     def verbatim(self) -> dict[str, bytes]:
-        """Contents of the source's files kept under another name, and of its shard index, which the layout shares."""
-        kept = {name: read_input(self.directory / PERMUTED_ORIGINALS / name) for name in self.index["verbatim"]}
+        """Contents of the source's model card, and of its shard index, which the layout shares."""
+        cards = [MODEL_CARD] if MODEL_CARD in self.index["verbatim"] else []
+        kept = {name: read_input(self.directory / ORIGINALS / name) for name in cards}
         if self.checkpoint.sharded:
             kept[SHARD_INDEX] = self.checkpoint.read_beside(SHARD_INDEX)
         return kept
@@ -150,8 +151,8 @@ class PermutedLayout:
         if self.placement.content_sha256 != self.index["provenance"].get("placement_sha256"):
             raise VerificationError("the placement beside it is not the one the layout was made with", where=where)
         for name in self.index["verbatim"]:
-            if not (self.directory / PERMUTED_ORIGINALS / name).is_file():
-                raise InputError("is missing", where=self.directory / PERMUTED_ORIGINALS / name)
+            if not (self.directory / ORIGINALS / name).is_file():
+                raise InputError("is missing", where=self.directory / ORIGINALS / name)
         for block in self.index["blocks"]:
             if block["id"] not in self.placement.blocks:
                 raise VerificationError(f"block {block['id']} is not in the placement", where=where)

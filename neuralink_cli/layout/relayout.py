@@ -17,23 +17,32 @@ from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.file_names import FLASH_INDEX, SHARD_INDEX
+from neuralink_cli.checkpoint.companions import LeftOut
+from neuralink_cli.checkpoint.file_names import FLASH_INDEX, PERMUTED_INDEX
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.devices.device import DeviceModel, recorded_device
 from neuralink_cli.errors import MismatchError, OptionError, OutputError
+from neuralink_cli.files.bulk_io import PAGE
 from neuralink_cli.files.durable import (
     leftover_bytes,
     new_directory,
     require_replaceable,
     require_space,
-    sync_directory,
     write_file,
 )
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.journal import Journal, open_journal
 from neuralink_cli.layout.bundled_writer import write_bundled
-from neuralink_cli.layout.companions import companion_files, copy_companions, describe_companions, model_card
+from neuralink_cli.layout.companions import (
+    companions_to_copy,
+    copy_files,
+    model_card,
+    names_of_originals,
+    remark_on_left_out,
+    stored_name,
+    write_kept_files,
+)
 from neuralink_cli.layout.index import (
     FLASH_SCHEMA,
     PERMUTED_SCHEMA,
@@ -47,9 +56,6 @@ from neuralink_cli.layout.names import (
     FLASH_FILE,
     MODEL_CARD,
     PERMUTED,
-    PERMUTED_INDEX,
-    PERMUTED_ORIGINALS,
-    PERMUTED_PLACEMENT,
 )
 from neuralink_cli.layout.permuting import write_permuted
 from neuralink_cli.layout.plan import BundledPlan, plan_bundled
@@ -66,16 +72,26 @@ _SPARE_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class RelayoutOptions:
-    """Options of the layout; `alignment` is in bytes, a power of two."""
+    """Options of the layout; `alignment` is in bytes, a power of two.
+
+    Attributes:
+        all_files: Take along what is left out otherwise: other copies of the weights, hidden files and the like.
+    """
 
     layout: str = BUNDLED
     resident: str = "none"
     alignment: int = 4096
+    all_files: bool = False
 
 
 @dataclass(frozen=True)
 class RelayoutPlan:
-    """What will be written: `bundled` is the plan of the flash file, None for a permuted layout."""
+    """What will be written: `bundled` is the plan of the flash file, None for a permuted layout.
+
+    Attributes:
+        companions: The files copied beside the weights, by their name in the source.
+        left_out: The files of the source that are not in the layout.
+    """
 
     source: Path
     options: RelayoutOptions
@@ -84,6 +100,7 @@ class RelayoutPlan:
     weight_bytes: int
     companions: tuple[str, ...]
     companion_bytes: int
+    left_out: tuple[LeftOut, ...]
     peak_block_bytes: int
 
     @property
@@ -100,6 +117,8 @@ class RelayoutSummary:
         written: False for a dry run.
         origin: The hub model, if the checkpoint is one.
         peak_block_bytes: Bytes of the bundles of the largest block.
+        companions: How many files were copied beside the weights.
+        left_out: How many files of the checkpoint's folder are not in the layout; `left_out_bytes` is their size.
         estimate: Time, memory and disk that the run was expected to take.
     """
 
@@ -114,6 +133,9 @@ class RelayoutSummary:
     weight_bytes: int
     total_bytes: int
     peak_block_bytes: int
+    companions: int
+    left_out: int
+    left_out_bytes: int
     estimate: Estimate
     coverage: Coverage
 
@@ -148,7 +170,7 @@ def relayout(
     """
     with Placement(placement) as opened:
         # After the placement is checked: a model may take long to fetch.
-        source = find_model(model, revision)
+        source = find_model(model, revision, all_files=options.all_files)
         with Unreplaced(source.directory), Checkpoint(source.directory, source.origin) as checkpoint:
             refuse_scales(checkpoint)
             found = choose_architecture(describe(checkpoint), architecture)
@@ -159,8 +181,10 @@ def relayout(
             check_output(plan, output, overwrite)
             expected = estimate_relayout(plan, checkpoint, output)
             logger.info("%s", expected)
+            if plan.left_out:
+                logger.info("%s", remark_on_left_out(plan.left_out))
             if not dry_run:
-                with progress("relayout", plan.weight_bytes, "B") as advance:
+                with progress("relayout", plan.total_bytes, "B") as advance:
                     write_layout(plan, checkpoint, opened, output, overwrite=overwrite, resume=resume, progress=advance)
     return RelayoutSummary(
         output=str(output),
@@ -174,6 +198,9 @@ def relayout(
         weight_bytes=plan.weight_bytes,
         total_bytes=plan.total_bytes,
         peak_block_bytes=plan.peak_block_bytes,
+        companions=len(plan.companions),
+        left_out=len(plan.left_out),
+        left_out_bytes=sum(file.nbytes for file in plan.left_out),
         estimate=expected,
         coverage=coverage,
     )
@@ -192,7 +219,7 @@ def plan_relayout(
     _check_options(options)
     blocks = find_blocks(checkpoint, architecture)
     check_placement(checkpoint, blocks, placement)
-    companions = companion_files(checkpoint.directory)
+    beside = companions_to_copy(checkpoint, all_files=options.all_files)
     bundled = None
     weight_bytes = sum(file.size for file in checkpoint.files)
     if options.layout == BUNDLED:
@@ -214,8 +241,9 @@ def plan_relayout(
         blocks=blocks,
         bundled=bundled,
         weight_bytes=weight_bytes,
-        companions=tuple(companions),
-        companion_bytes=sum((checkpoint.directory / name).stat().st_size for name in companions),
+        companions=tuple(file.name for file in beside.companions),
+        companion_bytes=sum(file.nbytes for file in beside.companions),
+        left_out=beside.left_out,
         peak_block_bytes=max(block.neurons * block.bundle_bytes for block in blocks),
     )
 
@@ -270,7 +298,9 @@ def check_output(plan: RelayoutPlan, output: Path, overwrite: bool) -> None:
     require_replaceable(output, overwrite, is_layout)
     if output.exists() and output.samefile(plan.source):
         raise OutputError("is the model itself", where=output, fix="choose another output")
-    require_space(output, plan.total_bytes + _SPARE_BYTES - leftover_bytes(output))
+    # A file takes whole pages.
+    spare = _SPARE_BYTES + PAGE * len(plan.companions)
+    require_space(output, plan.total_bytes + spare - leftover_bytes(output))
 
 
 def write_layout(
@@ -296,7 +326,8 @@ def write_layout(
         new_directory(output, overwrite=overwrite, replaceable=is_layout, keep=resume) as directory,
         open_journal(directory, _run(plan, checkpoint, placement), resume=resume) as journal,
     ):
-        copy_companions(plan.companions, checkpoint.directory, directory)
+        names = {name: stored_name(name) for name in plan.companions}
+        companions = copy_files(names, checkpoint.directory, directory, progress)
         if plan.bundled is not None:
             sha256 = write_bundled(
                 directory / FLASH_FILE,
@@ -308,12 +339,11 @@ def write_layout(
                 journal,
             )
             digests = small_digests(plan.bundled, checkpoint, placement)
-            companions = describe_companions(directory, plan.companions)
             _write_card(directory, checkpoint, placement, BUNDLED)
             document = flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin)
             write_index(directory / FLASH_INDEX, FLASH_SCHEMA, document)
         else:
-            _write_permuted_layout(plan, checkpoint, placement, directory, progress, journal)
+            _write_permuted_layout(plan, checkpoint, placement, directory, companions, progress, journal)
         journal.remove()
 
 
@@ -355,32 +385,18 @@ def _write_permuted_layout(
     checkpoint: Checkpoint,
     placement: Placement,
     directory: Path,
+    companions: list[dict[str, Any]],
     progress: Callable[[int], object] | None,
     journal: Journal,
 ) -> None:
     moved = moved_pieces(checkpoint, plan.blocks)
     digests = write_permuted(directory, checkpoint, moved, placement.blocks, progress, journal)
-    beside = [*plan.companions, SHARD_INDEX] if checkpoint.sharded else list(plan.companions)
-    if checkpoint.sharded:
-        write_file(directory / SHARD_INDEX, checkpoint.read_beside(SHARD_INDEX))
-    kept = directory / PERMUTED_PLACEMENT
-    kept.parent.mkdir()
-    # Of the file that is open: another may have its name by now.
-    write_file(kept, placement.read_whole())
-    verbatim = [MODEL_CARD] if (checkpoint.directory / MODEL_CARD).is_file() else []
-    originals = directory / PERMUTED_ORIGINALS
-    if verbatim:
-        originals.mkdir()
-        for name in verbatim:
-            write_file(originals / name, checkpoint.read_beside(name))
-        sync_directory(originals)
-        beside += [f"{PERMUTED_ORIGINALS}/{name}" for name in verbatim]
-    sync_directory(kept.parent)
+    companions = [*companions, *write_kept_files(directory, checkpoint, placement)]
     _write_card(directory, checkpoint, placement, PERMUTED)
     files = [
         {"name": file.path.name, "bytes": file.size, "sha256": digests[file.path.name]} for file in checkpoint.files
     ]
-    companions = describe_companions(directory, beside)
+    verbatim = names_of_originals(companions)
     document = permuted_document(moved, placement, files, verbatim, companions, checkpoint.origin)
     write_index(directory / PERMUTED_INDEX, PERMUTED_SCHEMA, document)
 
@@ -391,4 +407,5 @@ def _write_card(directory: Path, checkpoint: Checkpoint, placement: Placement, l
 
 def estimate_relayout(plan: RelayoutPlan, checkpoint: Checkpoint, output: Path) -> Estimate:
     """Estimate what `write_layout` will take."""
-    return estimate([Pass(checkpoint.files, plan.weight_bytes)], plan.peak_block_bytes, output)
+    work = Pass(checkpoint.files, plan.total_bytes, other_read=plan.companion_bytes)
+    return estimate([work], plan.peak_block_bytes, output)

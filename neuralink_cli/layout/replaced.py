@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX, PERMUTED_INDEX
 from neuralink_cli.errors import InputError, NeuralinkError
-from neuralink_cli.layout.names import PERMUTED_INDEX
 
 _TELLING = (FLASH_INDEX, PERMUTED_INDEX, CONFIG_FILE)
 

@@ -14,7 +14,7 @@ from neuralink_cli.errors import NeuralinkError, VerificationError
 from neuralink_cli.files.durable import new_directory, require_replaceable, require_space, write_file
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.sections import ready, write_sections
-from neuralink_cli.layout.companions import check_companions, copy_companions
+from neuralink_cli.layout.companions import companion_bytes, restore_companions
 from neuralink_cli.layout.open_layout import Layout, check_weight_files, open_layout
 from neuralink_cli.progress import Progress, no_progress
 
@@ -60,12 +60,10 @@ def restore_layout(
     check_output(layout, output, overwrite)
     check_weight_files(layout, progress)
     with new_directory(output, overwrite=overwrite, replaceable=_holds_source(layout)) as directory:
-        check_companions(layout.directory, layout.companions)
-        # Files kept under another name, or as a source file, come from `verbatim`.
-        names = [file["name"] for file in layout.companions if file["name"] not in layout.verbatim]
-        copy_companions([name for name in names if not name.startswith("neuralink/")], layout.directory, directory)
+        copied = restore_companions(layout, directory, progress)
         for name, content in layout.verbatim.items():
-            write_file(directory / name, content)
+            if name not in copied:
+                write_file(directory / name, content)
         for name, header in headers.items():
             sections = [ready(header.prelude), *tensor_sections(layout, header.entries)]
             write_sections(directory / name, sections, progress)
@@ -82,12 +80,12 @@ def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
         OutputError: The output exists (without `overwrite`), holds another model, or does not fit on the disk.
     """
     require_replaceable(output, overwrite, _holds_source(layout))
-    require_space(output, weight_bytes(layout))
+    require_space(output, weight_bytes(layout) + companion_bytes(layout))
 
 
 def restore_bytes(layout: Layout) -> int:
-    """Bytes that `restore` reads to check the layout and then writes."""
-    return sum(file.size for file, _ in layout.weight_files) + weight_bytes(layout)
+    """Bytes that `restore` reads to check the weights of the layout, and those that it then writes."""
+    return sum(file.size for file, _ in layout.weight_files) + companion_bytes(layout) + weight_bytes(layout)
 
 
 def weight_bytes(layout: Layout) -> int:
@@ -132,4 +130,6 @@ def _holds_source(layout: Layout) -> Callable[[Path], bool]:
 def estimate_restore(layout: Layout, output: Path) -> Estimate:
     """Estimate what `restore` will take; it reads the layout to check it, and then again."""
     files = [file for file, _ in layout.weight_files]
-    return estimate([Pass(files), Pass(files, weight_bytes(layout))], layout.largest_bytes, output)
+    beside = companion_bytes(layout)
+    writing = Pass(files, weight_bytes(layout) + beside, other_read=beside)
+    return estimate([Pass(files), writing], layout.largest_bytes, output)

@@ -15,7 +15,8 @@ from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import MismatchError, VerificationError
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.header import Header
-from neuralink_cli.layout.companions import check_companions
+from neuralink_cli.layout.companion_comparison import check_companions, check_large_companions, large_bytes
+from neuralink_cli.layout.companions import companion_bytes
 from neuralink_cli.layout.open_layout import Layout, open_layout
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.progress import Progress, no_progress
@@ -46,7 +47,7 @@ def verify(
 
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
-        quick: Check structure, permutations and small digests only; no weights are read.
+        quick: Check structure, permutations and small digests only; neither weights nor large files are read.
 
     Raises:
         MismatchError: The layout was made from another checkpoint.
@@ -85,9 +86,9 @@ def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
             where=layout.directory,
         )
     _compare_tensor_lists(layout.source_headers, checkpoint, layout.directory)
-    check_companions(layout.directory, layout.companions)
+    check_companions(layout, checkpoint)
     checks = ["index against schema", "header and ranges", "orders are permutations", "tensor list of the source"]
-    checks.append("config, tokenizer and other small files")
+    checks.append("config, tokenizer and all other files beside the weights")
     checks += layout.check_small_tensors()
     return VerifyReport(layout.kind, "quick", tuple(checks), 0, 0)
 
@@ -108,14 +109,15 @@ def verify_full(
     from neuralink_cli.layout.comparison import Comparison
 
     quick = verify_quick(layout, checkpoint)
+    check_large_companions(layout, checkpoint, progress)
     Comparison(layout, checkpoint).run(progress)
     checks = (*quick.checks, "file digests", "every source tensor byte for byte")
     return VerifyReport(quick.layout, "full", checks, len(checkpoint.tensors), checkpoint.total_bytes)
 
 
 def layout_bytes(layout: Layout) -> int:
-    """Bytes that `verify_full` reads from the layout's weight files."""
-    return sum(file.header.data_bytes for file, _ in layout.weight_files)
+    """Bytes of the layout that `verify_full` reads after the quick check."""
+    return sum(file.header.data_bytes for file, _ in layout.weight_files) + large_bytes(layout)
 
 
 def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, where: Path) -> None:
@@ -129,6 +131,5 @@ def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, wh
 
 def estimate_verify(layout: Layout, checkpoint: Checkpoint) -> Estimate:
     """Estimate what `verify_full` will take."""
-    return estimate(
-        [Pass([*(file for file, _ in layout.weight_files), *checkpoint.files], hashed_share=0.5)], layout.largest_bytes
-    )
+    files = [*(file for file, _ in layout.weight_files), *checkpoint.files]
+    return estimate([Pass(files, hashed_share=0.5, other_read=2 * companion_bytes(layout))], layout.largest_bytes)

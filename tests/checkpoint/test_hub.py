@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -48,9 +49,11 @@ def files(tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def hub_knows(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes the hub list files, and remember which are asked for."""
+    """Makes the hub list files, and remember which are asked for; it fails with `error`, or does not give `lost`."""
 
-    def know(cache: Path, files: dict[str, bytes], error: Exception | None = None) -> list[list[str]]:
+    def know(
+        cache: Path, files: dict[str, bytes], error: Exception | None = None, lost: str | None = None
+    ) -> list[list[str]]:
         asked: list[list[str]] = []
         siblings = [SimpleNamespace(rfilename=name, size=len(content)) for name, content in files.items()]
 
@@ -64,7 +67,8 @@ def hub_knows(monkeypatch: pytest.MonkeyPatch) -> Any:
             asked.append(allow_patterns)
             if error is not None:
                 raise error
-            return str(write_cached(cache, "model", repository, {}, ref=revision or "main"))
+            fetched = {name: files[name] for name in files if escape(name) in allow_patterns and name != lost}
+            return str(write_cached(cache, "model", repository, fetched, ref=revision or "main"))
 
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
@@ -219,16 +223,30 @@ def test_only_what_makes_the_checkpoint_is_fetched(
     hub_cache: Path, files: dict[str, bytes], hub_knows: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     shards = [name for name in files if name.endswith(".safetensors")]
-    wanted = [*files, "merges[1].txt", "tokenizer.model"]
-    others = ["pytorch_model.bin", "consolidated.safetensors", "original/params.json", "onnx/model.onnx", "x.gguf"]
-    others += [".gitattributes", "tf_model.h5", "64.tflite", "pytorch_model.bin.index.json"]
+    wanted = [
+        *files,
+        "merges[1].txt",
+        "tokenizer.model",
+        "original/params.json",
+        "2_Dense/model.safetensors",
+        "head.pt",
+    ]
+    others = ["pytorch_model.bin", "consolidated.safetensors", "original/x.pth", "onnx/model.onnx", "x.gguf"]
+    others += [".gitattributes", "tf_model.h5", "64.tflite", "pytorch_model.bin.index.json", "checkpoint-1/config.json"]
     asked = hub_knows(hub_cache, {**files, **{name: b"12345" for name in (*wanted, *others) if name not in files}})
     assert find_model("org/name").origin == Origin("org/name", COMMIT)
     assert len(shards) == 2
     assert sorted(asked[0]) == sorted("merges[[]1].txt" if name == "merges[1].txt" else name for name in wanted)
-    size = sum(map(len, files.values())) + 10
+    size = sum(map(len, files.values())) + 5 * 5
     announced = f"{len(wanted)} files, {size:,} bytes"
     assert f"org/name: fetching commit {COMMIT} from the Hugging Face hub: {announced}" in caplog.messages
+
+
+def test_every_file_is_fetched_if_asked(hub_cache: Path, files: dict[str, bytes], hub_knows: Any) -> None:
+    others = ["pytorch_model.bin", "onnx/model.onnx", ".gitattributes"]
+    asked = hub_knows(hub_cache, {**files, **dict.fromkeys(others, b"x")})
+    find_model("org/name", all_files=True)
+    assert sorted(asked[0]) == sorted([*files, *others])
 
 
 def test_a_single_file_is_fetched_without_its_duplicates(hub_cache: Path, tmp_path: Path, hub_knows: Any) -> None:
@@ -306,6 +324,11 @@ def test_there_must_be_room_in_the_cache(
 def test_a_fetch_that_fails_is_said_to_have_failed(hub_cache: Path, files: dict[str, bytes], hub_knows: Any) -> None:
     hub_knows(hub_cache, files, ConnectionError("reset by peer"))
     with pytest.raises(InputError, match=r"^org/name: was not fetched completely \(reset by peer\); run it again: "):
+        find_model("org/name")
+    hub_knows(hub_cache, files, lost="tokenizer.json")
+    with pytest.raises(
+        InputError, match=r"^org/name: was not fetched completely \(tokenizer.json is missing\); run it"
+    ):
         find_model("org/name")
     hub_knows(hub_cache, files, http_error(errors.GatedRepoError))
     with pytest.raises(InputError, match=r"^org/name: is gated, and you have no access"):

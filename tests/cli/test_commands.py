@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_the_pipeline_without_torch(neuralink: Neuralink, tmp_path: Path, layout
         "output": str(layout), "written": True, "layout": "bundled", "resident": "none", "alignment": 4096, "blocks": 2,
         "neurons": 74, "weight_bytes": (layout / "model.flash.safetensors").stat().st_size,
         "total_bytes": written["total_bytes"], "peak_block_bytes": 37 * 3 * 20 * 4,
-        "origin": None,
+        "companions": 2, "left_out": 0, "left_out_bytes": 0, "origin": None,
         "coverage": {"ffn_bytes": 2 * 3 * 37 * 20 * 4, "covered_bytes": 2 * 3 * 37 * 20 * 4, "left_alone": []},
     }  # fmt: skip
     small = sum((layout / name).stat().st_size for name in ("config.json", "tokenizer.json"))
@@ -91,8 +92,9 @@ def test_a_dry_run_writes_nothing(
         plan = json.loads(planned.stdout)
         assert plan["written"] is False
         estimate = plan.pop("estimate")
-        assert estimate["bytes_read"] == (model / "model.safetensors").stat().st_size
-        assert estimate["bytes_written"] == plan["weight_bytes"]
+        read = ("model.safetensors", "config.json", "tokenizer.json")
+        assert estimate["bytes_read"] == sum((model / name).stat().st_size for name in read)
+        assert estimate["bytes_written"] == plan["total_bytes"]
         assert estimate["seconds"] is None
         assert {**plan, "written": True} == result_of(neuralink(*arguments, "--json"))
         weights = (outputs / "out").glob("*.safetensors")
@@ -100,6 +102,28 @@ def test_a_dry_run_writes_nothing(
     else:
         assert f"{outputs / 'out'}: {kind} layout of 2 blocks would take " in planned.stdout
         assert "\nmemory_bytes " in planned.stdout
+
+
+def test_what_is_left_out_is_named_in_one_line(neuralink: Neuralink, tmp_path: Path, layouts: LayoutFactory) -> None:
+    original, placement = layouts.checkpoint()
+    model = Path(shutil.copytree(original, tmp_path / "model"))
+    (model / "onnx").mkdir()
+    for name, size in (("onnx/model.onnx", 2000), ("pytorch_model.bin", 3000), ("value_head.pt", 10)):
+        (model / name).write_bytes(bytes(size))
+    arguments = ("relayout", model, "--placement", placement, "--overwrite", "-o", tmp_path / "out")
+    told = neuralink(*arguments, "--json")
+    assert [line for line in told.stderr.splitlines() if "left out" in line] == [
+        "neuralink: left out: 2 files, 5.0 kB (pytorch_model.bin, onnx/model.onnx): other copies of the weights; "
+        "--all-files takes everything along"
+    ]
+    summary = result_of(told)
+    assert (summary["companions"], summary["left_out"], summary["left_out_bytes"]) == (3, 2, 5000)
+    assert neuralink(*arguments, "-q").stderr == ""
+    everything = neuralink(*arguments, "--json", "--all-files")
+    assert "left out" not in everything.stderr
+    assert (result_of(everything)["companions"], result_of(everything)["left_out"]) == (5, 0)
+    assert neuralink("restore", tmp_path / "out", "-o", tmp_path / "back").code == 0
+    assert files_of(tmp_path / "back") == files_of(model)
 
 
 def test_a_dry_run_finds_what_the_run_would(neuralink: Neuralink, tmp_path: Path, layouts: LayoutFactory) -> None:

@@ -210,7 +210,7 @@ class TestWithAHub:
         self, neuralink: Neuralink, hub: Hub, layouts: LayoutFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         model, placement = layouts.checkpoint("llama", shards=2)
-        files = files_of(model)
+        files = {**files_of(model), "additional_chat_templates/tools.jinja": b"{{ tools }}", "head.pt": b"x"}
         hub.repositories["model", "org/served"] = {**files, "pytorch_model.bin": b"x", "onnx/model.onnx": b"x"}
         relayout = ("relayout", "org/served", "--placement", placement, "-o")
         first = self.run(hub, tmp_path, *relayout, tmp_path / "first")
@@ -229,6 +229,11 @@ class TestWithAHub:
         assert second.stderr.startswith(f"neuralink: org/served@{COMMIT}: commit {COMMIT} is in the local cache\n")
         assert not [request for request in hub.requests if "/resolve/" in request]
         assert files_of(tmp_path / "first") == files_of(tmp_path / "second")
+
+        whole = self.run(hub, tmp_path, *relayout, tmp_path / "whole", "--all-files")
+        assert whole.returncode == 0, whole.stderr
+        assert f"fetching commit {COMMIT} from the Hugging Face hub: 2 files, 2 bytes\n" in whole.stderr
+        assert (tmp_path / "whole/onnx/model.onnx").read_bytes() == b"x"
 
         hub.repositories.clear()
         gone = self.run(hub, tmp_path, "verify", "org/served", tmp_path / "first")

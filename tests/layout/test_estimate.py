@@ -39,16 +39,23 @@ def test_bytes_and_memory_are_those_of_the_run(
 ) -> None:
     made = layouts.bundled("llama", shards=2)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, 123_456_789))
+    # The config and the tokenizer; the card is part of the weights' file.
+    beside = sum((made.layout / name).stat().st_size for name in ("config.json", "tokenizer.json"))
     expected = of_relayout(made, tmp_path / "out")
-    assert (expected.bytes_read, expected.bytes_written) == (size_of(made.model), size_of(made.layout))
+    assert (expected.bytes_read, expected.bytes_written) == (
+        size_of(made.model) + beside,
+        size_of(made.layout) + beside,
+    )
     assert expected.free_bytes == 123_456_789
     assert expected.memory_bytes > 37 * 3 * 20 * 4 + 20_000_000
     with Checkpoint(made.model) as checkpoint, open_layout(made.layout) as layout:
         verified = estimate_verify(layout, checkpoint)
-        assert (verified.bytes_read, verified.bytes_written) == (size_of(made.model) + size_of(made.layout), 0)
+        assert verified.bytes_read == size_of(made.model) + size_of(made.layout) + 2 * beside
+        assert verified.bytes_written == 0
         assert verified.free_bytes is None
         restored = estimate_restore(layout, tmp_path / "model")
-        assert (restored.bytes_read, restored.bytes_written) == (2 * size_of(made.layout), size_of(made.model))
+        assert restored.bytes_read == 2 * size_of(made.layout) + beside
+        assert restored.bytes_written == size_of(made.model) + beside
 
 
 @pytest.mark.parametrize("kind", KINDS)
