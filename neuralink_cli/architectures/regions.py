@@ -75,13 +75,13 @@ class Slab(Generic[Piece]):
         return self.pieces[0].region.pitch
 
 
-def stretches(lines: int, pitch: int, most: int) -> Iterator[tuple[int, int]]:
-    """Cut `lines` lines of `pitch` bytes into stretches of at most `most` bytes, or single lines.
+def stretches(lines: int, pitch: int, most: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Cut `lines` lines of `pitch` bytes into stretches of at most `most` bytes, or of `multiple` lines.
 
-    Yields the first line and the number of lines of each.
+    Yields the first line and the number of lines of each; all but the last have a multiple of `multiple` lines.
     """
-    each = max(most // pitch, 1)
-    each -= each % _TILE if each > _TILE else 0
+    each = max(most // pitch, multiple)
+    each -= each % (_TILE if each > _TILE else multiple)
     for first in range(0, lines, each):
         yield first, min(each, lines - first)
 

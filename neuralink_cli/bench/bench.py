@@ -35,6 +35,7 @@ from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.devices.ratio import Ratio, bootstrap_ratios
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.kernels import available_cpus
+from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
 from neuralink_cli.placement.held_out import sequence_starts_in
 from neuralink_cli.placement.placement import FREQUENCY, ORIGINAL
 from neuralink_cli.progress import Progress, no_progress
@@ -62,6 +63,7 @@ class BenchOptions:
         tokens: Replay at most this many.
         real: Read from the storage that the layouts lie on, instead of modelling it.
         bundle_bytes: Sizes of a bundle to model; by default those of the layouts.
+        weights: Formats as `relayout --weights` takes them, whose bundle sizes to model too.
     """
 
     devices: tuple[DeviceModel, ...] = ()
@@ -71,6 +73,7 @@ class BenchOptions:
     tokens: int | None = None
     real: bool = False
     bundle_bytes: tuple[int, ...] = ()
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,7 @@ def bench_layouts(
     with Trace(trace) as opened:
         opened.check_content()
         contenders = [read_contender(path, opened) for path in layouts]
+        options = _with_sizes_of_weights(options, opened, contenders[0])
         _check(contenders, options)
         tell_of_differences(contenders)
         most = options.tokens or (REAL_TOKENS if options.real else None)
@@ -223,12 +227,24 @@ def bench_layouts(
     return BenchReport(str(trace), tokens, options.real, direct, _rows(tasks, figures, tokens, starts))
 
 
+def _with_sizes_of_weights(options: BenchOptions, trace: Trace, first: Contender) -> BenchOptions:
+    """The options with the bundle sizes that follow from weight formats."""
+    resident = "gate" if first.resident_bytes else "none"
+    sizes = list(options.bundle_bytes)
+    for weights in options.weights:
+        found = {bundle_bytes_of(block, weights, resident=resident) for block in trace.info.blocks}
+        if len(found) > 1:
+            raise OptionError("blocks differ in the size of their bundles: pass --bundle-bytes instead of --weights")
+        sizes += found
+    return replace(options, bundle_bytes=tuple(dict.fromkeys(sizes)))
+
+
 def _check(contenders: Sequence[Contender], options: BenchOptions) -> None:
     cache_policy(options.policy)
     if not options.real:
         return
     if options.bundle_bytes:
-        raise OptionError("--bundle-bytes scales modelled reads, so it cannot be combined with --real")
+        raise OptionError("--bundle-bytes and --weights scale modelled reads, so --real cannot be combined with them")
     if len(options.devices) > 1:
         raise OptionError("--real reads from one device, so it takes at most one --device, to plan reads for")
     for contender in contenders:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, reporting_options
+from neuralink_cli.cli.options import PATH, reporting_options, weights_option
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.sizes import human_bytes
@@ -78,6 +78,7 @@ Examples:
     metavar="N",
     help="Model bundles of this size instead; may be repeated.",
 )
+@weights_option("Model bundles of weights in this format instead; may be repeated", multiple=True, default=())
 @click.option("--csv", "csv_path", type=PATH, metavar="FILE", help="Also write all figures as CSV, one line per row.")
 @click.option(
     "--fail-below",
@@ -105,6 +106,7 @@ def command(
     tokens: int | None,
     real: bool,
     bundle_bytes: tuple[int, ...],
+    weights: tuple[str, ...],
     csv_path: Path | None,
     fail_below: float | None,
     fail_below_total: float | None,
@@ -136,6 +138,7 @@ def command(
         tokens=tokens,
         real=real,
         bundle_bytes=tuple(dict.fromkeys(bundle_bytes)),
+        weights=tuple(dict.fromkeys(weights)),
     )
     report = bench_layouts(layouts, trace, options, progress=progress_bar)
     if csv_path is not None:

@@ -9,7 +9,7 @@ import click
 
 from neuralink_cli.architectures.blocks import experts_of
 from neuralink_cli.architectures.coverage import coverage_text
-from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
+from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options, weights_option
 from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
 from neuralink_cli.layout.names import RESIDENT_CHOICES
 from neuralink_cli.placement.gain import Gain, OrderFigures, block_gains, layer_gains, source_gains, total_gain
@@ -69,8 +69,9 @@ Examples:
     "--bundle-bytes",
     type=click.IntRange(1, 1 << 32),
     metavar="N",
-    help="Bytes of a bundle, if different from the checkpoint's (4-bit weights, say).",
+    help="Bytes of a bundle, if neither the checkpoint nor --weights decides them.",
 )
+@weights_option("Format that `relayout` will store FFN weights in, which decides the bytes of a bundle")
 @click.option(
     "--resident",
     type=click.Choice(RESIDENT_CHOICES),
@@ -119,6 +120,7 @@ def command(
     effort: str,
     device: str,
     bundle_bytes: int | None,
+    weights: str,
     resident: str,
     pin_hot: float,
     held_out: float,
@@ -144,6 +146,7 @@ def command(
         effort=effort,
         held_out=held_out,
         bundle_bytes=bundle_bytes,
+        weights=weights,
         resident=resident,
         pin_hot=pin_hot,
         fewest_tokens=min_tokens,

@@ -12,10 +12,32 @@ import click
 
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.output import set_verbosity
+from neuralink_cli.files.weight_formats import FORMAT_NAMES, SOURCE
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+
+
+class _Percent(click.ParamType):  # type: ignore[type-arg]
+    """A share as people write it: `2%`, or a number such as 0.02."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share < float("inf"):
+            self.fail(f"{text!r} is neither a percentage like 2% nor a number like 0.02", param, ctx)
+        return share
+
+
+PERCENT = _Percent()
 
 # A string, not a path: it may be a hub id, and a path would change how it was written.
 model_argument = click.argument("model")
@@ -69,6 +91,16 @@ allow_uncovered_option = click.option(
 def output_option(metavar: str, text: str) -> Callable[[Function], Function]:
     """`-o/--output`, required."""
     return click.option("-o", "--output", required=True, type=PATH, metavar=metavar, help=text)
+
+
+def weights_option(text: str, **options: Any) -> Callable[[Function], Function]:
+    """`--weights`, the same for every command."""
+    return click.option(
+        "--weights",
+        metavar="FORMAT",
+        help=f"{text}: {', '.join(FORMAT_NAMES)}, or by role as gate=q8_0,up=q4_0,down=q4_0.",
+        **{"default": SOURCE, "show_default": True, **options},
+    )
 
 
 def reporting_options(function: Function) -> Function:

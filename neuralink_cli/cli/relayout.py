@@ -19,8 +19,10 @@ from neuralink_cli.cli.options import (
     overwrite_option,
     reporting_options,
     revision_option,
+    weights_option,
 )
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.files.weight_formats import NEAREST, ROUNDINGS
 from neuralink_cli.layout.names import BUNDLED, LAYOUT_KINDS, RESIDENT_CHOICES
 from neuralink_cli.sizes import human_bytes
 
@@ -33,6 +35,8 @@ Examples:
       -o model-flash/
   neuralink relayout MODEL --placement model.placement.safetensors \\
       -o model-flash/ --resident gate
+  neuralink relayout MODEL --placement model.placement.safetensors \\
+      -o model-flash/ --weights gate=q8_0,up=q4_0,down=q4_0
   neuralink relayout MODEL --placement model.placement.safetensors \\
       -o permuted/ --layout permuted
 """,
@@ -56,6 +60,14 @@ Examples:
     default="none",
     show_default=True,
     help="Keep the rows that decide firing out of the bundles, for DRAM; `run` needs gate.",
+)
+@weights_option("Format to store FFN weights in")
+@click.option(
+    "--rounding",
+    type=click.Choice(ROUNDINGS),
+    default=NEAREST,
+    show_default=True,
+    help="How --weights finds the scale of 32 weights: as ggml does, or by searching for the least squared error.",
 )
 @click.option(
     "--alignment",
@@ -90,6 +102,8 @@ def command(
     output: Path,
     layout: str,
     resident: str,
+    weights: str,
+    rounding: str,
     alignment: int,
     all_files: bool,
     architecture: ArchitectureChoice,
@@ -101,7 +115,8 @@ def command(
 ) -> None:
     """Write a checkpoint in the order of a placement.
 
-    Moves the bytes of MODEL, a directory or hub id as for `profile`, and never decodes them. Everything else in its
+    Moves the bytes of MODEL, a directory or hub id as for `profile`, and never decodes them, unless --weights asks for
+    FFN weights in another format. Everything else in its
     folder comes along; a remark names what does not. The output appears only when it is complete.
     """
     from neuralink_cli.layout.relayout import RelayoutOptions, relayout
@@ -111,7 +126,14 @@ def command(
             model,
             placement_path,
             output,
-            RelayoutOptions(layout=layout, resident=resident, alignment=alignment, all_files=all_files),
+            RelayoutOptions(
+                layout=layout,
+                resident=resident,
+                alignment=alignment,
+                all_files=all_files,
+                weights=weights,
+                rounding=rounding,
+            ),
             revision=revision,
             architecture=architecture,
             allow_uncovered=allow_uncovered,

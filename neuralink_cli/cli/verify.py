@@ -11,6 +11,7 @@ import click
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
+    PERCENT,
     architecture_options,
     ignore_remote_code_option,
     model_argument,
@@ -52,6 +53,26 @@ Examples:
     show_default=True,
     help="Largest difference that --forward allows, relative to the largest output.",
 )
+@click.option(
+    "--forward-tokens",
+    type=click.IntRange(min=128),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Tokens of the text for --forward of a layout with rounded weights, in sequences of 128.",
+)
+@click.option(
+    "--max-perplexity-increase",
+    type=PERCENT,
+    metavar="PERCENT",
+    help="With --forward of rounded weights: fail if the perplexity increases by more, like 2%.",
+)
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0),
+    metavar="NATS",
+    help="With --forward of rounded weights: fail if the mean KL divergence from MODEL is larger, like 0.02.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: let --forward run code that comes with the model.")
 @ignore_remote_code_option
 @architecture_options
@@ -64,6 +85,9 @@ def command(
     forward: bool,
     text_file: Path | None,
     tolerance: float,
+    forward_tokens: int,
+    max_perplexity_increase: float | None,
+    max_kl: float | None,
     trust_remote_code: bool,
     ignore_remote_code: bool,
     architecture: ArchitectureChoice,
@@ -73,19 +97,30 @@ def command(
 
     MODEL is a directory or hub id as for `profile`. Exit code 1 means that LAYOUT does not hold MODEL. By default every
     byte is checked: the digests of the files, each tensor of MODEL against the one restored from the layout, and the
-    other files of MODEL. The first difference is reported with its tensor and neuron.
+    other files of MODEL. The first difference is reported with its tensor and neuron. Weights that `relayout --weights`
+    rounded are rounded again and compared bit by bit; --forward then compares predictions: perplexity, KL divergence
+    and first choices.
     """
     if quick and forward:
         raise OptionError("--quick reads no weights, so it cannot be combined with --forward")
+    limits = {"max_increase": max_perplexity_increase, "max_kl": max_kl}
+    if any(limit is not None for limit in limits.values()) and not forward:
+        raise OptionError("--max-perplexity-increase and --max-kl need --forward", fix="pass --forward --text FILE")
     from neuralink_cli.checkpoint.hub import find_model
     from neuralink_cli.layout.verify import verify
 
     directory = find_model(model, revision).directory
     code = {"trust_remote_code": trust_remote_code, "ignore_remote_code": ignore_remote_code}
-    prepared = _prepare_comparison(directory, text_file, architecture, code) if forward else None
+    rounded = forward and _is_rounded(layout_directory)
+    if any(limit is not None for limit in limits.values()) and not rounded:
+        raise OptionError("--max-perplexity-increase and --max-kl are for layouts with rounded weights")
+    sizes = {"sequences": -(-forward_tokens // 128), "length": 128} if rounded else {}
+    prepared = _prepare_comparison(directory, text_file, architecture, code, sizes) if forward else None
     try:
         document = asdict(verify(directory, layout_directory, quick=quick, progress=progress_bar))
-        if prepared is not None:
+        if prepared is not None and rounded:
+            document["forward"] = _measure_distance(directory, layout_directory, prepared, limits, code)
+        elif prepared is not None:
             document["forward"] = _compare_outputs(directory, layout_directory, prepared, tolerance, code)
     except VerificationError as error:
         if as_json:
@@ -98,8 +133,17 @@ def command(
     for check in document["checks"]:
         click.echo(f"  {check}")
     if document["tensors"]:
-        click.echo(f"  {document['tensors']:,} tensors, {human_bytes(document['bytes'])} equal to the source")
-    if "forward" in document:
+        verdict = "equal to the source" if document["exact"] else "as the source gives them"
+        click.echo(f"  {document['tensors']:,} tensors, {human_bytes(document['bytes'])} {verdict}")
+    if "forward" in document and rounded:
+        figures = document["forward"]
+        click.echo(
+            f"  on {figures['tokens']:,} tokens: perplexity {figures['perplexity']:.4g} of the source, "
+            f"{figures['layout_perplexity']:.4g} of the layout ({figures['perplexity_increase']:+.2%}); KL divergence "
+            f"{figures['mean_kl']:.4f} (99th percentile {figures['p99_kl']:.4f}); same first choice at "
+            f"{figures['same_first_choice']:.2%}"
+        )
+    elif "forward" in document:
         figures = document["forward"]
         click.echo(
             f"  outputs agree on {figures['tokens']:,} tokens: largest difference {figures['max_abs_difference']:.2g} "
@@ -108,7 +152,7 @@ def command(
 
 
 def _prepare_comparison(
-    model: Path, text_file: Path | None, choice: ArchitectureChoice, code: dict[str, bool]
+    model: Path, text_file: Path | None, choice: ArchitectureChoice, code: dict[str, bool], sizes: dict[str, int]
 ) -> Comparison:
     from neuralink_cli.architectures.choice import choose_architecture
     from neuralink_cli.architectures.model_description import describe
@@ -120,7 +164,35 @@ def _prepare_comparison(
         architecture = choose_architecture(describe(checkpoint), choice)
     settle_own_code(model, architecture, trust=code["trust_remote_code"], ignore=code["ignore_remote_code"])
     text = None if text_file is None else read_text(text_file)
-    return architecture, comparison_batches(model, architecture, text, trust_remote_code=code["trust_remote_code"])
+    trusted = code["trust_remote_code"]
+    return architecture, comparison_batches(model, architecture, text, trust_remote_code=trusted, **sizes)
+
+
+def _is_rounded(directory: Path) -> bool:
+    from neuralink_cli.layout.open_layout import open_layout
+
+    with open_layout(directory) as layout:
+        return not layout.exact
+
+
+def _measure_distance(
+    model: Path, directory: Path, prepared: Comparison, limits: dict[str, float | None], code: dict[str, bool]
+) -> dict[str, Any]:
+    from neuralink_cli.layout.restore import loadable
+    from neuralink_cli.runtime.model_distance import measure_distance
+
+    architecture, batches = prepared
+    with loadable(directory) as decoded:
+        distance = measure_distance(
+            model,
+            decoded,
+            batches,
+            architecture,
+            trust_remote_code=code["trust_remote_code"],
+            ignore_remote_code=code["ignore_remote_code"],
+        )
+    distance.check(directory, **limits)
+    return {**asdict(distance), "perplexity_increase": distance.perplexity_increase}
 
 
 def _compare_outputs(

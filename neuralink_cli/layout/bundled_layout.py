@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from neuralink_cli.checkpoint.checkpoint import TensorPlace
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, LENGTH_BYTES, Header, parse_header
 from neuralink_cli.files.tensor_file import TensorFile
+from neuralink_cli.files.weight_formats import SOURCE, part_bytes, require_convertible
+from neuralink_cli.layout.gathering import Gathering, gatherings_of
 from neuralink_cli.layout.index import read_flash_index
 from neuralink_cli.layout.names import FLASH_FILE
 from neuralink_cli.layout.plan import FlashBlock, ResidentTensor, SourcePiece, TensorRange
@@ -132,7 +135,19 @@ class BundledLayout:
     @property
     def largest_bytes(self) -> int:
         """Bytes of the largest stretch that must be in memory whole while sources are rebuilt."""
-        return max(block.bundles.bytes for block in self.index.blocks)
+        # Rounded bundles are made again beside what is stored.
+        return max(block.bundles.bytes * (1 if block.exact else 2) for block in self.index.blocks)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all weights are stored as they are in the source."""
+        return all(block.exact for block in self.index.blocks)
+
+    @cached_property
+    def gatherings(self) -> dict[str, Gathering]:
+        """How the tensors with rounded weights are made from the source, by name."""
+        every = gatherings_of(self.index.blocks, self.index.rounding)
+        return {name: gathering for name, gathering in every.items() if not gathering.exact}
 
     def order(self, block: str) -> Order:
         """The neuron in each slot of a block, int32 `[n]`."""
@@ -201,14 +216,17 @@ class BundledLayout:
                 f"bundles of {block.id} start at {block.bundles.offset}, not on a multiple of {self.index.alignment}",
                 where=self.directory,
             )
-        part_bytes = block.hidden * DTYPE_BITS.get(block.dtype, 0) // 8
-        offsets = [(part.offset, part.bytes) for part in block.parts]
-        expected = [(k * part_bytes, part_bytes) for k in range(len(block.parts))]
+        for weights in {part.weights for part in block.parts} | {kept.weights for kept in block.resident}:
+            require_convertible(weights, block.id, block.hidden, block.dtype)
+        element_bytes = DTYPE_BITS.get(block.dtype, 0) // 8
+        expected = [part_bytes(part.weights, block.hidden, element_bytes) for part in block.parts]
+        found = [part.bytes for part in block.parts]
+        offsets = [part.offset for part in block.parts]
         sizes = (block.stride, block.bundles.bytes, block.bundles.dtype)
-        if offsets != expected or sizes != (
-            len(block.parts) * part_bytes,
-            block.neurons * block.stride,
-            block.dtype,
+        if (
+            found != expected
+            or offsets != [0, *itertools.accumulate(expected)][:-1]
+            or sizes != (sum(expected), block.neurons * block.stride, block.bundle_dtype)
         ):
             raise VerificationError(f"stride and parts of {block.id} do not fit its bundles", where=self.directory)
         for place, dtype in ((block.order, "I32"), (block.frequency, "F32")):
@@ -216,12 +234,15 @@ class BundledLayout:
         if block.pinned > block.neurons:
             raise VerificationError(f"{block.id} has more pinned slots than neurons", where=self.directory)
         for resident in block.resident:
-            dtype = block.dtype if resident.kind == "rows" else resident.place.dtype
             if resident.kind == "output_bias":
                 self._check_output_bias(block, resident)
+            elif resident.kind == "bias":
+                self._check_place(resident.place, resident.place.dtype, (block.neurons,))
+            elif resident.weights == SOURCE:
+                self._check_place(resident.place, block.dtype, (block.neurons, block.hidden))
             else:
-                shape = (block.neurons, block.hidden) if resident.kind == "rows" else (block.neurons,)
-                self._check_place(resident.place, dtype, shape)
+                row = part_bytes(resident.weights, block.hidden, element_bytes)
+                self._check_place(resident.place, "U8", (block.neurons, row))
 
     def _check_output_bias(self, block: FlashBlock, bias: ResidentTensor) -> None:
         """Check a source tensor: the block's own, or one for all experts of its layer."""

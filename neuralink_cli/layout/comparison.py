@@ -21,6 +21,7 @@ from neuralink_cli.files import pipeline
 from neuralink_cli.files.header import TensorEntry
 from neuralink_cli.files.pipeline import FileRange, Scratch, pieces_of, read_ahead
 from neuralink_cli.files.tensor_file import TensorFile
+from neuralink_cli.layout.gathering import Gathering
 from neuralink_cli.layout.open_layout import Layout, check_digest
 from neuralink_cli.layout.permuting import moved_bytes, slab_reads
 from neuralink_cli.layout.plan import SourcePiece
@@ -86,7 +87,9 @@ class Comparison:
         """The checks of the tensors in a file of the layout."""
         layout, made = self._layout, _made_of(self._layout)
         for entry in file.header.entries:
-            if entry.name in made:
+            if entry.name in layout.gatherings:
+                yield self._remade(file, entry, layout.gatherings[entry.name])
+            elif entry.name in made:
                 yield self._made(file, entry, made[entry.name])
             elif entry.name in layout.moved_slabs:
                 yield self._moved(file, entry, layout.moved_slabs[entry.name])
@@ -134,13 +137,7 @@ class Comparison:
         ]
 
         def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
-            whole = self._stored.take(entry.nbytes)
-            hashed, done = [], 0
-            for _ in reads:
-                data = next(stored)
-                whole[done : done + data.size] = data
-                hashed.append(hashing(whole[done : done + data.size]))
-                done += data.size
+            whole, hashed = self._load(entry.nbytes, reads, stored, hashing)
             for stretch, first, count in cuts:
                 slab, expected = stretch.slab, next(source)
                 lines = self._lines.take(expected.size)
@@ -160,6 +157,43 @@ class Comparison:
             start = place.offset + stretch.slab.start
             source.append(FileRange(place.file, start + first * pitch, count * pitch))
         return _Check(entry.nbytes, reads, source, run)
+
+    def _remade(self, file: TensorFile, entry: TensorEntry, gathering: Gathering) -> _Check:
+        """A tensor with rounded weights: made from the source again, and compared bit by bit."""
+        reads = tuple(_reads(file, entry))
+
+        def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
+            whole, hashed = self._load(entry.nbytes, reads, stored, hashing)
+            order = self._layout.order(gathering.block)
+            expected = self._lines.take(entry.nbytes)
+            gathering.fill(source, inverse(order), expected)
+            if not _equal(whole, expected):
+                slot, byte = divmod(int(np.flatnonzero(whole != expected)[0]), gathering.stride)
+                part = [part for part in gathering.parts if part.offset <= byte][-1]
+                raise VerificationError(
+                    f"tensor {entry.name!r} is not what {part.region.tensor!r} of the source gives as {part.weights}: "
+                    f"{gathering.block}, neuron {int(order[slot])}, slot {slot}",
+                    where=self._layout.directory,
+                )
+            for part in gathering.parts:
+                self._compared[part.region.tensor] += part.region.lines * part.region.line_bytes
+            for task in hashed:
+                task.result()
+
+        return _Check(entry.nbytes, reads, gathering.reads(self._checkpoint), run)
+
+    def _load(
+        self, nbytes: int, reads: Sequence[FileRange], stored: Iterator[Bytes], hashing: Hashing
+    ) -> tuple[Bytes, list[Future[None]]]:
+        """A whole tensor of the layout in memory, and the hashing of its pieces."""
+        whole = self._stored.take(nbytes)
+        hashed, done = [], 0
+        for _ in reads:
+            data = next(stored)
+            whole[done : done + data.size] = data
+            hashed.append(hashing(whole[done : done + data.size]))
+            done += data.size
+        return whole, hashed
 
     def _moved(self, file: TensorFile, entry: TensorEntry, slabs: Sequence[Slab[MovedPiece]]) -> _Check:
         """A tensor whose neurons have another order in the source."""
@@ -209,7 +243,8 @@ def _made_of(layout: Layout) -> dict[str, list[_Made]]:
     made: dict[str, list[_Made]] = {}
     for name, slabs in layout.made_slabs.items():
         for slab in slabs:
-            for stored in dict.fromkeys(piece.stored.tensor for piece in slab.pieces):
+            exact = [piece.stored.tensor for piece in slab.pieces if piece.stored.tensor not in layout.gatherings]
+            for stored in dict.fromkeys(exact):
                 pieces = tuple(piece for piece in slab.pieces if piece.stored.tensor == stored)
                 made.setdefault(stored, []).append(_Made(name, slab, pieces))
     return made

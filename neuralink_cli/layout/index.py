@@ -17,6 +17,7 @@ from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.durable import write_file
 from neuralink_cli.files.json_text import canonical, parse_object, read_object, readable
 from neuralink_cli.files.schema import Schema, check_document
+from neuralink_cli.files.weight_formats import NEAREST, SOURCE
 from neuralink_cli.layout.names import FLASH_FILE, PERMUTED_PLACEMENT
 from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor, SourceFile, TensorRange
 from neuralink_cli.placement.gain import source_gains, total_gain
@@ -42,6 +43,11 @@ class FlashIndex:
     digests: Mapping[str, str]
     document: Mapping[str, Any]
 
+    @property
+    def rounding(self) -> str:
+        """How the scales of rounded weights were found."""
+        return str(self.document.get("rounding", NEAREST))
+
 
 def flash_document(
     plan: BundledPlan,
@@ -61,7 +67,8 @@ def flash_document(
         "alignment": plan.alignment,
         "file": {"name": FLASH_FILE, "bytes": plan.file_bytes, "sha256": sha256},
         **_common(placement, origin),
-        "blocks": [asdict(block) for block in plan.blocks],
+        "blocks": [_block_document(block) for block in plan.blocks],
+        **({} if all(block.exact for block in plan.blocks) else {"rounding": plan.rounding}),
         "sources": [asdict(source) for source in plan.sources],
         "digests": dict(digests),
         "companions": sorted(companions, key=lambda file: str(file["name"])),
@@ -197,6 +204,15 @@ def _read(path: Path, form: str, schema: Schema) -> dict[str, Any]:
 
 def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(document).encode()).hexdigest()
+
+
+def _block_document(block: FlashBlock) -> dict[str, Any]:
+    """A block for the index; weights that are as in the source need no format."""
+    document = asdict(block)
+    for stored in (*document["parts"], *document["resident"]):
+        if stored["weights"] == SOURCE:
+            del stored["weights"]
+    return document
 
 
 def _parse_range(spec: Mapping[str, Any]) -> TensorRange:

@@ -18,6 +18,7 @@ from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, Header
 from neuralink_cli.files.input_file import read_input
 from neuralink_cli.files.tensor_file import TensorFile
+from neuralink_cli.layout.gathering import Gathering
 from neuralink_cli.layout.index import read_permuted_index
 from neuralink_cli.layout.names import MODEL_CARD, ORIGINALS
 from neuralink_cli.layout.plan import SourcePiece
@@ -40,6 +41,8 @@ class PermutedLayout:
     """
 
     kind: Literal["permuted"] = "permuted"
+    exact = True
+    gatherings: Mapping[str, Gathering] = MappingProxyType({})
     loadable = True
     made_slabs: Mapping[str, tuple[Slab[SourcePiece], ...]] = MappingProxyType({})
 

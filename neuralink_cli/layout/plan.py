@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, Header, TensorEntry, build_header, tensor_bytes
+from neuralink_cli.files.weight_formats import AS_IN_SOURCE, NEAREST, SOURCE, part_bytes, require_convertible
 from neuralink_cli.layout.names import MODEL_CARD
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, PlacementBlock
 
@@ -38,7 +40,8 @@ class TensorRange:
 class BundlePart:
     """A stretch of every bundle: `bytes` bytes at `offset`, from a row or column of a matrix in tensor `source`.
 
-    The matrix starts at byte `source_start` of the tensor, its lines are `source_pitch` bytes apart.
+    The matrix starts at byte `source_start` of the tensor, its lines are `source_pitch` bytes apart. `weights` is the
+    format that they are rounded to, `source` if they are as in the source.
     """
 
     role: str
@@ -48,6 +51,7 @@ class BundlePart:
     bytes: int
     source_start: int
     source_pitch: int
+    weights: str = SOURCE
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class ResidentTensor:
     place: TensorRange
     source_start: int
     source_pitch: int
+    weights: str = SOURCE
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class FlashBlock:
 
     `expert` is its number among the experts of its layer; None if it runs on every token. Slots 0 to `pinned` - 1 hold
     the neurons to keep in DRAM; `collapse_gap` is the longest gap of slots worth reading across on the
-    device that the order was made for.
+    device that the order was made for. `dtype` is that of the source's weights.
     """
 
     id: str
@@ -92,9 +97,21 @@ class FlashBlock:
     order: TensorRange
     frequency: TensorRange
 
+    @property
+    def exact(self) -> bool:
+        """Whether all its weights are stored as they are in the source."""
+        stored: tuple[BundlePart | ResidentTensor, ...] = (*self.parts, *self.resident)
+        return all(part.weights == SOURCE for part in stored)
+
+    @property
+    def bundle_dtype(self) -> str:
+        """The dtype of the tensor of its bundles: bytes, if any part of them is rounded."""
+        return self.dtype if all(part.weights == SOURCE for part in self.parts) else "U8"
+
     def source_region(self, part: BundlePart | ResidentTensor) -> Region:
         """Where a part of the bundles, or a resident tensor, lies in the source."""
-        size = DTYPE_BITS[part.place.dtype if isinstance(part, ResidentTensor) else self.dtype] // 8
+        bias = isinstance(part, ResidentTensor) and part.kind != "rows"
+        size = DTYPE_BITS[part.place.dtype if isinstance(part, ResidentTensor) and bias else self.dtype] // 8
         width = 1 if isinstance(part, ResidentTensor) and part.kind == "bias" else self.hidden
         lines, line = (self.neurons, width) if part.neuron_axis == 0 else (width, self.neurons)
         return Region(part.source, part.neuron_axis, part.source_start, part.source_pitch, lines, line * size)
@@ -124,8 +141,9 @@ class SourcePiece:
 
     @property
     def dtype(self) -> str:
-        """Its dtype."""
-        return self.stored.dtype
+        """Its dtype in the source."""
+        rows = isinstance(self.part, BundlePart) or self.part.kind == "rows"
+        return self.block.dtype if rows else self.stored.dtype
 
 
 @dataclass(frozen=True)
@@ -150,6 +168,7 @@ class BundledPlan:
     resident: str
     blocks: tuple[FlashBlock, ...]
     sources: tuple[SourceFile, ...]
+    rounding: str = NEAREST
 
     @property
     def file_bytes(self) -> int:
@@ -166,6 +185,8 @@ def plan_bundled(
     ordering_sequences: int = 0,
     resident: str = "none",
     alignment: int = 4096,
+    weights: Mapping[str, str] = AS_IN_SOURCE,
+    rounding: str = NEAREST,
 ) -> BundledPlan:
     """Plan the bundled layout of a checkpoint.
 
@@ -178,16 +199,22 @@ def plan_bundled(
         device: What reads of these bundles cost; by default the gap is the placement's, for bundles as it knows them.
         ordering_sequences: How many sequences made the order.
         resident: "none", or "gate" to keep the rows that decide firing out of the bundles.
+        weights: The format to store weights in, by role.
+        rounding: How the scales of rounded weights are found.
 
     Raises:
-        UnsupportedError: A block whose parts differ in dtype, or a checkpoint that uses a tensor name of the layout.
+        UnsupportedError: A block whose parts differ in dtype, or cannot be rounded to a format; or a checkpoint that
+            uses a tensor name of the layout.
     """
+    for block in blocks:
+        for part in block.parts:
+            require_convertible(weights[part.role], block.id, block.hidden, part.dtype)
     bundled = {block.id: _bundled_parts(checkpoint, block, resident) for block in blocks}
-    specs = _bundle_specs(blocks, bundled, alignment)
+    specs = _bundle_specs(blocks, bundled, alignment, weights)
     seen: TensorSpec = (ORDERING_SEQUENCES, "U8", (ordering_sequences, DIGEST_BYTES))
     rest = [
         seen,
-        *_small_specs(checkpoint, blocks, resident),
+        *_small_specs(checkpoint, blocks, resident, weights),
         *_source_specs(checkpoint),
         *_other_specs(checkpoint, blocks),
     ]
@@ -202,9 +229,11 @@ def plan_bundled(
         alignment=alignment,
         resident=resident,
         blocks=tuple(
-            _flash_block(block, bundled[block.id], placed[block.id], ranges, resident, device) for block in blocks
+            _flash_block(block, bundled[block.id], placed[block.id], ranges, resident, device, weights)
+            for block in blocks
         ),
         sources=_source_files(checkpoint, ranges),
+        rounding=rounding,
     )
 
 
@@ -227,7 +256,10 @@ def _bundled_parts(checkpoint: Checkpoint, block: FFNBlock, resident: str) -> tu
 
 
 def _bundle_specs(
-    blocks: Sequence[FFNBlock], bundled: Mapping[str, Sequence[BlockPart]], alignment: int
+    blocks: Sequence[FFNBlock],
+    bundled: Mapping[str, Sequence[BlockPart]],
+    alignment: int,
+    weights: Mapping[str, str],
 ) -> list[TensorSpec]:
     specs: list[TensorSpec] = []
     gap = 0
@@ -235,20 +267,32 @@ def _bundle_specs(
         if gap:
             specs.append((f"padding.{len(specs)}", "U8", (gap,)))
         parts = bundled[block.id]
-        shape = (block.neurons, len(parts) * block.hidden)
-        specs.append((f"{block.id}.bundles", parts[0].dtype, shape))
-        gap = -tensor_bytes(parts[0].dtype, shape) % alignment
+        dtype, shape = parts[0].dtype, (block.neurons, len(parts) * block.hidden)
+        if any(weights[part.role] != SOURCE for part in parts):
+            dtype, shape = "U8", (block.neurons, sum(_row_bytes(block, part, weights) for part in parts))
+        specs.append((f"{block.id}.bundles", dtype, shape))
+        gap = -tensor_bytes(dtype, shape) % alignment
     tail = -sum(tensor_bytes(dtype, shape) for _, dtype, shape in specs) % _WIDEST
     return [*specs, (f"padding.{len(specs)}", "U8", (tail,))] if tail else specs
 
 
-def _small_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], resident: str) -> Iterable[TensorSpec]:
+def _row_bytes(block: FFNBlock, part: BlockPart, weights: Mapping[str, str]) -> int:
+    """Bytes of one neuron's weights in a part."""
+    return part_bytes(weights[part.role], block.hidden, part.element_bytes)
+
+
+def _small_specs(
+    checkpoint: Checkpoint, blocks: Sequence[FFNBlock], resident: str, weights: Mapping[str, str]
+) -> Iterable[TensorSpec]:
     for block in blocks:
         yield f"{block.id}.order", "I32", (block.neurons,)
         yield f"{block.id}.frequency", "F32", (block.neurons,)
         if resident == "gate":
             part = block.firing_part
-            yield f"{block.id}.{part.role}", part.dtype, (block.neurons, block.hidden)
+            dtype, width = part.dtype, block.hidden
+            if weights[part.role] != SOURCE:
+                dtype, width = "U8", _row_bytes(block, part, weights)
+            yield f"{block.id}.{part.role}", dtype, (block.neurons, width)
         for part in biases_by_neuron(block):
             assert part.bias is not None
             yield f"{block.id}.{part.role}.bias", checkpoint.place(part.bias).entry.dtype, (block.neurons,)
@@ -280,20 +324,31 @@ def _flash_block(
     ranges: Mapping[str, TensorRange],
     resident: str,
     device: DeviceModel | None,
+    weights: Mapping[str, str],
 ) -> FlashBlock:
-    part_bytes = block.hidden * bundled[0].element_bytes
-    stride = len(bundled) * part_bytes
+    sizes = [_row_bytes(block, part, weights) for part in bundled]
+    stride = sum(sizes)
     gap = placed.collapse_gap if device is None else collapse_gap(device.operation_in_bundles(stride))
     parts = tuple(
-        BundlePart(part.role, part.weight, part.neuron_axis, k * part_bytes, part_bytes, *_place(block, part))
-        for k, part in enumerate(bundled)
+        BundlePart(
+            part.role, part.weight, part.neuron_axis, stop - size, size, *_place(block, part), weights[part.role]
+        )
+        for part, size, stop in zip(bundled, sizes, itertools.accumulate(sizes), strict=True)
     )
     kept = []
     if resident == "gate":
         firing = block.firing_part
         place = ranges[f"{block.id}.{firing.role}"]
         kept.append(
-            ResidentTensor(firing.role, "rows", firing.weight, firing.neuron_axis, place, *_place(block, firing))
+            ResidentTensor(
+                firing.role,
+                "rows",
+                firing.weight,
+                firing.neuron_axis,
+                place,
+                *_place(block, firing),
+                weights[firing.role],
+            )
         )
     for part in block.parts:
         if part.bias is not None and part.role == "down":

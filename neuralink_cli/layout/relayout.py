@@ -33,6 +33,7 @@ from neuralink_cli.files.durable import (
 )
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.journal import Journal, open_journal
+from neuralink_cli.files.weight_formats import NEAREST, ROUNDINGS, SOURCE, parse_weight_formats
 from neuralink_cli.layout.bundled_writer import write_bundled
 from neuralink_cli.layout.companions import (
     companions_to_copy,
@@ -76,12 +77,25 @@ class RelayoutOptions:
 
     Attributes:
         all_files: Take along what is left out otherwise: other copies of the weights, hidden files and the like.
+        weights: The format to round FFN weights to, `FORMAT` or `ROLE=FORMAT,...` as in `parse_weight_formats`.
+        rounding: How the scales of rounded weights are found: `nearest` or `search`.
     """
 
     layout: str = BUNDLED
     resident: str = "none"
     alignment: int = 4096
     all_files: bool = False
+    weights: str = SOURCE
+    rounding: str = NEAREST
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """The format of every role.
+
+        Raises:
+            OptionError: `weights` is no format, nor a list of them.
+        """
+        return parse_weight_formats(self.weights, "--weights")
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,7 @@ class RelayoutSummary:
     origin: Origin | None
     layout: str
     resident: str
+    weights: str
     alignment: int
     blocks: int
     neurons: int
@@ -192,6 +207,7 @@ def relayout(
         origin=source.origin,
         layout=options.layout,
         resident=options.resident,
+        weights=options.weights,
         alignment=options.alignment,
         blocks=len(plan.blocks),
         neurons=sum(block.neurons for block in plan.blocks),
@@ -232,6 +248,8 @@ def plan_relayout(
             ordering_sequences=placement.ordering_sequences.shape[0],
             resident=options.resident,
             alignment=options.alignment,
+            weights=options.formats,
+            rounding=options.rounding,
         )
         weight_bytes = bundled.file_bytes
         _tell_of_other_bundles(bundled, placement)
@@ -365,6 +383,11 @@ def _check_options(options: RelayoutOptions) -> None:
         raise OptionError(f"--alignment {options.alignment} is not a power of two up to {MAX_ALIGNMENT}")
     if options.layout == PERMUTED and options.resident != "none":
         raise OptionError("--resident needs --layout bundled: a permuted layout keeps every tensor where it was")
+    rounded = set(options.formats.values()) != {SOURCE}
+    if options.layout == PERMUTED and rounded:
+        raise OptionError("--weights needs --layout bundled: a permuted layout keeps every tensor as it was")
+    if options.rounding not in ROUNDINGS:
+        raise OptionError(f"--rounding {options.rounding!r} is not one of {', '.join(ROUNDINGS)}")
 
 
 def small_digests(plan: BundledPlan, checkpoint: Checkpoint, placement: Placement) -> dict[str, str]:

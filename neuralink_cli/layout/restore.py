@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.errors import NeuralinkError, VerificationError
+from neuralink_cli.errors import NeuralinkError, UnsupportedError, VerificationError
 from neuralink_cli.files.durable import new_directory, require_replaceable, require_space, write_file
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.sections import ready, write_sections
@@ -36,8 +36,10 @@ def restore(layout: Path, output: Path, *, overwrite: bool = False, progress: Pr
     Raises:
         OutputError: The output exists (without `overwrite`), holds another model, or does not fit on the disk.
         InputError, VerificationError: The layout is damaged.
+        UnsupportedError: Its weights are rounded.
     """
     with open_layout(layout) as opened, opened.unreplaced:
+        require_exact(opened)
         check_output(opened, output, overwrite)
         logger.info("%s", estimate_restore(opened, output))
         with progress("restore", restore_bytes(opened), "B") as advance:
@@ -52,10 +54,12 @@ def restore_layout(
     Raises:
         OutputError: As `check_output`.
         InputError, VerificationError: The layout is damaged.
+        UnsupportedError: Its weights are rounded.
     """
     # Imported here because numba is slow to import and a quick look at a layout does not need it.
     from neuralink_cli.layout.unbundling import tensor_sections
 
+    require_exact(layout)
     headers = layout.source_headers
     check_output(layout, output, overwrite)
     check_weight_files(layout, progress)
@@ -71,6 +75,20 @@ def restore_layout(
         # The weights came from files that were open, what is beside them by name: of one and the same layout?
         layout.unreplaced.check()
     return RestoreSummary(tuple(headers), sum(len(header.entries) for header in headers.values()), weight_bytes(layout))
+
+
+def require_exact(layout: Layout) -> None:
+    """Check that the source can be had from a layout.
+
+    Raises:
+        UnsupportedError: Its weights are rounded.
+    """
+    if not layout.exact:
+        raise UnsupportedError(
+            "has rounded weights, from which the checkpoint cannot be had again",
+            where=layout.directory,
+            fix="keep the checkpoint, or make a layout with `relayout --weights source`",
+        )
 
 
 def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
@@ -95,14 +113,22 @@ def weight_bytes(layout: Layout) -> int:
 
 @contextlib.contextmanager
 def loadable(directory: Path) -> Iterator[Path]:
-    """A directory from which transformers can load a layout: its own, or a temporary one with the checkpoint."""
+    """A directory from which transformers can load a layout: its own, or a temporary one with the checkpoint.
+
+    Of a layout with rounded weights it is the checkpoint that the layout computes with, decoded to F32.
+    """
     with open_layout(directory) as layout:
         if layout.loadable:
             yield directory
             return
         with tempfile.TemporaryDirectory(prefix=".neuralink-", dir=directory.absolute().parent) as folder:
             restored = Path(folder) / "restored"
-            restore_layout(layout, restored)
+            if layout.kind == "bundled" and not layout.exact:
+                from neuralink_cli.layout.decoding import write_decoded
+
+                write_decoded(layout, restored)
+            else:
+                restore_layout(layout, restored)
             yield restored
 
 

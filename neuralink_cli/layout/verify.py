@@ -26,10 +26,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked: `checks` in words, tensors and bytes compared with the source."""
+    """What was checked: `checks` in words, tensors and bytes compared with the source.
+
+    `exact` is False for a layout with rounded weights.
+    """
 
     layout: str
     mode: str
+    exact: bool
     checks: tuple[str, ...]
     tensors: int
     bytes: int
@@ -90,7 +94,7 @@ def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
     checks = ["index against schema", "header and ranges", "orders are permutations", "tensor list of the source"]
     checks.append("config, tokenizer and all other files beside the weights")
     checks += layout.check_small_tensors()
-    return VerifyReport(layout.kind, "quick", tuple(checks), 0, 0)
+    return VerifyReport(layout.kind, "quick", layout.exact, tuple(checks), 0, 0)
 
 
 def verify_full(
@@ -111,8 +115,9 @@ def verify_full(
     quick = verify_quick(layout, checkpoint)
     check_large_companions(layout, checkpoint, progress)
     Comparison(layout, checkpoint).run(progress)
-    checks = (*quick.checks, "file digests", "every source tensor byte for byte")
-    return VerifyReport(quick.layout, "full", checks, len(checkpoint.tensors), checkpoint.total_bytes)
+    rounded = "" if layout.exact else ", rounded weights by rounding them again"
+    checks = (*quick.checks, "file digests", f"every source tensor byte for byte{rounded}")
+    return VerifyReport(quick.layout, "full", layout.exact, checks, len(checkpoint.tensors), checkpoint.total_bytes)
 
 
 def layout_bytes(layout: Layout) -> int:

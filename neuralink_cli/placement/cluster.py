@@ -18,8 +18,10 @@ from neuralink_cli.devices.device import DeviceModel, device_record
 from neuralink_cli.devices.ratio import bootstrap_ratios
 from neuralink_cli.errors import OptionError
 from neuralink_cli.files.durable import require_free
+from neuralink_cli.files.weight_formats import SOURCE, parse_weight_formats
 from neuralink_cli.kernels import available_cpus
 from neuralink_cli.placement.block_ordering import BlockOptions, OrderedBlock, order_block
+from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
 from neuralink_cli.placement.held_out import TokenSplit, digests_in, sequence_starts_in, split_tokens
 from neuralink_cli.placement.placement import (
     DEFAULT_ORDER,
@@ -44,7 +46,8 @@ class ClusterOptions:
         device: Cost of reads on the storage that will hold the layout.
         order: Which order to store; see `order_block`.
         held_out: Share of each source's tokens held out from the ordering to measure it.
-        bundle_bytes: Bytes of a bundle, if different from the traced checkpoint's (a quantised copy, say).
+        bundle_bytes: Bytes of a bundle, if different from the traced checkpoint's.
+        weights: The format that `relayout --weights` will store weights in, which decides the bytes of a bundle.
         resident: "gate" if the rows that decide firing will be kept out of the bundles.
         pin_hot: Share of the neurons of each block that will live in DRAM.
         effort: Effort of the refinement: "fast", "normal" or "max".
@@ -56,6 +59,7 @@ class ClusterOptions:
     order: str = DEFAULT_ORDER
     held_out: float = 0.2
     bundle_bytes: int | None = None
+    weights: str = SOURCE
     resident: str = "none"
     pin_hot: float = 0.0
     effort: str = "normal"
@@ -96,6 +100,9 @@ def cluster(
 def _check_options(options: ClusterOptions) -> None:
     if options.order not in ORDER_NAMES:
         raise OptionError(f"order {options.order!r} is not one of {', '.join(ORDER_NAMES)}")
+    parse_weight_formats(options.weights, "--weights")
+    if options.bundle_bytes is not None and options.weights != SOURCE:
+        raise OptionError("--weights decides the bytes of a bundle, so it cannot be combined with --bundle-bytes")
     if not 0 <= options.held_out <= 0.9:
         raise OptionError(f"--held-out {options.held_out} is not between 0 and 0.9")
     if not 0 <= options.pin_hot <= 0.9:
@@ -153,9 +160,7 @@ def _block_options(block: TraceBlock, options: ClusterOptions) -> BlockOptions:
 def _bundle_bytes(block: TraceBlock, options: ClusterOptions) -> int:
     if options.bundle_bytes is not None:
         return options.bundle_bytes
-    firing = "gate" if "gate" in block.part_bytes else "up"
-    kept = firing if options.resident == "gate" else None
-    return sum(size for role, size in block.part_bytes.items() if role != kept)
+    return bundle_bytes_of(block, options.weights, resident=options.resident)
 
 
 def _header(trace: Trace, split: TokenSplit, ordered: list[OrderedBlock], options: ClusterOptions) -> PlacementHeader:
@@ -224,6 +229,7 @@ def _parameters(options: ClusterOptions) -> Mapping[str, Any]:
         "held_out": options.held_out,
         "device": device_record(options.device),
         "bundle_bytes": options.bundle_bytes,
+        **({} if options.weights == SOURCE else {"weights": options.weights}),
         "resident": options.resident,
         "pin_hot": options.pin_hot,
         "effort": options.effort,

@@ -13,9 +13,10 @@ from neuralink_cli.architectures.blocks import BlockPart
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
+from neuralink_cli.files.weight_formats import SOURCE
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import describe_source, open_layout
-from neuralink_cli.layout.plan import FlashBlock
+from neuralink_cli.layout.plan import FlashBlock, ResidentTensor
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.runtime.flash_weights import FlashWeights
 from neuralink_cli.runtime.settings import RunSettings, require_runnable
@@ -254,19 +255,31 @@ def _attach(
 
     from neuralink_cli.activations.firing import FiringRule, firing_rule
     from neuralink_cli.runtime.sparse_block import FiringNeurons
-    from neuralink_cli.runtime.tensors import as_tensor
+    from neuralink_cli.runtime.tensors import as_tensor, as_weights
 
     block = store.block
     dtype = getattr(torch, settings.dtype)
     raw = weights.reader.resident(block)
-    kept: Mapping[tuple[str, str], torch.Tensor] = {
-        (r.role, r.kind): as_tensor(raw[r.role, r.kind], r.place.dtype, r.place.shape, directory).to(dtype)
-        for r in block.resident
-    }
+
+    def loaded(kept: ResidentTensor) -> torch.Tensor:
+        data = raw[kept.role, kept.kind]
+        if kept.weights == SOURCE:
+            return as_tensor(data, kept.place.dtype, kept.place.shape, directory).to(dtype)
+        rows = data.reshape(block.neurons, -1)
+        return as_weights(rows, kept.weights, block.dtype, block.hidden, directory).to(dtype)
+
+    kept: Mapping[tuple[str, str], torch.Tensor] = {(r.role, r.kind): loaded(r) for r in block.resident}
     parts = len(block.parts)
 
     def decode(bundles: torch.Tensor) -> torch.Tensor:
-        return as_tensor(bundles.numpy(), block.dtype, (bundles.shape[0], parts, block.hidden), directory)
+        if block.bundle_dtype == block.dtype:
+            return as_tensor(bundles.numpy(), block.dtype, (bundles.shape[0], parts, block.hidden), directory)
+        data = bundles.numpy()
+        decoded = [
+            as_weights(data[:, p.offset : p.offset + p.bytes], p.weights, block.dtype, block.hidden, directory).float()
+            for p in block.parts
+        ]
+        return torch.stack(decoded, dim=1)
 
     role = next(role for role, kind in kept if kind == "rows")
     rule = firing_rule(block.id, block.activation, "gate") if modules.up else FiringRule(block.id, None, False)

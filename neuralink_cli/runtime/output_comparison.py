@@ -90,9 +90,18 @@ def compare_outputs(
 
 
 def comparison_batches(
-    directory: Path, architecture: Architecture, text: str | None, *, trust_remote_code: bool = False
+    directory: Path,
+    architecture: Architecture,
+    text: str | None,
+    *,
+    sequences: int = 4,
+    length: int = 64,
+    trust_remote_code: bool = False,
 ) -> list[ModelBatch]:
     """What to compare the outputs of two models on: the start of a text, or images of noise.
+
+    Args:
+        sequences: At most this many of the text, of `length` tokens each.
 
     Raises:
         OptionError: The model reads text, but no text is given.
@@ -105,8 +114,10 @@ def comparison_batches(
     if text is None:
         raise OptionError("--forward needs text to run on", fix="pass --text FILE")
     to_batch = encoder_decoder_batch(0) if architecture.task == "seq2seq" else text_batch
-    sequences = read_token_sequences(directory, text, trust_remote_code=trust_remote_code)
-    return [to_batch(ids.astype(np.int64)[None], np.ones((1, ids.size), dtype=bool)) for ids in sequences]
+    found = read_token_sequences(
+        directory, text, sequences=sequences, length=length, trust_remote_code=trust_remote_code
+    )
+    return [to_batch(ids.astype(np.int64)[None], np.ones((1, ids.size), dtype=bool)) for ids in found]
 
 
 def run_model(

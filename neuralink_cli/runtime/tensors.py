@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.files.weight_formats import BLOCK_FORMATS, SOURCE
+from neuralink_cli.layout.weight_format_kernels import dequantise
 
 _DTYPES = {
     "F64": torch.float64,
@@ -23,6 +25,20 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+def as_weights(data: npt.NDArray[np.uint8], weights: str, dtype: str, hidden: int, where: Path) -> torch.Tensor:
+    """Weights `[k, hidden]` from their bytes, uint8 `[k, bytes]`: decoded to float32 if they are rounded.
+
+    Args:
+        weights: Their format; `source` if they are of `dtype`.
+
+    Raises:
+        UnsupportedError: The dtype is not supported here.
+    """
+    if weights == SOURCE:
+        return as_tensor(np.ascontiguousarray(data), dtype, (data.shape[0], hidden), where)
+    return torch.from_numpy(dequantise(data, BLOCK_FORMATS[weights]))
 
 
 def as_tensor(data: npt.NDArray[np.uint8], dtype: str, shape: Sequence[int], where: Path) -> torch.Tensor:

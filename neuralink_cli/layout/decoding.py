@@ -1,0 +1,95 @@
+"""A checkpoint with the weights that a layout of rounded weights computes with: decoded, as float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.arrays import Bytes
+from neuralink_cli.files.durable import write_file
+from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header
+from neuralink_cli.files.sections import Section, ready, write_sections
+from neuralink_cli.files.weight_formats import BLOCK_FORMATS, SOURCE
+from neuralink_cli.layout.bundled_layout import BundledLayout
+from neuralink_cli.layout.companions import restore_companions
+from neuralink_cli.layout.plan import SourcePiece
+from neuralink_cli.layout.unbundling import tensor_sections
+from neuralink_cli.layout.weight_format_kernels import dequantise
+
+Values = npt.NDArray[np.float32]
+
+
+def write_decoded(layout: BundledLayout, directory: Path, progress: Callable[[int], object] | None = None) -> None:
+    """Write the checkpoint that a layout computes with, for transformers to load.
+
+    Tensors with rounded weights are F32 there, exactly the values that their bytes stand for; all others are as they
+    were. A tensor is in memory at a time.
+
+    Raises:
+        OutputError: It does not fit on the disk.
+        InputError, VerificationError: The layout is damaged.
+    """
+    directory.mkdir()
+    restore_companions(layout, directory)
+    for name, content in layout.verbatim.items():
+        if not (directory / name).exists():
+            write_file(directory / name, content)
+    rounded = {
+        name
+        for name, slabs in layout.made_slabs.items()
+        if any(piece.part.weights != SOURCE for slab in slabs for piece in slab.pieces)
+    }
+    for file, header in layout.source_headers.items():
+        specs = [(e.name, "F32" if e.name in rounded else e.dtype, e.shape) for e in header.entries]
+        sections: list[Section] = [ready(build_header(specs, {"format": "pt"}).prelude)]
+        for entry in header.entries:
+            sections += [_decoded(layout, entry)] if entry.name in rounded else tensor_sections(layout, [entry])
+        write_sections(directory / file, sections, progress)
+
+
+def _decoded(layout: BundledLayout, entry: TensorEntry) -> Section:
+    size = entry.nbytes * 8 // DTYPE_BITS[entry.dtype] * 4
+    return Section(size, (), lambda output, _: output.write(decoded_tensor(layout, entry).view(np.uint8)))
+
+
+def decoded_tensor(layout: BundledLayout, entry: TensorEntry) -> Values:
+    """A source tensor as the layout has it: float32, flat, in the order of the source."""
+    element_bytes = DTYPE_BITS[entry.dtype] // 8
+    values = np.empty(entry.nbytes // element_bytes, dtype=np.float32)
+    for slab in layout.made_slabs[entry.name]:
+        for piece in slab.pieces:
+            region = piece.region
+            pitch, width = region.pitch // element_bytes, region.line_bytes // element_bytes
+            lines = np.lib.stride_tricks.as_strided(
+                values[region.start // element_bytes :], (region.lines, width), (4 * pitch, 4)
+            )
+            neurons = lines if region.neuron_axis == 0 else lines.T
+            neurons[layout.order(piece.block.id)] = _rows_by_slot(layout, piece)
+    return values
+
+
+def _rows_by_slot(layout: BundledLayout, piece: SourcePiece) -> Values:
+    """The weights of a piece, float32 `[n, hidden]`, by slot."""
+    stored = layout.file.read(piece.stored.tensor).reshape(piece.block.neurons, -1)
+    if piece.part.weights != SOURCE:
+        kind = BLOCK_FORMATS[piece.part.weights]
+        row_bytes = kind.row_bytes(piece.block.hidden)
+        return dequantise(np.ascontiguousarray(stored[:, piece.offset : piece.offset + row_bytes]), kind)
+    row_bytes = piece.region.line_bytes if piece.region.neuron_axis == 0 else piece.region.lines * _size(piece)
+    return _exact(np.ascontiguousarray(stored[:, piece.offset : piece.offset + row_bytes]), piece.dtype)
+
+
+def _size(piece: SourcePiece) -> int:
+    return DTYPE_BITS[piece.dtype] // 8
+
+
+def _exact(data: Bytes, dtype: str) -> Values:
+    """Values of F32, F16 or BF16 as float32."""
+    if dtype == "BF16":
+        wide: npt.NDArray[Any] = data.view("<u2").astype("<u4") << 16
+        return wide.view("<f4").reshape(data.shape[0], -1)
+    return data.view({"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)

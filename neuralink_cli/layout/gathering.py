@@ -1,0 +1,114 @@
+"""How the tensors of a bundled layout are made from lines of the source: the same for writing and for verifying.
+
+A tensor has one stretch of bytes for every slot, and every part of a stretch comes from a region of the source: moved
+as it is, or rounded to a weight format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from neuralink_cli.architectures.regions import Region, stretches
+from neuralink_cli.arrays import Bytes, Order
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.files import pipeline
+from neuralink_cli.files.header import DTYPE_BITS
+from neuralink_cli.files.pipeline import FileRange
+from neuralink_cli.files.weight_formats import BLOCK_FORMATS, BLOCK_WEIGHTS, SOURCE
+from neuralink_cli.layout.plan import FlashBlock
+
+
+@dataclass(frozen=True)
+class GatheredPart:
+    """A part of every stretch: the weights in `region` of the source, at byte `offset`, in the format `weights`."""
+
+    region: Region
+    offset: int
+    weights: str
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """A tensor that is made of parts.
+
+    Attributes:
+        block: Id of its block.
+        nbytes: Size of the tensor.
+        stride: Bytes of a stretch.
+        dtype: Dtype of the source's weights.
+        rounding: How the scales of rounded parts are found.
+    """
+
+    block: str
+    nbytes: int
+    stride: int
+    dtype: str
+    parts: tuple[GatheredPart, ...]
+    rounding: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether no part is rounded."""
+        return all(part.weights == SOURCE for part in self.parts)
+
+    def reads(self, checkpoint: Checkpoint) -> tuple[FileRange, ...]:
+        """What `fill` needs of the source, in this order."""
+        return tuple(_lines_of(checkpoint, part.region.some_lines(first, count)) for part, first, count in self._cuts())
+
+    def fill(self, pieces: Iterator[Bytes], slots: Order, made: Bytes) -> None:
+        """Make the tensor.
+
+        Args:
+            pieces: The bytes of `reads`.
+            slots: int32 `[n]`, the slot of every neuron.
+            made: uint8 `[nbytes]`, receives the tensor.
+
+        Raises:
+            UnsupportedError: Weights that cannot be rounded: not finite, or too large for the scale of the format.
+        """
+        # Imported here because numba is slow to import and a quick look at a layout does not need it.
+        from neuralink_cli.layout.bundling import gather_part
+        from neuralink_cli.layout.weight_format_kernels import gather_quantised
+
+        element_bytes = DTYPE_BITS[self.dtype] // 8
+        for part, first, count in self._cuts():
+            some, lines = part.region.some_lines(first, count), next(pieces)
+            if part.weights == SOURCE:
+                gather_part(lines, some, first, slots, element_bytes, made, self.stride, part.offset)
+                continue
+            kind = BLOCK_FORMATS[part.weights]
+            bad = gather_quantised(
+                lines, some, first, slots, self.dtype, kind, made, self.stride, part.offset, rounding=self.rounding
+            )
+            if bad is not None:
+                raise bad.error(f"{part.region.tensor} ({self.block})", kind)
+
+    def _cuts(self) -> Iterator[tuple[GatheredPart, int, int]]:
+        """Each part in stretches of lines; a block of rounded weights lies in one stretch."""
+        for part in self.parts:
+            whole = BLOCK_WEIGHTS if part.weights != SOURCE and part.region.neuron_axis == 1 else 1
+            for first, count in stretches(part.region.lines, part.region.pitch, pipeline.PIECE, whole):
+                yield part, first, count
+
+
+def gatherings_of(blocks: Sequence[FlashBlock], rounding: str) -> dict[str, Gathering]:
+    """What is gathered from the source for some blocks, by the name of the tensor."""
+    found = {}
+    for block in blocks:
+        parts = tuple(GatheredPart(block.source_region(part), part.offset, part.weights) for part in block.parts)
+        bundles = block.bundles
+        found[bundles.tensor] = Gathering(block.id, bundles.bytes, block.stride, block.dtype, parts, rounding)
+        for kept in block.resident:
+            if kept.kind == "output_bias":
+                continue
+            dtype = block.dtype if kept.kind == "rows" else kept.place.dtype
+            rows = (GatheredPart(block.source_region(kept), 0, kept.weights),)
+            stride = kept.place.bytes // block.neurons
+            found[kept.place.tensor] = Gathering(block.id, kept.place.bytes, stride, dtype, rows, rounding)
+    return found
+
+
+def _lines_of(checkpoint: Checkpoint, region: Region) -> FileRange:
+    place = checkpoint.place(region.tensor)
+    return FileRange(place.file, place.offset + region.start, region.stop - region.start)

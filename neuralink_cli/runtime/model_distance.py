@@ -1,0 +1,117 @@
+"""How far a model with rounded weights is from the one it was made from: in perplexity, and in its predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.calibration.batches import ModelBatch
+from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError, VerificationError
+from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.runtime.output_comparison import Outputs, run_model
+
+
+@dataclass(frozen=True)
+class ModelDistance:
+    """Two models on the same text.
+
+    Attributes:
+        tokens: Tokens that were predicted, each from those before it.
+        perplexity: Of the source, exp of the mean negative log-likelihood.
+        layout_perplexity: Of the layout.
+        mean_kl: Mean Kullback-Leibler divergence of the layout's predictions from the source's, in nats.
+        p99_kl: Its 99th percentile over tokens.
+        same_first_choice: Share of tokens for which both find the same token likeliest.
+    """
+
+    tokens: int
+    perplexity: float
+    layout_perplexity: float
+    mean_kl: float
+    p99_kl: float
+    same_first_choice: float
+
+    @property
+    def perplexity_increase(self) -> float:
+        """Relative."""
+        return self.layout_perplexity / self.perplexity - 1
+
+    def check(self, where: Path, *, max_increase: float | None, max_kl: float | None) -> None:
+        """Require that the layout is close enough.
+
+        Args:
+            max_increase: Of the perplexity, relative; None for any.
+            max_kl: Of `mean_kl`, in nats; None for any.
+
+        Raises:
+            VerificationError: It is further away, or not a number.
+        """
+        for name, value, limit, show in (
+            ("perplexity increases by", self.perplexity_increase, max_increase, "{:.2%}"),
+            ("the mean KL divergence is", self.mean_kl, max_kl, "{:.4f}"),
+        ):
+            if limit is not None and not value <= limit:
+                raise VerificationError(f"{name} {show.format(value)}, more than {show.format(limit)}", where=where)
+
+
+def measure_distance(
+    source: Path,
+    other: Path,
+    batches: Sequence[ModelBatch],
+    architecture: Architecture,
+    *,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    ignore_remote_code: bool = False,
+) -> ModelDistance:
+    """Run two local checkpoints of a causal language model, one after the other, on the same sequences, as float32.
+
+    Raises:
+        UnsupportedError: Another kind of model, which has no perplexity.
+        OptionError: No sequence has two tokens.
+        InputError: A model cannot be loaded, as `load_model`.
+        MismatchError: The outputs have different shapes.
+    """
+    if architecture.task != "causal-lm":
+        raise UnsupportedError(
+            f"a model of the task {architecture.task} has no perplexity to compare rounded weights by", where=source
+        )
+    require_hf_packages("torch", "transformers")
+
+    def predictions(directory: Path) -> list[Outputs]:
+        with quiet_transformers():
+            outputs = run_model(
+                directory, batches, architecture, device, "float32", trust_remote_code, ignore_remote_code
+            )
+            return [_log_probabilities(logits[:-1]) for logits in outputs]
+
+    expected, found = predictions(source), predictions(other)
+    targets = [batch.inputs["input_ids"][0][1:] for batch in batches]
+    tokens = sum(target.size for target in targets)
+    if not tokens:
+        raise OptionError("the text is too short to predict a token of it", fix="pass a longer --text")
+    losses = np.zeros(2)
+    divergences: list[npt.NDArray[np.float64]] = []
+    same = 0
+    for a, b, target in zip(expected, found, targets, strict=True):
+        if a.shape != b.shape:
+            raise MismatchError(f"gives outputs of shape {b.shape}, but {source} of {a.shape}", where=other)
+        places = np.arange(target.size)
+        losses -= (a[places, target].sum(dtype=np.float64), b[places, target].sum(dtype=np.float64))
+        divergences.append((np.exp(a) * (a - b)).sum(axis=1, dtype=np.float64))
+        same += int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
+    every = np.concatenate(divergences)
+    ours, theirs = (math.exp(min(loss / tokens, 700.0)) for loss in losses)
+    return ModelDistance(tokens, ours, theirs, float(every.mean()), float(np.quantile(every, 0.99)), same / tokens)
+
+
+def _log_probabilities(logits: Outputs) -> Outputs:
+    """Log-softmax of float32 `[tokens, vocabulary]`."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)), dtype=np.float32)
