@@ -161,9 +161,13 @@ def dies(run: Callable[[], object], at: int) -> bool:
     return True
 
 
-def deaths(run: Callable[[], object]) -> Iterator[int]:
-    """As `faults`, but each run is a process of its own that is killed; yields after each kill."""
-    for at in range(1, 1000):
+def deaths(run: Callable[[], object], *, first: int = 1, step: int = 1) -> Iterator[int]:
+    """As `faults`, but each run is a process of its own that is killed; yields after each kill.
+
+    Args:
+        first, step: Die at every `step`-th operation, from number `first` on: for runs of very many.
+    """
+    for at in range(first, 1000, step):
         if not dies(run, at):
             return
         yield at

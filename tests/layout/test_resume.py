@@ -78,7 +78,7 @@ def found(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
 def test_killed_anywhere(tmp_path: Path, made: Made, kind: str, found: Callable[[], int]) -> None:
     output = tmp_path / "out"
     seen = []
-    for _ in deaths(lambda: relayout(made.model, made.placement, output, layout=kind)):
+    for _ in deaths(lambda: relayout(made.model, made.placement, output, layout=kind), step=3):
         if not output.exists():
             before = found()
             relayout(made.model, made.placement, output, resume=True, layout=kind)
@@ -86,10 +86,10 @@ def test_killed_anywhere(tmp_path: Path, made: Made, kind: str, found: Callable[
         assert files_of(output) == files_of(made.layout)
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
         shutil.rmtree(output)
-    assert len(seen) > 50
+    assert len(seen) > 20
     # Those that died late left more.
     assert seen[0] == 0
-    assert max(seen[-20:]) > max(seen[:20]) + 10_000
+    assert max(seen[-7:]) > max(seen[:7]) + 10_000
 
 
 def test_killed_again_and_again(tmp_path: Path, made: Made, kind: str) -> None:
