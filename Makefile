@@ -11,13 +11,14 @@ CONSTRAINTS ?= constraints.txt
 CASES := 5000
 SEED := 1
 
-.PHONY: help demo test fuzz bench lint format docs clean
+.PHONY: help demo test fuzz sweep bench lint format docs clean
 
 help:
 	@echo "make demo    run the whole pipeline on the example model"
 	@echo "make test    run the tests"
 	@echo "make bench   run the benchmarks that need no other data"
 	@echo "make fuzz    mutate every kind of file for some minutes"
+	@echo "make sweep   send a tiny model of every model type of transformers through all stages"
 	@echo "make lint    check with ruff, mypy and import-linter"
 	@echo "make format  reformat the code"
 	@echo "make docs    regenerate docs/cli.md and docs/supported.md"
@@ -71,6 +72,10 @@ lint: $(VENV)/.installed-dev
 # Some minutes: mutated files of every kind through every command that reads them (docs/fuzzing.md).
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.long.fuzz --cases $(CASES) --seed $(SEED)
+
+# Some twenty minutes. `make docs` makes a section of docs/supported.md from what it writes.
+sweep: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.long.sweep_architectures --output docs/model_types.json
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -66,6 +66,15 @@ def _experts(neurons: int, layers: tuple[int, ...] = tuple(range(LAYERS))) -> di
     return {f"layers.{layer}.experts.{expert}": neurons for layer in layers for expert in range(EXPERTS)}
 
 
+def _with_shared(neurons: int, name: str, shared: int) -> dict[str, int]:
+    """Layers of experts and a shared one."""
+    return {
+        block: count
+        for layer in range(LAYERS)
+        for block, count in {**_experts(neurons, (layer,)), f"layers.{layer}.{name}": shared}.items()
+    }
+
+
 _COMMON = {"vocab_size": VOCABULARY, "initializer_range": 0.2, "tie_word_embeddings": False}
 
 
@@ -100,6 +109,45 @@ def _llama(model_type: str, name: str, neurons: int, activation: str = "silu", *
     )
 
 
+def _fused(model_type: str, name: str, neurons: int = 37, **options: Any) -> Family:
+    """A family whose gate and up rows are in one tensor."""
+    return Family(
+        model_type,
+        (f"{name}Config", f"{name}ForCausalLM"),
+        _usual(neurons, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, **{"head_dim": 8, **options}),
+        _layers(neurons),
+        gated=True,
+        activation=("hidden_act", "silu"),
+    )
+
+
+def _squared(model_type: str, name: str, **options: Any) -> Family:
+    """A family with the squared ReLU and no gate."""
+    return Family(
+        model_type,
+        (f"{name}Config", f"{name}ForCausalLM"),
+        _usual(52, num_key_value_heads=1, **options),
+        _layers(52),
+        gated=False,
+        activation=("hidden_act", "relu2"),
+        ffn="layers.0.mlp",
+        weights=(None, "model.layers.0.mlp.up_proj"),
+    )
+
+
+def _moe(model_type: str, name: str, blocks: Mapping[str, int], **options: Any) -> Family:
+    """A family with gated experts."""
+    key = options.pop("activation_key", "hidden_act")
+    return Family(
+        model_type,
+        (f"{name}Config", f"{name}ForCausalLM"),
+        _usual(52, **{**_MOE, **options}),
+        blocks,
+        gated=True,
+        activation=(key, "silu"),
+    )
+
+
 _T5 = {"vocab_size": VOCABULARY, "d_model": HIDDEN, "d_kv": 8, "num_layers": LAYERS, "num_heads": 2}
 _MOE = {"num_key_value_heads": 1, "num_experts_per_tok": 2}
 _MLA = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
@@ -107,6 +155,15 @@ _DEEPSEEK = {
     **_MLA, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "n_shared_experts": 1,
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
+# As DeepSeek's, without its attention.
+_GROUPED = {
+    "n_routed_experts": EXPERTS, "moe_intermediate_size": 20, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+_LINEAR_ATTENTION = {
+    "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_chunk_size": 16}
 _GEMMA: dict[str, Any] = {"activation": "gelu_pytorch_tanh", "head_dim": 8}
 
 FAMILY: dict[str, Family] = {
@@ -169,6 +226,12 @@ FAMILY: dict[str, Family] = {
     ),
     "granite": _llama("granite", "Granite", 37),
     "stablelm": _llama("stablelm", "StableLm", 37),
+    "smollm3": _llama("smollm3", "SmolLM3", 37),
+    "olmo2": _llama("olmo2", "Olmo2", 37),
+    "olmo3": _llama("olmo3", "Olmo3", 40),
+    "exaone4": _llama("exaone4", "Exaone4", 37),
+    "cohere2": _llama("cohere2", "Cohere2", 37),
+    "ernie4_5": _llama("ernie4_5", "Ernie4_5", 37, head_dim=8, use_bias=True),
     # Llama's own class with another activation, as ReluLLaMA has it.
     "relu-llama": _llama("llama", "Llama", 52, "relu"),
     # Code of their own, which is not run: Llama with FATReLU, Mistral with the activation on the up projection too.
@@ -264,6 +327,62 @@ FAMILY: dict[str, Family] = {
         task="encoder",
         tokenizer="bert",
     ),
+    # In its first layer, the lower half of the neurons is cut off.
+    "gemma3n_text": Family(
+        "gemma3n_text",
+        ("Gemma3nTextConfig", "Gemma3nForCausalLM"),
+        _usual(
+            44,
+            num_key_value_heads=1,
+            head_dim=8,
+            vocab_size_per_layer_input=VOCABULARY,
+            hidden_size_per_layer_input=4,
+            num_kv_shared_layers=0,
+            laurel_rank=4,
+            layer_types=["full_attention", "full_attention"],
+            activation_sparsity_pattern=[0.5, 0.0],
+        ),
+        _layers(44),
+        gated=True,
+        activation=("hidden_activation", "gelu_pytorch_tanh"),
+    ),
+    "apertus": Family(
+        "apertus",
+        ("ApertusConfig", "ApertusForCausalLM"),
+        _usual(52, num_key_value_heads=1),
+        _layers(52),
+        gated=False,
+        activation=("hidden_act", "xielu"),
+    ),
+    "modernbert": Family(
+        "modernbert",
+        ("ModernBertConfig", "ModernBertForMaskedLM"),
+        _usual(
+            37,
+            mlp_bias=True,
+            layer_types=["full_attention", "sliding_attention"],
+            local_attention=16,
+            bos_token_id=2,
+            eos_token_id=3,
+            cls_token_id=2,
+            sep_token_id=3,
+        ),
+        _layers(37),
+        gated=True,
+        activation=("hidden_activation", "gelu"),
+        task="encoder",
+        tokenizer="bert",
+    ),
+    "nomic_bert": Family(
+        "nomic_bert",
+        ("NomicBertConfig", "NomicBertForMaskedLM"),
+        _usual(37),
+        _layers(37),
+        gated=True,
+        activation=("hidden_act", "silu"),
+        task="encoder",
+        tokenizer="bert",
+    ),
     "vit": Family(
         "vit",
         ("ViTConfig", "ViTForImageClassification"),
@@ -295,14 +414,8 @@ FAMILY: dict[str, Family] = {
         ffn="layers.0.mlp",
         weights=(None, "model.layers.0.mlp.fc1"),
     ),
-    "phi3": Family(
-        "phi3",
-        ("Phi3Config", "Phi3ForCausalLM"),
-        _usual(37, num_key_value_heads=1, bos_token_id=1, eos_token_id=2),
-        _layers(37),
-        gated=True,
-        activation=("hidden_act", "silu"),
-    ),
+    "phi3": _fused("phi3", "Phi3"),
+    "glm4": _fused("glm4", "Glm4"),
     "gpt_neox": Family(
         "gpt_neox",
         ("GPTNeoXConfig", "GPTNeoXForCausalLM"),
@@ -405,16 +518,8 @@ FAMILY: dict[str, Family] = {
         ffn="blocks.0.ffn",
         weights=(None, "transformer.blocks.0.ffn.up_proj"),
     ),
-    "nemotron": Family(
-        "nemotron",
-        ("NemotronConfig", "NemotronForCausalLM"),
-        _usual(52, num_key_value_heads=1),
-        _layers(52),
-        gated=False,
-        activation=("hidden_act", "relu2"),
-        ffn="layers.0.mlp",
-        weights=(None, "model.layers.0.mlp.up_proj"),
-    ),
+    "nemotron": _squared("nemotron", "Nemotron"),
+    "arcee": _squared("arcee", "Arcee", mlp_bias=True),
     "t5": Family(
         "t5",
         ("T5Config", "T5ForConditionalGeneration"),
@@ -528,15 +633,90 @@ FAMILY: dict[str, Family] = {
         gated=True,
         activation=("hidden_act", "silu"),
     ),
-    "granitemoe": Family(
-        "granitemoe",
-        ("GraniteMoeConfig", "GraniteMoeForCausalLM"),
-        _usual(37, **_MOE, num_local_experts=EXPERTS),
-        _experts(37),
+    "glm4_moe": _moe(
+        "glm4_moe",
+        "Glm4Moe",
+        {"layers.0": 52, **_experts(20, (1,)), "layers.1.shared_experts": 20},
+        head_dim=8,
+        **_GROUPED,
+    ),
+    "qwen3_next": _moe(
+        "qwen3_next",
+        "Qwen3Next",
+        {"layers.0": 52, **_experts(20, (1,)), "layers.1.shared_expert": 37},
+        head_dim=8,
+        num_experts=EXPERTS,
+        moe_intermediate_size=20,
+        shared_expert_intermediate_size=37,
+        mlp_only_layers=[0],
+        layer_types=["linear_attention", "full_attention"],
+        **_LINEAR_ATTENTION,
+    ),
+    "phimoe": _moe("phimoe", "Phimoe", _experts(52), num_local_experts=EXPERTS, router_jitter_noise=0.0),
+    "minimax": _moe("minimax", "MiniMax", _experts(52), head_dim=8, num_local_experts=EXPERTS, block_size=16),
+    "granitemoe": _moe("granitemoe", "GraniteMoe", _experts(52), num_local_experts=EXPERTS),
+    "granitemoeshared": _moe(
+        "granitemoeshared",
+        "GraniteMoeShared",
+        _with_shared(52, "shared_mlp", 37),
+        num_local_experts=EXPERTS,
+        shared_intermediate_size=37,
+    ),
+    "granitemoehybrid": _moe(
+        "granitemoehybrid",
+        "GraniteMoeHybrid",
+        {f"layers.{layer}.shared_mlp": 37 for layer in range(LAYERS)},
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        shared_intermediate_size=37,
+        layer_types=["linear_attention", "full_attention"],
+        **_MAMBA,
+    ),
+    "nemotron_h": Family(
+        "nemotron_h",
+        ("NemotronHConfig", "NemotronHForCausalLM"),
+        {
+            **{key: value for key, value in _usual(52).items() if key != "num_hidden_layers"},
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "n_routed_experts": EXPERTS,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 20,
+            "moe_shared_expert_intermediate_size": 37,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 4,
+            "n_groups": 1,
+            "chunk_size": 16,
+        },
+        {**_experts(20, (1,)), "layers.1.shared_experts": 37, "layers.3": 52},
+        gated=False,
+        activation=("mlp_hidden_act", "relu2"),
+    ),
+    "lfm2": Family(
+        "lfm2",
+        ("Lfm2Config", "Lfm2ForCausalLM"),
+        _usual(37, num_key_value_heads=1, block_auto_adjust_ff_dim=False, layer_types=["conv", "full_attention"]),
+        _layers(37),
         gated=True,
-        activation=("hidden_act", "silu"),
+        activation=(None, "silu"),
+        ffn="layers.0.feed_forward",
+        weights=("model.layers.0.feed_forward.w1", "model.layers.0.feed_forward.w3"),
+    ),
+    "lfm2_moe": _moe(
+        "lfm2_moe",
+        "Lfm2Moe",
+        {"layers.0": 52, **_experts(20, (1,))},
+        activation_key=None,
+        num_experts=EXPERTS,
+        moe_intermediate_size=20,
+        num_dense_layers=1,
+        layer_types=["conv", "full_attention"],
     ),
 }
 
 # Model types that are found by the names of their tensors; what runs them is code that comes with the checkpoint.
 BY_NAME_ONLY = ("minicpm",)
+# Model types whose text model is tested alone: the rest needs packages that are not installed for the tests.
+BY_TEXT_MODEL = {"gemma3n": "gemma3n_text"}

@@ -102,7 +102,8 @@ PREFACE = """\
 
 Supported architectures, and the stages each is tested in. `make docs` generates this page from the test results; do not
 edit it. For every row, the tests build a tiny random model with transformers, save it and take it through all stages.
-They compare the recorded bits, the layouts and the outputs with what transformers computes.
+They compare the recorded bits, the layouts and the outputs with what transformers computes. Many more model types have
+the FFN of one of these; [the last section](#all-model-types-of-transformers) says what becomes of every one.
 
 - "as" is the name of the variant, if it differs from the model type.
 - "forward" compares the outputs of the original and of the layout (`verify --forward`).

@@ -68,7 +68,7 @@ def build_model(
         if known.task == "image-encoder":
             _write_image_processor(directory)
         else:
-            _tokenizer(known.tokenizer).save_pretrained(directory)
+            tokenizer_of(known.tokenizer).save_pretrained(directory)
     if known.renamed is not None:
         _rename(directory, known)
     return directory
@@ -122,7 +122,8 @@ def _write_image_processor(directory: Path) -> None:
     (directory / "preprocessor_config.json").write_text(json.dumps(document))
 
 
-def _tokenizer(kind: str) -> Any:
+def tokenizer_of(kind: str) -> Any:
+    """A tokenizer of one of the kinds in `_SPECIAL_TOKENS`, trained on `TEXT`."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
     from tokenizers.models import BPE, WordPiece
     from transformers import PreTrainedTokenizerFast

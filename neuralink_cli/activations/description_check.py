@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from neuralink_cli.activations.firing import firing_rule
+from neuralink_cli.activations.firing import firing_rule, has_parameters
 from neuralink_cli.activations.hooked_blocks import Shapes
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
 from neuralink_cli.architectures.regions import Region
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.models.find_modules import find_experts, find_module
+from neuralink_cli.models.find_modules import find_activation, find_experts, find_module
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +87,23 @@ class DescriptionCheck:
                 min(self._waiting),
             )
 
+    def _function(self, block: FFNBlock) -> Function:
+        """The activation of a block.
+
+        Raises:
+            UnsupportedError: It is not known.
+        """
+        own = None
+        if block.expert is None and has_parameters(block.activation):
+            part = block.firing_part
+            module = find_module(self._model, part, self._shapes[part.weight], self._architecture)
+            own = find_activation(self._model, module, block.activation)
+        function: Function = firing_rule(block.id, block.activation, "gate", own).function
+        return function
+
     def _can_be_computed(self, block: FFNBlock) -> bool:
         try:
-            firing_rule(block.id, block.activation, "gate")
+            self._function(block)
         except UnsupportedError as error:
             logger.warning("whether the model computes what the architecture says is not tested: %s", error.what)
             return False
@@ -176,8 +190,7 @@ class DescriptionCheck:
         """
         with Checkpoint(self._directory) as checkpoint:
             described = _Described(checkpoint, block, rows, self._architecture.up_activation)
-            own = firing_rule(block.id, block.activation, "gate").function
-            expected = described.output(own, result.dtype)
+            expected = described.output(self._function(block), result.dtype)
             difference = _difference(result, expected)
             # What is computed in two dtypes is as coarse as the coarser.
             allowed = max(_tolerance(rows.dtype), _tolerance(result.dtype))

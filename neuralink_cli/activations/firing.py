@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.activations.threshold import BIN_SHIFT, BINS
+from neuralink_cli.architectures.activation_names import split_cut
 from neuralink_cli.errors import InputError, UnsupportedError
 
 # Only for these is out > 0 the same as act(out) > 0: they map no positive number to zero.
@@ -46,8 +47,32 @@ class FiringRule:
         return magnitude.float() > threshold
 
 
-def firing_rule(block: str, activation: str, signal: str) -> FiringRule:
+@dataclass(frozen=True)
+class _Cut:
+    """An activation behind a cut, computed as Gemma 3n does it."""
+
+    share: float
+    function: Any
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        share = torch.tensor(self.share, dtype=torch.float32, device=values.device)
+        deviations = torch.distributions.normal.Normal(0, 1).icdf(share).type(values.dtype)
+        mean = values.mean(dim=-1, keepdim=True)
+        deviation = values.std(dim=-1, keepdim=True, unbiased=False)
+        signal: torch.Tensor = self.function(torch.relu(values - (mean + deviation * deviations)))
+        return signal
+
+
+def has_parameters(activation: str) -> bool:
+    """Whether an activation has parameters in every block, so that its name does not say what it computes."""
+    return activation in _PARAMETRIC
+
+
+def firing_rule(block: str, activation: str, signal: str, own: Any = None) -> FiringRule:
     """The rule of a block for a signal ("gate": act of the hooked output; "intermediate": the hooked input itself).
+
+    Args:
+        own: The block's own activation module, for one that has parameters.
 
     Raises:
         UnsupportedError: transformers has no such activation, or it is not a function of the value alone.
@@ -56,7 +81,12 @@ def firing_rule(block: str, activation: str, signal: str) -> FiringRule:
         return FiringRule(block, None, False)
     from transformers.activations import ACT2FN
 
-    if activation not in ACT2FN or activation in _PARAMETRIC:
+    share, behind = split_cut(activation)
+    if share and behind in ACT2FN:
+        return FiringRule(block, _Cut(share, ACT2FN[behind]), False)
+    if has_parameters(activation) and own is not None:
+        return FiringRule(block, own, False)
+    if activation not in ACT2FN or has_parameters(activation):
         raise UnsupportedError(
             f"activation {activation!r} of block {block!r} is not a function that transformers knows by name",
             fix="try --signal intermediate",

@@ -32,14 +32,15 @@ def hooked_blocks(
     experts = {name: find_experts(model, place, architecture) for name, place in last.items()}
     for block in blocks:
         part = block.part("down") if before else block.firing_part
-        rule = firing_rule(block.id, block.activation, signal)
         if block.expert is not None:
+            rule = firing_rule(block.id, block.activation, signal)
             module = experts[block.expert.module]
             found.append(HookedBlock(module, before, block.neurons, rule, expert=block.expert.index))
         else:
             module = find_module(model, part, shapes[part.weight], architecture)
             first = 0 if before else _first(block, part)
             activation = None if before else find_activation(model, module, block.activation)
+            rule = firing_rule(block.id, block.activation, signal, activation)
             found.append(HookedBlock(module, before, block.neurons, rule, first, activation=activation))
     return found
 

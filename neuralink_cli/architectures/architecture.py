@@ -73,6 +73,8 @@ class Architecture:
         runs_as: A model type of transformers that computes the same, for checkpoints that come with their own code.
         up_activation: Whether the up projection is activated too, which the `runs_as` model does not do.
         ignored: Name patterns of tensors in the modules of blocks that have nothing to do with their neurons.
+        layers_without_blocks: Whether layers may have none of the blocks.
+        cut_keys: Config keys for the share of neurons that each layer cuts off, see `activation_names`.
     """
 
     name: str
@@ -87,6 +89,8 @@ class Architecture:
     runs_as: str | None = None
     up_activation: bool = False
     ignored: tuple[str, ...] = ()
+    layers_without_blocks: bool = False
+    cut_keys: tuple[str, ...] = ()
 
     def bare_name(self, name: str) -> str:
         """The name of a tensor or module without its prefix: the first in `prefixes` that it starts with."""
@@ -117,6 +121,8 @@ def parse_architecture(document: dict[str, Any], where: str | Path) -> Architect
         runs_as=runs_as.get("model_type"),
         up_activation=runs_as.get("up_activation", False),
         ignored=tuple(document.get("ignored", ())),
+        layers_without_blocks=document.get("layers_without_blocks", False),
+        cut_keys=tuple(activation.get("cut", ())),
     )
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from neuralink_cli.architectures.architecture import (
     Architecture,
-    find_architecture,
     is_built_in,
     parse_architecture,
     read_architecture,
 )
 from neuralink_cli.architectures.inference import infer_architecture
 from neuralink_cli.architectures.model_description import ModelDescription
+from neuralink_cli.architectures.nearest import require_known
 from neuralink_cli.errors import OptionError
 
 logger = logging.getLogger(__name__)
@@ -52,13 +52,13 @@ def choose_architecture(model: ModelDescription, choice: ArchitectureChoice = BU
     An inferred architecture is logged for review.
 
     Raises:
-        InputError, UnsupportedError: As `read_architecture`, `infer_architecture` and `find_architecture`.
+        InputError, UnsupportedError: As `read_architecture`, `infer_architecture` and `require_known`.
     """
     if choice.file is not None:
         return read_architecture(choice.file)
     model_type = str(model.config.get("model_type"))
     if not choice.infer:
-        return find_architecture(model_type, model.where)
+        return require_known(model)
     document = infer_architecture(model)
     remark_if_built_in(model_type)
     logger.info(

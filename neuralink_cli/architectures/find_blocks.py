@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from string import Template
 from typing import Any
 
+from neuralink_cli.architectures.activation_names import with_cut
 from neuralink_cli.architectures.architecture import Architecture, BlockPattern, WeightPattern
 from neuralink_cli.architectures.block_modules import module_patterns, require_described
 from neuralink_cli.architectures.blocks import BlockPart, ExpertPlace, FFNBlock, moved_pieces
+from neuralink_cli.architectures.inference_names import take_numbers_out
 from neuralink_cli.architectures.regions import cut_into_slabs
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.config import config_value
@@ -70,11 +72,14 @@ class _Search:
 
     def blocks(self, patterns: tuple[BlockPattern, ...], activation: str) -> Iterator[FFNBlock]:
         """The blocks of one stack of layers. A layer has the patterns whose up projection is in the checkpoint."""
-        if not any(self._present(pattern, 0) for pattern in patterns):
+        some = self.architecture.layers_without_blocks
+        if not some and not any(self._present(pattern, 0) for pattern in patterns):
             # For example, a checkpoint with only the encoder or only the decoder.
             return
-        for layer in range(self._count_layers(patterns)):
+        for layer in self._layers(patterns):
             found = [pattern for pattern in patterns if self._present(pattern, layer)]
+            if not found and some:
+                continue
             if not found:
                 name = self._name(patterns[0].parts["up"].weight, layer, 0)
                 raise InputError(f"tensor {name!r} is missing", where=self.checkpoint.directory)
@@ -82,20 +87,24 @@ class _Search:
                 raise InputError(f"layer {layer} stores a block in two ways", where=self.checkpoint.directory)
             for pattern in found:
                 experts = self._experts(pattern, layer)
+                in_layer = with_cut(activation, _share_cut(self.checkpoint, self.architecture, layer))
                 for expert in experts:
-                    block = self._build(pattern, layer, expert, activation)
+                    block = self._build(pattern, layer, expert, in_layer)
                     for module in module_patterns(pattern):
                         self.modules.setdefault(self._name(module, layer, expert), block.id)
                     yield replace(block, expert=self._expert_place(pattern, layer, expert, len(experts)))
 
-    def _count_layers(self, patterns: tuple[BlockPattern, ...]) -> int:
+    def _layers(self, patterns: tuple[BlockPattern, ...]) -> Iterable[int]:
+        """The numbers of the layers to look at."""
         stated = _count(self.checkpoint, patterns[0].layer_keys)
+        if self.architecture.layers_without_blocks:
+            return [layer for layer in _layers_in_names(self.checkpoint) if stated is None or layer < stated]
         if stated is not None:
-            return stated
+            return range(stated)
         layers = 0
         while any(self._present(pattern, layers) for pattern in patterns):
             layers += 1
-        return layers
+        return range(layers)
 
     def _present(self, pattern: BlockPattern, layer: int) -> bool:
         # Other kinds of blocks may share the other tensors.
@@ -206,8 +215,35 @@ class _Search:
         return self.prefix + _substitute(pattern, layer, expert)
 
 
+def _share_cut(checkpoint: Checkpoint, architecture: Architecture, layer: int) -> float:
+    """The share of neurons that a layer cuts off before its activation.
+
+    Raises:
+        InputError: The config has something else there.
+    """
+    for key in architecture.cut_keys:
+        stated = config_value(checkpoint.config, key)
+        if stated is None:
+            continue
+        value = stated[layer] if isinstance(stated, list) and layer < len(stated) else stated
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise InputError(
+                f"{key} names no share of neurons for layer {layer}", where=checkpoint.directory / CONFIG_FILE
+            )
+        return float(value)
+    return 0.0
+
+
+def _layers_in_names(checkpoint: Checkpoint) -> list[int]:
+    """The layers that the tensors of a checkpoint are in, by the first number in their names."""
+    taken = (take_numbers_out(name) for name in checkpoint.tensors)
+    return sorted({place.layer for _, place in filter(None, taken)})
+
+
 def _find_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
-    firsts = [_substitute(pattern.parts["up"].weight, 0, 0) for pattern in architecture.blocks]
+    layers = _layers_in_names(checkpoint) if architecture.layers_without_blocks else []
+    ups = [pattern.parts["up"].weight for pattern in architecture.blocks]
+    firsts = [_substitute(up, layer, 0) for layer in layers or (0,) for up in ups]
     for prefix in architecture.prefixes:
         if any(prefix + first in checkpoint for first in firsts):
             return prefix

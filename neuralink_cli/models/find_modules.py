@@ -31,6 +31,8 @@ def find_activation(model: Any, module: Any, activation: str) -> Any:
     """The module beside a projection that computes this activation; None unless there is exactly one."""
     from transformers.activations import ACT2FN
 
+    if activation not in ACT2FN:
+        return None
     kind = type(ACT2FN[activation])
     name = next(name for name, other in model.named_modules() if other is module)
     siblings = model.get_submodule(name.rpartition(".")[0]).children()

@@ -25,7 +25,7 @@ from neuralink_cli.models import loading
 from tests.conftest import ModelFactory
 from tests.families import FAMILY
 from tests.profile_requests import ProfileRequest, profile
-from tests.tiny_models import _tokenizer, write_images
+from tests.tiny_models import tokenizer_of, write_images
 
 Change = Callable[[Any], object]
 _LOAD = loading.load_model
@@ -209,7 +209,7 @@ def bitnet(directory: Path) -> Path:
         vocab_size=320, max_position_embeddings=64, hidden_act="silu", pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     BitNetForCausalLM(config).save_pretrained(directory)
-    _tokenizer("llama").save_pretrained(directory)
+    tokenizer_of("llama").save_pretrained(directory)
     return directory
 
 

@@ -89,8 +89,8 @@ def fail(_values: torch.Tensor) -> NoReturn:
     raise AssertionError
 
 
-# Their activations are modules of another kind than what goes by the name in their configs.
-WITHOUT_ACTIVATION = {"bloom", "mpt"}
+# Their activations are functions, or modules of another kind than what goes by the name in their configs.
+WITHOUT_ACTIVATION = {"bloom", "mpt", "lfm2"}
 
 
 @pytest.mark.parametrize("family", [*PLAIN, "phi3"])
@@ -186,6 +186,8 @@ def expert_matrix(experts: Any, block: FFNBlock, role: str) -> torch.Tensor:
     assert block.expert is not None
     if role == "down":
         return experts.down_proj[block.expert.index].T
+    if len(block.parts) == 2:
+        return experts.up_proj[block.expert.index]
     both = experts.gate_up_proj[block.expert.index]
     return both[: block.neurons] if role == "gate" else both[block.neurons :]
 

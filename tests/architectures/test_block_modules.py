@@ -133,7 +133,11 @@ MODULES = {
         ("layers.${layer}.block_sparse_moe.experts.${expert}", "layers.${layer}.block_sparse_moe.experts"),
         ("layers.${layer}.mlp.experts",),
     ],
-    "granitemoe": [("layers.${layer}.block_sparse_moe",)],
+    "granitemoe": [
+        ("layers.${layer}.block_sparse_moe",),
+        ("layers.${layer}.block_sparse_moe.experts",),
+        ("layers.${layer}.shared_mlp",),
+    ],
     "vit": [("encoder.layer.${layer}.intermediate.dense", "encoder.layer.${layer}.output.dense")],
 }
 

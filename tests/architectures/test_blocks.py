@@ -119,6 +119,52 @@ def test_an_activation_without_default_must_be_in_the_config(tmp_path: Path) -> 
         blocks(model, custom())
 
 
+def sparse_layers(tmp_path: Path, layers: tuple[int, ...], **config: Any) -> Path:
+    """A checkpoint of which only some layers have an FFN."""
+    random = np.random.default_rng(0)
+    tensors = {f"{layer}.norm": random_tensor(random, "F16", 4) for layer in range(4)}
+    for layer in layers:
+        tensors[f"{layer}.up"] = random_tensor(random, "F16", 6, 4)
+        tensors[f"{layer}.down"] = random_tensor(random, "F16", 4, 6)
+    return write_checkpoint(tmp_path / "model", tensors=tensors, config={"act": "relu2", **config})
+
+
+@pytest.mark.parametrize("config", [{}, {"depth": 4}, {"depth": 10**9}])
+def test_layers_without_an_ffn(tmp_path: Path, config: dict[str, int]) -> None:
+    model = sparse_layers(tmp_path, (1, 3), **config)
+    described = custom(layers=["depth"], layers_without_blocks=True)
+    assert [block.id for block in blocks(model, described)] == ["layers.1", "layers.3"]
+    with pytest.raises(InputError, match=r"tensor '0\.up' of architecture 'mine' is missing"):
+        blocks(model, custom(layers=["depth"]))
+
+
+def test_no_layer_has_an_ffn(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tensor '0\.up' of architecture 'mine' is missing"):
+        blocks(sparse_layers(tmp_path, ()), custom(layers_without_blocks=True))
+
+
+@pytest.mark.parametrize(
+    ("stated", "names"),
+    [
+        (None, ["relu2"] * 2),
+        (0.5, ["gaussian_topk(0.5) relu2"] * 2),
+        ([0.95, 0.0], ["gaussian_topk(0.95) relu2", "relu2"]),
+        ([0, 0], ["relu2"] * 2),
+    ],
+)
+def test_layers_may_cut_neurons_off(tmp_path: Path, stated: object, names: list[str]) -> None:
+    model = sparse_layers(tmp_path, (0, 1), share=stated)
+    described = custom(activation={"config": ["act"], "cut": ["share"]})
+    assert [block.activation for block in blocks(model, described)] == names
+
+
+@pytest.mark.parametrize("stated", [1, -0.5, "0.5", True, [0.5], [0.5, 2.0], [0.5, None], {"0": 0.5}])
+def test_what_is_cut_off_must_be_a_share(tmp_path: Path, stated: object) -> None:
+    model = sparse_layers(tmp_path, (0, 1), share=stated)
+    with pytest.raises(InputError, match=r"config\.json: share names no share of neurons for layer [01]$"):
+        blocks(model, custom(activation={"config": ["act"], "cut": ["share"]}))
+
+
 UP, UP_BIAS = "model.decoder.layers.1.fc1.weight", "model.decoder.layers.1.fc1.bias"
 DOWN, DOWN_BIAS = "model.decoder.layers.1.fc2.weight", "model.decoder.layers.1.fc2.bias"
 

@@ -36,7 +36,16 @@ REFUSED = {
     "bloom": "names no activation",
     "mpt": "names no activation",
     "granitemoe": "no tensor names look like",
+    "granitemoeshared": "no tensor names look like",
+    "granitemoehybrid": "no tensor names look like",
+    "lfm2": "names no activation",
+    "lfm2_moe": "names no activation",
+    "modernbert": "Wi.weight' .* do not fit",
+    "nomic_bert": "no tensor names look like",
+    "nemotron_h": "no FFN block is recognised in layer 0",
 }
+# What is inferred for these differs, and profiling notices: a cut, an activation with parameters.
+DIFFERENT = ("gemma3n_text", "apertus")
 
 
 def describe_model(shapes: Mapping[str, tuple[int, ...]], **config: Any) -> ModelDescription:
@@ -109,7 +118,7 @@ def test_raw_checkpoints_have_the_blocks_of_the_built_in_architecture(
     assert_finds_what_is_built_in(write_checkpoint(tmp_path / "model", family, config=config, bias=bias))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in DIFFERENT])
 def test_real_models_have_the_blocks_of_the_built_in_architecture(tmp_path: Path, family: str) -> None:
     model = build_model(tmp_path / "model", family)
     if family not in REFUSED:

@@ -1,4 +1,4 @@
-"""`--infer-architecture` on tiny models of transformers whose types are not built in, from profiling to verifying."""
+"""`--infer-architecture` on tiny models of transformers as if their types were not built in, to the last stage."""
 
 from __future__ import annotations
 
@@ -76,6 +76,11 @@ KINDS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def nothing_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuralink_cli.architectures.architecture._documents_by_model_type", dict)
+
+
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "river.txt"
@@ -103,9 +108,15 @@ def build(directory: Path, model_type: str, tokenizer: list[Path]) -> Path:
     return directory
 
 
+@pytest.mark.usefixtures("nothing_built_in")
 @pytest.mark.parametrize("model_type", KINDS)
 def test_from_profiling_to_verifying(
-    neuralink: Neuralink, tmp_path: Path, model_type: str, text_file: Path, tokenizer: list[Path]
+    neuralink: Neuralink,
+    tmp_path: Path,
+    model_type: str,
+    text_file: Path,
+    tokenizer: list[Path],
+    nothing_built_in: None,
 ) -> None:
     assert not is_built_in(model_type)
     kind = KINDS[model_type]
@@ -151,8 +162,16 @@ def test_from_profiling_to_verifying(
     assert files_of(tmp_path / "by-file") == files_of(tmp_path / "bundled")
 
 
+@pytest.mark.usefixtures("nothing_built_in")
 @pytest.mark.parametrize("model_type", ["olmo2", "gpt_bigcode"])
-def test_running(neuralink: Neuralink, tmp_path: Path, model_type: str, text_file: Path, tokenizer: list[Path]) -> None:
+def test_running(
+    neuralink: Neuralink,
+    tmp_path: Path,
+    model_type: str,
+    text_file: Path,
+    tokenizer: list[Path],
+    nothing_built_in: None,
+) -> None:
     model = build(tmp_path / "model", model_type, tokenizer)
     trace, placement, layout = tmp_path / "trace", tmp_path / "placement", tmp_path / "layout"
     infer = "--infer-architecture"
