@@ -1,0 +1,132 @@
+"""Weight formats: how the numbers of a part of a bundle are stored. Names and sizes only; fast to import.
+
+A part keeps the dtype of the source, or is stored in one of ggml's block formats: 32 weights along `hidden` share one
+float16 scale. `weight_format_kernels.py` converts; docs/weight_formats.md says what every byte means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from neuralink_cli.errors import OptionError, UnsupportedError
+
+ROLES = ("gate", "up", "down")
+
+# The weights stay as they are.
+SOURCE = "source"
+
+# Dtypes of the source that can be converted: those whose values are float32 values.
+CONVERTIBLE_DTYPES = ("F32", "F16", "BF16")
+
+# How the scale of a block is found: as ggml's reference does, or as the candidate with the least squared error.
+NEAREST = "nearest"
+SEARCH = "search"
+ROUNDINGS = (NEAREST, SEARCH)
+
+BLOCK_WEIGHTS = 32
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """A format of blocks: `block_weights` consecutive weights of a neuron take `block_bytes` bytes."""
+
+    name: str
+    block_weights: int
+    block_bytes: int
+
+    def row_bytes(self, hidden: int) -> int:
+        """Bytes of the `hidden` weights of one neuron; `hidden` is a multiple of `block_weights`."""
+        return hidden // self.block_weights * self.block_bytes
+
+
+Q8_0 = BlockFormat("q8_0", BLOCK_WEIGHTS, 34)
+Q4_0 = BlockFormat("q4_0", BLOCK_WEIGHTS, 18)
+IQ4_NL = BlockFormat("iq4_nl", BLOCK_WEIGHTS, 18)
+
+# The levels of iq4_nl, as ggml has them.
+IQ4_NL_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+# The scales that a search tries, as the level that they give to the weight of greatest magnitude. The first of equally
+# good ones is taken. Chosen greedily, for the least error on Gaussian, Laplace, t and uniform weights together.
+CANDIDATES: Mapping[str, tuple[float, ...]] = MappingProxyType(
+    {
+        Q8_0.name: (127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0),
+        Q4_0.name: (-8.0, -8.5, -7.25, -7.75, -8.25, -7.0, -8.75, -7.5),
+        IQ4_NL.name: (-127.0, -134.0, 113.0, -122.0, 122.0, -110.0, -131.0, 116.0),
+    }
+)
+
+BLOCK_FORMATS: Mapping[str, BlockFormat] = MappingProxyType({each.name: each for each in (Q8_0, Q4_0, IQ4_NL)})
+FORMAT_NAMES = (SOURCE, *BLOCK_FORMATS)
+
+
+def part_bytes(name: str, hidden: int, element_bytes: int) -> int:
+    """Bytes of one neuron's `hidden` weights in the format `name`; `element_bytes` are those of the source's dtype."""
+    return hidden * element_bytes if name == SOURCE else BLOCK_FORMATS[name].row_bytes(hidden)
+
+
+def parse_weight_formats(text: str, option: str) -> dict[str, str]:
+    """The name of the format of each role, from `FORMAT` or from `ROLE=FORMAT,ROLE=FORMAT`.
+
+    Roles that a list does not name keep the source's dtype: whoever names some wants the others as they are.
+
+    Args:
+        option: The option that the text comes from, for errors.
+
+    Raises:
+        OptionError: Unknown format or role, a role that is named twice, or an empty part.
+    """
+    if "=" not in text and "," not in text:
+        return dict.fromkeys(ROLES, _format_name(text, option))
+    formats = dict.fromkeys(ROLES, SOURCE)
+    named = set()
+    for part in text.split(","):
+        role, equals, name = (word.strip() for word in part.partition("="))
+        if not equals:
+            raise OptionError(f"{part.strip()!r} is not ROLE=FORMAT", where=option, fix=_EXAMPLES)
+        if role not in ROLES:
+            raise OptionError(f"unknown role {role!r}", where=option, fix=f"choose from {', '.join(ROLES)}")
+        if role in named:
+            raise OptionError(f"{role} is named twice", where=option, fix="name each role once")
+        named.add(role)
+        formats[role] = _format_name(name, option)
+    return formats
+
+
+_EXAMPLES = "write one format for all roles, as q4_0, or a list, as gate=q8_0,up=q4_0,down=q4_0"
+
+
+def _format_name(text: str, option: str) -> str:
+    name = text.strip()
+    if name not in FORMAT_NAMES:
+        raise OptionError(f"unknown weight format {name!r}", where=option, fix=f"choose from {', '.join(FORMAT_NAMES)}")
+    return name
+
+
+def require_convertible(name: str, block: str, hidden: int, dtype: str) -> None:
+    """Check that rows of `hidden` weights of `dtype` can be stored in the format `name`.
+
+    Args:
+        block: Id of the FFN block, for errors.
+
+    Raises:
+        UnsupportedError: The format has blocks that do not fill rows of this length, or the dtype is not one of
+            `CONVERTIBLE_DTYPES`.
+    """
+    if name == SOURCE:
+        return
+    if dtype not in CONVERTIBLE_DTYPES:
+        raise UnsupportedError(
+            f"weights of dtype {dtype} cannot be stored as {name}, only those of {', '.join(CONVERTIBLE_DTYPES)}",
+            where=block,
+            fix=f"use the weight format {SOURCE}, or convert the checkpoint first",
+        )
+    weights = BLOCK_FORMATS[name].block_weights
+    if hidden % weights:
+        raise UnsupportedError(
+            f"a row has {hidden:,} weights, which is not a multiple of {weights}, the weights of a {name} block",
+            where=block,
+            fix=f"use the weight format {SOURCE} for this model",
+        )
