@@ -45,19 +45,6 @@ Q8_0 = BlockFormat("q8_0", BLOCK_WEIGHTS, 34)
 Q4_0 = BlockFormat("q4_0", BLOCK_WEIGHTS, 18)
 IQ4_NL = BlockFormat("iq4_nl", BLOCK_WEIGHTS, 18)
 
-# The levels of iq4_nl, as ggml has them.
-IQ4_NL_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-
-# The scales that a search tries, as the level that they give to the weight of greatest magnitude. The first of equally
-# good ones is taken. Chosen greedily, for the least error on Gaussian, Laplace, t and uniform weights together.
-CANDIDATES: Mapping[str, tuple[float, ...]] = MappingProxyType(
-    {
-        Q8_0.name: (127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0),
-        Q4_0.name: (-8.0, -8.5, -7.25, -7.75, -8.25, -7.0, -8.75, -7.5),
-        IQ4_NL.name: (-127.0, -134.0, 113.0, -122.0, 122.0, -110.0, -131.0, 116.0),
-    }
-)
-
 BLOCK_FORMATS: Mapping[str, BlockFormat] = MappingProxyType({each.name: each for each in (Q8_0, Q4_0, IQ4_NL)})
 FORMAT_NAMES = (SOURCE, *BLOCK_FORMATS)
 
