@@ -78,7 +78,8 @@ def has_inverse(values: Values, weight_format: BlockFormat) -> npt.NDArray[np.bo
     largest = np.abs(values.reshape(-1, 32)).max(axis=1)
     scale = largest / np.float32(127 if weight_format is Q8_0 else 8)
     with np.errstate(all="ignore"):
-        return (scale == 0) | np.isfinite(np.float32(1) / scale)
+        usable: npt.NDArray[np.bool_] = (scale == 0) | np.isfinite(np.float32(1) / scale)
+    return usable
 
 
 # --- Against gguf.
@@ -290,7 +291,8 @@ def levels_by_rule(values: Values, weight_format: BlockFormat) -> Values:
         whole += np.abs(values) - whole >= np.float32(0.5)
         return (np.sign(values) * np.minimum(whole, 127)).astype(np.float32)
     if weight_format is Q4_0:
-        return np.trunc(np.clip(values + np.float32(8.5), 0, 15)) - np.float32(8)
+        levels: Values = np.trunc(np.clip(values + np.float32(8.5), 0, 15)) - np.float32(8)
+        return levels
     middles = (LEVELS[1:] + LEVELS[:-1]) / 2
     return LEVELS[np.searchsorted(middles, values, side="right")]
 
@@ -313,11 +315,13 @@ def search_by_rule(values: Values, weight_format: BlockFormat, importance: Value
                 error += importance[:, j] * (miss[:, j] * miss[:, j])
             better = (error < best) | (number == 0)
             best[better], scales[better], levels[better] = error[better], scale[better], level[better]
-    head = scales[:, None].view(np.uint8)
     if weight_format is Q8_0:
-        return np.c_[head, levels.astype(np.int8).view(np.uint8)]
-    codes = (levels + 8 if weight_format is Q4_0 else np.searchsorted(LEVELS, levels)).astype(np.uint8)
-    return np.c_[head, codes[:, :16] | codes[:, 16:] << 4]
+        codes = levels.astype(np.int8).view(np.uint8)
+    else:
+        numbers = np.searchsorted(LEVELS if weight_format is IQ4_NL else np.arange(-8, 8), levels)
+        codes = (numbers[:, :16] | numbers[:, 16:] << 4).astype(np.uint8)
+    made: Bytes = np.concatenate([scales[:, None].view(np.uint8), codes], axis=1)
+    return made
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
