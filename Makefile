@@ -62,6 +62,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/cluster_7b.py --blocks 2 --neurons 4096 --tokens 8192 --folder $(BENCH)
 	$(BIN)/python benchmarks/profile_overhead.py --model $(MODEL) --no-random --rounds 7
 	$(BIN)/python benchmarks/relayout_speed.py --gigabytes 0.8 --folder $(BENCH)
+	$(BIN)/python benchmarks/weight_formats.py --neurons 2048 --hidden 2048
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

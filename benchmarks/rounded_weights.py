@@ -4,8 +4,8 @@ python benchmarks/rounded_weights.py examples/tiny-relu --calibration examples/t
     --text examples/text/heldout.txt
 python benchmarks/rounded_weights.py MODEL --calibration wiki.txt --text held-out.txt --tokens 8192
 
-Runs the commands as a user would: profile once; for every format cluster, relayout and `verify --forward`; `bench` with a
-DRAM cache. The gain is over the original order read the same way, on each device, on held-out tokens.
+Runs the commands as a user would: profile once; for every format cluster, relayout and `verify --forward`; `bench` with
+a DRAM cache. The gain is over the original order read the same way, on each device, on held-out tokens.
 """
 
 from __future__ import annotations

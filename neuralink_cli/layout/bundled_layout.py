@@ -223,6 +223,9 @@ class BundledLayout:
         found = [part.bytes for part in block.parts]
         offsets = [part.offset for part in block.parts]
         sizes = (block.stride, block.bundles.bytes, block.bundles.dtype)
+        exact = [place for place, part in zip(offsets, block.parts, strict=True) if part.weights == SOURCE]
+        if any(place % element_bytes or block.stride % element_bytes for place in exact if element_bytes):
+            raise VerificationError(f"parts of {block.id} do not lie on whole elements", where=self.directory)
         if (
             found != expected
             or offsets != [0, *itertools.accumulate(expected)][:-1]

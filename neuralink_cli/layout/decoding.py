@@ -17,8 +17,8 @@ from neuralink_cli.files.weight_formats import BLOCK_FORMATS, SOURCE
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.companions import restore_companions
 from neuralink_cli.layout.plan import SourcePiece
+from neuralink_cli.layout.quantising import dequantise
 from neuralink_cli.layout.unbundling import tensor_sections
-from neuralink_cli.layout.weight_format_kernels import dequantise
 
 Values = npt.NDArray[np.float32]
 

@@ -69,7 +69,7 @@ class Gathering:
         """
         # Imported here because numba is slow to import and a quick look at a layout does not need it.
         from neuralink_cli.layout.bundling import gather_part
-        from neuralink_cli.layout.weight_format_kernels import gather_quantised
+        from neuralink_cli.layout.quantising import gather_quantised
 
         element_bytes = DTYPE_BITS[self.dtype] // 8
         for part, first, count in self._cuts():

@@ -328,6 +328,7 @@ def _flash_block(
 ) -> FlashBlock:
     sizes = [_row_bytes(block, part, weights) for part in bundled]
     stride = sum(sizes)
+    _require_aligned_parts(block, bundled, sizes, weights)
     gap = placed.collapse_gap if device is None else collapse_gap(device.operation_in_bundles(stride))
     parts = tuple(
         BundlePart(
@@ -376,6 +377,20 @@ def _flash_block(
         order=ranges[f"{block.id}.order"],
         frequency=ranges[f"{block.id}.frequency"],
     )
+
+
+def _require_aligned_parts(
+    block: FFNBlock, bundled: Sequence[BlockPart], sizes: Sequence[int], weights: Mapping[str, str]
+) -> None:
+    """Parts as in the source are moved as whole elements, so they must lie on multiples of them in every bundle."""
+    for part, size, stop in zip(bundled, sizes, itertools.accumulate(sizes), strict=True):
+        if weights[part.role] == SOURCE and ((stop - size) % part.element_bytes or sum(sizes) % part.element_bytes):
+            raise UnsupportedError(
+                f"the {part.role} weights, left as {part.dtype}, do not lie on whole elements beside rounded parts of "
+                f"{block.hidden} weights",
+                where=block.id,
+                fix="give every role a format in --weights",
+            )
 
 
 def _place(block: FFNBlock, part: BlockPart) -> tuple[int, int]:

@@ -1,209 +1,71 @@
-"""Conversion of weights into ggml's block formats and back, on the way from the matrices of a checkpoint to bundles.
+"""Quantises blocks of ggml's formats on the way from the matrices of a checkpoint to bundles, and decodes them.
 
-The bytes are those of docs/weight_formats.md, on every machine: all arithmetic is IEEE float32 in a fixed order, and a
-product is rounded before it is added to something.
+Blocks are converted in groups, side by side: weight j of the block in lane k is at `j * _LANES + k`. Loops over lanes
+need no sums across a vector, and of a matrix whose neurons are columns, lines are taken as they are.
 
-Blocks are converted in groups, a block per lane: weight j of lane k is at `j * _LANES + k`. Loops over lanes then need
-no sums across a vector, and of a matrix whose neurons are columns, lines are copied as they are.
+All arithmetic is IEEE float32 in a fixed order, and a product is rounded before it is added to something, so that the
+bytes are the same on every machine. What decides them is all in this module: numba compiles a kernel again when its own
+module has changed, not when another one has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from neuralink_cli.architectures.regions import Region
-from neuralink_cli.arrays import Bytes, Order
-from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.files.weight_formats import (
-    BLOCK_WEIGHTS,
-    CONVERTIBLE_DTYPES,
-    IQ4_NL,
-    NEAREST,
-    Q4_0,
-    Q8_0,
-    SEARCH,
-    BlockFormat,
-)
+from neuralink_cli.files.weight_formats import BLOCK_WEIGHTS
 from neuralink_cli.kernels import kernel
 
-Values = npt.NDArray[np.float32]
-
-# The 16 levels of iq4_nl, as ggml has them.
+# The levels of iq4_nl, as ggml has them.
 IQ4_NL_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
-# The scales that a search tries, as the level that the weight of greatest magnitude would have. The first of equally
-# good ones is taken. Chosen greedily for the least error on Gaussian, Laplace, t and uniform weights.
+# The scales that a search tries, as the level that they give to the weight of greatest magnitude. The first of equally
+# good ones is taken. Chosen greedily, for the least error on Gaussian, Laplace, t and uniform weights together.
 CANDIDATES = {
-    Q8_0.name: (127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0),
-    Q4_0.name: (-8.0, -8.5, -7.25, -7.75, -8.25, -7.0, -8.75, -7.5),
-    IQ4_NL.name: (-127.0, -134.0, 113.0, -122.0, 122.0, -110.0, -131.0, 116.0),
+    "q8_0": (127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0),
+    "q4_0": (-8.0, -8.5, -7.25, -7.75, -8.25, -7.0, -8.75, -7.5),
+    "iq4_nl": (-127.0, -134.0, 113.0, -122.0, 122.0, -110.0, -131.0, 116.0),
 }
 
-_LANES = 64
+# What numba compiles are numbers: of the formats, of the dtypes, and of what is wrong with a block.
+FORMAT_NUMBERS = {name: number for number, name in enumerate(CANDIDATES)}
+DTYPE_NUMBERS = {"F32": 0, "F16": 1, "BF16": 2}
+_Q8_0, _Q4_0, _IQ4_NL = range(3)
+_F32, _F16, _BF16 = range(3)
+NOT_FINITE, _TOO_LARGE = range(2)
+
+_LANES = 128
 # Neurons of a tile of columns: a visit of a line reads some cache lines, and the bundles stay within reach of the TLB.
 _TILE = 256
 
-# What numba compiles are numbers: of the formats, and of the dtypes.
-_Q8_0, _Q4_0, _IQ4_NL = range(3)
-_NUMBERS = {Q8_0.name: _Q8_0, Q4_0.name: _Q4_0, IQ4_NL.name: _IQ4_NL}
-_F32, _F16, _BF16 = range(3)
-assert CONVERTIBLE_DTYPES == ("F32", "F16", "BF16")
-
-_NOT_FINITE, _TOO_LARGE = range(2)
-
-_RATIOS = np.array([CANDIDATES[name] for name in _NUMBERS], np.float32)
 _LEVELS = np.array(IQ4_NL_LEVELS, np.float32)
 _STEPS = _LEVELS[1:] - _LEVELS[:-1]
 _MIDDLES = (_LEVELS[1:] + _LEVELS[:-1]) / np.float32(2.0)
-
-
-@dataclass(frozen=True)
-class BadBlock:
-    """A block that has no scale: weights `first_weight` to `first_weight` + 31 of a neuron."""
-
-    neuron: int
-    first_weight: int
-    finite: bool
-    """False if it holds NaN or infinity; else its weights are too large for a float16 scale."""
-
-    def error(self, tensor: str, weight_format: BlockFormat) -> UnsupportedError:
-        """What to raise: `tensor` is the tensor that the weights are from."""
-        what = f"too large for {weight_format.name}" if self.finite else "NaN or infinite"
-        last = self.first_weight + BLOCK_WEIGHTS - 1
-        return UnsupportedError(
-            f"weights of neuron {self.neuron:,} ({self.first_weight:,} to {last:,}) are {what}",
-            where=tensor,
-            fix="use the weight format source",
-        )
-
-
-def gather_quantised(
-    lines: Bytes,
-    region: Region,
-    first: int,
-    slots: Order,
-    dtype: str,
-    weight_format: BlockFormat,
-    bundles: Bytes,
-    stride: int,
-    offset: int,
-    *,
-    rounding: str = NEAREST,
-    importance: Values | None = None,
-    neurons: range | None = None,
-) -> BadBlock | None:
-    """Quantise lines of a matrix into one part of the bundles: neuron j goes to bundle `slots[j]`.
-
-    Args:
-        lines: Bytes of a tensor from the start of `region` to its stop; on a multiple of the element's size in memory.
-        region: Where these lines lie, from line `first` of the matrix on. Start and pitch are multiples of the
-            element's size. With neurons as columns, `first` and the number of lines are multiples of 32.
-        slots: int32 `[n]`, the slot of every neuron.
-        dtype: That of the tensor, one of `CONVERTIBLE_DTYPES`.
-        bundles: uint8 `[n * stride]`; `weight_format.row_bytes(hidden)` bytes are written at `offset` of each stride.
-        rounding: One of `ROUNDINGS`. iq4_nl is always searched for.
-        importance: float32 `[hidden]`, finite and not negative: how much the squared error of a weight counts in a
-            search. None counts all alike.
-        neurons: Only these neurons of the matrix (of the lines, if neurons are rows): how threads share the work. The
-            bytes of a neuron do not depend on it.
-
-    Returns:
-        The first block, by neuron and then by weight, that cannot be converted; then the bundles are undefined. None if
-        all could.
-    """
-    kind = CONVERTIBLE_DTYPES.index(dtype)
-    size = 4 if kind == _F32 else 2
-    source = lines.view(f"<u{size}")
-    pitch, width = region.pitch // size, region.line_bytes // size
-    by_rows = region.neuron_axis == 0
-    hidden = width if by_rows else first + region.lines
-    if hidden % BLOCK_WEIGHTS or (not by_rows and first % BLOCK_WEIGHTS):
-        raise ValueError(f"lines {first} to {first + region.lines} of {width} weights are not whole blocks")
-    if importance is not None and rounding != SEARCH:
-        raise ValueError("only a search weighs errors")
-    counts = np.ones(hidden, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32)
-    if counts.size < hidden:
-        raise ValueError(f"{counts.size} weights of errors for rows of {hidden}")
-    start = first if by_rows else 0
-    some = neurons if neurons is not None else range(start, start + (region.lines if by_rows else width))
-    number = _NUMBERS[weight_format.name]
-    searching = rounding == SEARCH or number == _IQ4_NL
-    how = (number, searching, counts, weight_format.block_bytes)
-    if by_rows:
-        some_slots = slots[some.start : some.stop]
-        bad = _gather_rows(
-            source,
-            kind,
-            pitch,
-            some.start - first,
-            some.start,
-            some_slots,
-            hidden // BLOCK_WEIGHTS,
-            *how,
-            bundles,
-            stride,
-            offset,
-        )
-    else:
-        some_slots = slots[some.start : some.stop]
-        bad = _gather_columns(
-            source, kind, pitch, some.start, some_slots, first, region.lines, *how, bundles, stride, offset
-        )
-    if bad < 0:
-        return None
-    block, trouble = bad // 2, bad % 2
-    return BadBlock(block >> 32, (block & 0xFFFFFFFF) * BLOCK_WEIGHTS, trouble != _NOT_FINITE)
-
-
-def quantise(
-    values: Values, weight_format: BlockFormat, *, rounding: str = NEAREST, importance: Values | None = None
-) -> Bytes | BadBlock:
-    """Quantise float32 `[rows, hidden]` to uint8 `[rows, row bytes]`, as `gather_quantised` does."""
-    rows, hidden = values.shape
-    data = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
-    region = Region("", 0, 0, hidden * 4, rows, hidden * 4)
-    stride = weight_format.row_bytes(hidden)
-    target = np.empty(rows * stride, np.uint8)
-    slots = np.arange(rows, dtype=np.int32)
-    bad = gather_quantised(
-        data, region, 0, slots, "F32", weight_format, target, stride, 0, rounding=rounding, importance=importance
-    )
-    return target.reshape(rows, stride) if bad is None else bad
-
-
-def dequantise(rows: Bytes, weight_format: BlockFormat) -> Values:
-    """The values of uint8 `[rows, row bytes]` as float32 `[rows, hidden]`: scale times level, exactly rounded."""
-    count, nbytes = rows.shape
-    blocks = nbytes // weight_format.block_bytes
-    values = np.empty((count, blocks * BLOCK_WEIGHTS), np.float32)
-    _dequantise(np.ascontiguousarray(rows).reshape(-1), _NUMBERS[weight_format.name], values.reshape(-1))
-    return values
+_RATIOS = np.array(list(CANDIDATES.values()), np.float32)
+_LARGEST = np.finfo(np.float32).max
 
 
 @kernel
-def _gather_rows(
-    source: Any,
-    kind: int,
-    pitch: int,
-    line: int,
-    neuron: int,
-    slots: Any,
-    blocks: int,
-    number: int,
-    searching: bool,
-    counts: Any,
-    block_bytes: int,
-    target: Any,
-    stride: int,
-    offset: int,
-) -> int:
-    bits, weights, work, codes, places = _scratch()
+def gather_rows(source: Any, kind: int, pitch: int, line: int, blocks: int, how: Any, bundles: Any) -> int:
+    """Quantise rows of `blocks` blocks: neuron by neuron, from line `line` of the source on.
+
+    Args:
+        source: uint16 or uint32 `[elements]`, from the first of the lines on, `pitch` elements from one to the next.
+        kind: Number of its dtype.
+        how: Number of the format, bytes of its blocks, whether to search for the scale, and float32 `[hidden]` how much
+            errors count in that.
+        bundles: uint8, bytes of one, where in it to write, int32 slots of the neurons, and the first neuron's number.
+
+    Returns:
+        -1, or the first bad block: (neuron << 32 | block) * 2 + what is wrong.
+    """
+    number, block_bytes, searching, counts = how
+    target, stride, offset, slots, neuron = bundles
+    scratch = _scratch()
+    bits, weights, places = scratch[0], scratch[1], scratch[2]
     row = np.empty(_LANES * BLOCK_WEIGHTS, np.uint32)
-    heavy = np.empty(_LANES * BLOCK_WEIGHTS, np.float32)
+    row_counts = np.empty(_LANES * BLOCK_WEIGHTS, np.float32)
     total = slots.size * blocks
     for begin in range(0, total, _LANES):
         lanes = min(_LANES, total - begin)
@@ -212,24 +74,17 @@ def _gather_rows(
             # As many blocks as are next to each other in the source.
             at, block = divmod(begin + lane, blocks)
             run = min(lanes - lane, blocks - block)
-            _widen(
-                source,
-                (line + at) * pitch + block * BLOCK_WEIGHTS,
-                run * BLOCK_WEIGHTS,
-                kind,
-                row,
-                lane * BLOCK_WEIGHTS,
-            )
+            weight, place, count = block * BLOCK_WEIGHTS, lane * BLOCK_WEIGHTS, run * BLOCK_WEIGHTS
+            _widen(source, (line + at) * pitch + weight, count, kind, row, place)
             if searching:
-                _copy(counts, block * BLOCK_WEIGHTS, run * BLOCK_WEIGHTS, heavy, lane * BLOCK_WEIGHTS)
-            place = slots[at] * stride + offset
+                _copy(counts, weight, count, row_counts, place)
             for k in range(run):
-                places[lane + k] = place + (block + k) * block_bytes
+                places[lane + k] = slots[at] * stride + offset + (block + k) * block_bytes
             lane += run
         _transpose(row, lanes, bits)
         if searching:
-            _transpose(heavy, lanes, weights)
-        bad = _convert(bits, weights, lanes, number, searching, work, codes, places, target)
+            _transpose(row_counts, lanes, weights)
+        bad = _convert(scratch, lanes, number, searching, target)
         if bad >= 0:
             at, block = divmod(begin + bad // 2, blocks)
             return _index(neuron + at, block, bad % 2)
@@ -237,23 +92,12 @@ def _gather_rows(
 
 
 @kernel
-def _gather_columns(
-    source: Any,
-    kind: int,
-    pitch: int,
-    neuron: int,
-    slots: Any,
-    first: int,
-    lines: int,
-    number: int,
-    searching: bool,
-    counts: Any,
-    block_bytes: int,
-    target: Any,
-    stride: int,
-    offset: int,
-) -> int:
-    bits, weights, work, codes, places = _scratch()
+def gather_columns(source: Any, kind: int, pitch: int, first: int, lines: int, how: Any, bundles: Any) -> int:
+    """Quantise columns from line `first` of the matrix on, with which the source starts. Else as `gather_rows`."""
+    number, block_bytes, searching, counts = how
+    target, stride, offset, slots, neuron = bundles
+    scratch = _scratch()
+    bits, weights, places = scratch[0], scratch[1], scratch[2]
     staged = np.empty(BLOCK_WEIGHTS * _TILE, source.dtype)
     worst = -1
     for tile in range(0, slots.size, _TILE):
@@ -271,7 +115,7 @@ def _gather_columns(
                     _widen(staged, j * _TILE + begin - tile, lanes, kind, bits, j * _LANES)
                 for k in range(lanes):
                     places[k] = slots[begin + k] * stride + offset + block * block_bytes
-                bad = _convert(bits, weights, lanes, number, searching, work, codes, places, target)
+                bad = _convert(scratch, lanes, number, searching, target)
                 if bad >= 0:
                     index = _index(neuron + begin + bad // 2, block, bad % 2)
                     worst = index if worst < 0 else min(worst, index)
@@ -290,10 +134,10 @@ def _index(neuron: int, block: int, trouble: int) -> int:
 def _scratch() -> Any:
     bits = np.zeros(BLOCK_WEIGHTS * _LANES, np.uint32)
     weights = np.ones(BLOCK_WEIGHTS * _LANES, np.float32)
-    work = np.zeros((8, _LANES), np.uint32)
+    work = np.zeros((9, _LANES), np.uint32)
     codes = np.zeros(BLOCK_WEIGHTS * _LANES, np.uint8)
     places = np.zeros(_LANES, np.int64)
-    return bits, weights, work, codes, places
+    return bits, weights, places, codes, work
 
 
 @kernel
@@ -356,57 +200,61 @@ def _narrow_half(value: Any) -> Any:
     # A carry out of the mantissa goes into the exponent, as it should.
     rounded = np.uint32(magnitude + np.uint32(np.uint32(0xFFF) + odd))
     normal = np.uint32(np.uint32(rounded - np.uint32(112 << 23)) >> np.uint32(13))
-    if normal > np.uint32(0x7C00):
-        normal = np.uint32(0x7C00)
-    if magnitude >= np.uint32(0x38800000):
-        return np.uint32(sign | normal)
-    steps = np.uint32(magnitude).view(np.float32) * np.float32(2.0**24)
+    normal = np.uint32(0x7C00) if normal > np.uint32(0x7C00) else normal
+    # Below the smallest normal float16, a number of steps of 2**-24.
+    small = magnitude if magnitude < np.uint32(0x38800000) else np.uint32(0)
+    steps = np.float32(np.uint32(small).view(np.float32) * np.float32(2.0**24))
     whole = np.int32(steps)
-    rest = steps - np.float32(whole)
-    if rest > np.float32(0.5) or (rest == np.float32(0.5) and whole & np.int32(1)):
-        whole = np.int32(whole + np.int32(1))
-    return np.uint32(sign | np.uint32(whole))
+    rest = np.float32(steps - np.float32(whole))
+    odd_whole = np.int32(whole & np.int32(1))
+    up = rest > np.float32(0.5) or (rest == np.float32(0.5) and odd_whole == np.int32(1))
+    tiny = np.uint32(whole + np.int32(1)) if up else np.uint32(whole)
+    return np.uint32(sign | (tiny if magnitude < np.uint32(0x38800000) else normal))
 
 
 @kernel
-def _convert(
-    bits: Any,
-    weights: Any,
-    lanes: int,
-    number: int,
-    searching: bool,
-    work: Any,
-    codes: Any,
-    places: Any,
-    target: Any,
-) -> int:
+def _convert(scratch: Any, lanes: int, number: int, searching: bool, target: Any) -> int:
     """Quantise the blocks in all lanes and write each to its place.
 
     Returns:
         Twice the first lane that has no scale, plus what is wrong; -1 if all have one.
     """
+    bits, weights, places, codes, work = scratch
     top, half, kept = work[0], work[1], work[2]
     values, floats = bits.view(np.float32), work.view(np.float32)
     inverse = floats[3]
     _find_tops(bits, lanes, top)
-    for k in range(lanes):
-        if np.uint32(top[k] & np.uint32(0x7FFFFFFF)) >= np.uint32(0x7F800000):
-            return k * 2 + _NOT_FINITE
-    for k in range(lanes):
-        scale = _candidate(number, 0, floats[0, k])
-        half[k] = _narrow_half(scale)
-        if np.uint32(half[k] & np.uint32(0x7FFF)) == np.uint32(0x7C00):
-            return k * 2 + _TOO_LARGE
-        inverse[k] = np.float32(0.0) if scale == np.float32(0.0) else np.divide(np.float32(1.0), scale)
-        kept[k] = np.uint32(0xFF)
-        if np.isinf(inverse[k]):
-            inverse[k], kept[k] = np.float32(0.0), np.uint32(0)
+    trouble = _scales(lanes, number, top, half, inverse, kept)
+    if trouble >= 0:
+        return trouble
     if searching:
-        _search(values, weights, lanes, number, half, inverse, floats[0], floats[4:8])
-        for k in range(lanes):
-            kept[k] = np.uint32(0xFF)
+        _search(values, weights, lanes, number, half, inverse, kept, floats[0], floats[4:])
     _encode(values, lanes, number, inverse, codes)
     _store(codes, lanes, 32 if number == _Q8_0 else 16, half, kept, places, target)
+    return -1
+
+
+@kernel
+def _scales(lanes: int, number: int, top: Any, half: Any, inverse: Any, kept: Any) -> int:
+    """Scales as ggml's reference has them; what is wrong as `_convert` returns it."""
+    tops = top.view(np.float32)
+    worst = np.uint32(0)
+    for k in range(np.uintp(lanes)):
+        scale = _candidate(number, 0, tops[k])
+        rounded = _narrow_half(scale)
+        inverted = _inverted(scale)
+        # So small that its inverse is infinite: all codes are 0, as they come out of the reference on x86.
+        finite = abs(inverted) <= _LARGEST
+        half[k] = rounded
+        inverse[k] = inverted if finite else np.float32(0.0)
+        kept[k] = np.uint32(0xFF) if finite else np.uint32(0)
+        worst = max(worst, np.uint32(rounded & np.uint32(0x7FFF)))
+    if worst >= np.uint32(0x7C00):
+        for k in range(lanes):
+            if np.uint32(top[k] & np.uint32(0x7FFFFFFF)) >= np.uint32(0x7F800000):
+                return k * 2 + NOT_FINITE
+            if np.uint32(half[k] & np.uint32(0x7FFF)) >= np.uint32(0x7C00):
+                return k * 2 + _TOO_LARGE
     return -1
 
 
@@ -435,46 +283,72 @@ def _larger(first: Any, second: Any) -> Any:
 def _candidate(number: int, candidate: int, top: Any) -> Any:
     """The scale of a block whose weight of greatest magnitude is `top`, not rounded to float16."""
     value = abs(top) if number == _Q8_0 else top
-    # np.divide, since numba's own division tests for zero.
     return np.divide(value, _RATIOS[number, candidate])
 
 
 @kernel
-def _search(values: Any, weights: Any, lanes: int, number: int, half: Any, inverse: Any, top: Any, work: Any) -> None:
+def _search(
+    values: Any, weights: Any, lanes: int, number: int, half: Any, inverse: Any, kept: Any, top: Any, work: Any
+) -> None:
     """Replace `half` and `inverse` of every lane by those of the candidate with the least error."""
-    scale, trial, error, least = work[0], work[1], work[2], work[3]
+    scale, trial, error, least, chosen = work[0], work[1], work[2], work[3], work[4]
     for candidate in range(_RATIOS.shape[1]):
-        for k in range(lanes):
-            rounded = np.uint32(_widen_half(_narrow_half(_candidate(number, candidate, top[k])))).view(np.float32)
-            scale[k] = rounded
-            trial[k] = np.float32(0.0) if rounded == np.float32(0.0) else np.divide(np.float32(1.0), rounded)
+        for k in range(np.uintp(lanes)):
+            scale[k] = np.uint32(_widen_half(_narrow_half(_candidate(number, candidate, top[k])))).view(np.float32)
+            trial[k] = _inverted(scale[k])
             error[k] = np.float32(0.0)
         _add_errors(values, weights, lanes, number, scale, trial, error)
-        for k in range(lanes):
-            if candidate == 0 or error[k] < least[k]:
-                least[k], inverse[k] = error[k], trial[k]
-                half[k] = _narrow_half(scale[k])
+        for k in range(np.uintp(lanes)):
+            # An infinite scale has no error that is a number, and never comes first.
+            better = candidate == 0 or error[k] < least[k]
+            chosen[k] = scale[k] if better else chosen[k]
+            least[k] = error[k] if better else least[k]
+    for k in range(np.uintp(lanes)):
+        half[k], inverse[k], kept[k] = _narrow_half(chosen[k]), _inverted(chosen[k]), np.uint32(0xFF)
+
+
+@kernel
+def _inverted(scale: Any) -> Any:
+    # np.divide, since numba's own division raises for zero.
+    return np.float32(0.0) if scale == np.float32(0.0) else np.divide(np.float32(1.0), scale)
 
 
 @kernel
 def _add_errors(values: Any, weights: Any, lanes: int, number: int, scale: Any, inverse: Any, error: Any) -> None:
-    for j in range(BLOCK_WEIGHTS):
-        row = np.uintp(j * _LANES)
+    if number == _IQ4_NL:
+        for j in range(BLOCK_WEIGHTS):
+            row = np.uintp(j * _LANES)
+            for k in range(np.uintp(lanes)):
+                error[k] += _error(_IQ4_NL, values[row + k], weights[row + k], scale[k], inverse[k])
+        return
+    # The number of the format is a constant in each loop, so that it is decided before.
+    for j in range(0, BLOCK_WEIGHTS, 2):
+        row, next_row = np.uintp(j * _LANES), np.uintp((j + 1) * _LANES)
         if number == _Q8_0:
             for k in range(np.uintp(lanes)):
-                value = values[row + k]
-                miss = value - scale[k] * _q8_0_level(value * inverse[k])
-                error[k] += weights[row + k] * (miss * miss)
-        elif number == _Q4_0:
-            for k in range(np.uintp(lanes)):
-                value = values[row + k]
-                miss = value - scale[k] * _q4_0_level(value * inverse[k])
-                error[k] += weights[row + k] * (miss * miss)
+                first = _error(_Q8_0, values[row + k], weights[row + k], scale[k], inverse[k])
+                second = _error(_Q8_0, values[next_row + k], weights[next_row + k], scale[k], inverse[k])
+                error[k] = (error[k] + first) + second
         else:
             for k in range(np.uintp(lanes)):
-                value = values[row + k]
-                miss = value - scale[k] * _iq4_nl_level(value * inverse[k])
-                error[k] += weights[row + k] * (miss * miss)
+                first = _error(_Q4_0, values[row + k], weights[row + k], scale[k], inverse[k])
+                second = _error(_Q4_0, values[next_row + k], weights[next_row + k], scale[k], inverse[k])
+                error[k] = (error[k] + first) + second
+
+
+@kernel
+def _error(number: int, value: Any, weight: Any, scale: Any, inverse: Any) -> Any:
+    miss = np.float32(value - scale * _level(number, value * inverse))
+    return np.float32(weight * (miss * miss))
+
+
+@kernel
+def _level(number: int, value: Any) -> Any:
+    if number == _Q8_0:
+        return _q8_0_level(value)
+    if number == _Q4_0:
+        return _q4_0_level(value)
+    return _iq4_nl_level(value)
 
 
 @kernel
@@ -539,14 +413,21 @@ def _iq4_nl_code(value: Any) -> Any:
 
 @kernel
 def _iq4_nl_level(value: Any) -> Any:
+    # Small integers, so the order of adding does not matter; in pairs, it is quicker.
     level = _LEVELS[0]
-    for i in range(15):
-        level = level + (_STEPS[i] if value >= _MIDDLES[i] else np.float32(0.0))
-    return level
+    for i in range(0, 14, 2):
+        level = level + (_step(i, value) + _step(i + 1, value))
+    return level + _step(14, value)
 
 
 @kernel
-def _dequantise(data: Any, number: int, values: Any) -> None:
+def _step(i: int, value: Any) -> Any:
+    return _STEPS[i] if value >= _MIDDLES[i] else np.float32(0.0)
+
+
+@kernel
+def dequantise_blocks(data: Any, number: int, values: Any) -> None:
+    """Decode blocks, uint8, to float32, 32 for each: scale times level, exactly rounded."""
     block_bytes = 34 if number == _Q8_0 else 18
     for block in range(values.size // BLOCK_WEIGHTS):
         first, last = np.uintp(block * block_bytes), np.uintp(block * BLOCK_WEIGHTS)

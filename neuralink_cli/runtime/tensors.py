@@ -11,7 +11,7 @@ import torch
 
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.files.weight_formats import BLOCK_FORMATS, SOURCE
-from neuralink_cli.layout.weight_format_kernels import dequantise
+from neuralink_cli.layout.quantising import dequantise
 
 _DTYPES = {
     "F64": torch.float64,

@@ -170,6 +170,10 @@ def test_what_cannot_be_rounded(tmp_path: Path) -> None:
         relayout(eight, write_random_placement(eight, tmp_path / "e"), tmp_path / "out", weights="q4_0")
     with pytest.raises(OptionError, match="permuted"):
         relayout(model, placement, tmp_path / "out", weights="q4_0", layout="permuted")
+    thin = tensors_of("llama", hidden=32)
+    small = write_checkpoint(tmp_path / "small", "llama", tensors=thin, config={"hidden_size": 32})
+    with pytest.raises(UnsupportedError, match="whole elements"):
+        relayout(small, write_random_placement(small, tmp_path / "s"), tmp_path / "out", weights="gate=q4_0")
     with pytest.raises(OptionError, match="unknown weight format"):
         relayout(model, placement, tmp_path / "out", weights="q5_0")
     assert not (tmp_path / "out").exists()
