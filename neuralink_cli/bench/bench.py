@@ -244,7 +244,7 @@ def _check(contenders: Sequence[Contender], options: BenchOptions) -> None:
     if not options.real:
         return
     if options.bundle_bytes:
-        raise OptionError("--bundle-bytes and --weights scale modelled reads, so --real cannot be combined with them")
+        raise OptionError("--bundle-bytes and --weights scale modelled reads, so they cannot be combined with --real")
     if len(options.devices) > 1:
         raise OptionError("--real reads from one device, so it takes at most one --device, to plan reads for")
     for contender in contenders:

@@ -16,7 +16,7 @@ from neuralink_cli.architectures.regions import stretches
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, VerificationError
 from neuralink_cli.files import pipeline
-from neuralink_cli.layout import bundled_writer, comparison, permuting, unbundling
+from neuralink_cli.layout import comparison, gathering, permuting, unbundling
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.relayout import RelayoutOptions, plan_relayout, write_layout
 from neuralink_cli.layout.restore import restore_layout
@@ -124,11 +124,13 @@ def matrices_of(model: Path, block_id: str) -> dict[str, np.ndarray[Any, np.dtyp
 def some_lines_at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As large tensors are moved; where only the whole will do, it still comes whole."""
     if request.param == "three lines":
-        for module in (bundled_writer, comparison, permuting, unbundling):
+        for module in (gathering, comparison, permuting, unbundling):
             monkeypatch.setattr(
                 module,
                 "stretches",
-                lambda lines, pitch, most: stretches(lines, pitch, 3 * pitch if most == pipeline.PIECE else most),
+                lambda lines, pitch, most, multiple=1: stretches(
+                    lines, pitch, 3 * pitch if most == pipeline.PIECE else most, multiple
+                ),
             )
 
 
