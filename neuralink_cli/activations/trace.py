@@ -48,6 +48,11 @@ class TraceBlock:
         """Bytes of one token's bits."""
         return (self.neurons + 7) // 8
 
+    @property
+    def firing_role(self) -> str:
+        """The part whose rows decide which neurons fire."""
+        return "gate" if "gate" in self.part_bytes else "up"
+
 
 @dataclass(frozen=True)
 class TraceSource:

@@ -8,12 +8,13 @@ bundles by frequency. Pinned neurons live in the cache of every row that has one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,9 @@ from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.cache import cache_policy
 from neuralink_cli.storage.policies import DEFAULT_POLICY, NO_CACHE
+
+if TYPE_CHECKING:
+    from neuralink_cli.storage.reader import FlashReader
 
 REAL = "real"
 REAL_TOKENS = 256
@@ -205,7 +209,7 @@ def bench_layouts(
         InputError: A layout, or the trace, is missing or malformed.
         MismatchError: A layout and the trace are of different models.
     """
-    with Trace(trace) as opened:
+    with Trace(trace) as opened, ExitStack() as stack:
         opened.check_content()
         contenders = [read_contender(path, opened) for path in layouts]
         options = _with_sizes_of_weights(options, opened, contenders[0])
@@ -213,7 +217,8 @@ def bench_layouts(
         tell_of_differences(contenders)
         most = options.tokens or (REAL_TOKENS if options.real else None)
         tokens = choose_tokens(opened, contenders, options.held_out, most)
-        tasks = list(_tasks(contenders, options))
+        readers = _open_readers(contenders, stack) if options.real else {}
+        tasks = list(_tasks(contenders, options, readers))
         count = sum(part.tokens for part in tokens)
         figures = [TokenFigures.empty(count) for _ in tasks]
         recorded: list[list[BlockReads]] = [[] for _ in tasks]
@@ -222,7 +227,7 @@ def bench_layouts(
                 _replay_block_of_all(opened, index, tokens, tasks, figures, recorded, options.real, advance)
         direct = None
         if options.real:
-            direct = _read_for_real(tasks, figures, recorded, count, progress)
+            direct = _read_for_real(tasks, readers, figures, recorded, count, progress)
         starts = _sequence_starts(opened, tokens)
     return BenchReport(str(trace), tokens, options.real, direct, _rows(tasks, figures, tokens, starts))
 
@@ -252,10 +257,12 @@ def _check(contenders: Sequence[Contender], options: BenchOptions) -> None:
             raise OptionError(f"{contender.path} is not a bundled layout, so --real cannot read from it")
 
 
-def _tasks(contenders: Sequence[Contender], options: BenchOptions) -> Iterator[_Task]:
+def _tasks(
+    contenders: Sequence[Contender], options: BenchOptions, readers: Mapping[Path, FlashReader]
+) -> Iterator[_Task]:
     devices = options.devices or (device_made_for(contenders[0]),)
-    if options.real:
-        devices = (replace(devices[0], page_bytes=_block_bytes(contenders[0])),)
+    if readers:
+        devices = (replace(devices[0], page_bytes=readers[contenders[0].path].block_bytes),)
     for device in devices:
         for size in options.bundle_bytes or (None,):
             dram = dram_bytes(contenders, options.dram if options.policy != NO_CACHE else DramBudget(bytes=0), size)
@@ -268,14 +275,6 @@ def _tasks(contenders: Sequence[Contender], options: BenchOptions) -> Iterator[_
                         way = Way(name or contender.order, layout, collapse, cache, label, size)
                         room = dram if cache != NO_CACHE else 0
                         yield _Task(way, contender, device, block_capacities(contender, room, size))
-
-
-def _block_bytes(contender: Contender) -> int:
-    """What reads of a layout are rounded out to on the storage that it lies on."""
-    from neuralink_cli.storage.reader import FlashReader
-
-    with FlashReader(contender.path) as reader:
-        return reader.block_bytes
 
 
 def _stored(contenders: Sequence[Contender]) -> Iterator[tuple[str | None, Contender]]:
@@ -319,8 +318,17 @@ def _replay_block_of_all(
         list(pool.map(replay, range(len(tasks))))
 
 
+def _open_readers(contenders: Sequence[Contender], stack: ExitStack) -> dict[Path, FlashReader]:
+    """Every layout, open for reading until the stack is closed."""
+    from neuralink_cli.storage.reader import FlashReader
+
+    paths = sorted({contender.path for contender in contenders})
+    return {path: stack.enter_context(FlashReader(path)) for path in paths}
+
+
 def _read_for_real(
     tasks: Sequence[_Task],
+    readers: Mapping[Path, FlashReader],
     figures: Sequence[TokenFigures],
     recorded: Sequence[Sequence[BlockReads]],
     tokens: int,
@@ -328,12 +336,8 @@ def _read_for_real(
 ) -> bool:
     """Replace modelled times with measured ones; return whether all reads went past the page cache."""
     from neuralink_cli.bench.real_reads import token_seconds
-    from neuralink_cli.storage.reader import FlashReader
 
-    with ExitStack() as stack:
-        paths = {task.contender.path for task in tasks}
-        readers = {path: stack.enter_context(FlashReader(path)) for path in sorted(paths)}
-        advance = stack.enter_context(progress("read", tokens, "token"))
+    with progress("read", tokens, "token") as advance:
         # Read all rows in turn for each token, so that other load on the device affects them equally.
         for token in range(tokens):
             for task, figure, reads in zip(tasks, figures, recorded, strict=True):
@@ -342,7 +346,7 @@ def _read_for_real(
                 reader = readers[task.contender.path]
                 figure.seconds[token] = token_seconds(reader, blocks, reads, parts, token)
             advance(1)
-        return all(reader.direct for reader in readers.values())
+    return all(reader.direct for reader in readers.values())
 
 
 def _sequence_starts(trace: Trace, tokens: Sequence[TokenRange]) -> npt.NDArray[np.int64]:

@@ -167,7 +167,7 @@ def _from_placement(path: Path, placement: Placement, trace: Trace) -> Contender
 
 def _firing_row_bytes(block: TraceBlock) -> int:
     """Bytes of the rows that decide which neurons of a block fire."""
-    return block.neurons * block.part_bytes.get("gate", block.part_bytes.get("up", 0))
+    return block.neurons * block.part_bytes[block.firing_role]
 
 
 def _digests(sequences: Bytes) -> frozenset[bytes]:

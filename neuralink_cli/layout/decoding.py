@@ -16,7 +16,7 @@ from neuralink_cli.files.sections import Section, ready, write_sections
 from neuralink_cli.files.weight_formats import BLOCK_FORMATS, SOURCE
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.companions import restore_companions
-from neuralink_cli.layout.plan import SourcePiece
+from neuralink_cli.layout.plan import BundlePart, SourcePiece
 from neuralink_cli.layout.quantising import dequantise
 from neuralink_cli.layout.unbundling import tensor_sections
 
@@ -74,17 +74,11 @@ def decoded_tensor(layout: BundledLayout, entry: TensorEntry) -> Values:
 
 def _rows_by_slot(layout: BundledLayout, piece: SourcePiece) -> Values:
     """The weights of a piece, float32 `[n, hidden]`, by slot."""
-    stored = layout.file.read(piece.stored.tensor).reshape(piece.block.neurons, -1)
-    if piece.part.weights != SOURCE:
-        kind = BLOCK_FORMATS[piece.part.weights]
-        row_bytes = kind.row_bytes(piece.block.hidden)
-        return dequantise(np.ascontiguousarray(stored[:, piece.offset : piece.offset + row_bytes]), kind)
-    row_bytes = piece.region.line_bytes if piece.region.neuron_axis == 0 else piece.region.lines * _size(piece)
-    return _exact(np.ascontiguousarray(stored[:, piece.offset : piece.offset + row_bytes]), piece.dtype)
-
-
-def _size(piece: SourcePiece) -> int:
-    return DTYPE_BITS[piece.dtype] // 8
+    stored, part = layout.file.read(piece.stored.tensor).reshape(piece.block.neurons, -1), piece.part
+    rows = np.ascontiguousarray(
+        stored[:, part.offset : part.offset + part.bytes] if isinstance(part, BundlePart) else stored
+    )
+    return _exact(rows, piece.dtype) if part.weights == SOURCE else dequantise(rows, BLOCK_FORMATS[part.weights])
 
 
 def _exact(data: Bytes, dtype: str) -> Values:

@@ -18,10 +18,9 @@ def bundle_bytes_of(block: TraceBlock, weights: str, *, resident: str) -> int:
         OptionError: `weights` is no format, or has blocks that do not fill the rows.
     """
     formats = parse_weight_formats(weights, "--weights")
-    firing = "gate" if "gate" in block.part_bytes else "up"
     total = 0
     for role, size in block.part_bytes.items():
-        if role == firing and resident == "gate":
+        if role == block.firing_role and resident == "gate":
             continue
         if formats[role] != SOURCE and block.hidden % BLOCK_WEIGHTS:
             raise OptionError(

@@ -156,6 +156,12 @@ def run_layout(request: RunRequest) -> RunReport:
 def _check(request: RunRequest) -> _Subject:
     with open_layout(request.layout) as opened:
         layout = require_runnable(opened)
+        if request.compare is not None and not layout.exact:
+            raise OptionError(
+                "its weights are rounded, so its tokens need not be those of the dense checkpoint",
+                where=layout.directory,
+                fix="compare predictions with `neuralink verify --forward --text FILE`",
+            )
         model_type = layout.index.document["model"]["model_type"]
         architecture = choose_architecture(describe_source(layout), request.architecture)
         if architecture.task != "causal-lm":
