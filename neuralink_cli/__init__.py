@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from neuralink_cli.errors import UnsupportedError as UnsupportedError
     from neuralink_cli.errors import VerificationError as VerificationError
     from neuralink_cli.layout.open_layout import open_layout as open_layout
-    from neuralink_cli.layout.relayout import RelayoutOptions as RelayoutOptions
+    from neuralink_cli.layout.plan import RelayoutOptions as RelayoutOptions
     from neuralink_cli.layout.relayout import RelayoutSummary as RelayoutSummary
     from neuralink_cli.layout.relayout import relayout as relayout
     from neuralink_cli.layout.restore import RestoreSummary as RestoreSummary
@@ -98,7 +98,7 @@ _HOMES = {
     "ProfileOptions": "activations.options",
     "ProfileSummary": "activations.options",
     "ReadPlan": "storage.read_planning",
-    "RelayoutOptions": "layout.relayout",
+    "RelayoutOptions": "layout.plan",
     "RelayoutSummary": "layout.relayout",
     "RestoreSummary": "layout.restore",
     "ThresholdOptions": "activations.options",

@@ -119,7 +119,8 @@ def command(
     FFN weights in another format. Everything else in its
     folder comes along; a remark names what does not. The output appears only when it is complete.
     """
-    from neuralink_cli.layout.relayout import RelayoutOptions, relayout
+    from neuralink_cli.layout.plan import RelayoutOptions
+    from neuralink_cli.layout.relayout import relayout
 
     with _saying_how_to_go_on(resume):
         summary = relayout(

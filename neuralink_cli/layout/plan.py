@@ -1,28 +1,16 @@
-"""What a bundled layout will hold and where, decided completely before the first byte is written."""
+"""What a layout will hold and where: the records that planning makes, writers follow, and indexes keep."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from neuralink_cli.architectures.blocks import BlockPart, FFNBlock, biases_by_neuron, moved_pieces
+from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.regions import Region
-from neuralink_cli.calibration.digests import DIGEST_BYTES
-from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.file_names import SHARD_INDEX
-from neuralink_cli.devices.cost import collapse_gap
-from neuralink_cli.devices.device import DeviceModel
-from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.files.header import DTYPE_BITS, Header, TensorEntry, build_header, tensor_bytes
-from neuralink_cli.files.weight_formats import AS_IN_SOURCE, NEAREST, SOURCE, part_bytes, require_convertible
-from neuralink_cli.layout.names import MODEL_CARD
-from neuralink_cli.placement.placement import ORDERING_SEQUENCES, PlacementBlock
-
-# Bytes of an element of the widest dtype.
-_WIDEST = 8
-
-TensorSpec = tuple[str, str, tuple[int, ...]]
+from neuralink_cli.checkpoint.companions import LeftOut
+from neuralink_cli.files.header import DTYPE_BITS, Header
+from neuralink_cli.files.weight_formats import NEAREST, SOURCE, parse_weight_formats
+from neuralink_cli.layout.names import BUNDLED
 
 
 @dataclass(frozen=True)
@@ -176,235 +164,53 @@ class BundledPlan:
         return self.header.file_bytes
 
 
-def plan_bundled(
-    checkpoint: Checkpoint,
-    blocks: Sequence[FFNBlock],
-    placed: Mapping[str, PlacementBlock],
-    *,
-    device: DeviceModel | None = None,
-    ordering_sequences: int = 0,
-    resident: str = "none",
-    alignment: int = 4096,
-    weights: Mapping[str, str] = AS_IN_SOURCE,
-    rounding: str = NEAREST,
-) -> BundledPlan:
-    """Plan the bundled layout of a checkpoint.
+@dataclass(frozen=True)
+class RelayoutOptions:
+    """Options of the layout; `alignment` is in bytes, a power of two.
 
-    Bundles come first, each tensor on a multiple of `alignment`; where a tensor does not fill its last page, a padding
-    tensor follows it. All other tensors follow from a multiple of 8 on, wide dtypes first, so that each is naturally
-    aligned.
-
-    Args:
-        placed: What the placement says of every block, by id.
-        device: What reads of these bundles cost; by default the gap is the placement's, for bundles as it knows them.
-        ordering_sequences: How many sequences made the order.
-        resident: "none", or "gate" to keep the rows that decide firing out of the bundles.
-        weights: The format to store weights in, by role.
-        rounding: How the scales of rounded weights are found.
-
-    Raises:
-        UnsupportedError: A block whose parts differ in dtype, or cannot be rounded to a format; or a checkpoint that
-            uses a tensor name of the layout.
+    Attributes:
+        all_files: Take along what is left out otherwise: other copies of the weights, hidden files and the like.
+        weights: The format to round FFN weights to, `FORMAT` or `ROLE=FORMAT,...` as in `parse_weight_formats`.
+        rounding: How the scales of rounded weights are found: `nearest` or `search`.
     """
-    for block in blocks:
-        for part in block.parts:
-            require_convertible(weights[part.role], block.id, block.hidden, part.dtype)
-    bundled = {block.id: _bundled_parts(checkpoint, block, resident) for block in blocks}
-    specs = _bundle_specs(blocks, bundled, alignment, weights)
-    seen: TensorSpec = (ORDERING_SEQUENCES, "U8", (ordering_sequences, DIGEST_BYTES))
-    rest = [
-        seen,
-        *_small_specs(checkpoint, blocks, resident, weights),
-        *_source_specs(checkpoint),
-        *_other_specs(checkpoint, blocks),
-    ]
-    specs += sorted(rest, key=lambda spec: -DTYPE_BITS[spec[1]])
-    try:
-        header = build_header(specs, {}, alignment=max(alignment, _WIDEST))
-    except ValueError as error:
-        raise UnsupportedError(f"cannot be laid out: {error}", where=checkpoint.directory) from None
-    ranges = {entry.name: _range(entry, header.data_start) for entry in header.entries}
-    return BundledPlan(
-        header=header,
-        alignment=alignment,
-        resident=resident,
-        blocks=tuple(
-            _flash_block(block, bundled[block.id], placed[block.id], ranges, resident, device, weights)
-            for block in blocks
-        ),
-        sources=_source_files(checkpoint, ranges),
-        rounding=rounding,
-    )
+
+    layout: str = BUNDLED
+    resident: str = "none"
+    alignment: int = 4096
+    all_files: bool = False
+    weights: str = SOURCE
+    rounding: str = NEAREST
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """The format of every role.
+
+        Raises:
+            OptionError: `weights` is no format, nor a list of them.
+        """
+        return parse_weight_formats(self.weights, "--weights")
 
 
-def verbatim_files(checkpoint: Checkpoint) -> list[str]:
-    """Files kept whole inside the layout, because their name would mean something else beside a flash layout."""
-    names = [SHARD_INDEX] if checkpoint.sharded else []
-    return [*names, MODEL_CARD] if (checkpoint.directory / MODEL_CARD).is_file() else names
+@dataclass(frozen=True)
+class RelayoutPlan:
+    """What will be written: `bundled` is the plan of the flash file, None for a permuted layout.
 
+    Attributes:
+        companions: The files copied beside the weights, by their name in the source.
+        left_out: The files of the source that are not in the layout.
+    """
 
-def _bundled_parts(checkpoint: Checkpoint, block: FFNBlock, resident: str) -> tuple[BlockPart, ...]:
-    if len({part.dtype for part in block.parts}) > 1:
-        kinds = ", ".join(f"{part.weight} {part.dtype}" for part in block.parts)
-        raise UnsupportedError(
-            f"parts of {block.id} differ in dtype ({kinds}), so they cannot form a bundle",
-            where=checkpoint.directory,
-            fix="convert the checkpoint to one dtype, or use --layout permuted",
-        )
-    firing = block.firing_part
-    return tuple(part for part in block.parts if resident == "none" or part is not firing)
+    source: Path
+    options: RelayoutOptions
+    blocks: tuple[FFNBlock, ...]
+    bundled: BundledPlan | None
+    weight_bytes: int
+    companions: tuple[str, ...]
+    companion_bytes: int
+    left_out: tuple[LeftOut, ...]
+    peak_block_bytes: int
 
-
-def _bundle_specs(
-    blocks: Sequence[FFNBlock],
-    bundled: Mapping[str, Sequence[BlockPart]],
-    alignment: int,
-    weights: Mapping[str, str],
-) -> list[TensorSpec]:
-    specs: list[TensorSpec] = []
-    gap = 0
-    for block in blocks:
-        if gap:
-            specs.append((f"padding.{len(specs)}", "U8", (gap,)))
-        parts = bundled[block.id]
-        dtype, shape = parts[0].dtype, (block.neurons, len(parts) * block.hidden)
-        if any(weights[part.role] != SOURCE for part in parts):
-            dtype, shape = "U8", (block.neurons, sum(_row_bytes(block, part, weights) for part in parts))
-        specs.append((f"{block.id}.bundles", dtype, shape))
-        gap = -tensor_bytes(dtype, shape) % alignment
-    tail = -sum(tensor_bytes(dtype, shape) for _, dtype, shape in specs) % _WIDEST
-    return [*specs, (f"padding.{len(specs)}", "U8", (tail,))] if tail else specs
-
-
-def _row_bytes(block: FFNBlock, part: BlockPart, weights: Mapping[str, str]) -> int:
-    """Bytes of one neuron's weights in a part."""
-    return part_bytes(weights[part.role], block.hidden, part.element_bytes)
-
-
-def _small_specs(
-    checkpoint: Checkpoint, blocks: Sequence[FFNBlock], resident: str, weights: Mapping[str, str]
-) -> Iterable[TensorSpec]:
-    for block in blocks:
-        yield f"{block.id}.order", "I32", (block.neurons,)
-        yield f"{block.id}.frequency", "F32", (block.neurons,)
-        if resident == "gate":
-            part = block.firing_part
-            dtype, width = part.dtype, block.hidden
-            if weights[part.role] != SOURCE:
-                dtype, width = "U8", _row_bytes(block, part, weights)
-            yield f"{block.id}.{part.role}", dtype, (block.neurons, width)
-        for part in biases_by_neuron(block):
-            assert part.bias is not None
-            yield f"{block.id}.{part.role}.bias", checkpoint.place(part.bias).entry.dtype, (block.neurons,)
-
-
-def _source_specs(checkpoint: Checkpoint) -> Iterable[TensorSpec]:
-    for file in checkpoint.files:
-        yield f"source.{file.path.name}", "U8", (file.header.data_start,)
-    for name in verbatim_files(checkpoint):
-        yield f"source.{name}", "U8", (len(checkpoint.read_beside(name)),)
-
-
-def _other_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> Iterable[TensorSpec]:
-    moved = moved_pieces(checkpoint, blocks)
-    for name in sorted(checkpoint.tensors):
-        if name not in moved:
-            entry = checkpoint.place(name).entry
-            yield name, entry.dtype, entry.shape
-
-
-def _range(entry: TensorEntry, data_start: int) -> TensorRange:
-    return TensorRange(entry.name, data_start + entry.start, entry.nbytes, entry.dtype, entry.shape)
-
-
-def _flash_block(
-    block: FFNBlock,
-    bundled: Sequence[BlockPart],
-    placed: PlacementBlock,
-    ranges: Mapping[str, TensorRange],
-    resident: str,
-    device: DeviceModel | None,
-    weights: Mapping[str, str],
-) -> FlashBlock:
-    sizes = [_row_bytes(block, part, weights) for part in bundled]
-    stride = sum(sizes)
-    _require_aligned_parts(block, bundled, sizes, weights)
-    gap = placed.collapse_gap if device is None else collapse_gap(device.operation_in_bundles(stride))
-    parts = tuple(
-        BundlePart(
-            part.role, part.weight, part.neuron_axis, stop - size, size, *_place(block, part), weights[part.role]
-        )
-        for part, size, stop in zip(bundled, sizes, itertools.accumulate(sizes), strict=True)
-    )
-    kept = []
-    if resident == "gate":
-        firing = block.firing_part
-        place = ranges[f"{block.id}.{firing.role}"]
-        kept.append(
-            ResidentTensor(
-                firing.role,
-                "rows",
-                firing.weight,
-                firing.neuron_axis,
-                place,
-                *_place(block, firing),
-                weights[firing.role],
-            )
-        )
-    for part in block.parts:
-        if part.bias is not None and part.role == "down":
-            place = ranges[part.bias]
-            size = DTYPE_BITS[place.dtype] // 8
-            kept.append(ResidentTensor("down", "output_bias", part.bias, 0, place, part.bias_start * size, size))
-        elif part.bias is not None:
-            place = ranges[f"{block.id}.{part.role}.bias"]
-            region = block.bias_region(part, place.dtype)
-            kept.append(ResidentTensor(part.role, "bias", part.bias, 0, place, region.start, region.pitch))
-    return FlashBlock(
-        id=block.id,
-        expert=None if block.expert is None else block.expert.index,
-        neurons=block.neurons,
-        hidden=block.hidden,
-        dtype=bundled[0].dtype,
-        activation=block.activation,
-        threshold=placed.threshold,
-        pinned=placed.pinned,
-        collapse_gap=gap,
-        stride=stride,
-        bundles=ranges[f"{block.id}.bundles"],
-        parts=parts,
-        resident=tuple(kept),
-        order=ranges[f"{block.id}.order"],
-        frequency=ranges[f"{block.id}.frequency"],
-    )
-
-
-def _require_aligned_parts(
-    block: FFNBlock, bundled: Sequence[BlockPart], sizes: Sequence[int], weights: Mapping[str, str]
-) -> None:
-    """Parts as in the source are moved as whole elements, so they must lie on multiples of them in every bundle."""
-    for part, size, stop in zip(bundled, sizes, itertools.accumulate(sizes), strict=True):
-        if weights[part.role] == SOURCE and ((stop - size) % part.element_bytes or sum(sizes) % part.element_bytes):
-            raise UnsupportedError(
-                f"the {part.role} weights, left as {part.dtype}, do not lie on whole elements beside rounded parts of "
-                f"{block.hidden} weights",
-                where=block.id,
-                fix="give every role a format in --weights",
-            )
-
-
-def _place(block: FFNBlock, part: BlockPart) -> tuple[int, int]:
-    region = block.region(part)
-    return region.start, region.pitch
-
-
-def _source_files(checkpoint: Checkpoint, ranges: Mapping[str, TensorRange]) -> tuple[SourceFile, ...]:
-    weights = [
-        SourceFile(file.path.name, "weights", file.size, ranges[f"source.{file.path.name}"])
-        for file in checkpoint.files
-    ]
-    verbatim = [
-        SourceFile(name, "verbatim", ranges[f"source.{name}"].bytes, ranges[f"source.{name}"])
-        for name in verbatim_files(checkpoint)
-    ]
-    return (*weights, *verbatim)
+    @property
+    def total_bytes(self) -> int:
+        """Size of the weights and the files copied beside them."""
+        return self.weight_bytes + self.companion_bytes

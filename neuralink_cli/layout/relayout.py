@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.architectures.blocks import FFNBlock, moved_pieces
+from neuralink_cli.architectures.blocks import moved_pieces
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
 from neuralink_cli.architectures.coverage import Coverage, require_coverage
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.companions import LeftOut
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, PERMUTED_INDEX
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.checkpoint.origin import Origin
-from neuralink_cli.devices.device import DeviceModel, recorded_device
-from neuralink_cli.errors import MismatchError, OptionError, OutputError
+from neuralink_cli.errors import OutputError
 from neuralink_cli.files.bulk_io import PAGE
 from neuralink_cli.files.durable import (
     leftover_bytes,
@@ -33,10 +30,8 @@ from neuralink_cli.files.durable import (
 )
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.journal import Journal, open_journal
-from neuralink_cli.files.weight_formats import NEAREST, ROUNDINGS, SOURCE, parse_weight_formats
 from neuralink_cli.layout.bundled_writer import write_bundled
 from neuralink_cli.layout.companions import (
-    companions_to_copy,
     copy_files,
     model_card,
     names_of_originals,
@@ -59,68 +54,16 @@ from neuralink_cli.layout.names import (
     PERMUTED,
 )
 from neuralink_cli.layout.permuting import write_permuted
-from neuralink_cli.layout.plan import BundledPlan, plan_bundled
+from neuralink_cli.layout.plan import BundledPlan, RelayoutOptions, RelayoutPlan
+from neuralink_cli.layout.planning import plan_relayout
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement
 from neuralink_cli.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
-MAX_ALIGNMENT = 1 << 24
 # A generous allowance for index, card and file system overhead beside the weights and companions.
 _SPARE_BYTES = 4 << 20
-
-
-@dataclass(frozen=True)
-class RelayoutOptions:
-    """Options of the layout; `alignment` is in bytes, a power of two.
-
-    Attributes:
-        all_files: Take along what is left out otherwise: other copies of the weights, hidden files and the like.
-        weights: The format to round FFN weights to, `FORMAT` or `ROLE=FORMAT,...` as in `parse_weight_formats`.
-        rounding: How the scales of rounded weights are found: `nearest` or `search`.
-    """
-
-    layout: str = BUNDLED
-    resident: str = "none"
-    alignment: int = 4096
-    all_files: bool = False
-    weights: str = SOURCE
-    rounding: str = NEAREST
-
-    @property
-    def formats(self) -> dict[str, str]:
-        """The format of every role.
-
-        Raises:
-            OptionError: `weights` is no format, nor a list of them.
-        """
-        return parse_weight_formats(self.weights, "--weights")
-
-
-@dataclass(frozen=True)
-class RelayoutPlan:
-    """What will be written: `bundled` is the plan of the flash file, None for a permuted layout.
-
-    Attributes:
-        companions: The files copied beside the weights, by their name in the source.
-        left_out: The files of the source that are not in the layout.
-    """
-
-    source: Path
-    options: RelayoutOptions
-    blocks: tuple[FFNBlock, ...]
-    bundled: BundledPlan | None
-    weight_bytes: int
-    companions: tuple[str, ...]
-    companion_bytes: int
-    left_out: tuple[LeftOut, ...]
-    peak_block_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """Size of the weights and the files copied beside them."""
-        return self.weight_bytes + self.companion_bytes
 
 
 @dataclass(frozen=True)
@@ -159,7 +102,7 @@ def relayout(
     model: str | Path,
     placement: Path,
     output: Path,
-    options: RelayoutOptions = RelayoutOptions(),
+    options: RelayoutOptions = RelayoutOptions(),  # noqa: B008 - it is frozen
     *,
     revision: str | None = None,
     architecture: ArchitectureChoice = BUILT_IN,
@@ -220,91 +163,6 @@ def relayout(
         estimate=expected,
         coverage=coverage,
     )
-
-
-def plan_relayout(
-    checkpoint: Checkpoint, architecture: Architecture, placement: Placement, options: RelayoutOptions
-) -> RelayoutPlan:
-    """Check that checkpoint and placement belong together and decide everything that will be written.
-
-    Raises:
-        OptionError: An alignment that is not a power of two, or `resident` with a permuted layout.
-        MismatchError: The placement was made for another checkpoint.
-        InputError, UnsupportedError: The checkpoint's tensors do not make FFN blocks.
-    """
-    _check_options(options)
-    blocks = find_blocks(checkpoint, architecture)
-    check_placement(checkpoint, blocks, placement)
-    beside = companions_to_copy(checkpoint, all_files=options.all_files)
-    bundled = None
-    weight_bytes = sum(file.size for file in checkpoint.files)
-    if options.layout == BUNDLED:
-        placed = {block.id: block for block in placement.info.blocks}
-        bundled = plan_bundled(
-            checkpoint,
-            blocks,
-            placed,
-            device=_device(placement),
-            ordering_sequences=placement.ordering_sequences.shape[0],
-            resident=options.resident,
-            alignment=options.alignment,
-            weights=options.formats,
-            rounding=options.rounding,
-        )
-        weight_bytes = bundled.file_bytes
-        _tell_of_other_bundles(bundled, placement)
-    return RelayoutPlan(
-        source=checkpoint.directory,
-        options=options,
-        blocks=blocks,
-        bundled=bundled,
-        weight_bytes=weight_bytes,
-        companions=tuple(file.name for file in beside.companions),
-        companion_bytes=sum(file.nbytes for file in beside.companions),
-        left_out=beside.left_out,
-        peak_block_bytes=max(block.neurons * block.bundle_bytes for block in blocks),
-    )
-
-
-def _device(placement: Placement) -> DeviceModel | None:
-    """The device that the order was made for; None if the placement does not say."""
-    record = placement.info.parameters.get("device")
-    return None if record is None else recorded_device(record, placement.path)
-
-
-def _tell_of_other_bundles(plan: BundledPlan, placement: Placement) -> None:
-    made_for = {block.id: block.bundle_bytes for block in placement.info.blocks}
-    differing = [block for block in plan.blocks if block.stride != made_for[block.id]]
-    if differing:
-        first = differing[0]
-        logger.info(
-            "the order was made for bundles of %s bytes, these have %s (first in %s): `cluster%s` makes it for them",
-            f"{made_for[first.id]:,}",
-            f"{first.stride:,}",
-            first.id,
-            " --resident gate" if plan.resident == "gate" else "",
-        )
-
-
-def check_placement(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], placement: Placement) -> None:
-    """Check that a placement was made for a checkpoint.
-
-    Raises:
-        MismatchError: Fingerprints, blocks or their sizes differ.
-    """
-    fingerprint = placement.info.model["fingerprint"]
-    if fingerprint != checkpoint.fingerprint:
-        raise MismatchError(
-            f"was made for the model with fingerprint {fingerprint[:12]}, "
-            f"but {checkpoint.directory} has {checkpoint.fingerprint[:12]}",
-            where=placement.path,
-            fix="profile and cluster this checkpoint",
-        )
-    expected = {block.id: block.neurons for block in blocks}
-    found = {block.id: block.neurons for block in placement.info.blocks}
-    if expected != found:
-        differing = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-        raise MismatchError(f"does not fit the checkpoint's blocks (first at {differing})", where=placement.path)
 
 
 def check_output(plan: RelayoutPlan, output: Path, overwrite: bool) -> None:
@@ -376,18 +234,6 @@ def _run(plan: RelayoutPlan, checkpoint: Checkpoint, placement: Placement) -> di
         # The fingerprint only samples the weights.
         "source": [[file.path.name, file.size, file.path.stat().st_mtime_ns] for file in checkpoint.files],
     }
-
-
-def _check_options(options: RelayoutOptions) -> None:
-    if options.alignment < 1 or options.alignment > MAX_ALIGNMENT or options.alignment & (options.alignment - 1):
-        raise OptionError(f"--alignment {options.alignment} is not a power of two up to {MAX_ALIGNMENT}")
-    if options.layout == PERMUTED and options.resident != "none":
-        raise OptionError("--resident needs --layout bundled: a permuted layout keeps every tensor where it was")
-    rounded = set(options.formats.values()) != {SOURCE}
-    if options.layout == PERMUTED and rounded:
-        raise OptionError("--weights needs --layout bundled: a permuted layout keeps every tensor as it was")
-    if options.rounding not in ROUNDINGS:
-        raise OptionError(f"--rounding {options.rounding!r} is not one of {', '.join(ROUNDINGS)}")
 
 
 def small_digests(plan: BundledPlan, checkpoint: Checkpoint, placement: Placement) -> dict[str, str]:

@@ -13,7 +13,9 @@ from neuralink_cli.errors import OutputError
 from neuralink_cli.files import estimate, pipeline
 from neuralink_cli.files.estimate import Estimate
 from neuralink_cli.layout.open_layout import open_layout
-from neuralink_cli.layout.relayout import RelayoutOptions, estimate_relayout, plan_relayout
+from neuralink_cli.layout.plan import RelayoutOptions
+from neuralink_cli.layout.planning import plan_relayout
+from neuralink_cli.layout.relayout import estimate_relayout
 from neuralink_cli.layout.restore import estimate_restore
 from neuralink_cli.layout.verify import estimate_verify
 from neuralink_cli.placement.placement import Placement

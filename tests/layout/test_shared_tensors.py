@@ -18,7 +18,9 @@ from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, V
 from neuralink_cli.files import pipeline
 from neuralink_cli.layout import comparison, gathering, permuting, unbundling
 from neuralink_cli.layout.open_layout import open_layout
-from neuralink_cli.layout.relayout import RelayoutOptions, plan_relayout, write_layout
+from neuralink_cli.layout.plan import RelayoutOptions
+from neuralink_cli.layout.planning import plan_relayout
+from neuralink_cli.layout.relayout import write_layout
 from neuralink_cli.layout.restore import restore_layout
 from neuralink_cli.placement.placement import Placement
 from neuralink_cli.storage.reader import FlashReader

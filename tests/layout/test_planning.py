@@ -13,8 +13,8 @@ from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.errors import MismatchError, NeuralinkError, OptionError, UnsupportedError
 from neuralink_cli.files.header import parse_header
 from neuralink_cli.layout.bundled_layout import BundledLayout
-from neuralink_cli.layout.plan import BundledPlan, plan_bundled
-from neuralink_cli.layout.relayout import RelayoutOptions
+from neuralink_cli.layout.plan import BundledPlan, RelayoutOptions
+from neuralink_cli.layout.planning import plan_bundled
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.placement import PlacementBlock
 from tests.checkpoints import (

@@ -1,0 +1,378 @@
+"""Decides everything about a layout before the first byte is written, and checks that it can be had."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.architectures.blocks import BlockPart, FFNBlock, biases_by_neuron, moved_pieces
+from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.calibration.digests import DIGEST_BYTES
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.file_names import SHARD_INDEX
+from neuralink_cli.devices.cost import collapse_gap
+from neuralink_cli.devices.device import DeviceModel, recorded_device
+from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError
+from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header, tensor_bytes
+from neuralink_cli.files.weight_formats import (
+    AS_IN_SOURCE,
+    NEAREST,
+    ROUNDINGS,
+    SOURCE,
+    part_bytes,
+    require_convertible,
+)
+from neuralink_cli.layout.companions import companions_to_copy
+from neuralink_cli.layout.names import BUNDLED, MODEL_CARD, PERMUTED
+from neuralink_cli.layout.plan import (
+    BundledPlan,
+    BundlePart,
+    FlashBlock,
+    RelayoutOptions,
+    RelayoutPlan,
+    ResidentTensor,
+    SourceFile,
+    TensorRange,
+)
+from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement, PlacementBlock
+
+logger = logging.getLogger(__name__)
+
+MAX_ALIGNMENT = 1 << 24
+# Bytes of an element of the widest dtype.
+_WIDEST = 8
+
+TensorSpec = tuple[str, str, tuple[int, ...]]
+
+
+def plan_relayout(
+    checkpoint: Checkpoint, architecture: Architecture, placement: Placement, options: RelayoutOptions
+) -> RelayoutPlan:
+    """Check that checkpoint and placement belong together and decide everything that will be written.
+
+    Raises:
+        OptionError: An alignment that is not a power of two, or `resident` with a permuted layout.
+        MismatchError: The placement was made for another checkpoint.
+        InputError, UnsupportedError: The checkpoint's tensors do not make FFN blocks.
+    """
+    _check_options(options)
+    blocks = find_blocks(checkpoint, architecture)
+    check_placement(checkpoint, blocks, placement)
+    beside = companions_to_copy(checkpoint, all_files=options.all_files)
+    bundled = None
+    weight_bytes = sum(file.size for file in checkpoint.files)
+    if options.layout == BUNDLED:
+        placed = {block.id: block for block in placement.info.blocks}
+        bundled = plan_bundled(
+            checkpoint,
+            blocks,
+            placed,
+            device=_device(placement),
+            ordering_sequences=placement.ordering_sequences.shape[0],
+            resident=options.resident,
+            alignment=options.alignment,
+            weights=options.formats,
+            rounding=options.rounding,
+        )
+        weight_bytes = bundled.file_bytes
+        _tell_of_other_bundles(bundled, placement)
+    return RelayoutPlan(
+        source=checkpoint.directory,
+        options=options,
+        blocks=blocks,
+        bundled=bundled,
+        weight_bytes=weight_bytes,
+        companions=tuple(file.name for file in beside.companions),
+        companion_bytes=sum(file.nbytes for file in beside.companions),
+        left_out=beside.left_out,
+        peak_block_bytes=max(block.neurons * block.bundle_bytes for block in blocks),
+    )
+
+
+def _device(placement: Placement) -> DeviceModel | None:
+    """The device that the order was made for; None if the placement does not say."""
+    record = placement.info.parameters.get("device")
+    return None if record is None else recorded_device(record, placement.path)
+
+
+def _tell_of_other_bundles(plan: BundledPlan, placement: Placement) -> None:
+    made_for = {block.id: block.bundle_bytes for block in placement.info.blocks}
+    differing = [block for block in plan.blocks if block.stride != made_for[block.id]]
+    if differing:
+        first = differing[0]
+        logger.info(
+            "the order was made for bundles of %s bytes, these have %s (first in %s): `cluster%s` makes it for them",
+            f"{made_for[first.id]:,}",
+            f"{first.stride:,}",
+            first.id,
+            " --resident gate" if plan.resident == "gate" else "",
+        )
+
+
+def check_placement(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], placement: Placement) -> None:
+    """Check that a placement was made for a checkpoint.
+
+    Raises:
+        MismatchError: Fingerprints, blocks or their sizes differ.
+    """
+    fingerprint = placement.info.model["fingerprint"]
+    if fingerprint != checkpoint.fingerprint:
+        raise MismatchError(
+            f"was made for the model with fingerprint {fingerprint[:12]}, "
+            f"but {checkpoint.directory} has {checkpoint.fingerprint[:12]}",
+            where=placement.path,
+            fix="profile and cluster this checkpoint",
+        )
+    expected = {block.id: block.neurons for block in blocks}
+    found = {block.id: block.neurons for block in placement.info.blocks}
+    if expected != found:
+        differing = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise MismatchError(f"does not fit the checkpoint's blocks (first at {differing})", where=placement.path)
+
+
+def _check_options(options: RelayoutOptions) -> None:
+    if options.alignment < 1 or options.alignment > MAX_ALIGNMENT or options.alignment & (options.alignment - 1):
+        raise OptionError(f"--alignment {options.alignment} is not a power of two up to {MAX_ALIGNMENT}")
+    if options.layout == PERMUTED and options.resident != "none":
+        raise OptionError("--resident needs --layout bundled: a permuted layout keeps every tensor where it was")
+    rounded = set(options.formats.values()) != {SOURCE}
+    if options.layout == PERMUTED and rounded:
+        raise OptionError("--weights needs --layout bundled: a permuted layout keeps every tensor as it was")
+    if options.rounding not in ROUNDINGS:
+        raise OptionError(f"--rounding {options.rounding!r} is not one of {', '.join(ROUNDINGS)}")
+
+
+def plan_bundled(
+    checkpoint: Checkpoint,
+    blocks: Sequence[FFNBlock],
+    placed: Mapping[str, PlacementBlock],
+    *,
+    device: DeviceModel | None = None,
+    ordering_sequences: int = 0,
+    resident: str = "none",
+    alignment: int = 4096,
+    weights: Mapping[str, str] = AS_IN_SOURCE,
+    rounding: str = NEAREST,
+) -> BundledPlan:
+    """Plan the bundled layout of a checkpoint.
+
+    Bundles come first, each tensor on a multiple of `alignment`; where a tensor does not fill its last page, a padding
+    tensor follows it. All other tensors follow from a multiple of 8 on, wide dtypes first, so that each is naturally
+    aligned.
+
+    Args:
+        placed: What the placement says of every block, by id.
+        device: What reads of these bundles cost; by default the gap is the placement's, for bundles as it knows them.
+        ordering_sequences: How many sequences made the order.
+        resident: "none", or "gate" to keep the rows that decide firing out of the bundles.
+        weights: The format to store weights in, by role.
+        rounding: How the scales of rounded weights are found.
+
+    Raises:
+        UnsupportedError: A block whose parts differ in dtype, or cannot be rounded to a format; or a checkpoint that
+            uses a tensor name of the layout.
+    """
+    for block in blocks:
+        for part in block.parts:
+            require_convertible(weights[part.role], block.id, block.hidden, part.dtype)
+    bundled = {block.id: _bundled_parts(checkpoint, block, resident) for block in blocks}
+    specs = _bundle_specs(blocks, bundled, alignment, weights)
+    seen: TensorSpec = (ORDERING_SEQUENCES, "U8", (ordering_sequences, DIGEST_BYTES))
+    rest = [
+        seen,
+        *_small_specs(checkpoint, blocks, resident, weights),
+        *_source_specs(checkpoint),
+        *_other_specs(checkpoint, blocks),
+    ]
+    specs += sorted(rest, key=lambda spec: -DTYPE_BITS[spec[1]])
+    try:
+        header = build_header(specs, {}, alignment=max(alignment, _WIDEST))
+    except ValueError as error:
+        raise UnsupportedError(f"cannot be laid out: {error}", where=checkpoint.directory) from None
+    ranges = {entry.name: _range(entry, header.data_start) for entry in header.entries}
+    return BundledPlan(
+        header=header,
+        alignment=alignment,
+        resident=resident,
+        blocks=tuple(
+            _flash_block(block, bundled[block.id], placed[block.id], ranges, resident, device, weights)
+            for block in blocks
+        ),
+        sources=_source_files(checkpoint, ranges),
+        rounding=rounding,
+    )
+
+
+def verbatim_files(checkpoint: Checkpoint) -> list[str]:
+    """Files kept whole inside the layout, because their name would mean something else beside a flash layout."""
+    names = [SHARD_INDEX] if checkpoint.sharded else []
+    return [*names, MODEL_CARD] if (checkpoint.directory / MODEL_CARD).is_file() else names
+
+
+def _bundled_parts(checkpoint: Checkpoint, block: FFNBlock, resident: str) -> tuple[BlockPart, ...]:
+    if len({part.dtype for part in block.parts}) > 1:
+        kinds = ", ".join(f"{part.weight} {part.dtype}" for part in block.parts)
+        raise UnsupportedError(
+            f"parts of {block.id} differ in dtype ({kinds}), so they cannot form a bundle",
+            where=checkpoint.directory,
+            fix="convert the checkpoint to one dtype, or use --layout permuted",
+        )
+    firing = block.firing_part
+    return tuple(part for part in block.parts if resident == "none" or part is not firing)
+
+
+def _bundle_specs(
+    blocks: Sequence[FFNBlock],
+    bundled: Mapping[str, Sequence[BlockPart]],
+    alignment: int,
+    weights: Mapping[str, str],
+) -> list[TensorSpec]:
+    specs: list[TensorSpec] = []
+    gap = 0
+    for block in blocks:
+        if gap:
+            specs.append((f"padding.{len(specs)}", "U8", (gap,)))
+        parts = bundled[block.id]
+        dtype, shape = parts[0].dtype, (block.neurons, len(parts) * block.hidden)
+        if any(weights[part.role] != SOURCE for part in parts):
+            dtype, shape = "U8", (block.neurons, sum(_row_bytes(block, part, weights) for part in parts))
+        specs.append((f"{block.id}.bundles", dtype, shape))
+        gap = -tensor_bytes(dtype, shape) % alignment
+    tail = -sum(tensor_bytes(dtype, shape) for _, dtype, shape in specs) % _WIDEST
+    return [*specs, (f"padding.{len(specs)}", "U8", (tail,))] if tail else specs
+
+
+def _row_bytes(block: FFNBlock, part: BlockPart, weights: Mapping[str, str]) -> int:
+    """Bytes of one neuron's weights in a part."""
+    return part_bytes(weights[part.role], block.hidden, part.element_bytes)
+
+
+def _small_specs(
+    checkpoint: Checkpoint, blocks: Sequence[FFNBlock], resident: str, weights: Mapping[str, str]
+) -> Iterable[TensorSpec]:
+    for block in blocks:
+        yield f"{block.id}.order", "I32", (block.neurons,)
+        yield f"{block.id}.frequency", "F32", (block.neurons,)
+        if resident == "gate":
+            part = block.firing_part
+            dtype, width = part.dtype, block.hidden
+            if weights[part.role] != SOURCE:
+                dtype, width = "U8", _row_bytes(block, part, weights)
+            yield f"{block.id}.{part.role}", dtype, (block.neurons, width)
+        for part in biases_by_neuron(block):
+            assert part.bias is not None
+            yield f"{block.id}.{part.role}.bias", checkpoint.place(part.bias).entry.dtype, (block.neurons,)
+
+
+def _source_specs(checkpoint: Checkpoint) -> Iterable[TensorSpec]:
+    for file in checkpoint.files:
+        yield f"source.{file.path.name}", "U8", (file.header.data_start,)
+    for name in verbatim_files(checkpoint):
+        yield f"source.{name}", "U8", (len(checkpoint.read_beside(name)),)
+
+
+def _other_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> Iterable[TensorSpec]:
+    moved = moved_pieces(checkpoint, blocks)
+    for name in sorted(checkpoint.tensors):
+        if name not in moved:
+            entry = checkpoint.place(name).entry
+            yield name, entry.dtype, entry.shape
+
+
+def _range(entry: TensorEntry, data_start: int) -> TensorRange:
+    return TensorRange(entry.name, data_start + entry.start, entry.nbytes, entry.dtype, entry.shape)
+
+
+def _flash_block(
+    block: FFNBlock,
+    bundled: Sequence[BlockPart],
+    placed: PlacementBlock,
+    ranges: Mapping[str, TensorRange],
+    resident: str,
+    device: DeviceModel | None,
+    weights: Mapping[str, str],
+) -> FlashBlock:
+    sizes = [_row_bytes(block, part, weights) for part in bundled]
+    stride = sum(sizes)
+    _require_aligned_parts(block, bundled, sizes, weights)
+    gap = placed.collapse_gap if device is None else collapse_gap(device.operation_in_bundles(stride))
+    parts = tuple(
+        BundlePart(
+            part.role, part.weight, part.neuron_axis, stop - size, size, *_place(block, part), weights[part.role]
+        )
+        for part, size, stop in zip(bundled, sizes, itertools.accumulate(sizes), strict=True)
+    )
+    kept = []
+    if resident == "gate":
+        firing = block.firing_part
+        place = ranges[f"{block.id}.{firing.role}"]
+        kept.append(
+            ResidentTensor(
+                firing.role,
+                "rows",
+                firing.weight,
+                firing.neuron_axis,
+                place,
+                *_place(block, firing),
+                weights[firing.role],
+            )
+        )
+    for part in block.parts:
+        if part.bias is not None and part.role == "down":
+            place = ranges[part.bias]
+            size = DTYPE_BITS[place.dtype] // 8
+            kept.append(ResidentTensor("down", "output_bias", part.bias, 0, place, part.bias_start * size, size))
+        elif part.bias is not None:
+            place = ranges[f"{block.id}.{part.role}.bias"]
+            region = block.bias_region(part, place.dtype)
+            kept.append(ResidentTensor(part.role, "bias", part.bias, 0, place, region.start, region.pitch))
+    return FlashBlock(
+        id=block.id,
+        expert=None if block.expert is None else block.expert.index,
+        neurons=block.neurons,
+        hidden=block.hidden,
+        dtype=bundled[0].dtype,
+        activation=block.activation,
+        threshold=placed.threshold,
+        pinned=placed.pinned,
+        collapse_gap=gap,
+        stride=stride,
+        bundles=ranges[f"{block.id}.bundles"],
+        parts=parts,
+        resident=tuple(kept),
+        order=ranges[f"{block.id}.order"],
+        frequency=ranges[f"{block.id}.frequency"],
+    )
+
+
+def _require_aligned_parts(
+    block: FFNBlock, bundled: Sequence[BlockPart], sizes: Sequence[int], weights: Mapping[str, str]
+) -> None:
+    """Parts as in the source are moved as whole elements, so they must lie on multiples of them in every bundle."""
+    for part, size, stop in zip(bundled, sizes, itertools.accumulate(sizes), strict=True):
+        if weights[part.role] == SOURCE and ((stop - size) % part.element_bytes or sum(sizes) % part.element_bytes):
+            raise UnsupportedError(
+                f"the {part.role} weights, left as {part.dtype}, do not lie on whole elements beside rounded parts of "
+                f"{block.hidden} weights",
+                where=block.id,
+                fix="give every role a format in --weights",
+            )
+
+
+def _place(block: FFNBlock, part: BlockPart) -> tuple[int, int]:
+    region = block.region(part)
+    return region.start, region.pitch
+
+
+def _source_files(checkpoint: Checkpoint, ranges: Mapping[str, TensorRange]) -> tuple[SourceFile, ...]:
+    weights = [
+        SourceFile(file.path.name, "weights", file.size, ranges[f"source.{file.path.name}"])
+        for file in checkpoint.files
+    ]
+    verbatim = [
+        SourceFile(name, "verbatim", ranges[f"source.{name}"].bytes, ranges[f"source.{name}"])
+        for name in verbatim_files(checkpoint)
+    ]
+    return (*weights, *verbatim)
