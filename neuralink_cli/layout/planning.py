@@ -77,7 +77,7 @@ def plan_relayout(
             rounding=options.rounding,
         )
         weight_bytes = bundled.file_bytes
-        _tell_of_other_bundles(bundled, placement)
+        _tell_of_other_bundles(bundled, placement, options)
     return RelayoutPlan(
         source=checkpoint.directory,
         options=options,
@@ -97,7 +97,7 @@ def _device(placement: Placement) -> DeviceModel | None:
     return None if record is None else recorded_device(record, placement.path)
 
 
-def _tell_of_other_bundles(plan: BundledPlan, placement: Placement) -> None:
+def _tell_of_other_bundles(plan: BundledPlan, placement: Placement, options: RelayoutOptions) -> None:
     made_for = {block.id: block.bundle_bytes for block in placement.info.blocks}
     differing = [block for block in plan.blocks if block.stride != made_for[block.id]]
     if differing:
@@ -107,7 +107,8 @@ def _tell_of_other_bundles(plan: BundledPlan, placement: Placement) -> None:
             f"{made_for[first.id]:,}",
             f"{first.stride:,}",
             first.id,
-            " --resident gate" if plan.resident == "gate" else "",
+            (" --resident gate" if plan.resident == "gate" else "")
+            + (f" --weights {options.weights}" if options.weights != SOURCE else ""),
         )
 
 

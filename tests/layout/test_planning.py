@@ -222,5 +222,6 @@ def test_the_gap_is_for_the_bundles_that_are_written(
         assert block.collapse_gap == collapse_gap(1e-5 * 1e9 / block.stride)
     told = "the order was made for bundles of" in caplog.text
     assert told == (resident == "gate")
+    assert ("`cluster --resident gate` makes it for them" in caplog.text) == told
     with BundledLayout(tmp_path / "layout") as layout:
         assert [b.collapse_gap for b in layout.index.blocks] == [b.collapse_gap for b in plan.bundled.blocks]

@@ -128,10 +128,14 @@ def test_another_model_of_the_same_shapes_is_found(tmp_path: Path) -> None:
         verify(other, tmp_path / "layout")
 
 
-def test_the_index_says_what_is_rounded_and_nothing_of_it_otherwise(tmp_path: Path) -> None:
+def test_the_index_says_what_is_rounded_and_nothing_of_it_otherwise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model, placement = checkpoint(tmp_path, "llama", "F16")
     relayout(model, placement, tmp_path / "plain", resident="gate")
+    caplog.set_level("INFO", "neuralink_cli")
     relayout(model, placement, tmp_path / "mixed", weights=MIXED, resident="gate", rounding="search")
+    assert f"`cluster --resident gate --weights {MIXED}` makes it for them" in caplog.text
     plain, mixed = (json.loads((tmp_path / name / "model.flash.json").read_text()) for name in ("plain", "mixed"))
     assert "rounding" not in plain
     assert mixed["rounding"] == "search"
