@@ -17,9 +17,9 @@ import numpy as np
 
 from neuralink_cli.architectures.regions import Region
 from neuralink_cli.arrays import Bytes, Order
-from neuralink_cli.files.weight_formats import IQ4_NL, NEAREST, Q4_0, Q8_0, SEARCH, BlockFormat
 from neuralink_cli.layout.bundling import gather_part
-from neuralink_cli.layout.quantising import dequantise, gather_quantised
+from neuralink_cli.weight_formats.formats import IQ4_NL, NEAREST, Q4_0, Q8_0, SEARCH, BlockFormat
+from neuralink_cli.weight_formats.quantising import dequantise, gather_quantised
 
 KINDS = ((Q8_0, NEAREST), (Q8_0, SEARCH), (Q4_0, NEAREST), (Q4_0, SEARCH), (IQ4_NL, SEARCH))
 PARTS = 3

@@ -12,7 +12,7 @@ import click
 
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.output import set_verbosity
-from neuralink_cli.files.weight_formats import FORMAT_NAMES, SOURCE
+from neuralink_cli.weight_formats.formats import FORMAT_NAMES, SOURCE
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -22,9 +22,9 @@ from neuralink_cli.cli.options import (
     weights_option,
 )
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
-from neuralink_cli.files.weight_formats import NEAREST, ROUNDINGS
 from neuralink_cli.layout.names import BUNDLED, LAYOUT_KINDS, RESIDENT_CHOICES
 from neuralink_cli.sizes import human_bytes
+from neuralink_cli.weight_formats.formats import NEAREST, ROUNDINGS
 
 
 @click.command(

@@ -20,13 +20,13 @@ from neuralink_cli.checkpoint.checkpoint import TensorPlace
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, LENGTH_BYTES, Header, parse_header
 from neuralink_cli.files.tensor_file import TensorFile
-from neuralink_cli.files.weight_formats import SOURCE, part_bytes, require_convertible
 from neuralink_cli.layout.gathering import Gathering, gatherings_of
 from neuralink_cli.layout.index import read_flash_index
 from neuralink_cli.layout.names import FLASH_FILE
 from neuralink_cli.layout.plan import FlashBlock, ResidentTensor, SourcePiece, TensorRange
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, is_permutation
+from neuralink_cli.weight_formats.formats import SOURCE, part_bytes, require_convertible
 
 
 class BundledLayout:

@@ -13,12 +13,12 @@ from neuralink_cli.arrays import Bytes
 from neuralink_cli.files.durable import write_file
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header
 from neuralink_cli.files.sections import Section, ready, write_sections
-from neuralink_cli.files.weight_formats import BLOCK_FORMATS, SOURCE
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.companions import restore_companions
 from neuralink_cli.layout.plan import BundlePart, SourcePiece
-from neuralink_cli.layout.quantising import dequantise
 from neuralink_cli.layout.unbundling import tensor_sections
+from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, SOURCE
+from neuralink_cli.weight_formats.quantising import dequantise
 
 Values = npt.NDArray[np.float32]
 

@@ -15,8 +15,8 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.files import pipeline
 from neuralink_cli.files.header import DTYPE_BITS
 from neuralink_cli.files.pipeline import FileRange
-from neuralink_cli.files.weight_formats import BLOCK_FORMATS, BLOCK_WEIGHTS, SOURCE
 from neuralink_cli.layout.plan import FlashBlock
+from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, BLOCK_WEIGHTS, SOURCE
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Gathering:
         """
         # Imported here because numba is slow to import and a quick look at a layout does not need it.
         from neuralink_cli.layout.bundling import gather_part
-        from neuralink_cli.layout.quantising import gather_quantised
+        from neuralink_cli.weight_formats.quantising import gather_quantised
 
         element_bytes = DTYPE_BITS[self.dtype] // 8
         for part, first, count in self._cuts():

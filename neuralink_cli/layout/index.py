@@ -17,11 +17,11 @@ from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.durable import write_file
 from neuralink_cli.files.json_text import canonical, parse_object, read_object, readable
 from neuralink_cli.files.schema import Schema, check_document
-from neuralink_cli.files.weight_formats import NEAREST, SOURCE
 from neuralink_cli.layout.names import FLASH_FILE, PERMUTED_PLACEMENT
 from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor, SourceFile, TensorRange
 from neuralink_cli.placement.gain import source_gains, total_gain
 from neuralink_cli.placement.placement import STORED, Placement
+from neuralink_cli.weight_formats.formats import NEAREST, SOURCE
 
 FLASH_SCHEMA = Schema("flash index", __package__, "flash_index.schema.json")
 PERMUTED_SCHEMA = Schema("permuted index", __package__, "permuted_index.schema.json")

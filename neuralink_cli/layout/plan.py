@@ -9,8 +9,8 @@ from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.regions import Region
 from neuralink_cli.checkpoint.companions import LeftOut
 from neuralink_cli.files.header import DTYPE_BITS, Header
-from neuralink_cli.files.weight_formats import NEAREST, SOURCE, parse_weight_formats
 from neuralink_cli.layout.names import BUNDLED
+from neuralink_cli.weight_formats.formats import NEAREST, SOURCE, parse_weight_formats
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,6 @@ from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel, recorded_device
 from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header, tensor_bytes
-from neuralink_cli.files.weight_formats import (
-    AS_IN_SOURCE,
-    NEAREST,
-    ROUNDINGS,
-    SOURCE,
-    part_bytes,
-    require_convertible,
-)
 from neuralink_cli.layout.companions import companions_to_copy
 from neuralink_cli.layout.names import BUNDLED, MODEL_CARD, PERMUTED
 from neuralink_cli.layout.plan import (
@@ -37,6 +29,14 @@ from neuralink_cli.layout.plan import (
     TensorRange,
 )
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement, PlacementBlock
+from neuralink_cli.weight_formats.formats import (
+    AS_IN_SOURCE,
+    NEAREST,
+    ROUNDINGS,
+    SOURCE,
+    part_bytes,
+    require_convertible,
+)
 
 logger = logging.getLogger(__name__)
 

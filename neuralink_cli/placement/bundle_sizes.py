@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from neuralink_cli.activations.trace import TraceBlock
 from neuralink_cli.errors import OptionError
-from neuralink_cli.files.weight_formats import BLOCK_WEIGHTS, SOURCE, parse_weight_formats, part_bytes
+from neuralink_cli.weight_formats.formats import BLOCK_WEIGHTS, SOURCE, parse_weight_formats, part_bytes
 
 
 def bundle_bytes_of(block: TraceBlock, weights: str, *, resident: str) -> int:

@@ -18,7 +18,6 @@ from neuralink_cli.devices.device import DeviceModel, device_record
 from neuralink_cli.devices.ratio import bootstrap_ratios
 from neuralink_cli.errors import OptionError
 from neuralink_cli.files.durable import require_free
-from neuralink_cli.files.weight_formats import SOURCE, parse_weight_formats
 from neuralink_cli.kernels import available_cpus
 from neuralink_cli.placement.block_ordering import BlockOptions, OrderedBlock, order_block
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
@@ -34,6 +33,7 @@ from neuralink_cli.placement.placement import (
     write_placement,
 )
 from neuralink_cli.progress import Progress, no_progress
+from neuralink_cli.weight_formats.formats import SOURCE, parse_weight_formats
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from neuralink_cli.architectures.blocks import BlockPart
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
-from neuralink_cli.files.weight_formats import SOURCE
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import describe_source, open_layout
 from neuralink_cli.layout.plan import FlashBlock, ResidentTensor
@@ -22,6 +21,7 @@ from neuralink_cli.runtime.flash_weights import FlashWeights
 from neuralink_cli.runtime.settings import RunSettings, require_runnable
 from neuralink_cli.storage.budget import parse_budget
 from neuralink_cli.storage.policies import DEFAULT_POLICY
+from neuralink_cli.weight_formats.formats import SOURCE
 
 if TYPE_CHECKING:
     import torch

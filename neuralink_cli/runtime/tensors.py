@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.files.weight_formats import BLOCK_FORMATS, SOURCE
-from neuralink_cli.layout.quantising import dequantise
+from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, SOURCE
+from neuralink_cli.weight_formats.quantising import dequantise
 
 _DTYPES = {
     "F64": torch.float64,

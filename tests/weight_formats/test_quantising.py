@@ -17,7 +17,9 @@ from hypothesis.extra.numpy import arrays
 from neuralink_cli.architectures.regions import Region, stretches
 from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import OptionError, UnsupportedError
-from neuralink_cli.files.weight_formats import (
+from neuralink_cli.placement.placement import inverse
+from neuralink_cli.weight_formats.block_kernels import CANDIDATES, DTYPE_NUMBERS, IQ4_NL_LEVELS
+from neuralink_cli.weight_formats.formats import (
     BLOCK_FORMATS,
     CONVERTIBLE_DTYPES,
     IQ4_NL,
@@ -30,9 +32,7 @@ from neuralink_cli.files.weight_formats import (
     part_bytes,
     require_convertible,
 )
-from neuralink_cli.layout.quantising import BadBlock, Values, dequantise, gather_quantised, quantise
-from neuralink_cli.layout.weight_format_kernels import CANDIDATES, DTYPE_NUMBERS, IQ4_NL_LEVELS
-from neuralink_cli.placement.placement import inverse
+from neuralink_cli.weight_formats.quantising import BadBlock, Values, dequantise, gather_quantised, quantise
 
 FORMATS = (Q8_0, Q4_0, IQ4_NL)
 GGML = {

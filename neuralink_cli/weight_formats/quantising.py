@@ -13,8 +13,7 @@ import numpy.typing as npt
 from neuralink_cli.architectures.regions import Region
 from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.files.weight_formats import BLOCK_WEIGHTS, IQ4_NL, NEAREST, SEARCH, BlockFormat
-from neuralink_cli.layout.weight_format_kernels import (
+from neuralink_cli.weight_formats.block_kernels import (
     DTYPE_NUMBERS,
     FORMAT_NUMBERS,
     NOT_FINITE,
@@ -22,6 +21,7 @@ from neuralink_cli.layout.weight_format_kernels import (
     gather_columns,
     gather_rows,
 )
+from neuralink_cli.weight_formats.formats import BLOCK_WEIGHTS, IQ4_NL, NEAREST, SEARCH, BlockFormat
 
 Values = npt.NDArray[np.float32]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from neuralink_cli.files.weight_formats import BLOCK_WEIGHTS
 from neuralink_cli.kernels import kernel
+from neuralink_cli.weight_formats.formats import BLOCK_WEIGHTS
 
 # The levels of iq4_nl, as ggml has them.
 IQ4_NL_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)

@@ -1,7 +1,7 @@
 """Weight formats: how the numbers of a part of a bundle are stored. Names and sizes only; fast to import.
 
 A part keeps the dtype of the source, or is stored in one of ggml's block formats: 32 weights along `hidden` share one
-float16 scale. `weight_format_kernels.py` converts; docs/weight_formats.md says what every byte means.
+float16 scale. `block_kernels.py` converts; docs/weight_formats.md says what every byte means.
 """
 
 from __future__ import annotations
