@@ -24,7 +24,7 @@ from neuralink_cli.cli.options import (
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
 from neuralink_cli.layout.names import BUNDLED, LAYOUT_KINDS, RESIDENT_CHOICES
 from neuralink_cli.sizes import human_bytes
-from neuralink_cli.weight_formats.formats import NEAREST, ROUNDINGS
+from neuralink_cli.weight_formats.formats import DENSE_BESIDE_ROUNDED, FORMAT_NAMES, NEAREST, ROUNDINGS, SOURCE
 
 
 @click.command(
@@ -63,11 +63,17 @@ Examples:
 )
 @weights_option("Format to store FFN weights in")
 @click.option(
+    "--dense-weights",
+    type=click.Choice(FORMAT_NAMES),
+    help="Format of the matrices outside the FFN blocks (attention, embeddings, output head).  [default: "
+    f"{DENSE_BESIDE_ROUNDED} if --weights rounds any, else {SOURCE}]",
+)
+@click.option(
     "--rounding",
     type=click.Choice(ROUNDINGS),
     default=NEAREST,
     show_default=True,
-    help="How --weights finds the scale of 32 weights: as ggml does, or by searching for the least squared error.",
+    help="How rounding finds the scale of 32 weights: as ggml does, or by searching for the least squared error.",
 )
 @click.option(
     "--alignment",
@@ -103,6 +109,7 @@ def command(
     layout: str,
     resident: str,
     weights: str,
+    dense_weights: str | None,
     rounding: str,
     alignment: int,
     all_files: bool,
@@ -115,9 +122,9 @@ def command(
 ) -> None:
     """Write a checkpoint in the order of a placement.
 
-    Moves the bytes of MODEL, a directory or hub id as for `profile`, and never decodes them, unless --weights asks for
-    FFN weights in another format. Everything else in its
-    folder comes along; a remark names what does not. The output appears only when it is complete.
+    Moves the bytes of MODEL, a directory or hub id as for `profile`, and never decodes them, unless --weights or
+    --dense-weights asks for another format. Everything else in its folder comes along; a remark names what does not.
+    The output appears only when it is complete.
     """
     from neuralink_cli.layout.plan import RelayoutOptions
     from neuralink_cli.layout.relayout import relayout
@@ -133,6 +140,7 @@ def command(
                 alignment=alignment,
                 all_files=all_files,
                 weights=weights,
+                dense_weights=dense_weights,
                 rounding=rounding,
             ),
             revision=revision,

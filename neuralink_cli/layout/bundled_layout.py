@@ -23,7 +23,7 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.gathering import Gathering, gatherings_of
 from neuralink_cli.layout.index import read_flash_index
 from neuralink_cli.layout.names import FLASH_FILE
-from neuralink_cli.layout.plan import FlashBlock, ResidentTensor, SourcePiece, TensorRange
+from neuralink_cli.layout.plan import DenseTensor, FlashBlock, ResidentTensor, SourcePiece, TensorRange
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, is_permutation
 from neuralink_cli.weight_formats.formats import SOURCE, part_bytes, require_convertible
@@ -141,7 +141,12 @@ class BundledLayout:
     @property
     def exact(self) -> bool:
         """Whether all weights are stored as they are in the source."""
-        return all(block.exact for block in self.index.blocks)
+        return not self.dense and all(block.exact for block in self.index.blocks)
+
+    @cached_property
+    def dense(self) -> dict[str, DenseTensor]:
+        """The tensors outside the blocks whose weights are rounded, by name."""
+        return {tensor.name: tensor for tensor in self.index.dense}
 
     @cached_property
     def gatherings(self) -> dict[str, Gathering]:
@@ -195,6 +200,9 @@ class BundledLayout:
             self._check_block(block)
             for place in (block.bundles, block.order, block.frequency, *(r.place for r in block.resident)):
                 self._check_range(place)
+        for tensor in index.dense:
+            self._check_range(tensor.place)
+            self._check_dense(tensor)
         for source in index.sources:
             self._check_range(source.stored)
             if source.kind == "verbatim" and source.stored.bytes != source.bytes:
@@ -270,14 +278,27 @@ class BundledLayout:
                 where=self.directory,
             )
 
+    def _check_dense(self, tensor: DenseTensor) -> None:
+        require_convertible(tensor.weights, tensor.name, tensor.columns, tensor.dtype)
+        self._check_place(tensor.place, "U8", (*tensor.place.shape[:1], tensor.row_bytes))
+
     def _check_sources(self) -> None:
         """Check that every tensor of the source is there, unchanged or in a form to rebuild it from."""
         stated = {entry.name: entry for header in self.source_headers.values() for entry in header.entries}
-        for name in sorted(stated.keys() - self.made_slabs.keys()):
-            kept = self.file.entry(name)
-            if (kept.dtype, kept.shape) != (stated[name].dtype, stated[name].shape):
+        kept_names = stated.keys() - self.made_slabs.keys()
+        for tensor in self.index.dense:
+            if tensor.name not in kept_names or self.dense[tensor.name] is not tensor:
                 raise VerificationError(
-                    f"tensor {name!r} is {kept.dtype} {list(kept.shape)}, "
+                    f"tensor {tensor.name!r} is no dense tensor of the source", where=self.file.path
+                )
+        for name in sorted(kept_names):
+            kept = self.file.entry(name)
+            found = (kept.dtype, kept.shape)
+            if name in self.dense:
+                found = (self.dense[name].dtype, (self.dense[name].rows, self.dense[name].columns))
+            if found != (stated[name].dtype, stated[name].shape):
+                raise VerificationError(
+                    f"tensor {name!r} is {found[0]} {list(found[1])}, "
                     f"but {stated[name].dtype} {list(stated[name].shape)} in the source",
                     where=self.file.path,
                 )

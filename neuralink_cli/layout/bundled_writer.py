@@ -11,6 +11,7 @@ from neuralink_cli.files.journal import Journal
 from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import Scratch
 from neuralink_cli.files.sections import Section, copied, ready, write_sections, zeros
+from neuralink_cli.layout.dense_rounding import rounded_section
 from neuralink_cli.layout.gathering import Gathering, gatherings_of
 from neuralink_cli.layout.plan import BundledPlan, SourceFile
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, PlacedBlock, inverse
@@ -53,6 +54,8 @@ def _made_sections(plan: BundledPlan, checkpoint: Checkpoint, placed: Mapping[st
     for block in plan.blocks:
         made[block.order.tensor] = ready(placed[block.id].order)
         made[block.frequency.tensor] = ready(placed[block.id].frequency)
+    for tensor in plan.dense:
+        made[tensor.name] = rounded_section(tensor, checkpoint, plan.rounding, scratch)
     for source in plan.sources:
         made[source.stored.tensor] = ready(_stored_bytes(source, checkpoint))
     return made

@@ -21,10 +21,11 @@ from neuralink_cli.files import pipeline
 from neuralink_cli.files.header import TensorEntry
 from neuralink_cli.files.pipeline import FileRange, Scratch, pieces_of, read_ahead
 from neuralink_cli.files.tensor_file import TensorFile
+from neuralink_cli.layout.dense_rounding import rounded, source_reads, stored_reads
 from neuralink_cli.layout.gathering import Gathering
 from neuralink_cli.layout.open_layout import Layout, check_digest
 from neuralink_cli.layout.permuting import moved_bytes, slab_reads
-from neuralink_cli.layout.plan import SourcePiece
+from neuralink_cli.layout.plan import DenseTensor, SourcePiece
 from neuralink_cli.layout.unbundling import scatter_piece
 from neuralink_cli.placement.placement import inverse
 
@@ -89,6 +90,8 @@ class Comparison:
         for entry in file.header.entries:
             if entry.name in layout.gatherings:
                 yield self._remade(file, entry, layout.gatherings[entry.name])
+            elif layout.kind == "bundled" and entry.name in layout.dense:
+                yield self._rounded(file, layout.dense[entry.name], layout.index.rounding)
             elif entry.name in made:
                 yield self._made(file, entry, made[entry.name])
             elif entry.name in layout.moved_slabs:
@@ -181,6 +184,27 @@ class Comparison:
                 task.result()
 
         return _Check(entry.nbytes, reads, gathering.reads(self._checkpoint), run)
+
+    def _rounded(self, file: TensorFile, tensor: DenseTensor, rounding: str) -> _Check:
+        """A tensor outside the blocks: its rows are rounded again."""
+        reads = stored_reads(tensor, file)
+
+        def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
+            row = 0
+            for expected in rounded(tensor, (next(source) for _ in reads), rounding, self._lines):
+                data = next(stored)
+                hashed = hashing(data)
+                if not _equal(data, expected):
+                    row += int(np.flatnonzero(data != expected)[0]) // tensor.row_bytes
+                    raise VerificationError(
+                        f"tensor {tensor.name!r} is not what the source gives as {tensor.weights}: row {row}",
+                        where=self._layout.directory,
+                    )
+                row += data.size // tensor.row_bytes
+                hashed.result()
+            self._compared[tensor.name] += tensor.rows * tensor.source_row_bytes
+
+        return _Check(tensor.place.bytes, reads, source_reads(tensor, self._checkpoint), run)
 
     def _load(
         self, nbytes: int, reads: Sequence[FileRange], stored: Iterator[Bytes], hashing: Hashing

@@ -15,6 +15,7 @@ from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header
 from neuralink_cli.files.sections import Section, ready, write_sections
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.companions import restore_companions
+from neuralink_cli.layout.dense_rounding import decoded_section
 from neuralink_cli.layout.plan import BundlePart, SourcePiece
 from neuralink_cli.layout.unbundling import tensor_sections
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, SOURCE
@@ -43,11 +44,15 @@ def write_decoded(layout: BundledLayout, directory: Path, progress: Callable[[in
         for name, slabs in layout.made_slabs.items()
         if any(piece.part.weights != SOURCE for slab in slabs for piece in slab.pieces)
     }
+    wide = rounded | layout.dense.keys()
     for file, header in layout.source_headers.items():
-        specs = [(e.name, "F32" if e.name in rounded else e.dtype, e.shape) for e in header.entries]
+        specs = [(e.name, "F32" if e.name in wide else e.dtype, e.shape) for e in header.entries]
         sections: list[Section] = [ready(build_header(specs, {"format": "pt"}).prelude)]
         for entry in header.entries:
-            sections += [_decoded(layout, entry)] if entry.name in rounded else tensor_sections(layout, [entry])
+            if entry.name in layout.dense:
+                sections.append(decoded_section(layout.dense[entry.name], layout.file))
+            else:
+                sections += [_decoded(layout, entry)] if entry.name in rounded else tensor_sections(layout, [entry])
         write_sections(directory / file, sections, progress)
 
 

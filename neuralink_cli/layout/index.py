@@ -18,7 +18,15 @@ from neuralink_cli.files.durable import write_file
 from neuralink_cli.files.json_text import canonical, parse_object, read_object, readable
 from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.layout.names import FLASH_FILE, PERMUTED_PLACEMENT
-from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor, SourceFile, TensorRange
+from neuralink_cli.layout.plan import (
+    BundledPlan,
+    BundlePart,
+    DenseTensor,
+    FlashBlock,
+    ResidentTensor,
+    SourceFile,
+    TensorRange,
+)
 from neuralink_cli.placement.gain import source_gains, total_gain
 from neuralink_cli.placement.placement import STORED, Placement
 from neuralink_cli.weight_formats.formats import NEAREST, SOURCE
@@ -40,6 +48,7 @@ class FlashIndex:
     fingerprint: str
     blocks: tuple[FlashBlock, ...]
     sources: tuple[SourceFile, ...]
+    dense: tuple[DenseTensor, ...]
     digests: Mapping[str, str]
     document: Mapping[str, Any]
 
@@ -68,7 +77,8 @@ def flash_document(
         "file": {"name": FLASH_FILE, "bytes": plan.file_bytes, "sha256": sha256},
         **_common(placement, origin),
         "blocks": [_block_document(block) for block in plan.blocks],
-        **({} if all(block.exact for block in plan.blocks) else {"rounding": plan.rounding}),
+        **({} if plan.exact else {"rounding": plan.rounding}),
+        **({"dense": [asdict(tensor) for tensor in plan.dense]} if plan.dense else {}),
         "sources": [asdict(source) for source in plan.sources],
         "digests": dict(digests),
         "companions": sorted(companions, key=lambda file: str(file["name"])),
@@ -141,6 +151,9 @@ def read_flash_index(directory: Path) -> FlashIndex:
         blocks=tuple(_parse_block(block) for block in document["blocks"]),
         sources=tuple(
             SourceFile(**{**source, "stored": _parse_range(source["stored"])}) for source in document["sources"]
+        ),
+        dense=tuple(
+            DenseTensor(**{**tensor, "place": _parse_range(tensor["place"])}) for tensor in document.get("dense", ())
         ),
         digests=document["digests"],
         document=document,

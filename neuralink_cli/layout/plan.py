@@ -10,7 +10,14 @@ from neuralink_cli.architectures.regions import Region
 from neuralink_cli.checkpoint.companions import LeftOut
 from neuralink_cli.files.header import DTYPE_BITS, Header
 from neuralink_cli.layout.names import BUNDLED
-from neuralink_cli.weight_formats.formats import NEAREST, SOURCE, parse_weight_formats
+from neuralink_cli.weight_formats.formats import (
+    BLOCK_FORMATS,
+    DENSE_BESIDE_ROUNDED,
+    NEAREST,
+    SOURCE,
+    parse_weight_format,
+    parse_weight_formats,
+)
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,42 @@ class SourcePiece:
 
 
 @dataclass(frozen=True)
+class DenseTensor:
+    """A matrix of the source that is part of no block, with its rows stored in a weight format.
+
+    Attributes:
+        place: The tensor of the layout, U8 `[rows, row_bytes]`, under its name in the source.
+        dtype: Its dtype in the source, where it is `[rows, columns]`.
+        weights: The format.
+    """
+
+    place: TensorRange
+    columns: int
+    dtype: str
+    weights: str
+
+    @property
+    def name(self) -> str:
+        """Its name, in the layout and in the source."""
+        return self.place.tensor
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self.place.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in the layout."""
+        return BLOCK_FORMATS[self.weights].row_bytes(self.columns)
+
+    @property
+    def source_row_bytes(self) -> int:
+        """Bytes of a row in the source."""
+        return self.columns * DTYPE_BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
 class SourceFile:
     """A file of the source checkpoint that `restore` rebuilds.
 
@@ -157,6 +200,12 @@ class BundledPlan:
     blocks: tuple[FlashBlock, ...]
     sources: tuple[SourceFile, ...]
     rounding: str = NEAREST
+    dense: tuple[DenseTensor, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether all weights are stored as they are in the source."""
+        return not self.dense and all(block.exact for block in self.blocks)
 
     @property
     def file_bytes(self) -> int:
@@ -172,6 +221,8 @@ class RelayoutOptions:
         all_files: Take along what is left out otherwise: other copies of the weights, hidden files and the like.
         weights: The format to round FFN weights to, `FORMAT` or `ROLE=FORMAT,...` as in `parse_weight_formats`.
         rounding: How the scales of rounded weights are found: `nearest` or `search`.
+        dense_weights: The format to round the matrices outside the blocks to; by default that of
+            `DENSE_BESIDE_ROUNDED` if `weights` rounds any, else as in the source.
     """
 
     layout: str = BUNDLED
@@ -180,6 +231,19 @@ class RelayoutOptions:
     all_files: bool = False
     weights: str = SOURCE
     rounding: str = NEAREST
+    dense_weights: str | None = None
+
+    @property
+    def dense_format(self) -> str:
+        """The format of the matrices outside the blocks.
+
+        Raises:
+            OptionError: `weights` or `dense_weights` is no format.
+        """
+        rounded = any(name != SOURCE for name in self.formats.values())
+        if self.dense_weights is None:
+            return DENSE_BESIDE_ROUNDED if rounded else SOURCE
+        return parse_weight_format(self.dense_weights, "--dense-weights")
 
     @property
     def formats(self) -> dict[str, str]:

@@ -21,6 +21,7 @@ from neuralink_cli.layout.names import BUNDLED, MODEL_CARD, PERMUTED
 from neuralink_cli.layout.plan import (
     BundledPlan,
     BundlePart,
+    DenseTensor,
     FlashBlock,
     RelayoutOptions,
     RelayoutPlan,
@@ -29,6 +30,7 @@ from neuralink_cli.layout.plan import (
     TensorRange,
 )
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement, PlacementBlock
+from neuralink_cli.weight_formats.dense import may_be_rounded
 from neuralink_cli.weight_formats.formats import (
     AS_IN_SOURCE,
     NEAREST,
@@ -75,6 +77,7 @@ def plan_relayout(
             alignment=options.alignment,
             weights=options.formats,
             rounding=options.rounding,
+            dense_weights=options.dense_format,
         )
         weight_bytes = bundled.file_bytes
         _tell_of_other_bundles(bundled, placement, options)
@@ -139,8 +142,9 @@ def _check_options(options: RelayoutOptions) -> None:
     if options.layout == PERMUTED and options.resident != "none":
         raise OptionError("--resident needs --layout bundled: a permuted layout keeps every tensor where it was")
     rounded = set(options.formats.values()) != {SOURCE}
-    if options.layout == PERMUTED and rounded:
-        raise OptionError("--weights needs --layout bundled: a permuted layout keeps every tensor as it was")
+    if options.layout == PERMUTED and (rounded or options.dense_format != SOURCE):
+        option = "--weights" if rounded else "--dense-weights"
+        raise OptionError(f"{option} needs --layout bundled: a permuted layout keeps every tensor as it was")
     if options.rounding not in ROUNDINGS:
         raise OptionError(f"--rounding {options.rounding!r} is not one of {', '.join(ROUNDINGS)}")
 
@@ -156,6 +160,7 @@ def plan_bundled(
     alignment: int = 4096,
     weights: Mapping[str, str] = AS_IN_SOURCE,
     rounding: str = NEAREST,
+    dense_weights: str = SOURCE,
 ) -> BundledPlan:
     """Plan the bundled layout of a checkpoint.
 
@@ -170,6 +175,7 @@ def plan_bundled(
         resident: "none", or "gate" to keep the rows that decide firing out of the bundles.
         weights: The format to store weights in, by role.
         rounding: How the scales of rounded weights are found.
+        dense_weights: The format of matrices outside the blocks, of those that `may_be_rounded`.
 
     Raises:
         UnsupportedError: A block whose parts differ in dtype, or cannot be rounded to a format; or a checkpoint that
@@ -180,12 +186,14 @@ def plan_bundled(
             require_convertible(weights[part.role], block.id, block.hidden, part.dtype)
     bundled = {block.id: _bundled_parts(checkpoint, block, resident) for block in blocks}
     specs = _bundle_specs(blocks, bundled, alignment, weights)
+    dense = _dense_specs(checkpoint, blocks, dense_weights)
     seen: TensorSpec = (ORDERING_SEQUENCES, "U8", (ordering_sequences, DIGEST_BYTES))
     rest = [
         seen,
         *_small_specs(checkpoint, blocks, resident, weights),
         *_source_specs(checkpoint),
-        *_other_specs(checkpoint, blocks),
+        *(spec for spec in _other_specs(checkpoint, blocks) if spec[0] not in dense),
+        *dense.values(),
     ]
     specs += sorted(rest, key=lambda spec: -DTYPE_BITS[spec[1]])
     try:
@@ -203,6 +211,7 @@ def plan_bundled(
         ),
         sources=_source_files(checkpoint, ranges),
         rounding=rounding,
+        dense=tuple(_dense_tensor(checkpoint, ranges[name], dense_weights) for name in dense),
     )
 
 
@@ -280,6 +289,22 @@ def _other_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> Iterable
         if name not in moved:
             entry = checkpoint.place(name).entry
             yield name, entry.dtype, entry.shape
+
+
+def _dense_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], weights: str) -> dict[str, TensorSpec]:
+    """The matrices outside the blocks that are rounded, by name."""
+    if weights == SOURCE:
+        return {}
+    return {
+        name: (name, "U8", (shape[0], part_bytes(weights, shape[1], 0)))
+        for name, dtype, shape in _other_specs(checkpoint, blocks)
+        if may_be_rounded(name, dtype, shape, weights)
+    }
+
+
+def _dense_tensor(checkpoint: Checkpoint, place: TensorRange, weights: str) -> DenseTensor:
+    entry = checkpoint.place(place.tensor).entry
+    return DenseTensor(place, entry.shape[1], entry.dtype, weights)
 
 
 def _range(entry: TensorEntry, data_start: int) -> TensorRange:

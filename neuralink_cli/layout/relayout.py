@@ -85,6 +85,7 @@ class RelayoutSummary:
     layout: str
     resident: str
     weights: str
+    dense_weights: str
     alignment: int
     blocks: int
     neurons: int
@@ -151,6 +152,7 @@ def relayout(
         layout=options.layout,
         resident=options.resident,
         weights=options.weights,
+        dense_weights=options.dense_format,
         alignment=options.alignment,
         blocks=len(plan.blocks),
         neurons=sum(block.neurons for block in plan.blocks),

@@ -231,12 +231,14 @@ def _replace_modules(model: Any, block: FlashBlock, architecture: Architecture) 
 
 def _other_tensors(layout: BundledLayout) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of the source that are not part of a block, under their names in the source."""
-    from neuralink_cli.runtime.tensors import as_tensor
+    from neuralink_cli.runtime.tensors import as_dense, as_tensor
 
     of_blocks = {kept.source for block in layout.index.blocks for kept in block.resident} | layout.made_slabs.keys()
     for header in layout.source_headers.values():
         for entry in header.entries:
-            if entry.name not in of_blocks:
+            if entry.name in layout.dense:
+                yield entry.name, as_dense(layout.file.read(entry.name), layout.dense[entry.name])
+            elif entry.name not in of_blocks:
                 yield entry.name, as_tensor(layout.file.read(entry.name), entry.dtype, entry.shape, layout.file.path)
 
 

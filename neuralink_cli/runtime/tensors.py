@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.layout.dense_rounding import decoded_rows
+from neuralink_cli.layout.plan import DenseTensor
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, SOURCE
 from neuralink_cli.weight_formats.quantising import dequantise
 
@@ -39,6 +41,11 @@ def as_weights(data: npt.NDArray[np.uint8], weights: str, dtype: str, hidden: in
     if weights == SOURCE:
         return as_tensor(np.ascontiguousarray(data), dtype, (data.shape[0], hidden), where)
     return torch.from_numpy(dequantise(data, BLOCK_FORMATS[weights]))
+
+
+def as_dense(data: npt.NDArray[np.uint8], tensor: DenseTensor) -> torch.Tensor:
+    """A tensor outside the blocks, decoded from its bytes to float32 `[rows, columns]`."""
+    return torch.from_numpy(decoded_rows(tensor, data))
 
 
 def as_tensor(data: npt.NDArray[np.uint8], dtype: str, shape: Sequence[int], where: Path) -> torch.Tensor:

@@ -27,6 +27,10 @@ ROUNDINGS = (NEAREST, SEARCH)
 
 BLOCK_WEIGHTS = 32
 
+# The format of dense weights beside rounded FFN weights, unless another is asked for: attention at 8 bits costs little
+# memory, and less quality than anything else that is rounded.
+DENSE_BESIDE_ROUNDED = "q8_0"
+
 
 @dataclass(frozen=True)
 class BlockFormat:
@@ -66,7 +70,7 @@ def parse_weight_formats(text: str, option: str) -> dict[str, str]:
         OptionError: Unknown format or role, a role that is named twice, or an empty part.
     """
     if "=" not in text and "," not in text:
-        return dict.fromkeys(ROLES, _format_name(text, option))
+        return dict.fromkeys(ROLES, parse_weight_format(text, option))
     formats = dict.fromkeys(ROLES, SOURCE)
     named = set()
     for part in text.split(","):
@@ -78,14 +82,19 @@ def parse_weight_formats(text: str, option: str) -> dict[str, str]:
         if role in named:
             raise OptionError(f"{role} is named twice", where=option, fix="name each role once")
         named.add(role)
-        formats[role] = _format_name(name, option)
+        formats[role] = parse_weight_format(name, option)
     return formats
 
 
 _EXAMPLES = "write one format for all roles, as q4_0, or a list, as gate=q8_0,up=q4_0,down=q4_0"
 
 
-def _format_name(text: str, option: str) -> str:
+def parse_weight_format(text: str, option: str) -> str:
+    """The name of a format.
+
+    Raises:
+        OptionError: There is none of this name.
+    """
     name = text.strip()
     if name not in FORMAT_NAMES:
         raise OptionError(f"unknown weight format {name!r}", where=option, fix=f"choose from {', '.join(FORMAT_NAMES)}")

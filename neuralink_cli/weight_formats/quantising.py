@@ -35,12 +35,18 @@ class BadBlock:
     finite: bool
     """False if it holds NaN or infinity; else its weights are too large for a float16 scale."""
 
-    def error(self, tensor: str, weight_format: BlockFormat) -> UnsupportedError:
-        """What to raise: `tensor` is the tensor that the weights are from."""
+    def error(
+        self, tensor: str, weight_format: BlockFormat, *, line: str = "neuron", first: int = 0
+    ) -> UnsupportedError:
+        """What to raise: `tensor` is the tensor that the weights are from.
+
+        Args:
+            line: What the weights are those of, and `first` the number of the first of them.
+        """
         what = f"too large for {weight_format.name}" if self.finite else "NaN or infinite"
         last = self.first_weight + BLOCK_WEIGHTS - 1
         return UnsupportedError(
-            f"weights of neuron {self.neuron:,} ({self.first_weight:,} to {last:,}) are {what}",
+            f"weights of {line} {first + self.neuron:,} ({self.first_weight:,} to {last:,}) are {what}",
             where=tensor,
             fix="use the weight format source",
         )
@@ -117,18 +123,36 @@ def quantise(
     importance: Values | None = None,
 ) -> BadBlock | None:
     """Quantise float32 `[rows, hidden]` to uint8 `[rows, row bytes]`, contiguous, as `gather_quantised` does."""
-    count, hidden = values.shape
     data = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
-    region = Region("", 0, 0, hidden * 4, count, hidden * 4)
+    return quantise_rows(data, "F32", values.shape[1], weight_format, target, rounding=rounding, importance=importance)
+
+
+def quantise_rows(
+    rows: Bytes,
+    dtype: str,
+    columns: int,
+    weight_format: BlockFormat,
+    target: Bytes,
+    *,
+    rounding: str = NEAREST,
+    importance: Values | None = None,
+) -> BadBlock | None:
+    """Quantise rows of `columns` weights of `dtype`, given as bytes, as `gather_quantised` does.
+
+    Args:
+        target: uint8 `[rows * row bytes]`, contiguous.
+    """
+    width = columns * (4 if dtype == "F32" else 2)
+    count = rows.size // width
     return gather_quantised(
-        data,
-        region,
+        rows,
+        Region("", 0, 0, width, count, width),
         0,
         np.arange(count, dtype=np.int32),
-        "F32",
+        dtype,
         weight_format,
         target.reshape(-1),
-        weight_format.row_bytes(hidden),
+        weight_format.row_bytes(columns),
         0,
         rounding=rounding,
         importance=importance,

@@ -1,0 +1,86 @@
+"""Dense tensors in a weight format: rounded row by row, in stretches of rows, for writing and for verifying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.architectures.regions import stretches
+from neuralink_cli.arrays import Bytes
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.files import pipeline
+from neuralink_cli.files.byte_file import ByteFile
+from neuralink_cli.files.output_file import OutputFile
+from neuralink_cli.files.pipeline import FileRange, Scratch
+from neuralink_cli.files.sections import Section
+from neuralink_cli.files.tensor_file import TensorFile
+from neuralink_cli.layout.plan import DenseTensor
+from neuralink_cli.weight_formats.formats import BLOCK_FORMATS
+from neuralink_cli.weight_formats.quantising import dequantise, quantise_rows
+
+
+def source_reads(tensor: DenseTensor, checkpoint: Checkpoint) -> tuple[FileRange, ...]:
+    """The stretches of rows in the source."""
+    place = checkpoint.place(tensor.name)
+    return tuple(_ranges(tensor, place.file, place.offset, tensor.source_row_bytes))
+
+
+def stored_reads(tensor: DenseTensor, file: TensorFile) -> tuple[FileRange, ...]:
+    """The same stretches of rows in the layout."""
+    return tuple(_ranges(tensor, file, tensor.place.offset, tensor.row_bytes))
+
+
+def rounded(tensor: DenseTensor, source: Iterable[Bytes], rounding: str, scratch: Scratch) -> Iterator[Bytes]:
+    """Round stretches of rows; each is valid until the next.
+
+    Args:
+        source: The bytes of `source_reads`.
+
+    Raises:
+        UnsupportedError: Weights that cannot be rounded.
+    """
+    kind = BLOCK_FORMATS[tensor.weights]
+    for (first, count), rows in zip(_cuts(tensor), source, strict=True):
+        made = scratch.take(count * tensor.row_bytes)
+        bad = quantise_rows(rows, tensor.dtype, tensor.columns, kind, made, rounding=rounding)
+        if bad is not None:
+            raise bad.error(tensor.name, kind, line="row", first=first)
+        yield made
+
+
+def rounded_section(tensor: DenseTensor, checkpoint: Checkpoint, rounding: str, scratch: Scratch) -> Section:
+    """A section with the rounded tensor."""
+    reads = source_reads(tensor, checkpoint)
+
+    def write(output: OutputFile, pieces: Iterator[Bytes]) -> None:
+        for made in rounded(tensor, (next(pieces) for _ in reads), rounding, scratch):
+            output.write(made)
+
+    return Section(tensor.place.bytes, reads, write)
+
+
+def decoded_section(tensor: DenseTensor, file: TensorFile) -> Section:
+    """A section with the values that the tensor stands for, as F32."""
+    reads = stored_reads(tensor, file)
+
+    def write(output: OutputFile, pieces: Iterator[Bytes]) -> None:
+        for _ in reads:
+            output.write(decoded_rows(tensor, next(pieces)))
+
+    return Section(tensor.rows * tensor.columns * 4, reads, write)
+
+
+def decoded_rows(tensor: DenseTensor, stored: Bytes) -> npt.NDArray[np.float32]:
+    """The values of whole rows, float32 `[rows, columns]`, from their bytes."""
+    return dequantise(stored.reshape(-1, tensor.row_bytes), BLOCK_FORMATS[tensor.weights])
+
+
+def _cuts(tensor: DenseTensor) -> Iterator[tuple[int, int]]:
+    return stretches(tensor.rows, tensor.source_row_bytes, pipeline.PIECE)
+
+
+def _ranges(tensor: DenseTensor, file: ByteFile, start: int, row_bytes: int) -> Iterator[FileRange]:
+    for first, count in _cuts(tensor):
+        yield FileRange(file, start + first * row_bytes, count * row_bytes)
