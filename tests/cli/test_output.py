@@ -30,6 +30,7 @@ def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("total", [10, None])
 def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str], total: int | None) -> None:
+    set_defaults()
     with progress_bar("stage", total, "B") as advance:
         advance(4)
         advance(6)
