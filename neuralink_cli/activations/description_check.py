@@ -29,6 +29,7 @@ from neuralink_cli.architectures.regions import Region
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.models.find_modules import find_activation, find_experts, find_module
+from neuralink_cli.weight_formats.scaled import read_scales, widen_scaled
 
 logger = logging.getLogger(__name__)
 
@@ -260,6 +261,9 @@ class _Described:
         lines = np.zeros(region.lines * region.pitch, dtype=np.uint8)
         found = self.checkpoint.place(region.tensor).file
         found.read_into(region.tensor, lines[: region.stop - region.start], region.start)
+        scales = read_scales(self.checkpoint, region.tensor)
+        if scales is not None:
+            return torch.from_numpy(widen_scaled(lines, region, scales)[0].view(np.float32).reshape(region.lines, -1))
         own = np.ascontiguousarray(lines.reshape(region.lines, region.pitch)[:, : region.line_bytes])
         return torch.from_numpy(own).view(_DTYPES[dtype])
 

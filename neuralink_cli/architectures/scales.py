@@ -24,12 +24,13 @@ _FIX = "lay out the checkpoint that is not quantised (--layout permuted) and qua
 
 
 def refuse_scales(checkpoint: Checkpoint) -> None:
-    """Check the names of all tensors for those of quantised weights.
+    """Check the names of all tensors for those of quantised weights that are not understood.
 
     Raises:
         UnsupportedError: There is one.
     """
-    found = [name for name in checkpoint.tensors if _is_scale(name)]
+    known = {tensor.scales for tensor in checkpoint.scaled.values()}
+    found = [name for name in checkpoint.tensors if _is_scale(name) and name not in known]
     if found:
         raise _refusal(checkpoint, found, "which belongs to quantised weights")
 
@@ -37,19 +38,22 @@ def refuse_scales(checkpoint: Checkpoint) -> None:
 def refuse_scaled_blocks(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> None:
     """Check that the FFN weights are numbers by themselves: floating point of 16 bits or more, without a scale.
 
+    Those whose scales are understood are none, but can be rounded.
+
     Raises:
         UnsupportedError: They are not.
     """
     weights = {part.weight: part for block in blocks for part in block.parts}
     for part in weights.values():
-        if part.dtype not in _FLOATS:
+        if part.dtype not in _FLOATS and part.weight not in checkpoint.scaled:
             raise UnsupportedError(
                 f"FFN weight {part.weight!r} is {part.dtype}, a dtype of quantised weights, which need scales",
                 where=checkpoint.directory,
                 fix=_FIX,
             )
     stems = {name.removesuffix(".weight") for name in weights}
-    found = [name for name in checkpoint.tensors if name not in weights and _is_beside(name, stems)]
+    known = weights.keys() | {tensor.scales for tensor in checkpoint.scaled.values()}
+    found = [name for name in checkpoint.tensors if name not in known and _is_beside(name, stems)]
     if found:
         raise _refusal(checkpoint, found, "which looks like the scale of an FFN weight")
 
@@ -72,8 +76,9 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 def _refusal(checkpoint: Checkpoint, found: Iterable[str], what: str) -> UnsupportedError:
     first, *others = sorted(found)
     more = f" and {len(others):,} more" if others else ""
+    how = "in a way that is not understood" if checkpoint.scaled else "though config.json does not say so"
     return UnsupportedError(
-        f"is quantised, though config.json does not say so: it has tensor {first!r}{more}, {what}",
+        f"is quantised, {how}: it has tensor {first!r}{more}, {what}",
         where=checkpoint.directory,
         fix=_FIX,
     )

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import TracebackType
 
 from neuralink_cli.checkpoint.companions import left_out_files
-from neuralink_cli.checkpoint.config import read_config
+from neuralink_cli.checkpoint.config import quantised_error, read_config, stated_quantization
 from neuralink_cli.checkpoint.contents import missing_weights, refuse_dangling_link
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE
 from neuralink_cli.checkpoint.origin import Origin
+from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor, find_scaled_tensors
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.header import TensorEntry
 from neuralink_cli.files.input_file import read_input, require_regular
@@ -47,9 +48,12 @@ class Checkpoint:
     Args:
         origin: The hub model that the directory came from; None for a local directory.
 
+    Attributes:
+        scaled: The weights that are numbers only together with scales, by name.
+
     Raises:
         InputError: Not a checkpoint directory, or a malformed one.
-        UnsupportedError: Pickled or quantised weights, or a flash layout.
+        UnsupportedError: Pickled weights, weights quantised in a way that is not understood, or a flash layout.
     """
 
     def __init__(self, directory: Path, origin: Origin | None = None) -> None:
@@ -68,6 +72,7 @@ class Checkpoint:
             for file in self.files:
                 self._add(file)
             self._compare_with_index(listed)
+            self.scaled = self._find_scaled()
         except BaseException:
             self._stack.close()
             raise
@@ -146,6 +151,14 @@ class Checkpoint:
                     start = k * (entry.nbytes - _SAMPLE_BYTES) // (_SAMPLES - 1)
                     digest.update(file.read(name, start, start + _SAMPLE_BYTES).data)
         return digest.hexdigest()
+
+    def _find_scaled(self) -> Mapping[str, ScaledTensor]:
+        quantization = stated_quantization(self.config)
+        tensors = {name: (place.entry.dtype, place.entry.shape) for name, place in self._places.items()}
+        found = find_scaled_tensors(quantization, tensors, self.directory)
+        if quantization and not found:
+            raise quantised_error(quantization, self.directory)
+        return found
 
     def _compare_with_index(self, listed: Mapping[str, str]) -> None:
         """Check that tensors are where the index says. Some are nowhere: then the model has to do without them."""

@@ -8,9 +8,12 @@ from typing import Any
 
 from neuralink_cli.checkpoint.contents import missing_config, refuse_adapter, refuse_dangling_link
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX, QUANTISED_CONFIG
+from neuralink_cli.checkpoint.scaled_tensors import WAY_OUT, may_have_scales
 from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.files.input_file import require_reachable
 from neuralink_cli.files.json_text import read_foreign_object
+
+_QUANTISATION_KEYS = ("quantization_config", "compression_config")
 
 
 def config_value(config: Mapping[str, Any], key: str) -> Any:
@@ -26,7 +29,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
     Raises:
         InputError: Not a checkpoint directory, or a malformed config.
-        UnsupportedError: Quantised weights, an adapter beside them, or a flash layout.
+        UnsupportedError: Weights quantised in a way that is not understood, an adapter beside them, or a flash layout.
     """
     require_reachable(directory)
     if not directory.exists():
@@ -55,26 +58,38 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _quantization(config: dict[str, Any]) -> Any:
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what it, and the configs in it, say of quantisation."""
+    return {
+        key: plain_config(value) if key.endswith("_config") and isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _QUANTISATION_KEYS
+    }
+
+
+def stated_quantization(config: Mapping[str, Any]) -> Any:
     """What a config, or that of a model within the model, says of quantisation; nothing if it says nothing."""
-    for key in ("quantization_config", "compression_config"):
+    for key in _QUANTISATION_KEYS:
         if config.get(key):
             return config[key]
     parts = (value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))
-    return next((found for part in parts if (found := _quantization(part))), None)
+    return next((found for part in parts if (found := stated_quantization(part))), None)
 
 
 def _refuse_quantised(config: dict[str, Any], directory: Path) -> None:
-    quantization = _quantization(config)
+    quantization = stated_quantization(config)
     if (directory / QUANTISED_CONFIG).is_file():
         found = read_foreign_object(directory / QUANTISED_CONFIG).get("quantization")
         method = found.get("quant_algo", "unknown") if isinstance(found, dict) else "unknown"
         # Null where only the cache of keys and values is quantised.
         quantization = quantization or ({"quant_method": method} if method is not None else None)
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise UnsupportedError(
-            f"is quantised ({method}): packed weights have no neuron rows to reorder",
-            where=directory,
-            fix="lay out the unquantised checkpoint (--layout permuted) and quantise the result",
-        )
+    if quantization and not may_have_scales(quantization):
+        raise quantised_error(quantization, directory)
+
+
+def quantised_error(quantization: Any, directory: Path) -> UnsupportedError:
+    """What to raise for a checkpoint that is quantised in a way that is not understood."""
+    method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+    return UnsupportedError(
+        f"is quantised ({method}): packed weights have no neuron rows to reorder", where=directory, fix=WAY_OUT
+    )

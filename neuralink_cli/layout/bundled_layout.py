@@ -17,8 +17,12 @@ from neuralink_cli.architectures.regions import Region, Slab, cut_into_slabs
 from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import TensorPlace
+from neuralink_cli.checkpoint.config import stated_quantization
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE
+from neuralink_cli.checkpoint.scaled_tensors import find_scaled_tensors
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, LENGTH_BYTES, Header, parse_header
+from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.gathering import Gathering, gatherings_of
 from neuralink_cli.layout.index import read_flash_index
@@ -26,7 +30,7 @@ from neuralink_cli.layout.names import FLASH_FILE
 from neuralink_cli.layout.plan import DenseTensor, FlashBlock, ResidentTensor, SourcePiece, TensorRange
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, is_permutation
-from neuralink_cli.weight_formats.formats import SOURCE, part_bytes, require_convertible
+from neuralink_cli.weight_formats.formats import SCALED_DTYPES, SOURCE, part_bytes, require_convertible
 
 
 class BundledLayout:
@@ -110,6 +114,14 @@ class BundledLayout:
                 where = f"{self.file.path}: {source.stored.tensor}"
                 headers[source.name] = parse_header(prelude[LENGTH_BYTES:], source.bytes - len(prelude), where)
         return headers
+
+    @cached_property
+    def scales(self) -> frozenset[str]:
+        """The tensors of the source that are nothing but scales of weights that the layout holds rounded."""
+        config = read_foreign_object(self.directory / CONFIG_FILE)
+        tensors = {e.name: (e.dtype, e.shape) for header in self.source_headers.values() for e in header.entries}
+        found = find_scaled_tensors(stated_quantization(config), tensors, self.directory)
+        return frozenset(tensor.scales for tensor in found.values())
 
     @property
     def fingerprint(self) -> str:
@@ -224,8 +236,9 @@ class BundledLayout:
                 f"bundles of {block.id} start at {block.bundles.offset}, not on a multiple of {self.index.alignment}",
                 where=self.directory,
             )
-        for weights in {part.weights for part in block.parts} | {kept.weights for kept in block.resident}:
-            require_convertible(weights, block.id, block.hidden, block.dtype)
+        rows = {kept.weights for kept in block.resident if kept.kind == "rows"}
+        for weights in rows | {part.weights for part in block.parts}:
+            require_convertible(weights, block.id, block.hidden, block.dtype, scaled=block.dtype in SCALED_DTYPES)
         element_bytes = DTYPE_BITS.get(block.dtype, 0) // 8
         expected = [part_bytes(part.weights, block.hidden, element_bytes) for part in block.parts]
         found = [part.bytes for part in block.parts]
@@ -279,7 +292,8 @@ class BundledLayout:
             )
 
     def _check_dense(self, tensor: DenseTensor) -> None:
-        require_convertible(tensor.weights, tensor.name, tensor.columns, tensor.dtype)
+        scaled = tensor.dtype in SCALED_DTYPES
+        require_convertible(tensor.weights, tensor.name, tensor.columns, tensor.dtype, scaled=scaled)
         self._check_place(tensor.place, "U8", (*tensor.place.shape[:1], tensor.row_bytes))
 
     def _check_sources(self) -> None:

@@ -66,7 +66,7 @@ def _gathered(gathering: Gathering, checkpoint: Checkpoint, order: Order, scratc
 
     def write(output: OutputFile, pieces: Iterator[Bytes]) -> None:
         gathered = scratch.take(gathering.nbytes)
-        gathering.fill(pieces, inverse(order), gathered)
+        gathering.fill(pieces, inverse(order), gathered, checkpoint)
         output.write(gathered)
 
     return Section(gathering.nbytes, gathering.reads(checkpoint), write)

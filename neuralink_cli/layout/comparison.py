@@ -169,7 +169,7 @@ class Comparison:
             whole, hashed = self._load(entry.nbytes, reads, stored, hashing)
             order = self._layout.order(gathering.block)
             expected = self._lines.take(entry.nbytes)
-            gathering.fill(source, inverse(order), expected)
+            gathering.fill(source, inverse(order), expected, self._checkpoint)
             if not _equal(whole, expected):
                 slot, byte = divmod(int(np.flatnonzero(whole != expected)[0]), gathering.stride)
                 part = [part for part in gathering.parts if part.offset <= byte][-1]
@@ -191,7 +191,7 @@ class Comparison:
 
         def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
             row = 0
-            for expected in rounded(tensor, (next(source) for _ in reads), rounding, self._lines):
+            for expected in rounded(tensor, (next(source) for _ in reads), rounding, self._lines, self._checkpoint):
                 data = next(stored)
                 hashed = hashing(data)
                 if not _equal(data, expected):

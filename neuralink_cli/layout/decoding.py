@@ -10,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.arrays import Bytes
+from neuralink_cli.checkpoint.config import plain_config
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.files.durable import write_file
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header
+from neuralink_cli.files.json_text import read_foreign_object, readable
 from neuralink_cli.files.sections import Section, ready, write_sections
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.companions import restore_companions
@@ -28,7 +31,8 @@ def write_decoded(layout: BundledLayout, directory: Path, progress: Callable[[in
     """Write the checkpoint that a layout computes with, for transformers to load.
 
     Tensors with rounded weights are F32 there, exactly the values that their bytes stand for; all others are as they
-    were. A tensor is in memory at a time.
+    were. Of a checkpoint that was quantised, the scales are left out, and what its config says of them. A tensor is in
+    memory at a time.
 
     Raises:
         OutputError: It does not fit on the disk.
@@ -39,6 +43,8 @@ def write_decoded(layout: BundledLayout, directory: Path, progress: Callable[[in
     for name, content in layout.verbatim.items():
         if not (directory / name).exists():
             write_file(directory / name, content)
+    if layout.scales:
+        _write_plain_config(directory / CONFIG_FILE)
     rounded = {
         name
         for name, slabs in layout.made_slabs.items()
@@ -46,14 +52,22 @@ def write_decoded(layout: BundledLayout, directory: Path, progress: Callable[[in
     }
     wide = rounded | layout.dense.keys()
     for file, header in layout.source_headers.items():
-        specs = [(e.name, "F32" if e.name in wide else e.dtype, e.shape) for e in header.entries]
+        entries = [entry for entry in header.entries if entry.name not in layout.scales]
+        specs = [(e.name, "F32" if e.name in wide else e.dtype, e.shape) for e in entries]
         sections: list[Section] = [ready(build_header(specs, {"format": "pt"}).prelude)]
-        for entry in header.entries:
+        for entry in entries:
             if entry.name in layout.dense:
                 sections.append(decoded_section(layout.dense[entry.name], layout.file))
             else:
                 sections += [_decoded(layout, entry)] if entry.name in rounded else tensor_sections(layout, [entry])
         write_sections(directory / file, sections, progress)
+
+
+def _write_plain_config(path: Path) -> None:
+    """Write a config again without what it says of quantisation."""
+    config = plain_config(read_foreign_object(path))
+    path.unlink()
+    write_file(path, readable(config).encode())
 
 
 def _decoded(layout: BundledLayout, entry: TensorEntry) -> Section:

@@ -19,6 +19,7 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.plan import DenseTensor
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS
 from neuralink_cli.weight_formats.quantising import dequantise, quantise_rows
+from neuralink_cli.weight_formats.scaled import read_scales, widen_rows
 
 
 def source_reads(tensor: DenseTensor, checkpoint: Checkpoint) -> tuple[FileRange, ...]:
@@ -32,19 +33,25 @@ def stored_reads(tensor: DenseTensor, file: TensorFile) -> tuple[FileRange, ...]
     return tuple(_ranges(tensor, file, tensor.place.offset, tensor.row_bytes))
 
 
-def rounded(tensor: DenseTensor, source: Iterable[Bytes], rounding: str, scratch: Scratch) -> Iterator[Bytes]:
+def rounded(
+    tensor: DenseTensor, source: Iterable[Bytes], rounding: str, scratch: Scratch, checkpoint: Checkpoint
+) -> Iterator[Bytes]:
     """Round stretches of rows; each is valid until the next.
 
     Args:
         source: The bytes of `source_reads`.
+        checkpoint: The source, which has the scales of weights that need some.
 
     Raises:
         UnsupportedError: Weights that cannot be rounded.
     """
-    kind = BLOCK_FORMATS[tensor.weights]
+    kind, scales = BLOCK_FORMATS[tensor.weights], read_scales(checkpoint, tensor.name)
+    dtype = tensor.dtype if scales is None else "F32"
     for (first, count), rows in zip(_cuts(tensor), source, strict=True):
         made = scratch.take(count * tensor.row_bytes)
-        bad = quantise_rows(rows, tensor.dtype, tensor.columns, kind, made, rounding=rounding)
+        if scales is not None:
+            rows = widen_rows(rows, first, scales)
+        bad = quantise_rows(rows, dtype, tensor.columns, kind, made, rounding=rounding)
         if bad is not None:
             raise bad.error(tensor.name, kind, line="row", first=first)
         yield made
@@ -55,7 +62,7 @@ def rounded_section(tensor: DenseTensor, checkpoint: Checkpoint, rounding: str, 
     reads = source_reads(tensor, checkpoint)
 
     def write(output: OutputFile, pieces: Iterator[Bytes]) -> None:
-        for made in rounded(tensor, (next(pieces) for _ in reads), rounding, scratch):
+        for made in rounded(tensor, (next(pieces) for _ in reads), rounding, scratch, checkpoint):
             output.write(made)
 
     return Section(tensor.place.bytes, reads, write)

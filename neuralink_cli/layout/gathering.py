@@ -56,13 +56,14 @@ class Gathering:
         """What `fill` needs of the source, in this order."""
         return tuple(_lines_of(checkpoint, part.region.some_lines(first, count)) for part, first, count in self._cuts())
 
-    def fill(self, pieces: Iterator[Bytes], slots: Order, made: Bytes) -> None:
+    def fill(self, pieces: Iterator[Bytes], slots: Order, made: Bytes, checkpoint: Checkpoint) -> None:
         """Make the tensor.
 
         Args:
             pieces: The bytes of `reads`.
             slots: int32 `[n]`, the slot of every neuron.
             made: uint8 `[nbytes]`, receives the tensor.
+            checkpoint: The source, which has the scales of weights that need some.
 
         Raises:
             UnsupportedError: Weights that cannot be rounded: not finite, or too large for the scale of the format.
@@ -70,6 +71,7 @@ class Gathering:
         # Imported here because numba is slow to import and a quick look at a layout does not need it.
         from neuralink_cli.layout.bundling import gather_part
         from neuralink_cli.weight_formats.quantising import gather_quantised
+        from neuralink_cli.weight_formats.scaled import read_scales, widen_scaled
 
         element_bytes = DTYPE_BITS[self.dtype] // 8
         for part, first, count in self._cuts():
@@ -77,9 +79,13 @@ class Gathering:
             if part.weights == SOURCE:
                 gather_part(lines, some, first, slots, element_bytes, made, self.stride, part.offset)
                 continue
-            kind = BLOCK_FORMATS[part.weights]
+            kind, dtype = BLOCK_FORMATS[part.weights], self.dtype
+            scales = read_scales(checkpoint, part.region.tensor)
+            if scales is not None:
+                lines, some = widen_scaled(lines, some, scales)
+                dtype = "F32"
             bad = gather_quantised(
-                lines, some, first, slots, self.dtype, kind, made, self.stride, part.offset, rounding=self.rounding
+                lines, some, first, slots, dtype, kind, made, self.stride, part.offset, rounding=self.rounding
             )
             if bad is not None:
                 raise bad.error(f"{part.region.tensor} ({self.block})", kind)

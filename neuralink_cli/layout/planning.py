@@ -12,6 +12,7 @@ from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
+from neuralink_cli.checkpoint.scaled_tensors import WAY_OUT
 from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel, recorded_device
 from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError
@@ -62,6 +63,12 @@ def plan_relayout(
     _check_options(options)
     blocks = find_blocks(checkpoint, architecture)
     check_placement(checkpoint, blocks, placement)
+    if options.layout == PERMUTED and checkpoint.scaled:
+        raise UnsupportedError(
+            "has quantised weights, whose scales belong to blocks of neurons in the order of the checkpoint",
+            where=checkpoint.directory,
+            fix=f"use --layout bundled with --weights q4_0, or {WAY_OUT}",
+        )
     beside = companions_to_copy(checkpoint, all_files=options.all_files)
     bundled = None
     weight_bytes = sum(file.size for file in checkpoint.files)
@@ -90,7 +97,11 @@ def plan_relayout(
         companions=tuple(file.name for file in beside.companions),
         companion_bytes=sum(file.nbytes for file in beside.companions),
         left_out=beside.left_out,
-        peak_block_bytes=max(block.neurons * block.bundle_bytes for block in blocks),
+        peak_block_bytes=max(
+            *(block.neurons * block.bundle_bytes for block in blocks),
+            *(block.bundles.bytes for block in (() if bundled is None else bundled.blocks)),
+            0,
+        ),
     )
 
 
@@ -183,7 +194,8 @@ def plan_bundled(
     """
     for block in blocks:
         for part in block.parts:
-            require_convertible(weights[part.role], block.id, block.hidden, part.dtype)
+            scaled = part.weight in checkpoint.scaled
+            require_convertible(weights[part.role], block.id, block.hidden, part.dtype, scaled=scaled)
     bundled = {block.id: _bundled_parts(checkpoint, block, resident) for block in blocks}
     specs = _bundle_specs(blocks, bundled, alignment, weights)
     dense = _dense_specs(checkpoint, blocks, dense_weights)
@@ -292,14 +304,19 @@ def _other_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> Iterable
 
 
 def _dense_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], weights: str) -> dict[str, TensorSpec]:
-    """The matrices outside the blocks that are rounded, by name."""
-    if weights == SOURCE:
-        return {}
-    return {
-        name: (name, "U8", (shape[0], part_bytes(weights, shape[1], 0)))
-        for name, dtype, shape in _other_specs(checkpoint, blocks)
-        if may_be_rounded(name, dtype, shape, weights)
-    }
+    """The matrices outside the blocks that are rounded, by name.
+
+    Raises:
+        UnsupportedError: One that needs scales cannot be.
+    """
+    found: dict[str, TensorSpec] = {}
+    for name, dtype, shape in _other_specs(checkpoint, blocks):
+        scaled = name in checkpoint.scaled
+        if scaled:
+            require_convertible(weights, name, shape[1], dtype, scaled=True)
+        if scaled or (weights != SOURCE and may_be_rounded(name, dtype, shape, weights)):
+            found[name] = (name, "U8", (shape[0], part_bytes(weights, shape[1], 0)))
+    return found
 
 
 def _dense_tensor(checkpoint: Checkpoint, place: TensorRange, weights: str) -> DenseTensor:

@@ -87,7 +87,7 @@ def require_exact(layout: Layout) -> None:
         raise UnsupportedError(
             "has rounded weights, from which the checkpoint cannot be had again",
             where=layout.directory,
-            fix="keep the checkpoint, or make a layout with `relayout --weights source`",
+            fix="keep the checkpoint, or make a layout that can be restored, with `relayout --weights source`",
         )
 
 

@@ -158,6 +158,9 @@ def _model_class(directory: Path, architecture: Architecture) -> tuple[Any, Any]
     config = stand_in_config(directory, architecture)
     if config is None:
         config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    # A layout of a quantised checkpoint has its weights rounded, with nothing left to scale.
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING if architecture.task == "causal-lm" else MODEL_MAPPING
     if type(config) not in mapping:
         raise UnsupportedError(f"transformers has no {architecture.task} model {config.model_type!r}", where=directory)
@@ -236,6 +239,8 @@ def _other_tensors(layout: BundledLayout) -> Iterator[tuple[str, torch.Tensor]]:
     of_blocks = {kept.source for block in layout.index.blocks for kept in block.resident} | layout.made_slabs.keys()
     for header in layout.source_headers.values():
         for entry in header.entries:
+            if entry.name in layout.scales:
+                continue
             if entry.name in layout.dense:
                 yield entry.name, as_dense(layout.file.read(entry.name), layout.dense[entry.name])
             elif entry.name not in of_blocks:

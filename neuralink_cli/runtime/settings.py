@@ -13,6 +13,7 @@ from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor
 from neuralink_cli.models.execution import COMPUTE_DTYPES
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import DEFAULT_POLICY
+from neuralink_cli.weight_formats.formats import SCALED_DTYPES
 
 # Dtypes of weights that need no scales to compute with.
 _WEIGHTS = ("F64", "F32", "F16", "BF16")
@@ -108,7 +109,7 @@ def require_runnable(layout: Layout) -> BundledLayout:
                 where=where,
                 fix="measure the layout with `neuralink bench`",
             )
-        if block.dtype not in _WEIGHTS:
+        if block.dtype not in (*_WEIGHTS, *SCALED_DTYPES):
             raise UnsupportedError(
                 f"{block.id} has weights of dtype {block.dtype}, which need scales that the layout does not have "
                 f"(supported: {', '.join(_WEIGHTS)})",

@@ -20,6 +20,9 @@ SOURCE = "source"
 # Dtypes of the source that can be converted: those whose values are float32 values.
 CONVERTIBLE_DTYPES = ("F32", "F16", "BF16")
 
+# Those of codes that are numbers together with scales, see `checkpoint/scaled_tensors.py`.
+SCALED_DTYPES = ("F8_E4M3", "I8")
+
 # How the scale of a block is found: as ggml's reference does, or as the candidate with the least squared error.
 NEAREST = "nearest"
 SEARCH = "search"
@@ -101,19 +104,26 @@ def parse_weight_format(text: str, option: str) -> str:
     return name
 
 
-def require_convertible(name: str, block: str, hidden: int, dtype: str) -> None:
+def require_convertible(name: str, block: str, hidden: int, dtype: str, *, scaled: bool = False) -> None:
     """Check that rows of `hidden` weights of `dtype` can be stored in the format `name`.
 
     Args:
         block: Id of the FFN block, for errors.
+        scaled: Whether the weights have scales.
 
     Raises:
-        UnsupportedError: The format has blocks that do not fill rows of this length, or the dtype is not one of
-            `CONVERTIBLE_DTYPES`.
+        UnsupportedError: They have scales and would stay as they are; the format has blocks that do not fill rows of
+            this length; or the dtype is not one of `CONVERTIBLE_DTYPES`, nor of `SCALED_DTYPES` with scales.
     """
+    if name == SOURCE and scaled:
+        raise UnsupportedError(
+            f"its weights are quantised ({dtype} with scales): they can be rounded to a weight format, not left so",
+            where=block,
+            fix=f"use --weights and --dense-weights with {', '.join(BLOCK_FORMATS)}",
+        )
     if name == SOURCE:
         return
-    if dtype not in CONVERTIBLE_DTYPES:
+    if dtype not in CONVERTIBLE_DTYPES and not (scaled and dtype in SCALED_DTYPES):
         raise UnsupportedError(
             f"weights of dtype {dtype} cannot be stored as {name}, only those of {', '.join(CONVERTIBLE_DTYPES)}",
             where=block,

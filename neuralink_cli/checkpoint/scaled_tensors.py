@@ -1,0 +1,107 @@
+"""Weights of eight bits that are numbers together with the scales of their blocks, in checkpoints that say so.
+
+Two kinds: FP8 with block scales, as DeepSeek and Qwen publish (`weight_scale_inv`), and the int8 and FP8 weights of
+compressed-tensors (`weight_scale`). A weight is its code times the scale of its block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuralink_cli.errors import UnsupportedError
+
+# Dtype and shape of a tensor.
+Shape = tuple[str, tuple[int, ...]]
+
+_CODES = frozenset({"F8_E4M3", "I8"})
+_SCALES = frozenset({"F32", "F16", "BF16"})
+# What the scale of `x.weight` is called.
+_FP8_SCALE, _COMPRESSED_SCALE = "weight_scale_inv", "weight_scale"
+# Formats of compressed-tensors whose codes are bytes.
+_COMPRESSED_FORMATS = frozenset({"int-quantized", "float-quantized", "naive-quantized"})
+_FP8_BLOCK = (128, 128)
+WAY_OUT = "lay out the unquantised checkpoint (--layout permuted) and quantise the result"
+
+
+@dataclass(frozen=True)
+class ScaledTensor:
+    """A matrix of codes `[rows, columns]` and where its scales are: one for `block_rows` x `block_columns` weights."""
+
+    name: str
+    scales: str
+    rows: int
+    columns: int
+    block_rows: int
+    block_columns: int
+
+
+def may_have_scales(quantization: Any) -> bool:
+    """Whether what a config says of quantisation is of a kind whose scales are understood here."""
+    if not isinstance(quantization, Mapping):
+        return False
+    method = quantization.get("quant_method")
+    if method == "fp8":
+        return True
+    groups = quantization.get("config_groups")
+    formats = {quantization.get("format")}
+    if isinstance(groups, Mapping):
+        formats |= {group.get("format") for group in groups.values() if isinstance(group, Mapping)} - {None}
+    return method == "compressed-tensors" and formats <= _COMPRESSED_FORMATS
+
+
+def find_scaled_tensors(quantization: Any, tensors: Mapping[str, Shape], where: Path) -> dict[str, ScaledTensor]:
+    """The weights that have scales, by name; none if the config says nothing of quantisation that is understood here.
+
+    Args:
+        quantization: The `quantization_config` of the config.
+
+    Raises:
+        UnsupportedError: Scales of another shape or dtype than is understood here.
+    """
+    if not may_have_scales(quantization):
+        return {}
+    fp8 = quantization["quant_method"] == "fp8"
+    ending = _FP8_SCALE if fp8 else _COMPRESSED_SCALE
+    block = _block_of(quantization) if fp8 else None
+    found = {}
+    for name, (dtype, shape) in tensors.items():
+        scales = f"{name.removesuffix('weight')}{ending}"
+        if not name.endswith(".weight") or scales not in tensors:
+            continue
+        scale_dtype, scale_shape = tensors[scales]
+        size = _block_size(shape, scale_shape, block)
+        if dtype not in _CODES or scale_dtype not in _SCALES or size is None:
+            raise UnsupportedError(
+                f"tensor {name!r} is {dtype} {list(shape)} with scales {scale_dtype} {list(scale_shape)}, which is "
+                "not understood",
+                where=where,
+                fix=WAY_OUT,
+            )
+        found[name] = ScaledTensor(name, scales, shape[0], shape[1], *size)
+    return found
+
+
+def _block_of(quantization: Mapping[str, Any]) -> tuple[int, int]:
+    """The size of a block of FP8; a config without one means 128 x 128."""
+    size = quantization.get("weight_block_size") or _FP8_BLOCK
+    if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size):
+        return size[0], size[1]
+    return _FP8_BLOCK
+
+
+def _block_size(
+    shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """The weights that share a scale: all, those of a block (`block`), or of a part of a row; None if nothing fits."""
+    if len(shape) != 2 or not all(shape):
+        return None
+    if scales in ((), (1,), (1, 1)):
+        return shape[0], shape[1]
+    if block is not None:
+        return block if scales == (-(-shape[0] // block[0]), -(-shape[1] // block[1])) else None
+    if len(scales) != 2 or scales[0] != shape[0] or not scales[1] or shape[1] % scales[1]:
+        return None
+    return 1, shape[1] // scales[1]

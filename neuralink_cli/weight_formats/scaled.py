@@ -1,0 +1,110 @@
+"""Weights of codes and scales as float32: the code as float32, times its scale as float32, rounded once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.architectures.regions import Region
+from neuralink_cli.arrays import Bytes
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor
+from neuralink_cli.kernels import kernel
+
+Values = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales of a tensor, and the values of its codes.
+
+    Attributes:
+        values: float32 `[ceil(rows / block_rows), ceil(columns / block_columns)]`.
+        levels: float32 `[256]`, the value of every code.
+    """
+
+    tensor: ScaledTensor
+    values: Values
+    levels: Values
+
+
+def read_scales(checkpoint: Checkpoint, name: str) -> Scales | None:
+    """The scales of a tensor of a checkpoint; None if its weights are numbers by themselves."""
+    tensor = checkpoint.scaled.get(name)
+    if tensor is None:
+        return None
+    place = checkpoint.place(tensor.scales)
+    values = _as_float32(place.file.read(tensor.scales), place.entry.dtype)
+    shape = (-(-tensor.rows // tensor.block_rows), -(-tensor.columns // tensor.block_columns))
+    return Scales(tensor, values.reshape(shape), levels_of(checkpoint.place(name).entry.dtype))
+
+
+def levels_of(dtype: str) -> Values:
+    """The value of each of the 256 codes of `I8` or `F8_E4M3` (one NaN of each sign, no infinity): float32."""
+    codes = np.arange(256, dtype=np.int64)
+    if dtype == "I8":
+        return codes.astype(np.uint8).view(np.int8).astype(np.float32)
+    exponent, fraction = (codes >> 3) & 15, codes & 7
+    values = np.where(exponent == 0, fraction / 8 * 2.0**-6, (1 + fraction / 8) * 2.0 ** (exponent - 7.0))
+    values[(codes & 127) == 127] = np.nan
+    return np.where(codes >= 128, -values, values).astype(np.float32)
+
+
+def widen_scaled(lines: Bytes, region: Region, scales: Scales) -> tuple[Bytes, Region]:
+    """Lines of codes as lines of float32, one after the other.
+
+    Args:
+        lines: Bytes of the tensor from the start of `region` to its stop.
+        region: Where these lines lie: rows of the tensor, or the same stretch of each.
+
+    Returns:
+        The bytes of the values, and where they lie.
+    """
+    columns = scales.tensor.columns
+    row, column = divmod(region.start, columns)
+    values = np.empty((region.lines, region.line_bytes), np.float32)
+    block = (scales.tensor.block_rows, scales.tensor.block_columns)
+    _widen(lines, region.pitch, row, column, scales.levels, scales.values, *block, values)
+    width = 4 * region.line_bytes
+    return values.reshape(-1).view(np.uint8), replace(region, start=0, pitch=width, line_bytes=width)
+
+
+def widen_rows(rows: Bytes, first: int, scales: Scales) -> Bytes:
+    """Whole rows of codes, from row `first` of the tensor on, as the bytes of float32 values."""
+    columns = scales.tensor.columns
+    region = Region(scales.tensor.name, 0, first * columns, columns, rows.size // columns, columns)
+    return widen_scaled(rows, region, scales)[0]
+
+
+def _as_float32(data: Bytes, dtype: str) -> Values:
+    if dtype == "BF16":
+        return (data.view("<u2").astype("<u4") << 16).view("<f4")
+    return data.view({"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)
+
+
+@kernel
+def _widen(
+    codes: Any,
+    pitch: int,
+    row: int,
+    column: int,
+    levels: Any,
+    scales: Any,
+    block_rows: int,
+    block_columns: int,
+    out: Any,
+) -> None:
+    for i in range(out.shape[0]):
+        r = (row + i) // block_rows
+        j = 0
+        while j < out.shape[1]:
+            # Up to the end of a block of columns.
+            c = (column + j) // block_columns
+            stop = min((c + 1) * block_columns - column, out.shape[1])
+            scale = scales[r, c]
+            for k in range(j, stop):
+                out[i, k] = levels[codes[i * pitch + k]] * scale
+            j = stop

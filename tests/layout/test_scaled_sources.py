@@ -1,0 +1,85 @@
+"""Layouts of checkpoints that come quantised to eight bits: their weights are rounded to formats of ggml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from neuralink_cli.errors import UnsupportedError, VerificationError
+from neuralink_cli.files import pipeline
+from neuralink_cli.files.tensor_file import TensorFile
+from neuralink_cli.layout.open_layout import open_layout
+from neuralink_cli.layout.restore import loadable, restore
+from neuralink_cli.storage.reader import FlashReader
+from tests.checkpoints import decode, write_random_placement
+from tests.layout.test_rounded_layouts import REFERENCE, values_of
+from tests.layouts import relayout, verify
+from tests.scaled import FP8, INT8, quantised_copy
+
+MODEL = Path(__file__).parent.parent.parent / "examples/tiny-relu"
+LAYER = "model.decoder.layers.1"
+
+
+@pytest.mark.parametrize("weights", ["q8_0", "q4_0"])
+@pytest.mark.parametrize(("kind", "block"), [(FP8, (128, 128)), (FP8, (48, 80)), (INT8, (0, 0))])
+def test_weights_are_rounded_from_what_they_stand_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, block: tuple[int, int], weights: str
+) -> None:
+    # In stretches that begin in the middle of blocks of scales.
+    monkeypatch.setattr(pipeline, "PIECE", 50 * 768)
+    values = quantised_copy(MODEL, tmp_path / "model", kind, block)
+    placement = write_random_placement(tmp_path / "model", tmp_path / "placement", seed=1)
+    relayout(tmp_path / "model", placement, tmp_path / "layout", weights=weights, dense_weights=weights)
+    with open_layout(tmp_path / "layout") as opened:
+        order = opened.order("layers.1")
+    rows = [values[f"{LAYER}.fc1.weight"][order], values[f"{LAYER}.fc2.weight"].T[order]]
+    expected = [gguf.quants.quantize(np.ascontiguousarray(part), REFERENCE[weights]) for part in rows]
+    with FlashReader(tmp_path / "layout") as reader:
+        found = reader.read_bundles(reader.block("layers.1"), np.arange(order.size)).bundles
+    assert np.array_equal(found, np.concatenate(expected, axis=1))
+    with TensorFile(tmp_path / "layout/model.flash.safetensors") as file:
+        name = f"{LAYER}.self_attn.q_proj.weight"
+        attention = gguf.quants.quantize(values[name], REFERENCE[weights])
+        assert np.array_equal(file.read(name).reshape(attention.shape), attention)
+    assert verify(tmp_path / "model", tmp_path / "layout").mode == "full"
+    with loadable(tmp_path / "layout") as folder:
+        decoded = decode(folder / "model.safetensors")
+        assert "quantization_config" not in (folder / "config.json").read_text()
+    assert not any("scale" in name for name in decoded)
+    dense = gguf.quants.dequantize(attention, REFERENCE[weights])
+    assert np.array_equal(values_of(decoded[name]), dense)
+
+
+@pytest.mark.parametrize("kind", [FP8, INT8])
+def test_what_needs_scales_cannot_stay_as_it_is(tmp_path: Path, kind: str) -> None:
+    quantised_copy(MODEL, tmp_path / "model", kind)
+    placement = write_random_placement(tmp_path / "model", tmp_path / "placement")
+    for options, told in (
+        ({}, "layers.0: its weights are quantised"),
+        ({"weights": "up=q4_0"}, "layers.0: its weights are quantised"),
+        ({"weights": "q4_0", "dense_weights": "source"}, "self_attn.k_proj.weight: its weights are quantised"),
+        ({"layout": "permuted"}, "has quantised weights, whose scales"),
+    ):
+        with pytest.raises(UnsupportedError, match=told):
+            relayout(tmp_path / "model", placement, tmp_path / "out", **options)  # type: ignore[arg-type]
+    relayout(tmp_path / "model", placement, tmp_path / "layout", weights="q4_0")
+    with pytest.raises(UnsupportedError, match="rounded weights"):
+        restore(tmp_path / "layout", tmp_path / "restored")
+
+
+def test_a_changed_scale_is_found(tmp_path: Path) -> None:
+    quantised_copy(MODEL, tmp_path / "model", FP8)
+    placement = write_random_placement(tmp_path / "model", tmp_path / "placement")
+    relayout(tmp_path / "model", placement, tmp_path / "layout", weights="q4_0")
+    name = f"{LAYER}.fc1.weight_scale_inv"
+    flash = tmp_path / "layout/model.flash.safetensors"
+    with TensorFile(flash) as file:
+        offset = file.header.offset_of(file.entry(name))
+    content = bytearray(flash.read_bytes())
+    content[offset] ^= 1
+    flash.write_bytes(content)
+    with pytest.raises(VerificationError, match=f"'{name}' differs"):
+        verify(tmp_path / "model", tmp_path / "layout")
