@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 FP8, INT8 = "fp8", "int8"
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     FP8: {"quant_method": "fp8", "activation_scheme": "dynamic"},
     INT8: {
         "quant_method": "compressed-tensors",

@@ -11,6 +11,7 @@ from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor, Shape, find_sc
 from neuralink_cli.errors import UnsupportedError
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+GROUPS = {"a": {"format": "nvfp4-pack"}}
 INT8 = {"quant_method": "compressed-tensors", "format": "int-quantized"}
 W, HERE = "a.proj.weight", Path("model")
 
@@ -67,7 +68,7 @@ def test_other_scales_are_refused(
         {
             "quant_method": "compressed-tensors",
             "format": "int-quantized",
-            "config_groups": {"a": {"format": "nvfp4-pack"}},
+            "config_groups": GROUPS,
         },
     ],
 )
