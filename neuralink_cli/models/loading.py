@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.checkpoint.config import read_config, stated_quantization
+from neuralink_cli.checkpoint.scaled_tensors import may_have_scales
 from neuralink_cli.errors import InputError, OptionError, UnsupportedError, first_line
 from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.models.model_class import activate_up_projections, model_class, stand_in_config
@@ -80,6 +82,7 @@ def load_model(
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 **({} if config is None else {"config": config}),
+                **_dequantising(directory),
                 **placement,
             )
         if not placement:
@@ -95,6 +98,19 @@ def load_model(
     if config is not None and architecture.up_activation:
         activate_up_projections(model, architecture, config.hidden_act)
     return model.eval().requires_grad_(False)
+
+
+def _dequantising(directory: Path) -> dict[str, Any]:
+    """Options that have transformers load the weights of compressed-tensors as numbers; FP8 it does by itself on CPUs.
+
+    transformers asks for the package compressed-tensors then.
+    """
+    quantization = stated_quantization(read_config(directory))
+    if not may_have_scales(quantization) or quantization["quant_method"] != "compressed-tensors":
+        return {}
+    from transformers import CompressedTensorsConfig
+
+    return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
 
 
 def compute_dtype(dtype: str, device: torch.device) -> str:
