@@ -1,4 +1,4 @@
-"""What rounding FFN weights costs and gains: size, perplexity, KL divergence, and what the order is worth.
+"""What rounding weights costs and gains: size, perplexity, KL divergence, and what the order is worth.
 
 python benchmarks/rounded_weights.py examples/tiny-relu --calibration examples/text/calibration.txt \
     --text examples/text/heldout.txt
@@ -69,6 +69,7 @@ def main() -> None:
         ratio = [] if options.active_ratio is None else ["--active-ratio", options.active_ratio]
         text = ["--dataset", options.calibration, "--num-samples", 0, "--max-tokens", options.max_tokens]
         neuralink("profile", options.model, *text, "-o", work / "trace", *ratio)
+        perplexity = 0.0
         for number, (weights, rounding) in enumerate(ROWS):
             placement, layout = work / f"placement-{number}", work / f"layout-{number}"
             neuralink("cluster", work / "trace", "-o", placement, "--resident", "gate", "--weights", weights)
@@ -79,6 +80,7 @@ def main() -> None:
             if weights != "source":
                 told = ("--forward", "--text", options.text, "--forward-tokens", options.tokens)
                 found = neuralink("verify", options.model, layout, *told)["forward"]
+                perplexity = found["perplexity"]
                 row += (
                     f"{found['layout_perplexity']:>11.3f}{found['perplexity_increase']:>8.2%}{found['mean_kl']:>9.5f}"
                 )
@@ -89,6 +91,7 @@ def main() -> None:
                 row + "".join(f"{gain:>10.2f}" for gain in gains(layout, work / "trace", devices, options.dram)),
                 flush=True,
             )
+        print(f"perplexity of the source: {perplexity:.3f}")
 
 
 if __name__ == "__main__":
