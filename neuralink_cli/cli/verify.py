@@ -143,6 +143,12 @@ def command(
             f"{figures['mean_kl']:.4f} (99th percentile {figures['p99_kl']:.4f}); same first choice at "
             f"{figures['same_first_choice']:.2%}"
         )
+        gate = figures["gate"]
+        if gate is not None:
+            click.echo(
+                f"  rounded rows decide firing: {gate['recall']:.2%} of the neurons that fire are found, "
+                f"{gate['lost_signal']:.2%} of the signal is missed, {gate['read_ratio']:.2f} times as many are read"
+            )
     elif "forward" in document:
         figures = document["forward"]
         click.echo(
@@ -190,6 +196,7 @@ def _measure_distance(
             architecture,
             trust_remote_code=code["trust_remote_code"],
             ignore_remote_code=code["ignore_remote_code"],
+            layout=directory,
         )
     distance.check(directory, **limits)
     return {**asdict(distance), "perplexity_increase": distance.perplexity_increase}

@@ -87,11 +87,11 @@ def decoded_tensor(layout: BundledLayout, entry: TensorEntry) -> Values:
                 values[region.start // element_bytes :], (region.lines, width), (4 * pitch, 4)
             )
             neurons = lines if region.neuron_axis == 0 else lines.T
-            neurons[layout.order(piece.block.id)] = _rows_by_slot(layout, piece)
+            neurons[layout.order(piece.block.id)] = rows_by_slot(layout, piece)
     return values
 
 
-def _rows_by_slot(layout: BundledLayout, piece: SourcePiece) -> Values:
+def rows_by_slot(layout: BundledLayout, piece: SourcePiece) -> Values:
     """The weights of a piece, float32 `[n, hidden]`, by slot."""
     stored, part = layout.file.read(piece.stored.tensor).reshape(piece.block.neurons, -1), piece.part
     rows = np.ascontiguousarray(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +15,15 @@ import numpy.typing as npt
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.calibration.batches import ModelBatch
 from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError, VerificationError
+from neuralink_cli.layout.bundled_layout import BundledLayout
+from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.runtime.output_comparison import Outputs, run_model
+
+if TYPE_CHECKING:
+    from neuralink_cli.runtime.gate_recall import GateRecall, RecallMeter
+
+Watching = Callable[[Any], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class ModelDistance:
         mean_kl: Mean Kullback-Leibler divergence of the layout's predictions from the source's, in nats.
         p99_kl: Its 99th percentile over tokens.
         same_first_choice: Share of tokens for which both find the same token likeliest.
+        gate: What rounding the rows that decide firing does; None if they are as in the source, or not known.
     """
 
     tokens: int
@@ -36,6 +46,7 @@ class ModelDistance:
     mean_kl: float
     p99_kl: float
     same_first_choice: float
+    gate: GateRecall | None = None
 
     @property
     def perplexity_increase(self) -> float:
@@ -69,8 +80,12 @@ def measure_distance(
     device: str = "cpu",
     trust_remote_code: bool = False,
     ignore_remote_code: bool = False,
+    layout: Path | None = None,
 ) -> ModelDistance:
     """Run two local checkpoints of a causal language model, one after the other, on the same sequences, as float32.
+
+    Args:
+        layout: The layout that `other` is decoded from, to see what its rounded rows let fire.
 
     Raises:
         UnsupportedError: Another kind of model, which has no perplexity.
@@ -84,14 +99,17 @@ def measure_distance(
         )
     require_hf_packages("torch", "transformers")
 
-    def predictions(directory: Path) -> list[Outputs]:
+    def predictions(directory: Path, watching: Watching) -> list[Outputs]:
         with quiet_transformers():
             outputs = run_model(
-                directory, batches, architecture, device, "float32", trust_remote_code, ignore_remote_code
+                directory, batches, architecture, device, "float32", trust_remote_code, ignore_remote_code, watching
             )
             return [_log_probabilities(logits[:-1]) for logits in outputs]
 
-    expected, found = predictions(source), predictions(other)
+    with _open_bundled(layout) as opened:
+        meter = None if opened is None else _meter(opened, source, architecture)
+        expected = predictions(source, nullcontext if meter is None else meter.watching)
+    found = predictions(other, nullcontext)
     targets = [batch.inputs["input_ids"][0][1:] for batch in batches]
     tokens = sum(target.size for target in targets)
     if not tokens:
@@ -108,7 +126,31 @@ def measure_distance(
         same += int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
     every = np.concatenate(divergences)
     ours, theirs = (math.exp(min(loss / tokens, 700.0)) for loss in losses)
-    return ModelDistance(tokens, ours, theirs, float(every.mean()), float(np.quantile(every, 0.99)), same / tokens)
+    return ModelDistance(
+        tokens,
+        ours,
+        theirs,
+        float(every.mean()),
+        float(np.quantile(every, 0.99)),
+        same / tokens,
+        None if meter is None else meter.result,
+    )
+
+
+@contextmanager
+def _open_bundled(directory: Path | None) -> Iterator[BundledLayout | None]:
+    if directory is None:
+        yield None
+        return
+    with open_layout(directory) as layout:
+        yield layout if layout.kind == "bundled" else None
+
+
+def _meter(layout: BundledLayout, source: Path, architecture: Architecture) -> RecallMeter:
+    # Imported here because it needs torch.
+    from neuralink_cli.runtime.gate_recall import RecallMeter
+
+    return RecallMeter(layout, source, architecture)
 
 
 def _log_probabilities(logits: Outputs) -> Outputs:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -128,8 +129,12 @@ def run_model(
     dtype: str,
     trust_remote_code: bool,
     ignore_remote_code: bool = False,
+    watching: Callable[[Any], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[Outputs]:
     """Outputs of a checkpoint for each batch, of one sequence: float32 `[tokens, outputs]`.
+
+    Args:
+        watching: Called with the model; what it returns is entered while the model runs.
 
     Raises:
         InputError, OptionError: As `load_model`.
@@ -141,7 +146,7 @@ def run_model(
     from neuralink_cli.models.offload import MemoryLimit, explained_offloading, input_device
 
     with_head = architecture.task in TASKS_WITH_HEAD
-    with TemporaryDirectory(prefix="neuralink-") as folder:
+    with TemporaryDirectory(prefix="neuralink-") as folder, ExitStack() as watched:
         model: Any = load_model(
             directory,
             architecture,
@@ -152,6 +157,7 @@ def run_model(
             trust_remote_code=trust_remote_code,
             ignore_remote_code=ignore_remote_code,
         )
+        watched.enter_context(watching(model))
         for batch in batches:
             inputs = {name: torch.from_numpy(array).to(input_device(model)) for name, array in batch.inputs.items()}
             if "input_ids" in batch.inputs:
@@ -162,6 +168,7 @@ def run_model(
                 output = model(**inputs)
             values = output.logits if with_head else output.last_hidden_state
             yield values[0].float().cpu().numpy()
+        watched.close()
         # Free the model before the next: memory may hold only one.
         del model
     gc.collect()

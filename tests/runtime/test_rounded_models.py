@@ -68,6 +68,9 @@ def test_forward_measures_and_gates(neuralink: Neuralink, tmp_path: Path, placem
     assert not document["exact"]
     forward = document["forward"]
     assert forward["tokens"] == 254
+    gate = forward["gate"]
+    assert 0.8 < gate["recall"] < 1 < gate["read_ratio"] + 0.2 < 1.5
+    assert 0 < gate["lost_signal"] < 0.1
     assert 0 < forward["mean_kl"] < forward["p99_kl"]
     assert forward["perplexity_increase"] == pytest.approx(forward["layout_perplexity"] / forward["perplexity"] - 1)
     failed = neuralink(*command, "--max-kl", 1e-6)
