@@ -2,8 +2,9 @@
 
 python benchmarks/relayout_speed.py --folder /on/the/disk                    # 2 GB of weights; needs 3 times that
 python benchmarks/relayout_speed.py --folder /on/the/disk --gigabytes 13.5   # Llama 2 7B
+python benchmarks/relayout_speed.py --folder /on/the/disk --weights q4_0     # rounded on the way
 
-The weights are random bytes in the shape of Llama 2 7B with fewer or more layers, the order is random too: it decides
+The weights are random numbers in the shape of Llama 2 7B with fewer or more layers, the order is random too: it decides
 nothing here. Before every run the files that it reads are dropped from the page cache. The runs take turns; each is a
 process of its own.
 """
@@ -42,6 +43,8 @@ from neuralink_cli.placement.placement import (
 
 SHARD_BYTES = 5_000_000_000
 PIECE = 1 << 26
+# Leaves out an exponent bit of every float16: what remains is finite, and below 2.
+FINITE = np.uint64(0xBFFF_BFFF_BFFF_BFFF)
 
 TensorSpec = tuple[str, str, tuple[int, ...]]
 
@@ -101,7 +104,7 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
         with (folder / name).open("wb") as file:
             file.write(header.prelude)
             for start in range(0, header.data_bytes, PIECE):
-                words = random.integers(0, 1 << 64, PIECE // 8, dtype=np.uint64)
+                words = random.integers(0, 1 << 64, PIECE // 8, dtype=np.uint64) & FINITE
                 file.write(words.view(np.uint8)[: header.data_bytes - start].data)
             file.flush()
             os.fsync(file.fileno())
@@ -188,14 +191,17 @@ def read_files(folders: list[str]) -> None:
                 pass
 
 
-def measure_rounds(work: Path, rounds: int) -> dict[str, Runs]:
+def measure_rounds(work: Path, rounds: int, weights: str) -> dict[str, Runs]:
     """All commands in turn, and once more, and so on."""
     model, flash, copy = work / "model", work / "flash", work / "copy"
     command = [sys.executable, "-m", "neuralink_cli"]
     steps: dict[str, tuple[list[str], Path | None]] = {
         "cp and fsync": (["sh", "-c", f"mkdir {copy} && cp {model}/*.safetensors {copy} && sync {copy}/*"], copy),
         "neuralink relayout": (
-            [*command, "relayout", str(model), "--placement", str(work / "placement"), "-o", str(flash), "-q"],
+            [
+                *(*command, "relayout", str(model), "--placement", str(work / "placement")),
+                *("-o", str(flash), "--weights", weights, "-q"),
+            ],
             None,
         ),
         "reading both sides": ([sys.executable, __file__, "--read", str(model), str(flash)], None),
@@ -231,6 +237,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--neurons", type=int, default=11008)
     parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--weights", default="source", help="as relayout --weights; cp copies the source all the same")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--read", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -247,7 +254,7 @@ def main() -> None:
         weight_bytes = sum(path.stat().st_size for path in (work / "model").glob("*.safetensors"))
         block = 3 * shape.neurons * shape.hidden * 2
         print(f"{weight_bytes / 1e9:.1f} GB, {shape.layers} blocks of {block / 1e6:.0f} MB, {os.cpu_count()} CPUs")
-        print_runs(measure_rounds(work, options.rounds), weight_bytes)
+        print_runs(measure_rounds(work, options.rounds, options.weights), weight_bytes)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
