@@ -18,7 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Format and rounding of each row.
+from neuralink_cli.activations.trace import Trace
+
+# Format and rounding of each row. FINER stands for the rows that decide firing in q8_0, and the rest in a format.
 ROWS = (
     ("source", "nearest"),
     ("q8_0", "nearest"),
@@ -26,9 +28,9 @@ ROWS = (
     ("q4_0", "nearest"),
     ("q4_0", "search"),
     ("iq4_nl", "search"),
-    ("gate=q8_0,up=q4_0,down=q4_0", "nearest"),
-    ("gate=q8_0,up=q4_0,down=q4_0", "search"),
-    ("gate=q8_0,up=iq4_nl,down=iq4_nl", "search"),
+    ("FINER q4_0", "nearest"),
+    ("FINER q4_0", "search"),
+    ("FINER iq4_nl", "search"),
 )
 
 
@@ -46,6 +48,16 @@ def gains(layout: Path, trace: Path, devices: list[str], dram: str) -> list[floa
         for row in rows
         if row["way"]["layout"] is not None and row["way"]["collapse"] and row["way"]["cache"] != "none"
     ]
+
+
+def formats_of(row: str, trace: Path) -> str:
+    """The option --weights of a row."""
+    if not row.startswith("FINER "):
+        return row
+    rest = row.removeprefix("FINER ")
+    with Trace(trace) as opened:
+        block = opened.info.blocks[0]
+        return ",".join(f"{role}={'q8_0' if role == block.firing_role else rest}" for role in block.part_bytes)
 
 
 def main() -> None:
@@ -70,7 +82,8 @@ def main() -> None:
         text = ["--dataset", options.calibration, "--num-samples", 0, "--max-tokens", options.max_tokens]
         neuralink("profile", options.model, *text, "-o", work / "trace", *ratio)
         perplexity = 0.0
-        for number, (weights, rounding) in enumerate(ROWS):
+        for number, (row_weights, rounding) in enumerate(ROWS):
+            weights = formats_of(row_weights, work / "trace")
             placement, layout = work / f"placement-{number}", work / f"layout-{number}"
             neuralink("cluster", work / "trace", "-o", placement, "--resident", "gate", "--weights", weights)
             made = ("--weights", weights, "--rounding", rounding, "--resident", "gate")

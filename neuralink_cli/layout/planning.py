@@ -39,6 +39,7 @@ from neuralink_cli.weight_formats.formats import (
     SOURCE,
     part_bytes,
     require_convertible,
+    require_roles,
 )
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def plan_relayout(
     """Check that checkpoint and placement belong together and decide everything that will be written.
 
     Raises:
-        OptionError: An alignment that is not a power of two, or `resident` with a permuted layout.
+        OptionError: An alignment that is not a power of two, `resident` or `weights` with a permuted layout, or a
+            format for a role that the model has not.
         MismatchError: The placement was made for another checkpoint.
         InputError, UnsupportedError: The checkpoint's tensors do not make FFN blocks.
     """
@@ -69,6 +71,7 @@ def plan_relayout(
             where=checkpoint.directory,
             fix=f"use --layout bundled with --weights q4_0, or {WAY_OUT}",
         )
+    require_roles(options.formats, (part.role for block in blocks for part in block.parts), "--weights")
     beside = companions_to_copy(checkpoint, all_files=options.all_files)
     bundled = None
     weight_bytes = sum(file.size for file in checkpoint.files)

@@ -6,7 +6,7 @@ float16 scale. `block_kernels.py` converts; docs/weight_formats.md says what eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -87,6 +87,23 @@ def parse_weight_formats(text: str, option: str) -> dict[str, str]:
         named.add(role)
         formats[role] = parse_weight_format(name, option)
     return formats
+
+
+def require_roles(formats: Mapping[str, str], present: Iterable[str], option: str) -> None:
+    """Check that a model has all the roles that are to be rounded.
+
+    Args:
+        formats: From `parse_weight_formats`.
+        present: The roles of the model's parts.
+
+    Raises:
+        OptionError: It has not.
+    """
+    found = set(present)
+    missing = [role for role in ROLES if role not in found and formats[role] != SOURCE]
+    # One format for all roles is not meant for those that are not there.
+    if missing and len({formats[role] for role in ROLES}) > 1:
+        raise OptionError(f"the model's blocks have no {missing[0]}", where=option, fix="leave it out")
 
 
 _EXAMPLES = "write one format for all roles, as q4_0, or a list, as gate=q8_0,up=q4_0,down=q4_0"

@@ -36,7 +36,7 @@ def placement(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_placement(MODEL, tmp_path_factory.mktemp("rounded") / "placement", threshold=0.0)
 
 
-@pytest.mark.parametrize("weights", ["q4_0", "gate=q8_0,up=iq4_nl,down=source"])
+@pytest.mark.parametrize("weights", ["q4_0", "up=iq4_nl,down=source"])
 def test_a_layout_runs_with_the_weights_that_its_bytes_stand_for(tmp_path: Path, placement: Path, weights: str) -> None:
     relayout(MODEL, placement, tmp_path / "layout", weights=weights, resident="gate")
     ids = torch.arange(5, 69)[None]
