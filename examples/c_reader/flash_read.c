@@ -1,11 +1,13 @@
 /*
  * Reads neurons of a neuralink flash layout with nothing but libc: what a runtime on a phone needs, and no more.
  *
- *     flash_read DIRECTORY BLOCK [NEURON ...]
+ *     flash_read [--values] DIRECTORY BLOCK [NEURON ...]
  *
  * Opens model.flash.json and the flash file beside it, finds the slot of each neuron through the block's order
  * tensor, reads its bundle with one pread and prints its FNV-1a 64 checksum. Without neurons: all, in neuron order.
- * docs/format.md describes every field used here. Exit codes: 0 success, 1 bad layout or failed read, 2 wrong usage.
+ * With --values it prints the weights instead, decoded from whichever format they are stored in: those in the bundle
+ * and those that are kept resident. docs/format.md describes every field used here.
+ * Exit codes: 0 success, 1 bad layout or failed read, 2 wrong usage.
  */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
@@ -13,7 +15,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,17 +23,29 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#define INDEX_NAME "model.flash.json"
+#include "json.h"
+#include "weight_formats.h"
+
 #define MAX_INDEX_BYTES (UINT64_C(64) << 20)
-#define MAX_DEPTH 32
 #define MAX_NEURONS (UINT64_C(1) << 24)
 #define MAX_STRIDE (UINT64_C(1) << 26)
 #define FNV_START UINT64_C(0xcbf29ce484222325)
 #define FNV_PRIME UINT64_C(0x100000001b3)
 
+enum { GATE, UP, DOWN, ROLES };
+static const char *const ROLE_NAMES[ROLES] = {"gate", "up", "down"};
+
+/* Where the weights of one role are: `bytes` of every neuron, the one in slot k at `offset` + k * `pitch`. */
+typedef struct {
+    const WeightFormat *format; /* NULL if the block has none */
+    uint64_t bytes, offset, pitch;
+} Part;
+
 /* What is needed to read a block. Offsets are absolute in the flash file. */
 typedef struct {
-    uint64_t neurons, stride, bundles_offset, order_offset;
+    uint64_t neurons, hidden, stride, bundles_offset, order_offset;
+    const WeightFormat *source; /* of weights that are not rounded */
+    Part parts[ROLES];
 } Block;
 
 /* An open layout. */
@@ -42,164 +55,6 @@ typedef struct {
     int file;
     uint64_t file_bytes;
 } Layout;
-
-static int fail(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    fputs("flash_read: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
-    return -1;
-}
-
-/* ---- JSON: every function takes the rest of the text and returns what follows, or NULL if it is not JSON ---- */
-
-static const char *skip_space(const char *at, const char *end) {
-    while (at < end && (*at == ' ' || *at == '\t' || *at == '\n' || *at == '\r')) at++;
-    return at;
-}
-
-static const char *skip_string(const char *at, const char *end) {
-    if (at == end || *at != '"') return NULL;
-    for (at++; at < end && *at != '"'; at++) {
-        if ((unsigned char)*at < 0x20) return NULL;
-        if (*at != '\\') continue;
-        if (++at == end) return NULL;
-        if (*at == 'u') {
-            for (int digit = 0; digit < 4; digit++)
-                if (++at == end || !*at || !strchr("0123456789abcdefABCDEF", *at)) return NULL;
-        } else if (!*at || !strchr("\"\\/bfnrt", *at)) {
-            return NULL;
-        }
-    }
-    return at < end ? at + 1 : NULL;
-}
-
-static const char *skip_digits(const char *at, const char *end) {
-    const char *first = at;
-    while (at < end && *at >= '0' && *at <= '9') at++;
-    return at > first ? at : NULL;
-}
-
-static const char *skip_number(const char *at, const char *end) {
-    if (at < end && *at == '-') at++;
-    if (at < end && *at == '0') at++;
-    else if (!(at = skip_digits(at, end))) return NULL;
-    if (at < end && *at == '.' && !(at = skip_digits(at + 1, end))) return NULL;
-    if (at < end && (*at == 'e' || *at == 'E')) {
-        at++;
-        if (at < end && (*at == '+' || *at == '-')) at++;
-        at = skip_digits(at, end);
-    }
-    return at;
-}
-
-static const char *skip_word(const char *at, const char *end, const char *word) {
-    size_t length = strlen(word);
-    return (size_t)(end - at) >= length && !memcmp(at, word, length) ? at + length : NULL;
-}
-
-static const char *skip_value(const char *at, const char *end, int depth);
-
-/* The `"key":` of an object's member; the value follows. */
-static const char *skip_key(const char *at, const char *end) {
-    if (!(at = skip_string(skip_space(at, end), end))) return NULL;
-    at = skip_space(at, end);
-    return at < end && *at == ':' ? skip_space(at + 1, end) : NULL;
-}
-
-static const char *skip_items(const char *at, const char *end, char close, int depth) {
-    at = skip_space(at + 1, end);
-    if (at < end && *at == close) return at + 1;
-    for (;; at++) {
-        if (close == '}' && !(at = skip_key(at, end))) return NULL;
-        if (!(at = skip_value(skip_space(at, end), end, depth + 1))) return NULL;
-        at = skip_space(at, end);
-        if (at < end && *at == close) return at + 1;
-        if (at == end || *at != ',') return NULL;
-    }
-}
-
-static const char *skip_value(const char *at, const char *end, int depth) {
-    if (at == end || depth > MAX_DEPTH) return NULL;
-    switch (*at) {
-        case '{': return skip_items(at, end, '}', depth);
-        case '[': return skip_items(at, end, ']', depth);
-        case '"': return skip_string(at, end);
-        case 't': return skip_word(at, end, "true");
-        case 'f': return skip_word(at, end, "false");
-        case 'n': return skip_word(at, end, "null");
-        default: return skip_number(at, end);
-    }
-}
-
-/* Whether the string at `at` is `word`. Strings with escapes are never equal to one of our names, which have none. */
-static int is_string(const char *at, const char *word) {
-    size_t length = strlen(word);
-    return *at == '"' && !strncmp(at + 1, word, length) && at[1 + length] == '"';
-}
-
-/* The value of a member of an object in text that is valid JSON. A key that is there twice is an error. */
-static const char *member(const char *object, const char *end, const char *key) {
-    const char *found = NULL, *at = object;
-    if (*object != '{') return fail("%s: no object where %s should be", INDEX_NAME, key), NULL;
-    at = skip_space(object + 1, end);
-    while (*at != '}') {
-        const char *name = at, *value = skip_key(at, end);
-        if (is_string(name, key)) {
-            if (found) return fail("%s: %s is there twice", INDEX_NAME, key), NULL;
-            found = value;
-        }
-        at = skip_space(skip_value(value, end, 0), end);
-        if (*at == ',') at = skip_space(at + 1, end);
-    }
-    if (!found) fail("%s: %s is missing", INDEX_NAME, key);
-    return found;
-}
-
-/* A member that is a whole number from `least` to `most`. */
-static int number(const char *object, const char *end, const char *key, uint64_t least, uint64_t most, uint64_t *out) {
-    const char *at = member(object, end, key), *after;
-    uint64_t value = 0;
-    if (!at) return -1;
-    after = skip_value(at, end, 0);
-    for (; at < after; at++) {
-        uint64_t digit = (uint64_t)(unsigned char)*at - '0';
-        if (*at < '0' || *at > '9') return fail("%s: %s is not a whole number", INDEX_NAME, key);
-        if (value > (UINT64_MAX - digit) / 10) return fail("%s: %s is too large", INDEX_NAME, key);
-        value = value * 10 + digit;
-    }
-    if (value < least || value > most)
-        return fail("%s: %s is %" PRIu64 ", not from %" PRIu64 " to %" PRIu64, INDEX_NAME, key, value, least, most);
-    *out = value;
-    return 0;
-}
-
-static int string(const char *object, const char *end, const char *key, const char *expected) {
-    const char *at = member(object, end, key);
-    if (!at) return -1;
-    return is_string(at, expected) ? 0 : fail("%s: %s is not \"%s\"", INDEX_NAME, key, expected);
-}
-
-/* Whether text is UTF-8, without forms longer than need be and halves of surrogate pairs. */
-static int is_utf8(const unsigned char *at, const unsigned char *end) {
-    while (at < end) {
-        uint32_t code = *at, least = 0;
-        int more = 0;
-        if (code >= 0xc0 && code < 0xe0) more = 1, code &= 0x1f, least = 0x80;
-        else if (code >= 0xe0 && code < 0xf0) more = 2, code &= 0x0f, least = 0x800;
-        else if (code >= 0xf0 && code < 0xf8) more = 3, code &= 0x07, least = 0x10000;
-        else if (code >= 0x80) return 0;
-        if (end - at <= more) return 0;
-        for (at++; more > 0; more--, at++) {
-            if ((*at & 0xc0) != 0x80) return 0;
-            code = code << 6 | (*at & 0x3f);
-        }
-        if (code < least || code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) return 0;
-    }
-    return 1;
-}
 
 /* ---- files ---- */
 
@@ -295,24 +150,99 @@ static int range(const Layout *layout, const char *block, const char *key, uint6
     return number(object, end, "offset", 0, layout->file_bytes - bytes, offset);
 }
 
+/* The entry of a list that the string at `at` names, or NULL. */
+static const WeightFormat *lookup(const WeightFormat *formats, const char *at) {
+    for (; formats->name; formats++)
+        if (is_string(at, formats->name)) return formats;
+    return NULL;
+}
+
+/* Enters what an entry of `parts` or `resident` describes: format and bytes of the part of its role. */
+static int new_part(const Layout *layout, const char *entry, Block *block, Part **part) {
+    const char *end = layout->text + layout->length, *role = member(entry, end, "role"), *weights;
+    const WeightFormat *format;
+    int k = 0;
+    if (!role || find_member(entry, end, "weights", &weights) != 0) return -1;
+    while (k < ROLES && !is_string(role, ROLE_NAMES[k])) k++;
+    if (k == ROLES) return fail("%s: a role is not gate, up or down", INDEX_NAME);
+    if (block->parts[k].format) return fail("%s: the weights of %s are there twice", INDEX_NAME, ROLE_NAMES[k]);
+    format = weights ? lookup(BLOCK_FORMATS, weights) : block->source;
+    if (!format) return fail("%s: the weights of %s are in an unknown format", INDEX_NAME, ROLE_NAMES[k]);
+    if (weights && !block->source->decode)
+        return fail("%s: weights of dtype %s cannot be %s", INDEX_NAME, block->source->name, format->name);
+    *part = &block->parts[k];
+    (*part)->format = format;
+    (*part)->bytes = row_bytes(format, block->hidden);
+    if ((*part)->bytes > 0) return 0;
+    return fail("%s: %" PRIu64 " weights are no whole blocks of %s", INDEX_NAME, block->hidden, format->name);
+}
+
+/* What a bundle holds: parts without holes between them, that fill it. */
+static int find_bundle_parts(const Layout *layout, const char *object, Block *block) {
+    const char *end = layout->text + layout->length, *at = member(object, end, "parts"), *bundles;
+    uint64_t place = 0, stated;
+    int rounded = 0;
+    if (!at) return -1;
+    for (int more = next_item(&at, end, 1); more; more = next_item(&at, end, 0)) {
+        Part *part;
+        if (new_part(layout, at, block, &part) != 0 ||
+            number(at, end, "offset", place, place, &stated) != 0 ||
+            number(at, end, "bytes", part->bytes, part->bytes, &stated) != 0)
+            return -1;
+        part->offset = block->bundles_offset + place;
+        part->pitch = block->stride;
+        place += part->bytes;
+        if (part->format != block->source) rounded = 1;
+    }
+    if (place != block->stride)
+        return fail("%s: stride is %" PRIu64 ", the parts have %" PRIu64 " bytes", INDEX_NAME, block->stride, place);
+    if (!(bundles = member(object, end, "bundles"))) return -1;
+    return string(bundles, end, "dtype", rounded ? "U8" : block->source->name);
+}
+
+/* Rows that are kept in memory instead of in bundles. Biases, which have their own dtype, are left to others. */
+static int find_resident_rows(const Layout *layout, const char *object, Block *block) {
+    const char *end = layout->text + layout->length, *at = member(object, end, "resident"), *kind, *place;
+    if (!at) return -1;
+    if (*at != '[') return fail("%s: resident is not a list", INDEX_NAME);
+    for (int more = next_item(&at, end, 1); more; more = next_item(&at, end, 0)) {
+        Part *part;
+        if (!(kind = member(at, end, "kind"))) return -1;
+        if (is_string(kind, "bias") || is_string(kind, "output_bias")) continue;
+        if (!is_string(kind, "rows")) return fail("%s: a kind is not rows, bias or output_bias", INDEX_NAME);
+        if (new_part(layout, at, block, &part) != 0 ||
+            range(layout, at, "place", block->neurons * part->bytes, &part->offset) != 0 ||
+            !(place = member(at, end, "place")) ||
+            string(place, end, "dtype", part->format != block->source ? "U8" : block->source->name) != 0)
+            return -1;
+        part->pitch = part->bytes;
+    }
+    return 0;
+}
+
+static int read_block(const Layout *layout, const char *object, Block *block) {
+    const char *end = layout->text + layout->length, *dtype, *order;
+    if (number(object, end, "neurons", 1, MAX_NEURONS, &block->neurons) != 0 ||
+        number(object, end, "hidden", 1, MAX_HIDDEN, &block->hidden) != 0 ||
+        number(object, end, "stride", 1, MAX_STRIDE, &block->stride) != 0 ||
+        range(layout, object, "bundles", block->neurons * block->stride, &block->bundles_offset) != 0 ||
+        range(layout, object, "order", block->neurons * 4, &block->order_offset) != 0)
+        return -1;
+    order = member(object, end, "order");
+    if (string(order, end, "dtype", "I32") != 0 || !(dtype = member(object, end, "dtype"))) return -1;
+    if (!(block->source = lookup(SOURCE_FORMATS, dtype)))
+        return fail("%s: a block has a dtype that this reader does not know", INDEX_NAME);
+    return find_bundle_parts(layout, object, block) != 0 ? -1 : find_resident_rows(layout, object, block);
+}
+
 static int find_block(const Layout *layout, const char *id, Block *block) {
-    const char *end = layout->text + layout->length, *at = member(layout->text, end, "blocks"), *order;
+    const char *end = layout->text + layout->length, *at = member(layout->text, end, "blocks");
     if (!at) return -1;
     if (*at != '[') return fail("%s: blocks is not a list", INDEX_NAME);
-    for (at = skip_space(at + 1, end); *at != ']';) {
+    for (int more = next_item(&at, end, 1); more; more = next_item(&at, end, 0)) {
         const char *name = member(at, end, "id");
         if (!name) return -1;
-        if (is_string(name, id)) {
-            if (number(at, end, "neurons", 1, MAX_NEURONS, &block->neurons) != 0 ||
-                number(at, end, "stride", 1, MAX_STRIDE, &block->stride) != 0 ||
-                range(layout, at, "bundles", block->neurons * block->stride, &block->bundles_offset) != 0 ||
-                range(layout, at, "order", block->neurons * 4, &block->order_offset) != 0)
-                return -1;
-            order = member(at, end, "order");
-            return string(order, end, "dtype", "I32");
-        }
-        at = skip_space(skip_value(at, end, 0), end);
-        if (*at == ',') at = skip_space(at + 1, end);
+        if (is_string(name, id)) return read_block(layout, at, block);
     }
     return fail("%s: no block %s", INDEX_NAME, id);
 }
@@ -370,18 +300,59 @@ static int print_checksums(const Layout *layout, const Block *block, const uint3
     return result;
 }
 
+/* Reads and decodes the weights of the neuron in a slot and prints a line for each role. */
+static int print_row(const Layout *layout, const Block *block, uint64_t neuron, uint32_t slot, unsigned char *row,
+                     float *values) {
+    for (int role = 0; role < ROLES; role++) {
+        const Part *part = &block->parts[role];
+        if (!part->format) continue;
+        if (read_at(layout->file, row, part->bytes, part->offset + slot * part->pitch) != 0) return -1;
+        part->format->decode(row, block->hidden, values);
+        printf("neuron %" PRIu64 " slot %" PRIu32 " %s %s", neuron, slot, ROLE_NAMES[role], part->format->name);
+        /* Digits enough to tell all floats apart. */
+        for (uint64_t j = 0; j < block->hidden; j++) printf(" %.9g", (double)values[j]);
+        putchar('\n');
+    }
+    return 0;
+}
+
+static int print_values(const Layout *layout, const Block *block, const uint32_t *slots, int count, char **asked) {
+    uint64_t largest = 1, wanted = count ? (uint64_t)count : block->neurons;
+    unsigned char *row;
+    float *values;
+    int result = 0;
+    for (int role = 0; role < ROLES; role++) {
+        const Part *part = &block->parts[role];
+        if (part->format && !part->format->decode)
+            return fail("weights of dtype %s can only be checked, not printed", part->format->name);
+        if (part->bytes > largest) largest = part->bytes;
+    }
+    row = malloc((size_t)largest);
+    values = malloc((size_t)block->hidden * sizeof *values);
+    if (!row || !values) result = fail("out of memory");
+    for (uint64_t k = 0; result == 0 && k < wanted; k++) {
+        uint64_t neuron = k;
+        if (count && (result = neuron_of(asked[k], block->neurons, &neuron)) != 0) break;
+        result = print_row(layout, block, neuron, slots[neuron], row, values);
+    }
+    free(row);
+    free(values);
+    return result;
+}
+
 int main(int argc, char **argv) {
     Layout layout = {NULL, 0, -1, 0};
-    Block block = {0, 0, 0, 0};
+    Block block;
     uint32_t *slots = NULL;
-    int result = -1;
-    if (argc < 3) {
-        fputs("usage: flash_read DIRECTORY BLOCK [NEURON ...]\n", stderr);
+    int values = argc > 1 && !strcmp(argv[1], "--values"), first = 1 + values, result = -1;
+    if (argc - first < 2) {
+        fputs("usage: flash_read [--values] DIRECTORY BLOCK [NEURON ...]\n", stderr);
         return 2;
     }
-    if (open_layout(&layout, argv[1]) == 0 && find_block(&layout, argv[2], &block) == 0 &&
+    memset(&block, 0, sizeof block);
+    if (open_layout(&layout, argv[first]) == 0 && find_block(&layout, argv[first + 1], &block) == 0 &&
         (slots = read_slots(&layout, &block)) != NULL)
-        result = print_checksums(&layout, &block, slots, argc - 3, argv + 3);
+        result = (values ? print_values : print_checksums)(&layout, &block, slots, argc - first - 2, argv + first + 2);
     if (fflush(stdout) != 0 || ferror(stdout)) result = fail("the output cannot be written");
     free(slots);
     free(layout.text);

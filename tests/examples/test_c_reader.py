@@ -1,4 +1,4 @@
-"""The reader in C against one in Python: every bundle of every kind of layout, and bad input."""
+"""The reader in C against one in Python: every bundle and weight of every kind of layout, and bad input."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from neuralink_cli.storage.reader import FlashReader
-from tests.checkpoints import NEURONS
+from neuralink_cli.weight_formats.formats import BLOCK_FORMATS
+from neuralink_cli.weight_formats.quantising import dequantise
+from tests.checkpoints import NEURONS, RawTensor, decode, tensors_of, write_checkpoint, write_random_placement
 from tests.damage import FLASH
-from tests.layouts import LayoutFactory
+from tests.layouts import LayoutFactory, relayout
 
-SOURCES = Path(__file__).parents[2] / "examples/c_reader"
+FOLDER = Path(__file__).parents[2] / "examples/c_reader"
+SOURCES = sorted(FOLDER.glob("*.c"))
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 VALGRIND = shutil.which("valgrind")
 INDEX = "model.flash.json"
@@ -32,7 +36,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None and not os.environ.get("CI"), r
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert COMPILER is not None, "the C reader must be compiled where CI runs: install a C compiler, or set CC"
     output = tmp_path_factory.mktemp("c_reader") / "flash_read"
-    command = [COMPILER, *CHECKED, "-o", str(output), str(SOURCES / "flash_read.c")]
+    command = [COMPILER, *CHECKED, "-o", str(output), *map(str, SOURCES)]
     # With the sanitizers where the compiler has them.
     for options in (SANITIZED, ()):
         result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
@@ -85,15 +89,123 @@ def test_it_reads_what_python_reads(
     assert go(program, layout, "layers.1", *some).stdout == expected_of(layout, "layers.1", some)
 
 
+HIDDEN = 64
+
+
+def write_finite(folder: Path, family: str, dtype: str) -> tuple[Path, Path]:
+    """A checkpoint of normal weights of every magnitude that float16 has, and a placement for it."""
+    tensors = tensors_of(family, dtype=dtype, hidden=HIDDEN)
+    random = np.random.default_rng(3)
+    for name, tensor in tensors.items():
+        if tensor.dtype == dtype and len(tensor.shape) == 2:
+            values = random.standard_normal(tensor.shape) * 10.0 ** random.integers(-8, 4, (tensor.shape[0], 1))
+            bits = values.astype("<f4").view("<u4")
+            data = (
+                (bits >> 16).astype("<u2")
+                if dtype == "BF16"
+                else bits.view("<f4").astype({"F32": "<f4"}.get(dtype, "<f2"))
+            )
+            tensors[name] = RawTensor(dtype, tensor.shape, data.tobytes())
+    model = write_checkpoint(folder / "model", family, tensors=tensors, config={"hidden_size": HIDDEN})
+    return model, write_random_placement(model, folder / "placement", seed=1)
+
+
+def values_of(rows: npt.NDArray[np.uint8], weights: str) -> npt.NDArray[np.float32]:
+    """Rows of bytes as float32; `weights` is a weight format, or a dtype."""
+    if weights in BLOCK_FORMATS:
+        return dequantise(rows, BLOCK_FORMATS[weights])
+    if weights == "BF16":
+        return (rows.view("<u2").astype("<u4") << 16).view("<f4")
+    return rows.view({"F32": "<f4", "F16": "<f2"}[weights]).astype("<f4")
+
+
+def stored_values(layout: Path, block_number: int) -> dict[tuple[int, str, str], npt.NDArray[np.float32]]:
+    """All weights of a block, by neuron, role and format."""
+    block = json.loads((layout / INDEX).read_text())["blocks"][block_number]
+    stored = {name: np.frombuffer(tensor.data, np.uint8) for name, tensor in decode(layout / FLASH).items()}
+    bundles = stored[block["bundles"]["tensor"]].reshape(NEURONS, block["stride"])
+    rows = {}
+    for part in block["parts"]:
+        rows[part["role"], part.get("weights", block["dtype"])] = bundles[:, part["offset"] :][:, : part["bytes"]]
+    for kept in block["resident"]:
+        if kept["kind"] == "rows":
+            whole = stored[kept["place"]["tensor"]].reshape(NEURONS, -1)
+            rows[kept["role"], kept.get("weights", block["dtype"])] = whole
+    order = stored[block["order"]["tensor"]].view("<i4")
+    decoded = {key: values_of(np.ascontiguousarray(each), key[1]) for key, each in rows.items()}
+    return {(int(n), *key): each[k] for key, each in decoded.items() for k, n in enumerate(order)}
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "options"),
+    [
+        ("llama", "F16", {}),
+        ("llama", "BF16", {"weights": "q8_0"}),
+        ("llama", "F32", {"weights": "q4_0", "resident": "gate"}),
+        ("opt", "F16", {"weights": "iq4_nl"}),
+        ("opt", "BF16", {"weights": "up=q8_0,down=iq4_nl", "resident": "gate"}),
+        ("llama", "F16", {"weights": "gate=source,up=iq4_nl,down=q4_0", "rounding": "search"}),
+        ("llama", "F32", {"weights": "gate=q8_0,up=source,down=source", "resident": "gate"}),
+    ],
+)
+def test_it_decodes_what_python_decodes(
+    program: Path, tmp_path: Path, family: str, dtype: str, options: dict[str, Any]
+) -> None:
+    layout = tmp_path / "layout"
+    relayout(*write_finite(tmp_path, family, dtype), layout, **options)
+    result = go(program, "--values", layout, "layers.1")
+    assert (result.returncode, result.stderr) == (0, "")
+    expected = stored_values(layout, 1)
+    lines = [line.split(" ") for line in result.stdout.splitlines()]
+    found = {(int(line[1]), line[4], line[5]): np.array(line[6:], dtype="<f4") for line in lines}
+    assert len(lines) == len(found) == NEURONS * (3 if family == "llama" else 2)
+    assert [int(line[1]) for line in lines] == sorted(int(line[1]) for line in lines)
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key].tobytes() == values.tobytes(), key
+    # The checksums are of the same bundles.
+    assert go(program, layout, "layers.1").stdout == expected_of(layout, "layers.1", list(range(NEURONS)))
+    assert go(program, "--values", layout, "layers.1", 7, 7).stdout.splitlines() == 2 * [
+        line for line in result.stdout.splitlines() if line.startswith("neuron 7 ")
+    ]
+
+
+@pytest.mark.parametrize("weights", BLOCK_FORMATS)
+def test_it_decodes_every_code_and_scale(program: Path, tmp_path: Path, weights: str) -> None:
+    layout = tmp_path / "layout"
+    relayout(*write_finite(tmp_path, "opt", "F16"), layout, weights=weights)
+    index = json.loads((layout / INDEX).read_text())
+    place = index["blocks"][0]["bundles"]
+    content = bytearray((layout / FLASH).read_bytes())
+    random = np.random.default_rng(8)
+    blocks = random.integers(
+        0, 256, (place["bytes"] // BLOCK_FORMATS[weights].block_bytes, BLOCK_FORMATS[weights].block_bytes)
+    )
+    # Zeros, subnormal, smallest and largest ones, of both signs.
+    scales = np.resize(np.array([0, 1, 0x3FF, 0x400, 0x7BFF, 0x8001, 0xFBFF, 0x3C00], "<u2"), len(blocks))
+    data = blocks.astype(np.uint8)
+    data[:, :2] = scales.view(np.uint8).reshape(-1, 2)
+    content[place["offset"] : place["offset"] + place["bytes"]] = data.tobytes()
+    (layout / FLASH).write_bytes(content)
+    lines = [line.split(" ") for line in go(program, "--values", layout, "layers.0").stdout.splitlines()]
+    expected = stored_values(layout, 0)
+    assert len(lines) == len(expected)
+    for line in lines:
+        assert np.array(line[6:], "<f4").tobytes() == expected[int(line[1]), line[4], line[5]].tobytes()
+
+
 @pytest.mark.skipif(VALGRIND is None, reason="there is no valgrind")
 @pytest.mark.parametrize("block", ["layers.0", "absent"])
 def test_nothing_leaks(tmp_path: Path, layouts: LayoutFactory, block: str) -> None:
     program = tmp_path / "flash_read"
     assert COMPILER is not None
-    subprocess.run([COMPILER, *CHECKED, "-o", program, SOURCES / "flash_read.c"], check=True)
+    subprocess.run([COMPILER, *CHECKED, "-o", program, *SOURCES], check=True)
     command = [str(VALGRIND), "-q", "--leak-check=full", "--show-leak-kinds=all", "--error-exitcode=99"]
     result = subprocess.run(
-        [*command, program, layouts.bundled("opt").layout, block, "3"], capture_output=True, text=True, check=False
+        [*command, program, "--values", layouts.bundled("opt").layout, block, "3"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == (0 if block == "layers.0" else 1), result.stderr
 
@@ -135,6 +247,82 @@ CHANGES: dict[str, tuple[Change, str]] = {
 }
 
 
+def set_in_part(key: str, value: object, part: int = 0) -> Change:
+    return lambda index: index["blocks"][0]["parts"][part].update({key: value})
+
+
+def set_in_rows(key: str, value: object) -> Change:
+    return lambda index: index["blocks"][0]["resident"][0].update({key: value})
+
+
+def set_in_place(key: str, value: object) -> Change:
+    return lambda index: index["blocks"][0]["resident"][0]["place"].update({key: value})
+
+
+# To a layout of q8_0 gates in memory and q4_0 up and down rows in bundles, of 64 weights each.
+ROUNDED_CHANGES: dict[str, tuple[Change, str]] = {
+    "unknown format": (set_in_part("weights", "q5_0"), "the weights of up are in an unknown format"),
+    "a prefix": (set_in_part("weights", "q4_"), "the weights of up are in an unknown format"),
+    "no name": (set_in_part("weights", None), "the weights of up are in an unknown format"),
+    "other format": (set_in_part("weights", "q8_0"), "bytes is 36, not from 68 to 68"),
+    "as in the source": (lambda i: i["blocks"][0]["parts"][1].pop("weights"), "bytes is 36, not from 256 to 256"),
+    "same size": (
+        lambda i: i["blocks"][0].update(parts=i["blocks"][0]["parts"][:1]),
+        "stride is 72, the parts have 36",
+    ),
+    "no parts": (set_in_block("parts", []), "stride is 72, the parts have 0"),
+    "parts no list": (set_in_block("parts", {}), "stride is 72, the parts have 0"),
+    "a hole": (set_in_part("offset", 40, part=1), "offset is 40, not from 36 to 36"),
+    "overlap": (set_in_part("offset", 0, part=1), "offset is 0, not from 36 to 36"),
+    "overflow": (set_in_part("offset", 2**64 - 36, part=1), "offset is 18446744073709551580, not from 36 to 36"),
+    "role": (set_in_part("role", "sideways"), "a role is not gate, up or down"),
+    "role twice": (set_in_part("role", "down"), "the weights of down are there twice"),
+    "gate twice": (set_in_part("role", "gate"), "the weights of gate are there twice"),
+    "no whole blocks": (set_in_block("hidden", 65), "65 weights are no whole blocks of q4_0"),
+    "other rows": (set_in_block("hidden", 96), "bytes is 36, not from 54 to 54"),
+    "many weights": (set_in_block("hidden", 2**31), "hidden is 2147483648, not from 1 to"),
+    "dtype": (set_in_block("dtype", "F8_E4M3"), "weights of dtype F8_E4M3 cannot be q4_0"),
+    "unknown dtype": (set_in_block("dtype", "F7"), "a block has a dtype that this reader does not know"),
+    "dtype of bundles": (set_in_range("bundles", "dtype", "F32"), 'dtype is not "U8"'),
+    "rows in an unknown format": (set_in_rows("weights", "Q8_0"), "the weights of gate are in an unknown format"),
+    "rows of another size": (set_in_rows("weights", "q4_0"), "bytes is 2516, not from 1332 to 1332"),
+    "rows outside": (set_in_place("offset", 2**40), "offset is"),
+    "dtype of rows": (set_in_place("dtype", "F32"), 'dtype is not "U8"'),
+    "kind": (set_in_rows("kind", "columns"), "a kind is not rows, bias or output_bias"),
+    "no place": (lambda i: i["blocks"][0]["resident"][0].pop("place"), "place is missing"),
+    "resident no list": (set_in_block("resident", {}), "resident is not a list"),
+}
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rounded")
+    options = {"weights": "gate=q8_0,up=q4_0,down=q4_0", "resident": "gate"}
+    relayout(*write_finite(folder, "llama", "F32"), folder / "layout", **options)
+    return folder / "layout"
+
+
+@pytest.mark.parametrize("option", ["", "--values"])
+@pytest.mark.parametrize("name", ROUNDED_CHANGES)
+def test_a_wrong_index_of_rounded_weights(program: Path, rounded: Path, tmp_path: Path, name: str, option: str) -> None:
+    change, complaint = ROUNDED_CHANGES[name]
+    (tmp_path / FLASH).symlink_to(rounded / FLASH)
+    document = json.loads((rounded / INDEX).read_text())
+    change(document)
+    (tmp_path / INDEX).write_text(json.dumps(document))
+    result = go(program, *[option] * bool(option), tmp_path, "layers.0")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_weights_of_other_dtypes_are_checked_but_not_decoded(program: Path, layouts: LayoutFactory) -> None:
+    layout = layouts.bundled("gpt2", dtype="F8_E4M3").layout
+    result = go(program, "--values", layout, "layers.0")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "weights of dtype F8_E4M3 can only be checked, not printed" in result.stderr
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_wrong_index(program: Path, layouts: LayoutFactory, tmp_path: Path, name: str) -> None:
     change, complaint = CHANGES[name]
@@ -163,11 +351,12 @@ def test_what_is_no_json(program: Path, tmp_path: Path, text: str) -> None:
     assert "not a JSON object" in result.stderr or "has 0 bytes" in result.stderr
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["exact", "rounded"])
+@pytest.mark.parametrize("seed", range(2))
 def test_no_prefix_and_no_flipped_byte_of_an_index_crashes_it(
-    program: Path, layouts: LayoutFactory, tmp_path: Path, seed: int
+    program: Path, layouts: LayoutFactory, rounded: Path, tmp_path: Path, seed: int, kind: str
 ) -> None:
-    layout = layouts.bundled("opt").layout
+    layout = rounded if kind == "rounded" else layouts.bundled("opt").layout
     (tmp_path / FLASH).symlink_to(layout / FLASH)
     text, random = (layout / INDEX).read_bytes(), np.random.default_rng(seed)
     for _ in range(25):
@@ -176,7 +365,7 @@ def test_no_prefix_and_no_flipped_byte_of_an_index_crashes_it(
         changed[place] ^= 1 << int(random.integers(0, 8))
         for content in (text[:place], bytes(changed)):
             (tmp_path / INDEX).write_bytes(content)
-            assert go(program, tmp_path, "layers.0", 3).returncode in (0, 1)
+            assert go(program, "--values", tmp_path, "layers.0", 3).returncode in (0, 1)
 
 
 def test_duplicate_keys_are_refused(program: Path, layouts: LayoutFactory, tmp_path: Path) -> None:
@@ -187,7 +376,7 @@ def test_duplicate_keys_are_refused(program: Path, layouts: LayoutFactory, tmp_p
 
 def test_other_wrong_input(program: Path, layouts: LayoutFactory, tmp_path: Path) -> None:
     layout = layouts.bundled("opt").layout
-    assert go(program).returncode == go(program, layout).returncode == 2
+    assert go(program).returncode == go(program, layout).returncode == go(program, "--values", layout).returncode == 2
     for neuron in (NEURONS, -1, "x", "", "3x", " 3", "99999999999999999999999"):
         result = go(program, layout, "layers.0", neuron)
         assert result.returncode == 1
@@ -201,8 +390,8 @@ def test_other_wrong_input(program: Path, layouts: LayoutFactory, tmp_path: Path
 
 
 def test_the_makefile_builds_it(tmp_path: Path) -> None:
-    for name in ("flash_read.c", "Makefile"):
-        shutil.copy(SOURCES / name, tmp_path)
+    for path in (*SOURCES, *FOLDER.glob("*.h"), FOLDER / "Makefile"):
+        shutil.copy(path, tmp_path)
     if shutil.which("make") is None:
         pytest.skip("there is no make")
     subprocess.run(["make", "-s", "-C", tmp_path, f"CC={COMPILER}"], check=True)
