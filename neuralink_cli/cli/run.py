@@ -19,7 +19,7 @@ from neuralink_cli.cli.options import (
 )
 from neuralink_cli.cli.output import print_json, remark
 from neuralink_cli.errors import OptionError, VerificationError
-from neuralink_cli.models.execution import COMPUTE_DTYPES
+from neuralink_cli.models.execution import RUN_DTYPES
 from neuralink_cli.sizes import human_bytes
 from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 
@@ -100,10 +100,10 @@ Examples:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(COMPUTE_DTYPES),
+    type=click.Choice(RUN_DTYPES),
     default="float32",
     show_default=True,
-    help="Precision to compute in.",
+    help="Precision to compute in. auto: that of the weights outside FFN blocks, which then need no conversion.",
 )
 @click.option(
     "--compare",
@@ -194,6 +194,11 @@ def _say(report: RunReport) -> None:
     remark(
         f"DRAM: {human_bytes(memory.cache_bytes)} of cache and {human_bytes(memory.resident_bytes)} of resident rows, "
         f"for {human_bytes(memory.flash_bytes)} in flash"
+    )
+    remark(
+        f"memory: {human_bytes(memory.peak_bytes)} at most in use, {human_bytes(memory.planned_bytes)} planned: these, "
+        f"{human_bytes(memory.dense_bytes)} of other weights, {human_bytes(memory.working_bytes)} to fetch and decode, "
+        f"{human_bytes(memory.sequence_bytes)} for tokens, {human_bytes(memory.programs_bytes)} of Python and libraries"
     )
     if not report.direct:
         remark("reads go through the page cache, so their times are not the storage's own")

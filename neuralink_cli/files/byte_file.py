@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.bulk_io import PAGE, DirectReads
-from neuralink_cli.files.input_file import open_input
+from neuralink_cli.files.input_file import open_input, why
 
 File = TypeVar("File", bound="ByteFile")
 
@@ -72,6 +73,21 @@ class ByteFile:
             if count == 0:
                 raise InputError("file ended while it was being read", where=self.path)
             done += count
+
+    def map_range(self, offset: int, size: int) -> Bytes:
+        """Map a range of the file into memory, as uint8 `[size]`; it stays mapped until its last view is gone.
+
+        Pages come from the page cache when they are touched. Writing to one gives this process a copy of it.
+
+        Raises:
+            InputError: The system cannot map it.
+        """
+        lead = offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            memory = mmap.mmap(self._descriptor, lead + size, access=mmap.ACCESS_COPY, offset=offset - lead)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot be mapped into memory ({why(error)})", where=self.path) from None
+        return np.frombuffer(memory, dtype=np.uint8)[lead:]
 
     def read_range(self, offset: int, size: int, buffer: Bytes) -> Bytes:
         """Read `size` bytes at a file offset into a buffer from `transfer_buffer`; return the part that holds them.

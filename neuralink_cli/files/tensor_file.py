@@ -62,6 +62,11 @@ class TensorFile(ByteFile):
             raise ValueError(f"bytes {start}..{start + buffer.nbytes} lie outside tensor {name!r}")
         self.read_at(self.header.offset_of(entry) + start, buffer)
 
+    def map(self, name: str) -> Bytes:
+        """The bytes of a tensor that is not empty, mapped from the file, as uint8 (see `map_range`)."""
+        entry = self.entry(name)
+        return self.map_range(self.header.offset_of(entry), entry.nbytes)
+
     def _read_header(self) -> Header:
         start = os.pread(self._descriptor, 64, 0)
         if is_lfs_pointer(start):

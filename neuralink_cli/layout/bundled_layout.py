@@ -238,7 +238,8 @@ class BundledLayout:
             )
         rows = {kept.weights for kept in block.resident if kept.kind == "rows"}
         for weights in rows | {part.weights for part in block.parts}:
-            require_convertible(weights, block.id, block.hidden, block.dtype, scaled=block.dtype in SCALED_DTYPES)
+            scaled = weights != SOURCE and block.dtype in SCALED_DTYPES
+            require_convertible(weights, block.id, block.hidden, block.dtype, scaled=scaled)
         element_bytes = DTYPE_BITS.get(block.dtype, 0) // 8
         expected = [part_bytes(part.weights, block.hidden, element_bytes) for part in block.parts]
         found = [part.bytes for part in block.parts]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 # The precisions that a model can run in, and the values of --dtype.
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 DTYPES = ("auto", *COMPUTE_DTYPES)
+# Those of `run`, where "auto" is what the dense weights have and not the default.
+RUN_DTYPES = (*COMPUTE_DTYPES, "auto")
 
 
 @dataclass(frozen=True)

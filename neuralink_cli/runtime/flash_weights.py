@@ -20,7 +20,10 @@ class FlashWeights:
     Attributes:
         reader: The open layout.
         stores: One per block, in order.
-        resident_bytes: DRAM of the resident rows and biases, set by the code that loads them.
+        resident_bytes: DRAM of the resident rows and biases, set by the code that loads them, as what follows.
+        dense_bytes: DRAM of all weights outside FFN blocks.
+        working_bytes: The most that fetching and decoding neurons takes.
+        programs_bytes: What the process had taken before it loaded weights.
 
     Raises:
         InputError, VerificationError: As `FlashReader`.
@@ -31,7 +34,7 @@ class FlashWeights:
         self.reader = FlashReader(
             directory, device=settings.device, direct=settings.direct, queue_depth=settings.queue_depth
         )
-        self.resident_bytes = 0
+        self.resident_bytes = self.dense_bytes = self.working_bytes = self.programs_bytes = 0
         try:
             capacities = split_budget(settings.dram, self.reader.blocks)
             self.stores = tuple(

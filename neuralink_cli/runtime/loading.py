@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,14 @@ from neuralink_cli.architectures.blocks import BlockPart
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
+from neuralink_cli.files.free_memory import resident_bytes
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import describe_source, open_layout
 from neuralink_cli.layout.plan import FlashBlock, ResidentTensor
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.runtime.flash_weights import FlashWeights
-from neuralink_cli.runtime.settings import RunSettings, require_runnable
+from neuralink_cli.runtime.memory import neuron_bytes
+from neuralink_cli.runtime.settings import RunSettings, compute_dtype, dense_entries, require_runnable
 from neuralink_cli.storage.budget import parse_budget
 from neuralink_cli.storage.policies import DEFAULT_POLICY
 from neuralink_cli.weight_formats.formats import SOURCE
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from neuralink_cli.runtime.neuron_store import NeuronStore
     from neuralink_cli.runtime.sparse_block import ResidentRows, SparseDown, SparseUp
+    from neuralink_cli.runtime.stored_weights import StoredWeights
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def load_flash_model(
         cache: One of `neuralink_cli.storage.policies.POLICY_NAMES`.
         device_profile: Name or file of the device profile that reads are planned for.
         direct: Whether reads go past the page cache; by default if the file system supports it.
-        dtype: Precision to compute in; "float32" is exact for checkpoints of any usual dtype.
+        dtype: Precision to compute in; "float32" is exact for checkpoints of any usual dtype, "auto" is the dtype of
+            the checkpoint's dense weights, which are then mapped from the file instead of converted.
         architecture: Where the description of the model's blocks comes from.
         ignore_remote_code: Run what transformers has for the model's type, though it comes with code of its own.
 
@@ -104,45 +109,66 @@ def _load(layout: BundledLayout, settings: RunSettings, architecture: Architectu
     layout.check_small_tensors()
     require_hf_packages("torch", "transformers")
     settle_own_code(layout.directory, architecture, ignore=settings.ignore_remote_code, may_run=False)
+    settings = replace(settings, dtype=compute_dtype(settings.dtype, layout))
+    with quiet_transformers(), _explained(layout.directory):
+        kind = _model_class(layout.directory, architecture)
     weights = FlashWeights(layout.directory, settings)
     try:
+        # The libraries and the kernels are loaded by now, and of the layout no more than the cache.
+        weights.programs_bytes = resident_bytes() - weights.cache_bytes
         with quiet_transformers():
-            return _build(layout, architecture, weights, settings)
+            return _build(layout, architecture, weights, settings, *kind)
     except BaseException:
         weights.close()
         raise
 
 
-def _build(layout: BundledLayout, architecture: Architecture, weights: FlashWeights, settings: RunSettings) -> Any:
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Whatever transformers raises within the block is an error of the layout."""
+    try:
+        yield
+    except NeuralinkError:
+        raise
+    except Exception as error:
+        raise InputError(f"transformers cannot build its model ({first_line(error)})", where=directory) from error
+
+
+def _build(
+    layout: BundledLayout,
+    architecture: Architecture,
+    weights: FlashWeights,
+    settings: RunSettings,
+    config: Any,
+    model_class: Any,
+) -> Any:
     import torch
 
     from neuralink_cli.models.loading import require_all_weights
     from neuralink_cli.models.model_class import activate_up_projections
+    from neuralink_cli.runtime.stored_weights import resident_in, with_equals_shared
 
     replaced: list[BlockModules] = []
 
     def put_in_place(model: Any) -> None:
         replaced[:] = [_replace_modules(model, block, architecture) for block in layout.index.blocks]
 
-    try:
-        config, model_class = _model_class(layout.directory, architecture)
+    with _explained(layout.directory):
         sparse_class = _closing_class(model_class, put_in_place)
-        tensors = dict(_other_tensors(layout))
         # Randomly drawn weights are refused below; the seed fixes the weights that a checkpoint may lack.
         torch.manual_seed(0)
         model, report = sparse_class.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=getattr(torch, settings.dtype), output_loading_info=True
+            None,
+            config=config,
+            state_dict=with_equals_shared(_dense_weights(layout)),
+            dtype=getattr(torch, settings.dtype),
+            output_loading_info=True,
         )
         _load_generation_config(model, layout.directory)
-    except NeuralinkError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"transformers cannot build its model ({first_line(error)})", where=layout.directory
-        ) from error
     require_all_weights(report["missing_keys"], architecture, layout.directory)
+    weights.dense_bytes = resident_in((*model.parameters(), *model.buffers()))
     for modules, store in zip(replaced, weights.stores, strict=True):
-        weights.resident_bytes += _attach(modules, store, weights, settings, layout.directory)
+        weights.resident_bytes += _attach(modules, store, layout, weights, settings)
     if architecture.up_activation:
         activate_up_projections(model, architecture, config.hidden_act)
     model.flash = weights
@@ -232,19 +258,13 @@ def _replace_modules(model: Any, block: FlashBlock, architecture: Architecture) 
     return made
 
 
-def _other_tensors(layout: BundledLayout) -> Iterator[tuple[str, torch.Tensor]]:
+def _dense_weights(layout: BundledLayout) -> Iterator[tuple[str, StoredWeights]]:
     """The tensors of the source that are not part of a block, under their names in the source."""
-    from neuralink_cli.runtime.tensors import as_dense, as_tensor
+    from neuralink_cli.runtime.stored_weights import StoredWeights
 
-    of_blocks = {kept.source for block in layout.index.blocks for kept in block.resident} | layout.made_slabs.keys()
-    for header in layout.source_headers.values():
-        for entry in header.entries:
-            if entry.name in layout.scales:
-                continue
-            if entry.name in layout.dense:
-                yield entry.name, as_dense(layout.file.read(entry.name), layout.dense[entry.name])
-            elif entry.name not in of_blocks:
-                yield entry.name, as_tensor(layout.file.read(entry.name), entry.dtype, entry.shape, layout.file.path)
+    for entry in dense_entries(layout):
+        weights = layout.dense[entry.name].weights if entry.name in layout.dense else SOURCE
+        yield entry.name, StoredWeights(layout.file, entry.name, entry.dtype, entry.shape, weights)
 
 
 def _load_generation_config(model: Any, directory: Path) -> None:
@@ -255,45 +275,35 @@ def _load_generation_config(model: Any, directory: Path) -> None:
 
 
 def _attach(
-    modules: BlockModules, store: NeuronStore, weights: FlashWeights, settings: RunSettings, directory: Path
+    modules: BlockModules, store: NeuronStore, layout: BundledLayout, weights: FlashWeights, settings: RunSettings
 ) -> int:
     """Give the modules of a block their weights; return the bytes that stay in DRAM."""
     import torch
 
     from neuralink_cli.activations.firing import FiringRule, firing_rule
     from neuralink_cli.runtime.sparse_block import FiringNeurons
-    from neuralink_cli.runtime.tensors import as_tensor, as_weights
 
     block = store.block
     dtype = getattr(torch, settings.dtype)
-    raw = weights.reader.resident(block)
-
-    def loaded(kept: ResidentTensor) -> torch.Tensor:
-        data = raw[kept.role, kept.kind]
-        if kept.weights == SOURCE:
-            return as_tensor(data, kept.place.dtype, kept.place.shape, directory).to(dtype)
-        rows = data.reshape(block.neurons, -1)
-        return as_weights(rows, kept.weights, block.dtype, block.hidden, directory).to(dtype)
-
-    kept: Mapping[tuple[str, str], torch.Tensor] = {(r.role, r.kind): loaded(r) for r in block.resident}
-    parts = len(block.parts)
-
-    def decode(bundles: torch.Tensor) -> torch.Tensor:
-        if block.bundle_dtype == block.dtype:
-            return as_tensor(bundles.numpy(), block.dtype, (bundles.shape[0], parts, block.hidden), directory)
-        data = bundles.numpy()
-        decoded = [
-            as_weights(data[:, p.offset : p.offset + p.bytes], p.weights, block.dtype, block.hidden, directory).float()
-            for p in block.parts
-        ]
-        return torch.stack(decoded, dim=1)
-
+    kept: Mapping[tuple[str, str], torch.Tensor] = {
+        (each.role, each.kind): _resident(layout, block, each).to(dtype=dtype) for each in block.resident
+    }
     role = next(role for role, kind in kept if kind == "rows")
     rule = firing_rule(block.id, block.activation, "gate") if modules.up else FiringRule(block.id, None, False)
-    at_once = max(settings.working_bytes // (parts * block.hidden * dtype.itemsize), 1)
-    neurons = FiringNeurons(store, rule, decode, at_once)
+    each = neuron_bytes(block, dtype.itemsize)
+    at_once = max(settings.working_bytes // each, 1)
+    weights.working_bytes = max(weights.working_bytes, min(at_once, block.neurons) * each)
+    neurons = FiringNeurons(store, rule, at_once, layout.file.path)
     modules.firing.attach(kept[role, "rows"], kept.get((role, "bias")))
     if modules.up is not None:
         modules.up.attach(neurons, kept.get(("up", "bias")))
     modules.down.attach(neurons, kept.get(("down", "output_bias")))
     return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+
+
+def _resident(layout: BundledLayout, block: FlashBlock, kept: ResidentTensor) -> StoredWeights:
+    from neuralink_cli.runtime.stored_weights import StoredWeights
+
+    rows = kept.kind == "rows"
+    dtype, shape = (block.dtype, (block.neurons, block.hidden)) if rows else (kept.place.dtype, kept.place.shape)
+    return StoredWeights(layout.file, kept.place.tensor, dtype, shape, kept.weights)

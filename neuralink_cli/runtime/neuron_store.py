@@ -28,7 +28,9 @@ class NeuronStore:
         self._reader = reader
         self._lock = threading.Lock()
         self._cache = NeuronCache(block.neurons, capacity, policy=policy, pinned=pinned)
-        self._pool = np.zeros((capacity, block.stride), dtype=np.uint8)
+        self._pool = np.empty((capacity, block.stride), dtype=np.uint8)
+        # Memory that is not there is better missed now than while tokens are computed.
+        self._pool.fill(0)
         self._counters = FlashCounters()
         if pinned:
             reads = reader.read_bundles(block, np.arange(pinned, dtype=np.int32))

@@ -14,6 +14,9 @@ from neuralink_cli.calibration.sequences import TokenIds
 from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
 from neuralink_cli.models.offload import input_device
 
+# Tokens whose losses are computed at a time.
+_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -37,8 +40,10 @@ def perplexity(
         if ids.shape[1] > 1:
             require_known_tokens(sequence, vocabulary_of(model), "the text to measure perplexity on")
             with explained_model_errors(model), torch.inference_mode():
-                logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+                logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            # The vocabulary is wide: as few copies of it as possible.
+            for some, targets in zip(logits.split(_AT_ONCE), ids[0, 1:].split(_AT_ONCE), strict=True):
+                total += float(torch.nn.functional.cross_entropy(some.float(), targets, reduction="sum"))
             count += ids.shape[1] - 1
         if progress is not None:
             progress(ids.shape[1])

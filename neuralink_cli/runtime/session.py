@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,12 @@ from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, cho
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import InputError, MismatchError, OptionError, UnsupportedError
+from neuralink_cli.files.free_memory import resident_bytes
 from neuralink_cli.layout.open_layout import describe_source, open_layout
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.models.hf_packages import require_hf_packages
-from neuralink_cli.runtime.settings import GenerationOptions, RunSettings, is_exact, require_runnable
+from neuralink_cli.runtime.memory import Memory, sequence_bytes
+from neuralink_cli.runtime.settings import GenerationOptions, RunSettings, compute_dtype, is_exact, require_runnable
 
 if TYPE_CHECKING:
     from neuralink_cli.calibration.sequences import TokenIds
@@ -54,20 +55,15 @@ class RunRequest:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of the bundles in flash, and of what is in DRAM for them: cached bundles, and resident rows and biases."""
-
-    flash_bytes: int
-    cache_bytes: int
-    resident_bytes: int
-
-
-@dataclass(frozen=True)
 class RunReport:
-    """Results of a run. `exact`: no threshold was calibrated; `direct`: reads went past the page cache."""
+    """Results of a run.
+
+    `exact`: no threshold was calibrated; `direct`: reads went past the page cache; `dtype`: what it was computed in.
+    """
 
     exact: bool
     direct: bool
+    dtype: str
     load_seconds: float
     memory: Memory
     generated: Generated | None
@@ -80,8 +76,9 @@ class RunReport:
         return {
             "exact": self.exact,
             "direct": self.direct,
+            "dtype": self.dtype,
             "load_seconds": self.load_seconds,
-            "dram": asdict(self.memory),
+            "dram": self.memory.as_document(),
             "text": None if generated is None else generated.text,
             "prompt_tokens": None if generated is None else list(generated.prompt_tokens),
             "new_tokens": None if generated is None else list(generated.new_tokens),
@@ -111,8 +108,9 @@ def phase_document(phase: Phase) -> dict[str, Any]:
 @dataclass(frozen=True)
 class _Subject:
     architecture: Architecture
-    blocks: Sequence[FlashBlock]
+    blocks: tuple[FlashBlock, ...]
     exact: bool
+    dtype: str
     dense: Path | None
 
 
@@ -147,7 +145,7 @@ def run_layout(request: RunRequest) -> RunReport:
         request.generation,
         sequences,
         exact=report.exact,
-        dtype=request.settings.dtype,
+        dtype=subject.dtype,
         ignore_remote_code=request.settings.ignore_remote_code,
     )
     return replace(report, comparison=comparison)
@@ -180,7 +178,8 @@ def _check(request: RunRequest) -> _Subject:
                         f"from a checkpoint with {layout.fingerprint[:12]}",
                         where=request.compare,
                     )
-        return _Subject(architecture, layout.index.blocks, is_exact(layout), dense)
+        dtype = compute_dtype(request.settings.dtype, layout)
+        return _Subject(architecture, layout.index.blocks, is_exact(layout), dtype, dense)
 
 
 def _run_sparse(request: RunRequest, subject: _Subject) -> tuple[RunReport, list[TokenIds]]:
@@ -199,15 +198,40 @@ def _run_sparse(request: RunRequest, subject: _Subject) -> tuple[RunReport, list
             prompt = encode_prompt(model, tokenizer, request.prompt, request.generation)
             generated = generate(model, tokenizer, prompt, request.generation, lambda: weights.counters)
         sequences = _sequences(request, model)
+        found = perplexity(model, sequences) if sequences else None
         report = RunReport(
             exact=subject.exact,
             direct=weights.reader.direct,
+            dtype=subject.dtype,
             load_seconds=load_seconds,
-            memory=Memory(weights.flash_bytes, weights.cache_bytes, weights.resident_bytes),
+            memory=_memory(model, subject, generated, sequences),
             generated=generated,
-            perplexity=perplexity(model, sequences) if sequences else None,
+            perplexity=found,
         )
     return report, sequences
+
+
+def _memory(model: Any, subject: _Subject, generated: Generated | None, sequences: list[TokenIds]) -> Memory:
+    peak = resident_bytes()
+    weights = model.flash
+    config, size = model.config.get_text_config(), model.dtype.itemsize
+    longest = 0
+    if generated is not None:
+        tokens = len(generated.prompt_tokens) + len(generated.new_tokens)
+        longest = sequence_bytes(config, subject.blocks, tokens, size, whole=False)
+    if sequences:
+        tokens = max(sequence.size for sequence in sequences)
+        longest = max(longest, sequence_bytes(config, subject.blocks, tokens, size, whole=True))
+    return Memory(
+        flash_bytes=weights.flash_bytes,
+        cache_bytes=weights.cache_bytes,
+        resident_bytes=weights.resident_bytes,
+        dense_bytes=weights.dense_bytes,
+        working_bytes=weights.working_bytes,
+        sequence_bytes=longest,
+        programs_bytes=weights.programs_bytes,
+        peak_bytes=peak,
+    )
 
 
 def _sequences(request: RunRequest, model: Any) -> list[TokenIds]:

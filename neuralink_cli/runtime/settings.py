@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.errors import OptionError, UnsupportedError
+from neuralink_cli.files.header import DTYPE_BITS, TensorEntry
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import Layout
 from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor
-from neuralink_cli.models.execution import COMPUTE_DTYPES
+from neuralink_cli.models.execution import RUN_DTYPES
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import DEFAULT_POLICY
-from neuralink_cli.weight_formats.formats import SCALED_DTYPES
+from neuralink_cli.weight_formats.formats import SOURCE
 
 # Dtypes of weights that need no scales to compute with.
 _WEIGHTS = ("F64", "F32", "F16", "BF16")
+# What weights of a dtype are computed in if nothing else is asked for; nothing is computed in float64.
+_OWN_DTYPE = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,12 @@ class RunSettings:
         device: Storage that reads are planned for; None for the device that the placement was made for.
         direct: Whether reads go past the page cache; None: if the file system supports it.
         queue_depth: Reads kept in flight.
-        dtype: Precision to compute in, one of `COMPUTE_DTYPES`.
-        working_bytes: Most decoded weights of a block to hold at a time; more firing neurons are computed in turns.
+        dtype: Precision to compute in, one of `RUN_DTYPES`; "auto" is that of the dense weights, see `compute_dtype`.
+        working_bytes: The most that fetching and decoding neurons may take; more firing neurons are computed in turns.
         ignore_remote_code: Run the built-in class although the model comes with code of its own.
 
     Raises:
-        OptionError: A dtype that is not in `COMPUTE_DTYPES`.
+        OptionError: A dtype that is not in `RUN_DTYPES`.
     """
 
     dram: DramBudget
@@ -47,8 +52,8 @@ class RunSettings:
     ignore_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in COMPUTE_DTYPES:
-            raise OptionError(f"dtype {self.dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
+        if self.dtype not in RUN_DTYPES:
+            raise OptionError(f"dtype {self.dtype!r} is not one of {', '.join(RUN_DTYPES)}")
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,39 @@ def require_runnable(layout: Layout) -> BundledLayout:
                 where=where,
                 fix="measure the layout with `neuralink bench`",
             )
-        if block.dtype not in (*_WEIGHTS, *SCALED_DTYPES):
+        if block.dtype not in _WEIGHTS and any(part.weights == SOURCE for part in _weights_of(block)):
             raise UnsupportedError(
                 f"{block.id} has weights of dtype {block.dtype}, which need scales that the layout does not have "
                 f"(supported: {', '.join(_WEIGHTS)})",
                 where=where,
             )
     return layout
+
+
+def _weights_of(block: FlashBlock) -> Iterator[BundlePart | ResidentTensor]:
+    """The parts of a block that are matrices."""
+    yield from block.parts
+    yield from (kept for kept in block.resident if kept.kind == "rows")
+
+
+def dense_entries(layout: BundledLayout) -> Iterator[TensorEntry]:
+    """The tensors of the source that are not part of a block, as its headers state them."""
+    of_blocks = {kept.source for block in layout.index.blocks for kept in block.resident} | layout.made_slabs.keys()
+    of_blocks |= layout.scales
+    for header in layout.source_headers.values():
+        yield from (entry for entry in header.entries if entry.name not in of_blocks)
+
+
+def compute_dtype(dtype: str, layout: BundledLayout) -> str:
+    """Resolve "auto": the dtype that most of the dense weights have, or of the FFN weights if there are no others."""
+    if dtype != "auto":
+        return dtype
+    weights: Counter[str] = Counter()
+    for entry in dense_entries(layout):
+        if entry.dtype in _OWN_DTYPE:
+            weights[_OWN_DTYPE[entry.dtype]] += entry.nbytes * 8 // DTYPE_BITS[entry.dtype]
+    most = weights.most_common(1)
+    return most[0][0] if most else _OWN_DTYPE.get(layout.index.blocks[0].dtype, "float32")
 
 
 def _shares(block: FlashBlock, part: BundlePart | ResidentTensor) -> bool:

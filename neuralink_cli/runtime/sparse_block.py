@@ -8,8 +8,9 @@ checkpoint; a sum over neurons does not depend on it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +21,7 @@ from neuralink_cli.activations.firing import FiringRule
 from neuralink_cli.arrays import Slots
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.runtime.neuron_store import NeuronStore
-
-# Bundle bytes (uint8 [k, stride]) to weights [k, parts, hidden] of the checkpoint's dtype.
-Decode = Callable[[torch.Tensor], torch.Tensor]
+from neuralink_cli.runtime.tensors import decode_bundles
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,14 @@ class FiringNeurons:
         rule: Decides firing from the values of the gate (without a gate: of the activated up projection).
         at_once: Neurons whose weights are held decoded at the same time. A call in which more fire, as when a long
             prompt comes in at once, fetches and computes them in turns: exact, but blocks with a gate then read twice.
+        where: The flash file, for errors.
     """
 
-    def __init__(self, store: NeuronStore, rule: FiringRule, decode: Decode, at_once: int) -> None:
+    def __init__(self, store: NeuronStore, rule: FiringRule, at_once: int, where: Path) -> None:
         self.store = store
         self.rule = rule
-        self._decode = decode
         self._at_once = at_once
+        self._where = where
 
     @property
     def threshold(self) -> float:
@@ -69,8 +69,8 @@ class FiringNeurons:
         """
         for part in slots.split(self._at_once):
             wanted: Slots = part.cpu().numpy().astype(np.int32)
-            weights = self._decode(torch.from_numpy(self.store.fetch(wanted)))
-            yield FetchedSlots(part, weights.to(like.device, like.dtype))
+            weights = decode_bundles(self.store.fetch(wanted), self.store.block, like.dtype, self._where)
+            yield FetchedSlots(part, weights.to(like.device))
 
     def fits(self, slots: torch.Tensor) -> bool:
         """Whether `fetch` brings these slots in one piece."""

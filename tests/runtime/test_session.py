@@ -24,14 +24,17 @@ from neuralink_cli.storage.budget import parse_budget
 from tests.runtime.conftest import Runnable, RunnableFactory
 from tests.tiny_models import MAX_POSITIONS, TEXT
 
+PARTS = ("cache", "resident", "dense", "working", "sequence", "programs")
 PROMPT = "The river rises in the hills"
 
 
 def go(made: Runnable, **options: Any) -> RunReport:
+    dtype = options.pop("dtype", "float32")
     names = {field.name for field in fields(GenerationOptions)}
     generation = GenerationOptions(**{"max_new_tokens": 8, **{k: v for k, v in options.items() if k in names}})
     others = {name: value for name, value in options.items() if name not in names}
-    return run_layout(RunRequest(made.layout, RunSettings(parse_budget("30%")), generation=generation, **others))
+    settings = RunSettings(parse_budget("30%"), dtype=dtype)
+    return run_layout(RunRequest(made.layout, settings, generation=generation, **others))
 
 
 def dense_of(made: Runnable) -> Any:
@@ -82,9 +85,27 @@ def test_the_figures_fit_each_other(runnable: RunnableFactory) -> None:
         assert 0 < phase.counters.bytes_useful <= phase.counters.bytes_read
     memory = report.memory
     assert 0 < memory.cache_bytes <= 0.3 * memory.flash_bytes
+    assert memory.planned_bytes == sum(memory.as_document()[f"{part}_bytes"] for part in PARTS)
+    # The rest of the process is this test's.
+    assert memory.planned_bytes - memory.programs_bytes < 10_000_000 < memory.peak_bytes
     document = report.as_document()
+    assert document["dtype"] == "float32"
     assert document["tokens"]["tokens_per_second"] == pytest.approx(rest.tokens / rest.seconds)
     assert document["tokens"]["reads_per_token"] == pytest.approx(rest.counters.reads / rest.tokens)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_auto_is_the_dtype_of_the_checkpoint(runnable: RunnableFactory, dtype: str) -> None:
+    made = runnable("llama", activation="relu", dtype=dtype)
+    report = go(made, dtype="auto", prompt=PROMPT, compare=made.model)
+    assert report.dtype == dtype
+    assert report.comparison is not None
+    assert report.comparison.masked is not None
+    assert report.comparison.masked.agrees
+    width = {"bfloat16": 2, "float32": 4}[dtype]
+    # 320 tokens in embedding and head, 2 layers with attention of one key and value head.
+    assert report.memory.dense_bytes > width * (2 * 320 * 16 + 2 * 3 * 16 * 16)
+    assert report.memory.dense_bytes < 1.05 * width * (2 * 320 * 16 + 2 * 3 * 16 * 16) + 1000
 
 
 def test_one_token_is_all_in_the_first_phase(runnable: RunnableFactory) -> None:
