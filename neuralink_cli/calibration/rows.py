@@ -133,15 +133,21 @@ def numbered(table: Iterable[Mapping[str, Any]]) -> Iterator[PlacedRow]:
 def _open_hub(
     dataset: str, hub_id: str, config: str | None, revision: str | None, split: str, wanted: Sequence[str]
 ) -> Rows:
-    from datasets import load_dataset
+    from datasets import concatenate_datasets, load_dataset
 
     source = find_dataset(hub_id, revision)
+    # Older versions of the library read no sum of splits as a stream.
+    splits = [part.strip() for part in split.split("+")]
     # A separate cache: from the usual one, the library would serve another revision if this one cannot be had.
     with _explained(dataset), tempfile.TemporaryDirectory() as cache:
         try:
-            table = load_dataset(
-                source.location, config, revision=source.revision, split=split, streaming=True, cache_dir=cache
-            )
+            tables = [
+                load_dataset(
+                    source.location, config, revision=source.revision, split=each, streaming=True, cache_dir=cache
+                )
+                for each in splits
+            ]
+            table = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
         except FileNotFoundError as error:
             if source.location == hub_id:
                 raise

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -72,10 +73,15 @@ class _LenientRaw(io.RawIOBase):
 def lenient_stderr() -> Iterator[None]:
     """Within the block a stderr that cannot be written (a full disk, a reader that went away) loses what it is told.
 
-    The exit code is what counts, and stays what it is.
+    The exit code is what counts, and stays what it is. So it is where there is no stderr at all: libraries expect one
+    as soon as they are imported.
     """
     plain = sys.stderr
-    if plain is None or plain is not sys.__stderr__ or not isinstance(plain, io.TextIOWrapper):
+    if plain is None:
+        with Path(os.devnull).open("w", encoding="utf-8") as nothing, contextlib.redirect_stderr(nothing):
+            yield
+        return
+    if plain is not sys.__stderr__ or not isinstance(plain, io.TextIOWrapper):
         yield
         return
     lenient = io.TextIOWrapper(

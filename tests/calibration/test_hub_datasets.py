@@ -96,6 +96,12 @@ def test_cached_datasets_are_read_at_their_commit(
             "dev",
             "org/configs:plain: has no split 'dev', only train, test; choose one with --split",
         ),
+        (
+            "org/configs:plain",
+            "train+dev",
+            "org/configs:plain: has no split 'train+dev', only train, test; choose one with --split",
+        ),
+        ("org/plain", "train+", "org/plain: has no split 'train+', only train, test; choose one with --split"),
         ("org/plain", "train[:9]", "org/plain: has no split 'train[:9]', only train, test; choose one with --split"),
         ("a--b", "train", "a--b: is neither a local file nor an id of the Hugging Face hub"),
     ],

@@ -90,6 +90,19 @@ def test_works_without_stdout(layouts: LayoutFactory) -> None:
     assert result.stderr.startswith("neuralink: error: ")
 
 
+def test_a_library_finds_a_stderr_even_if_there_is_none() -> None:
+    """Versions of numpy look for its `write` when they are imported."""
+    code = "import sys; from neuralink_cli.cli import output\nwith output.lenient_stderr(): sys.stderr.write('lost')"
+    result = subprocess.run(
+        [sys.executable, "-c", code + "\nprint(sys.stderr)"],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=closed(2),
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (0, "None\n")
+
+
 def test_works_without_stderr(tmp_path: Path, layouts: LayoutFactory) -> None:
     made = layouts.bundled()
     output = tmp_path / "out"

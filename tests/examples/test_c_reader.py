@@ -297,8 +297,8 @@ ROUNDED_CHANGES: dict[str, tuple[Change, str]] = {
 @pytest.fixture(scope="module")
 def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rounded")
-    options = {"weights": "gate=q8_0,up=q4_0,down=q4_0", "resident": "gate"}
-    relayout(*write_finite(folder, "llama", "F32"), folder / "layout", **options)
+    model, placement = write_finite(folder, "llama", "F32")
+    relayout(model, placement, folder / "layout", weights="gate=q8_0,up=q4_0,down=q4_0", resident="gate")
     return folder / "layout"
 
 
