@@ -108,7 +108,6 @@ the FFN of one of these; [the last section](#all-model-types-of-transformers) sa
 - "as" is the name of the variant, if it differs from the model type.
 - "forward" compares the outputs of the original and of the layout (`verify --forward`).
 - "run" generates text with the FFN weights in flash and compares it with the dense model, for `causal-lm` models only.
-  It does not yet support tensors that hold several parts (Phi-3), nor mixtures of experts.
 
 `minicpm` (MiniCPM, MiniCPM-S) is also known. Profiling it needs the code that comes with the model
 (`--trust-remote-code`). `sparsellama` (ProSparse) and `bamboo` (TurboSparse-Mistral) do not need their own code.

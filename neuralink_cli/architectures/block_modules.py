@@ -1,4 +1,4 @@
-"""The modules of FFN blocks by the names of tensors: every tensor under one must be described, or it is an error.
+"""The modules of FFN blocks by the names of tensors. Every tensor under one must be described, or it is an error.
 
 A tensor under the module of a block that no description mentions (a norm, a scale, a bias) may belong to its neurons.
 An order that does not move it scrambles the model.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from string import Template
 
 from neuralink_cli.architectures.architecture import Architecture, BlockPattern
 from neuralink_cli.architectures.blocks import FFNBlock
@@ -15,6 +17,57 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
 
 _LAYER, _EXPERT = "${layer}", "${expert}"
+
+
+@dataclass(frozen=True)
+class ModuleNames:
+    """The modules of transformers that compute a block, as an architecture names them.
+
+    Attributes:
+        parts: The module that holds the weight of each role.
+        shares: By role, (k, n) if its weight is the k-th of n in its module, counted from 1.
+        experts: The module that runs all experts of the layer, if the block is one of them.
+    """
+
+    parts: Mapping[str, str]
+    shares: Mapping[str, tuple[int, int]]
+    experts: str | None
+
+
+def module_names(architecture: Architecture, block_id: str, weights: Mapping[str, str]) -> ModuleNames:
+    """The modules of a block.
+
+    Args:
+        weights: The name of the tensor of each of its roles.
+
+    Raises:
+        UnsupportedError: The architecture has no such block.
+    """
+    for pattern in architecture.blocks:
+        found = _id_matcher(pattern.id).fullmatch(block_id)
+        if found is None or pattern.parts.keys() != weights.keys():
+            continue
+        numbers = found.groupdict()
+        stated = {role: Template(part.weight).safe_substitute(numbers) for role, part in pattern.parts.items()}
+        prefixes = {
+            name.removesuffix(stated[role]) if name.endswith(stated[role]) else None for role, name in weights.items()
+        }
+        prefix = next(iter(prefixes))
+        if len(prefixes) > 1 or prefix is None:
+            continue
+
+        def named(text: str, prefix: str = prefix, numbers: Mapping[str, str] = numbers) -> str:
+            return prefix + Template(text).safe_substitute(numbers)
+
+        return ModuleNames(
+            {role: named(part.module or part.weight.rpartition(".")[0]) for role, part in pattern.parts.items()},
+            {role: part.share for role, part in pattern.parts.items()},
+            None if pattern.experts is None else named(pattern.experts.module),
+        )
+    raise UnsupportedError(
+        f"architecture {architecture.name!r} has no block {block_id!r} of {', '.join(sorted(weights.values()))}",
+        fix="pass the --architecture that the layout was made with",
+    )
 
 
 def module_patterns(pattern: BlockPattern) -> tuple[str, ...]:
@@ -86,6 +139,13 @@ def _shared_steps(paths: Iterable[Sequence[str]]) -> list[str]:
 def _beyond_layer(steps: Sequence[str]) -> bool:
     """Whether steps of a name lead into a module within a layer."""
     return any(_LAYER in step for step in steps[:-1])
+
+
+def _id_matcher(pattern: str) -> re.Pattern[str]:
+    numbered = re.escape(pattern)
+    for variable in (_LAYER, _EXPERT):
+        numbered = numbered.replace(re.escape(variable), f"(?P<{variable[2:-1]}>[0-9]+)")
+    return re.compile(numbered)
 
 
 def _matcher(pattern: str) -> re.Pattern[str]:

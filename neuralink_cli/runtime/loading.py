@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.architectures.blocks import BlockPart
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
 from neuralink_cli.files.free_memory import resident_bytes
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import describe_source, open_layout
-from neuralink_cli.layout.plan import FlashBlock, ResidentTensor
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.runtime.flash_weights import FlashWeights
-from neuralink_cli.runtime.memory import neuron_bytes
 from neuralink_cli.runtime.settings import RunSettings, compute_dtype, dense_entries, require_runnable
 from neuralink_cli.storage.budget import parse_budget
 from neuralink_cli.storage.policies import DEFAULT_POLICY
 from neuralink_cli.weight_formats.formats import SOURCE
 
 if TYPE_CHECKING:
-    import torch
-
-    from neuralink_cli.runtime.neuron_store import NeuronStore
-    from neuralink_cli.runtime.sparse_block import ResidentRows, SparseDown, SparseUp
     from neuralink_cli.runtime.stored_weights import StoredWeights
-
-
-@dataclass(frozen=True)
-class BlockModules:
-    """The modules that replace the projections of a block; `up` is None in a block without a gate."""
-
-    firing: ResidentRows
-    up: SparseUp | None
-    down: SparseDown
 
 
 def load_flash_model(
@@ -146,12 +130,13 @@ def _build(
 
     from neuralink_cli.models.loading import require_all_weights
     from neuralink_cli.models.model_class import activate_up_projections
+    from neuralink_cli.runtime.block_replacement import Attach, block_weights, replace_blocks
     from neuralink_cli.runtime.stored_weights import resident_in, with_equals_shared
 
-    replaced: list[BlockModules] = []
+    replaced: list[Attach] = []
 
     def put_in_place(model: Any) -> None:
-        replaced[:] = [_replace_modules(model, block, architecture) for block in layout.index.blocks]
+        replaced[:] = replace_blocks(model, layout.index.blocks, architecture)
 
     with _explained(layout.directory):
         sparse_class = _closing_class(model_class, put_in_place)
@@ -167,8 +152,8 @@ def _build(
         _load_generation_config(model, layout.directory)
     require_all_weights(report["missing_keys"], architecture, layout.directory)
     weights.dense_bytes = resident_in((*model.parameters(), *model.buffers()))
-    for modules, store in zip(replaced, weights.stores, strict=True):
-        weights.resident_bytes += _attach(modules, store, layout, weights, settings)
+    for attach, store in zip(replaced, weights.stores, strict=True):
+        attach(block_weights(layout, weights, store, settings))
     if architecture.up_activation:
         activate_up_projections(model, architecture, config.hidden_act)
     model.flash = weights
@@ -237,27 +222,6 @@ def _closing_class(model_class: Any, put_in_place: Any) -> Any:
     )
 
 
-def _replace_modules(model: Any, block: FlashBlock, architecture: Architecture) -> BlockModules:
-    from neuralink_cli.models.find_modules import find_module
-    from neuralink_cli.runtime.sparse_block import ResidentRows, SparseDown, SparseUp
-
-    gated = len(block.parts) > 1
-    firing = ResidentRows(gate=gated)
-    up = SparseUp(firing) if gated else None
-    made = BlockModules(firing, up, SparseDown(up))
-    rows = next(kept for kept in block.resident if kept.kind == "rows")
-    modules: dict[str, Any] = {"up": up, "down": made.down, rows.role: firing}
-    places = [(rows.role, rows.source, rows.neuron_axis)]
-    places += [(part.role, part.source, part.neuron_axis) for part in block.parts]
-    names = {id(module): name for name, module in model.named_modules()}
-    for role, source, axis in places:
-        shape = (block.neurons, block.hidden) if axis == 0 else (block.hidden, block.neurons)
-        found = find_module(model, BlockPart(role, source, axis, block.dtype, None), shape, architecture)
-        parent, _, name = names[id(found)].rpartition(".")
-        setattr(model.get_submodule(parent), name, modules[role])
-    return made
-
-
 def _dense_weights(layout: BundledLayout) -> Iterator[tuple[str, StoredWeights]]:
     """The tensors of the source that are not part of a block, under their names in the source."""
     from neuralink_cli.runtime.stored_weights import StoredWeights
@@ -272,38 +236,3 @@ def _load_generation_config(model: Any, directory: Path) -> None:
 
     if model.can_generate() and (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(directory), local_files_only=True)
-
-
-def _attach(
-    modules: BlockModules, store: NeuronStore, layout: BundledLayout, weights: FlashWeights, settings: RunSettings
-) -> int:
-    """Give the modules of a block their weights; return the bytes that stay in DRAM."""
-    import torch
-
-    from neuralink_cli.activations.firing import FiringRule, firing_rule
-    from neuralink_cli.runtime.sparse_block import FiringNeurons
-
-    block = store.block
-    dtype = getattr(torch, settings.dtype)
-    kept: Mapping[tuple[str, str], torch.Tensor] = {
-        (each.role, each.kind): _resident(layout, block, each).to(dtype=dtype) for each in block.resident
-    }
-    role = next(role for role, kind in kept if kind == "rows")
-    rule = firing_rule(block.id, block.activation, "gate") if modules.up else FiringRule(block.id, None, False)
-    each = neuron_bytes(block, dtype.itemsize)
-    at_once = max(settings.working_bytes // each, 1)
-    weights.working_bytes = max(weights.working_bytes, min(at_once, block.neurons) * each)
-    neurons = FiringNeurons(store, rule, at_once, layout.file.path)
-    modules.firing.attach(kept[role, "rows"], kept.get((role, "bias")))
-    if modules.up is not None:
-        modules.up.attach(neurons, kept.get(("up", "bias")))
-    modules.down.attach(neurons, kept.get(("down", "output_bias")))
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
-
-
-def _resident(layout: BundledLayout, block: FlashBlock, kept: ResidentTensor) -> StoredWeights:
-    from neuralink_cli.runtime.stored_weights import StoredWeights
-
-    rows = kept.kind == "rows"
-    dtype, shape = (block.dtype, (block.neurons, block.hidden)) if rows else (kept.place.dtype, kept.place.shape)
-    return StoredWeights(layout.file, kept.place.tensor, dtype, shape, kept.weights)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from neuralink_cli.activations.experts import SeeExpert, experts_seen
 from neuralink_cli.activations.firing import FiringRule, firing_rule
 from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.architectures.blocks import BlockPart
+from neuralink_cli.architectures.blocks import ExpertPlace
 from neuralink_cli.layout.plan import FlashBlock
-from neuralink_cli.models.find_modules import find_module
-
-Places = dict[str, tuple[str, int]]
+from neuralink_cli.models.find_modules import find_experts
+from neuralink_cli.runtime.block_places import BlockPlaces, block_places
 
 
 @contextlib.contextmanager
@@ -27,27 +27,54 @@ def masked_neurons(model: Any, blocks: Sequence[FlashBlock], architecture: Archi
     Raises:
         UnsupportedError: The model has no module for a part.
     """
+    experts: dict[str, dict[int, FlashBlock]] = {}
     with contextlib.ExitStack() as stack:
         for block in blocks:
-            for handle in _mask_block(model, block, architecture):
+            places = block_places(block, architecture)
+            if places.experts is not None and block.expert is not None:
+                experts.setdefault(places.experts, {})[block.expert] = block
+                continue
+            for handle in _mask_block(model, block, places, architecture):
                 stack.callback(handle.remove)
+        stack.enter_context(
+            experts_seen(
+                [
+                    (find_experts(model, ExpertPlace(name, max(of_layer)), architecture), _mask_experts(of_layer))
+                    for name, of_layer in experts.items()
+                ]
+            )
+        )
         yield
 
 
-def _mask_block(model: Any, block: FlashBlock, architecture: Architecture) -> Iterator[Any]:
-    places: Places = {part.role: (part.source, part.neuron_axis) for part in block.parts}
-    rows = next(kept for kept in block.resident if kept.kind == "rows")
-    down = _module(model, block, "down", places["down"], architecture)
-    if "up" not in places:
+def _mask_experts(blocks: dict[int, FlashBlock]) -> SeeExpert:
+    """What takes the values of the neurons that do not fire out of the inputs of every expert's down projection."""
+    gated = {number: len(block.parts) > 1 for number, block in blocks.items()}
+    rules = {
+        number: firing_rule(block.id, block.activation, "gate") if gated[number] else FiringRule(block.id, None, False)
+        for number, block in blocks.items()
+    }
+
+    def see(expert: int, _tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor) -> None:
+        deciding = gate if gated[expert] else product
+        product.masked_fill_(~rules[expert].fires(deciding, blocks[expert].threshold), 0)
+
+    return see
+
+
+def _mask_block(model: Any, block: FlashBlock, places: BlockPlaces, architecture: Architecture) -> Iterator[Any]:
+    down = places.find(model, "down", architecture)
+    if not places.gated:
         rule = FiringRule(block.id, None, False)
         yield down.register_forward_pre_hook(_keep_firing(lambda values: rule.fires(values, block.threshold)))
         return
-    gate = _module(model, block, rows.role, (rows.source, rows.neuron_axis), architecture)
+    gate = places.find(model, "gate", architecture)
     of_gate = firing_rule(block.id, block.activation, "gate")
+    part, of = places.shares["gate"]
     seen: list[torch.Tensor] = []
 
     def remember(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
-        seen[:] = [of_gate.fires(output, block.threshold)]
+        seen[:] = [of_gate.fires(output.chunk(of, dim=-1)[part - 1], block.threshold)]
 
     yield gate.register_forward_hook(remember)
     yield down.register_forward_pre_hook(_keep_firing(lambda _values: seen.pop()))
@@ -58,9 +85,3 @@ def _keep_firing(fired: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any
         return (inputs[0].masked_fill(~fired(inputs[0]), 0), *inputs[1:])
 
     return hook
-
-
-def _module(model: Any, block: FlashBlock, role: str, place: tuple[str, int], architecture: Architecture) -> Any:
-    source, axis = place
-    shape = (block.neurons, block.hidden) if axis == 0 else (block.hidden, block.neurons)
-    return find_module(model, BlockPart(role, source, axis, block.dtype, None), shape, architecture)

@@ -12,7 +12,6 @@ from neuralink_cli.errors import OptionError, UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import Layout
-from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor
 from neuralink_cli.models.execution import RUN_DTYPES
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import DEFAULT_POLICY
@@ -107,10 +106,9 @@ def require_runnable(layout: Layout) -> BundledLayout:
             fix="write it again with `neuralink relayout --resident gate`",
         )
     for block in layout.index.blocks:
-        parts: tuple[BundlePart | ResidentTensor, ...] = (*block.parts, *block.resident)
-        if block.expert is not None or any(_shares(block, part) for part in parts):
+        if block.expert is not None and any(kept.kind == "output_bias" for kept in block.resident):
             raise UnsupportedError(
-                f"{block.id} shares a tensor or module with other blocks or parts, which `run` does not support",
+                f"{block.id} is an expert whose down projection has a bias, which `run` does not support",
                 where=where,
                 fix="measure the layout with `neuralink bench`",
             )
@@ -147,14 +145,6 @@ def compute_dtype(dtype: str, layout: BundledLayout) -> str:
             weights[_OWN_DTYPE[entry.dtype]] += entry.nbytes * 8 // DTYPE_BITS[entry.dtype]
     most = weights.most_common(1)
     return most[0][0] if most else _OWN_DTYPE.get(layout.index.blocks[0].dtype, "float32")
-
-
-def _shares(block: FlashBlock, part: BundlePart | ResidentTensor) -> bool:
-    """Whether a part shares its tensor with others."""
-    if isinstance(part, ResidentTensor) and part.kind == "output_bias":
-        return part.source_start > 0
-    region = block.source_region(part)
-    return region.start > 0 or region.pitch != region.line_bytes
 
 
 def is_exact(layout: BundledLayout) -> bool:

@@ -1,8 +1,8 @@
 """The modules that replace a block's projections: they compute only with the neurons that fire.
 
-The model's own code runs around them as before: it calls the gate, then the up projection, multiplies, and calls the
-down projection (without a gate: up, activation, down). Values between them are in slot order, not in that of the
-checkpoint; a sum over neurons does not depend on it.
+The model's own code runs around them as before: it calls the gate, then the up projection (or one module for the two of
+them), multiplies, and calls the down projection (without a gate: up, activation, down). Values between them are in slot
+order, not in that of the checkpoint; a sum over neurons does not depend on it.
 """
 
 from __future__ import annotations
@@ -161,6 +161,25 @@ class SparseUp(Projection):
         if call is None:
             raise UnsupportedError("the model calls a down projection before its up projection")
         return call
+
+
+class FusedGateUp(Projection):
+    """Gate and up projection in one module: gives the values of both side by side, those of up as `SparseUp`.
+
+    Args:
+        gate_first: Whether the model's code expects the gate's values before those of up.
+    """
+
+    def __init__(self, *, gate_first: bool) -> None:
+        super().__init__()
+        self.gate = ResidentRows(gate=True)
+        self.up = SparseUp(self.gate)
+        self._gate_first = gate_first
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Values `[..., 2 * neurons]` of hidden states `[..., hidden]`."""
+        values = (self.gate(hidden), self.up(hidden))
+        return torch.cat(values if self._gate_first else values[::-1], dim=-1)
 
 
 class SparseDown(Projection):
