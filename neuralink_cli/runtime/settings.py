@@ -12,6 +12,7 @@ from neuralink_cli.errors import OptionError, UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import Layout
+from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor
 from neuralink_cli.models.execution import RUN_DTYPES
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import DEFAULT_POLICY
