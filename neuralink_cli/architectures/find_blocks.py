@@ -247,10 +247,26 @@ def _find_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
     for prefix in architecture.prefixes:
         if any(prefix + first in checkpoint for first in firsts):
             return prefix
-    raise InputError(
-        f"tensor {architecture.prefixes[0] + firsts[0]!r} of architecture {architecture.name!r} is missing",
-        where=checkpoint.directory,
-    )
+    missing = f"tensor {architecture.prefixes[0] + firsts[0]!r} of architecture {architecture.name!r} is missing"
+    wrapper = _find_wrapper(checkpoint, architecture, firsts)
+    if wrapper is not None:
+        raise InputError(
+            f"{missing}; its name there starts with {wrapper!r}, as a wrapper (DDP, torch.compile, PEFT) leaves it",
+            where=checkpoint.directory,
+            fix=f"save the model inside the wrapper with save_pretrained, or rename the tensors without {wrapper!r}",
+        )
+    raise InputError(missing, where=checkpoint.directory)
+
+
+def _find_wrapper(checkpoint: Checkpoint, architecture: Architecture, firsts: Sequence[str]) -> str | None:
+    """What comes before the names that the architecture knows. transformers would not find these weights either."""
+    longest_first = sorted(architecture.prefixes, key=len, reverse=True)
+    for prefix in longest_first:
+        for name in checkpoint.tensors:
+            for first in firsts:
+                if name.endswith(f".{prefix}{first}"):
+                    return name.removesuffix(prefix + first)
+    return None
 
 
 def _stack(pattern: BlockPattern) -> str:

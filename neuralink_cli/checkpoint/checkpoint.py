@@ -177,7 +177,12 @@ class Checkpoint:
         for entry in file.header.entries:
             if entry.name in self._places:
                 other = self._places[entry.name].file.path.name
-                raise InputError(f"tensor {entry.name!r} is also in {other}", where=file.path)
+                # Even with the same bytes: which of them a reader takes would depend on the reader.
+                raise InputError(
+                    f"tensor {entry.name!r} is also in {other}",
+                    where=file.path,
+                    fix="keep it in one of the two, the one that the index names: load the model and save it again",
+                )
             self._places[entry.name] = TensorPlace(file, entry)
 
 

@@ -28,6 +28,17 @@ def model_class(task: str, *, with_head: bool, code: Collection[str] = ()) -> An
     return getattr(transformers, head if with_head or ("AutoModel" not in code and head in code) else "AutoModel")
 
 
+def saved_without_head(directory: Path, task: str) -> bool:
+    """Whether config.json says that the checkpoint is a base model (`LlamaModel`), of a task that needs a head."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    document = read_foreign_object(directory / CONFIG_FILE)
+    kind, named = document.get("model_type"), document.get("architectures")
+    base = MODEL_MAPPING_NAMES.get(kind) if isinstance(kind, str) else None
+    bases = (base,) if isinstance(base, str) else base or ()
+    return task in TASKS_WITH_HEAD and isinstance(named, list) and len(named) == 1 and named[0] in bases
+
+
 def stand_in_config(directory: Path, architecture: Architecture) -> Any:
     """The config of the model type in `runs_as`, with the checkpoint's values; None without `runs_as`.
 

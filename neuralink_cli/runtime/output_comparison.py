@@ -19,14 +19,14 @@ from neuralink_cli.calibration.images import load_image_processor, random_images
 from neuralink_cli.calibration.readers import read_token_sequences
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
-from neuralink_cli.models.model_class import TASKS_WITH_HEAD
+from neuralink_cli.models.model_class import TASKS_WITH_HEAD, saved_without_head
 
 Outputs = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class OutputComparison:
-    """How far the outputs (logits, or the hidden states of an encoder) of two models are apart.
+    """How far the outputs (logits, or the hidden states of a model without a head) of two models are apart.
 
     `reference_scale` is the largest absolute value of the original's outputs, `same_argmax` the share of tokens for
     which both have the same largest output. A model whose neurons were only reordered differs by rounding.
@@ -133,8 +133,8 @@ def run_model(
 ) -> Iterator[Outputs]:
     """Outputs of a checkpoint for each batch, of one sequence: float32 `[tokens, outputs]`.
 
-    Args:
-        watching: Called with the model; what it returns is entered while the model runs.
+    with_head = architecture.task in TASKS_WITH_HEAD and not saved_without_head(directory, architecture.task)
+    with TemporaryDirectory(prefix="neuralink-") as folder, ExitStack() as watched:
 
     Raises:
         InputError, OptionError: As `load_model`.
@@ -145,7 +145,7 @@ def run_model(
     from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
     from neuralink_cli.models.offload import MemoryLimit, explained_offloading, input_device
 
-    with_head = architecture.task in TASKS_WITH_HEAD
+    with_head = architecture.task in TASKS_WITH_HEAD and not saved_without_head(directory, architecture.task)
     with TemporaryDirectory(prefix="neuralink-") as folder, ExitStack() as watched:
         model: Any = load_model(
             directory,
