@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.bulk_io import PAGE, DirectReads
 from neuralink_cli.files.input_file import open_input, why
+from neuralink_cli.files.mapping import map_file
 
 File = TypeVar("File", bound="ByteFile")
 
@@ -82,12 +82,10 @@ class ByteFile:
         Raises:
             InputError: The system cannot map it.
         """
-        lead = offset % mmap.ALLOCATIONGRANULARITY
         try:
-            memory = mmap.mmap(self._descriptor, lead + size, access=mmap.ACCESS_COPY, offset=offset - lead)
-        except (OSError, ValueError) as error:
+            return map_file(self._descriptor, offset, size)
+        except OSError as error:
             raise InputError(f"cannot be mapped into memory ({why(error)})", where=self.path) from None
-        return np.frombuffer(memory, dtype=np.uint8)[lead:]
 
     def read_range(self, offset: int, size: int, buffer: Bytes) -> Bytes:
         """Read `size` bytes at a file offset into a buffer from `transfer_buffer`; return the part that holds them.

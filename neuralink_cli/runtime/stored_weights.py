@@ -22,7 +22,7 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.runtime.tensors import TORCH_DTYPES, as_tensor, as_weights
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, SOURCE
 
-# Smaller tensors are read: every mapping takes a file descriptor.
+# Smaller tensors are read: a mapping takes whole pages.
 _MAPPED_FROM = 1 << 20
 # Bytes that are converted at a time.
 _STRETCH = 1 << 22
@@ -96,7 +96,7 @@ class StoredWeights:
                 # What is needed for every token is better found now than while the first is computed.
                 data[::PAGE].max()
             except InputError:
-                # No descriptor is left: the memory is the same.
+                # The file system has no mappings: the memory is the same.
                 data = None
         if data is None:
             data = self.file.read(self.tensor)
