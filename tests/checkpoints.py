@@ -247,7 +247,15 @@ def write_random_placement(
     return path
 
 
-def write_random_trace(model: Path, path: Path, *, tokens: int = 600, seed: int = 0, threshold: float = 0.25) -> Path:
+def write_random_trace(
+    model: Path,
+    path: Path,
+    *,
+    tokens: int = 600,
+    seed: int = 0,
+    threshold: float = 0.25,
+    coverage: Mapping[str, int] | None = None,
+) -> Path:
     """Write a trace for a checkpoint, in which neurons fire in groups, and return its path."""
     random = np.random.default_rng(seed)
     with Checkpoint(model) as checkpoint:
@@ -259,7 +267,8 @@ def write_random_trace(model: Path, path: Path, *, tokens: int = 600, seed: int 
         }
     lengths = np.array([tokens // 3, tokens - tokens // 3 - tokens // 5, tokens // 5], dtype=np.uint32)
     source = TraceSource("text.txt", f"{seed:02x}" * 32, 0, 3, 3, tokens, {"batch_size": 8})
-    header = TraceHeader(identity, None, "gate", {"active_ratio": 0.3, "tokens": 400}, tuple(blocks), (source,))
+    calibration = {"active_ratio": 0.3, "tokens": 400}
+    header = TraceHeader(identity, None, "gate", calibration, tuple(blocks), (source,), coverage)
     bits = {}
     for block in blocks:
         group = random.integers(0, 5, block.neurons)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -25,11 +25,12 @@ _CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """The merged trace: its digest, its number of tokens, and its share of each dataset."""
+    """The merged trace: its digest, its number of tokens, its share of each dataset, and its `coverage`."""
 
     content_sha256: str
     tokens: int
     sources: tuple[SourceSummary, ...]
+    coverage: Mapping[str, int] | None
 
 
 def merge_traces(
@@ -66,6 +67,7 @@ def merge_traces(
             first,
             # The same checkpoint, whether from the hub or from a local copy.
             origin=next((trace.info.origin for trace in traces if trace.info.origin is not None), None),
+            coverage=next((trace.info.coverage for trace in traces if trace.info.coverage is not None), None),
             blocks=tuple(_joined_block(traces, index) for index in range(len(first.blocks))),
             sources=_join(source for trace in traces for source in trace.info.sources),
         )
@@ -85,7 +87,7 @@ def merge_traces(
                 progress=advance,
             )
     sources = tuple(SourceSummary(source.name, source.sequences, source.tokens) for source in header.sources)
-    return MergeSummary(digest, header.tokens, sources)
+    return MergeSummary(digest, header.tokens, sources, header.coverage)
 
 
 def _require_same_run(first: Trace, other: Trace) -> None:

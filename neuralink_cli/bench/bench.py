@@ -133,13 +133,14 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """All rows, and what was replayed."""
+    """All rows, and what was replayed; `coverage` as in the trace."""
 
     trace: str
     tokens: tuple[TokenRange, ...]
     real: bool
     direct: bool | None
     rows: tuple[BenchRow, ...]
+    coverage: Mapping[str, int] | None
 
     def check_gain(self, least: float | None, least_over_naive: float | None = None) -> None:
         """Require a gain of every layout, read with collapse and with the cache there is.
@@ -229,7 +230,8 @@ def bench_layouts(
         if options.real:
             direct = _read_for_real(tasks, readers, figures, recorded, count, progress)
         starts = _sequence_starts(opened, tokens)
-    return BenchReport(str(trace), tokens, options.real, direct, _rows(tasks, figures, tokens, starts))
+        coverage = opened.info.coverage
+    return BenchReport(str(trace), tokens, options.real, direct, _rows(tasks, figures, tokens, starts), coverage)
 
 
 def _with_sizes_of_weights(options: BenchOptions, trace: Trace, first: Contender) -> BenchOptions:

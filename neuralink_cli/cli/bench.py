@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neuralink_cli.architectures.coverage import coverage_text
 from neuralink_cli.cli.options import PATH, reporting_options, weights_option
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
 from neuralink_cli.errors import OptionError
@@ -156,6 +157,7 @@ def _document(report: BenchReport) -> dict[str, Any]:
         "real": report.real,
         "direct": report.direct,
         "tokens": [asdict(part) for part in report.tokens],
+        "coverage": report.coverage,
         "rows": [
             {**asdict(row), "baseline": asdict(row.way.baseline), "naive": asdict(row.way.naive)} for row in report.rows
         ],
@@ -196,6 +198,8 @@ def _print_report(report: BenchReport) -> None:
         f"{tokens:,} tokens, {first.active:,.1f} neurons active per token"
         + ("" if report.direct is not False else "; NO DIRECT I/O here: times are of the page cache")
     )
+    if report.coverage is not None:
+        click.echo(coverage_text(**report.coverage))
     groups: dict[tuple[str, int | None, str], list[BenchRow]] = {}
     for row in report.rows:
         groups.setdefault((row.way.device, row.way.bundle_bytes, row.way.cache), []).append(row)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from neuralink_cli.architectures.coverage import coverage_text
 from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, progress_bar
 
@@ -34,6 +35,8 @@ def command(traces: tuple[Path, ...], output: Path, overwrite: bool, as_json: bo
     if as_json:
         sources = [{"name": source.name, "tokens": source.tokens} for source in summary.sources]
         digest, tokens = summary.content_sha256, summary.tokens
-        print_json({"output": str(output), "content_sha256": digest, "tokens": tokens, "sources": sources})
+        found = {"content_sha256": digest, "tokens": tokens, "sources": sources, "coverage": summary.coverage}
+        print_json({"output": str(output), **found})
     else:
-        click.echo(f"{output}: {summary.tokens:,} tokens of {len(summary.sources)} sources")
+        covered = "" if summary.coverage is None else f"; {coverage_text(**summary.coverage)}"
+        click.echo(f"{output}: {summary.tokens:,} tokens of {len(summary.sources)} sources{covered}")

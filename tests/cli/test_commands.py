@@ -166,6 +166,29 @@ def test_merged_traces_hold_all_tokens(neuralink: Neuralink, tmp_path: Path, lay
     assert [source["tokens"] for source in merged["sources"]] == [600, 600]
 
 
+def test_merge_and_bench_say_what_the_blocks_cover(
+    neuralink: Neuralink, tmp_path: Path, layouts: LayoutFactory
+) -> None:
+    model, placement = layouts.checkpoint()
+    known = {"covered_bytes": 1998, "ffn_bytes": 2000}
+    new = write_random_trace(model, tmp_path / "new", coverage=known)
+    # A trace from before this was recorded.
+    old = write_random_trace(model, tmp_path / "old", seed=1)
+    sentence = "the blocks cover 99.9 % of the FFN bytes"
+    for traces in ((new, old), (old, new), (new,)):
+        arguments = ("merge", *traces, "-o", tmp_path / "merged", "--overwrite", "-q")
+        assert result_of(neuralink(*arguments, "--json"))["coverage"] == known
+        assert neuralink(*arguments).stdout.endswith(f"; {sentence}\n")
+    bench = ("bench", placement, "--cache", "none", "-q", "--trace")
+    assert result_of(neuralink(*bench, tmp_path / "merged", "--json"))["coverage"] == known
+    assert neuralink(*bench, tmp_path / "merged").stdout.splitlines()[1] == sentence
+    # Where it is not known, nothing is claimed.
+    assert result_of(neuralink(*bench, old, "--json"))["coverage"] is None
+    assert "cover" not in neuralink(*bench, old).stdout
+    merge_old = neuralink("merge", old, "-o", tmp_path / "merged", "--overwrite", "-q")
+    assert merge_old.stdout.endswith("600 tokens of 1 sources\n")
+
+
 def test_a_dataset_too_small_to_hold_anything_out(neuralink: Neuralink, tmp_path: Path, layouts: LayoutFactory) -> None:
     """Nothing is known of it alone, in the table of the terminal as on the card; the others are told as ever."""
     model, _ = layouts.checkpoint()
