@@ -42,7 +42,7 @@ def test_the_pipeline_without_torch(neuralink: Neuralink, tmp_path: Path, layout
     written = result_of(neuralink("relayout", model, "--placement", placement, "-o", layout, "--json"))
     assert written == {
         "output": str(layout), "written": True, "layout": "bundled", "resident": "none",
-        "weights": "source", "alignment": 4096, "blocks": 2,
+        "weights": "source", "dense_weights": "source", "alignment": 4096, "blocks": 2,
         "neurons": 74, "weight_bytes": (layout / "model.flash.safetensors").stat().st_size,
         "total_bytes": written["total_bytes"], "peak_block_bytes": 37 * 3 * 20 * 4,
         "companions": 2, "left_out": 0, "left_out_bytes": 0, "origin": None,
