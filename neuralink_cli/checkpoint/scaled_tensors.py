@@ -59,7 +59,8 @@ def find_scaled_tensors(quantization: Any, tensors: Mapping[str, Shape], where: 
         quantization: The `quantization_config` of the config.
 
     Raises:
-        UnsupportedError: Scales of another shape or dtype than is understood here.
+        UnsupportedError: Scales of another shape or dtype than is understood here, codes without scales, or other
+            tensors beside them that belong to their weights.
     """
     if not may_have_scales(quantization):
         return {}
@@ -69,8 +70,10 @@ def find_scaled_tensors(quantization: Any, tensors: Mapping[str, Shape], where: 
     found = {}
     for name, (dtype, shape) in tensors.items():
         scales = f"{name.removesuffix('weight')}{ending}"
-        if not name.endswith(".weight") or scales not in tensors:
+        if not name.endswith(".weight") or (dtype not in _CODES and scales not in tensors):
             continue
+        if scales not in tensors:
+            raise UnsupportedError(f"tensor {name!r} is {dtype}, but has no scales", where=where, fix=WAY_OUT)
         scale_dtype, scale_shape = tensors[scales]
         size = _block_size(shape, scale_shape, block)
         if dtype not in _CODES or scale_dtype not in _SCALES or size is None:
@@ -81,7 +84,20 @@ def find_scaled_tensors(quantization: Any, tensors: Mapping[str, Shape], where: 
                 fix=WAY_OUT,
             )
         found[name] = ScaledTensor(name, scales, shape[0], shape[1], *size)
+    known = {tensor.scales for tensor in found.values()}
+    for name in tensors:
+        # A list of groups, say, without which the scales mean something else.
+        if name not in known and _weight_of(name) in found:
+            raise UnsupportedError(
+                f"tensor {name!r} belongs to quantised weights, and is not understood", where=where, fix=WAY_OUT
+            )
     return found
+
+
+def _weight_of(name: str) -> str:
+    """The weight that a tensor like `x.weight_g_idx` belongs to by its name."""
+    module, _, last = name.rpartition(".")
+    return f"{module}.weight" if last.startswith("weight_") else ""
 
 
 def _block_of(quantization: Mapping[str, Any]) -> tuple[int, int]:

@@ -57,6 +57,15 @@ def test_other_scales_are_refused(
         find_scaled_tensors(config, {W: (dtype, shape), name: (scale_dtype, scales)}, HERE)
 
 
+def test_codes_without_scales_and_strangers_beside_them_are_refused() -> None:
+    known: dict[str, Shape] = {W: ("I8", (4, 64)), f"{W}_scale": ("F32", (4, 2))}
+    assert set(find_scaled_tensors(INT8, known, HERE)) == {W}
+    with pytest.raises(UnsupportedError, match=r"'b\.weight' is I8, but has no scales"):
+        find_scaled_tensors(INT8, {**known, "b.weight": ("I8", (4, 64))}, HERE)
+    with pytest.raises(UnsupportedError, match=f"'{W}_g_idx' belongs to quantised weights"):
+        find_scaled_tensors(INT8, {**known, f"{W}_g_idx": ("I32", (64,))}, HERE)
+
+
 @pytest.mark.parametrize(
     "config",
     [
