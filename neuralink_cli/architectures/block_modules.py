@@ -44,7 +44,7 @@ def module_names(architecture: Architecture, block_id: str, weights: Mapping[str
         UnsupportedError: The architecture has no such block.
     """
     for pattern in architecture.blocks:
-        found = _id_matcher(pattern.id).fullmatch(block_id)
+        found = _matcher(pattern.id).fullmatch(block_id)
         if found is None or pattern.parts.keys() != weights.keys():
             continue
         numbers = found.groupdict()
@@ -141,15 +141,10 @@ def _beyond_layer(steps: Sequence[str]) -> bool:
     return any(_LAYER in step for step in steps[:-1])
 
 
-def _id_matcher(pattern: str) -> re.Pattern[str]:
-    numbered = re.escape(pattern)
-    for variable in (_LAYER, _EXPERT):
-        numbered = numbered.replace(re.escape(variable), f"(?P<{variable[2:-1]}>[0-9]+)")
-    return re.compile(numbered)
-
-
 def _matcher(pattern: str) -> re.Pattern[str]:
+    """Matches names of a pattern, with groups for the numbers of layer and expert."""
     numbered = re.escape(pattern)
     for variable in (_LAYER, _EXPERT):
-        numbered = numbered.replace(re.escape(variable), "[0-9]+")
+        group, again = f"(?P<{variable[2:-1]}>[0-9]+)", f"(?P={variable[2:-1]})"
+        numbered = numbered.replace(re.escape(variable), group, 1).replace(re.escape(variable), again)
     return re.compile(numbered)

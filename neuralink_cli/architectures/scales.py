@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.scaled_tensors import WAY_OUT
 from neuralink_cli.errors import UnsupportedError
 
 # What the last step of a name is called wherever weights are quantised, and nowhere else.
@@ -20,7 +21,6 @@ _QUANTISED = re.compile(
 # Beside an FFN weight these words are enough.
 _BESIDE = re.compile(r"scale|zero_?point|absmax|qzeros|quant|(^|[._])SCB$")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_FIX = "lay out the checkpoint that is not quantised (--layout permuted) and quantise the result"
 
 
 def refuse_scales(checkpoint: Checkpoint) -> None:
@@ -49,7 +49,7 @@ def refuse_scaled_blocks(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> 
             raise UnsupportedError(
                 f"FFN weight {part.weight!r} is {part.dtype}, a dtype of quantised weights, which need scales",
                 where=checkpoint.directory,
-                fix=_FIX,
+                fix=WAY_OUT,
             )
     stems = {name.removesuffix(".weight") for name in weights}
     known = weights.keys() | {tensor.scales for tensor in checkpoint.scaled.values()}
@@ -80,5 +80,5 @@ def _refusal(checkpoint: Checkpoint, found: Iterable[str], what: str) -> Unsuppo
     return UnsupportedError(
         f"is quantised, {how}: it has tensor {first!r}{more}, {what}",
         where=checkpoint.directory,
-        fix=_FIX,
+        fix=WAY_OUT,
     )

@@ -155,6 +155,11 @@ class BundledLayout:
         """Whether all weights are stored as they are in the source."""
         return not self.dense and all(block.exact for block in self.index.blocks)
 
+    @property
+    def rounding(self) -> str:
+        """How the scales of rounded weights were found."""
+        return self.index.rounding
+
     @cached_property
     def dense(self) -> dict[str, DenseTensor]:
         """The tensors outside the blocks whose weights are rounded, by name."""

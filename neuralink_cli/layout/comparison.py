@@ -90,8 +90,8 @@ class Comparison:
         for entry in file.header.entries:
             if entry.name in layout.gatherings:
                 yield self._remade(file, entry, layout.gatherings[entry.name])
-            elif layout.kind == "bundled" and entry.name in layout.dense:
-                yield self._rounded(file, layout.dense[entry.name], layout.index.rounding)
+            elif entry.name in layout.dense:
+                yield self._rounded(file, layout.dense[entry.name], layout.rounding)
             elif entry.name in made:
                 yield self._made(file, entry, made[entry.name])
             elif entry.name in layout.moved_slabs:

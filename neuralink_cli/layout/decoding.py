@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.arrays import Bytes
 from neuralink_cli.checkpoint.config import plain_config
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.files.durable import write_file
@@ -22,7 +20,7 @@ from neuralink_cli.layout.dense_rounding import decoded_section
 from neuralink_cli.layout.plan import BundlePart, SourcePiece
 from neuralink_cli.layout.unbundling import tensor_sections
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, SOURCE
-from neuralink_cli.weight_formats.quantising import dequantise
+from neuralink_cli.weight_formats.quantising import as_float32, dequantise
 
 Values = npt.NDArray[np.float32]
 
@@ -97,12 +95,4 @@ def rows_by_slot(layout: BundledLayout, piece: SourcePiece) -> Values:
     rows = np.ascontiguousarray(
         stored[:, part.offset : part.offset + part.bytes] if isinstance(part, BundlePart) else stored
     )
-    return _exact(rows, piece.dtype) if part.weights == SOURCE else dequantise(rows, BLOCK_FORMATS[part.weights])
-
-
-def _exact(data: Bytes, dtype: str) -> Values:
-    """Values of F32, F16 or BF16 as float32."""
-    if dtype == "BF16":
-        wide: npt.NDArray[Any] = data.view("<u2").astype("<u4") << 16
-        return wide.view("<f4").reshape(data.shape[0], -1)
-    return data.view({"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)
+    return as_float32(rows, piece.dtype) if part.weights == SOURCE else dequantise(rows, BLOCK_FORMATS[part.weights])

@@ -74,15 +74,16 @@ class Gathering:
         from neuralink_cli.weight_formats.scaled import read_scales, widen_scaled
 
         element_bytes = DTYPE_BITS[self.dtype] // 8
+        scales = {part: read_scales(checkpoint, part.region.tensor) for part in self.parts if part.weights != SOURCE}
         for part, first, count in self._cuts():
             some, lines = part.region.some_lines(first, count), next(pieces)
             if part.weights == SOURCE:
                 gather_part(lines, some, first, slots, element_bytes, made, self.stride, part.offset)
                 continue
             kind, dtype = BLOCK_FORMATS[part.weights], self.dtype
-            scales = read_scales(checkpoint, part.region.tensor)
-            if scales is not None:
-                lines, some = widen_scaled(lines, some, scales)
+            own_scales = scales[part]
+            if own_scales is not None:
+                lines, some = widen_scaled(lines, some, own_scales)
                 dtype = "F32"
             bad = gather_quantised(
                 lines, some, first, slots, dtype, kind, made, self.stride, part.offset, rounding=self.rounding

@@ -21,9 +21,10 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.gathering import Gathering
 from neuralink_cli.layout.index import read_permuted_index
 from neuralink_cli.layout.names import MODEL_CARD, ORIGINALS
-from neuralink_cli.layout.plan import SourcePiece
+from neuralink_cli.layout.plan import DenseTensor, SourcePiece
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import Placement
+from neuralink_cli.weight_formats.formats import NEAREST
 
 
 class PermutedLayout:
@@ -43,6 +44,8 @@ class PermutedLayout:
     kind: Literal["permuted"] = "permuted"
     exact = True
     gatherings: Mapping[str, Gathering] = MappingProxyType({})
+    dense: Mapping[str, DenseTensor] = MappingProxyType({})
+    rounding = NEAREST
     loadable = True
     made_slabs: Mapping[str, tuple[Slab[SourcePiece], ...]] = MappingProxyType({})
 

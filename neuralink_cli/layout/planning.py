@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.architectures.blocks import BlockPart, FFNBlock, biases_by_neuron, moved_pieces
+from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.file_names import SHARD_INDEX
 from neuralink_cli.checkpoint.scaled_tensors import WAY_OUT
 from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel, recorded_device
 from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError
-from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header, tensor_bytes
+from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header
 from neuralink_cli.layout.companions import companions_to_copy
-from neuralink_cli.layout.names import BUNDLED, MODEL_CARD, PERMUTED
+from neuralink_cli.layout.names import BUNDLED, PERMUTED
 from neuralink_cli.layout.plan import (
     BundledPlan,
     BundlePart,
@@ -30,14 +29,23 @@ from neuralink_cli.layout.plan import (
     SourceFile,
     TensorRange,
 )
+from neuralink_cli.layout.tensor_specs import (
+    WIDEST,
+    TensorSpec,
+    bundle_specs,
+    dense_specs,
+    other_specs,
+    row_bytes,
+    small_specs,
+    source_specs,
+    verbatim_files,
+)
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement, PlacementBlock
-from neuralink_cli.weight_formats.dense import may_be_rounded
 from neuralink_cli.weight_formats.formats import (
     AS_IN_SOURCE,
     NEAREST,
     ROUNDINGS,
     SOURCE,
-    part_bytes,
     require_convertible,
     require_roles,
 )
@@ -45,10 +53,6 @@ from neuralink_cli.weight_formats.formats import (
 logger = logging.getLogger(__name__)
 
 MAX_ALIGNMENT = 1 << 24
-# Bytes of an element of the widest dtype.
-_WIDEST = 8
-
-TensorSpec = tuple[str, str, tuple[int, ...]]
 
 
 def plan_relayout(
@@ -200,19 +204,19 @@ def plan_bundled(
             scaled = part.weight in checkpoint.scaled
             require_convertible(weights[part.role], block.id, block.hidden, part.dtype, scaled=scaled)
     bundled = {block.id: _bundled_parts(checkpoint, block, resident) for block in blocks}
-    specs = _bundle_specs(blocks, bundled, alignment, weights)
-    dense = _dense_specs(checkpoint, blocks, dense_weights)
+    specs = bundle_specs(blocks, bundled, alignment, weights)
+    others = tuple(other_specs(checkpoint, blocks))
+    dense = dense_specs(checkpoint, others, dense_weights)
     seen: TensorSpec = (ORDERING_SEQUENCES, "U8", (ordering_sequences, DIGEST_BYTES))
     rest = [
         seen,
-        *_small_specs(checkpoint, blocks, resident, weights),
-        *_source_specs(checkpoint),
-        *(spec for spec in _other_specs(checkpoint, blocks) if spec[0] not in dense),
-        *dense.values(),
+        *small_specs(checkpoint, blocks, resident, weights),
+        *source_specs(checkpoint),
+        *(dense.get(spec[0], spec) for spec in others),
     ]
     specs += sorted(rest, key=lambda spec: -DTYPE_BITS[spec[1]])
     try:
-        header = build_header(specs, {}, alignment=max(alignment, _WIDEST))
+        header = build_header(specs, {}, alignment=max(alignment, WIDEST))
     except ValueError as error:
         raise UnsupportedError(f"cannot be laid out: {error}", where=checkpoint.directory) from None
     ranges = {entry.name: _range(entry, header.data_start) for entry in header.entries}
@@ -230,12 +234,6 @@ def plan_bundled(
     )
 
 
-def verbatim_files(checkpoint: Checkpoint) -> list[str]:
-    """Files kept whole inside the layout, because their name would mean something else beside a flash layout."""
-    names = [SHARD_INDEX] if checkpoint.sharded else []
-    return [*names, MODEL_CARD] if (checkpoint.directory / MODEL_CARD).is_file() else names
-
-
 def _bundled_parts(checkpoint: Checkpoint, block: FFNBlock, resident: str) -> tuple[BlockPart, ...]:
     if len({part.dtype for part in block.parts}) > 1:
         kinds = ", ".join(f"{part.weight} {part.dtype}" for part in block.parts)
@@ -246,80 +244,6 @@ def _bundled_parts(checkpoint: Checkpoint, block: FFNBlock, resident: str) -> tu
         )
     firing = block.firing_part
     return tuple(part for part in block.parts if resident == "none" or part is not firing)
-
-
-def _bundle_specs(
-    blocks: Sequence[FFNBlock],
-    bundled: Mapping[str, Sequence[BlockPart]],
-    alignment: int,
-    weights: Mapping[str, str],
-) -> list[TensorSpec]:
-    specs: list[TensorSpec] = []
-    gap = 0
-    for block in blocks:
-        if gap:
-            specs.append((f"padding.{len(specs)}", "U8", (gap,)))
-        parts = bundled[block.id]
-        dtype, shape = parts[0].dtype, (block.neurons, len(parts) * block.hidden)
-        if any(weights[part.role] != SOURCE for part in parts):
-            dtype, shape = "U8", (block.neurons, sum(_row_bytes(block, part, weights) for part in parts))
-        specs.append((f"{block.id}.bundles", dtype, shape))
-        gap = -tensor_bytes(dtype, shape) % alignment
-    tail = -sum(tensor_bytes(dtype, shape) for _, dtype, shape in specs) % _WIDEST
-    return [*specs, (f"padding.{len(specs)}", "U8", (tail,))] if tail else specs
-
-
-def _row_bytes(block: FFNBlock, part: BlockPart, weights: Mapping[str, str]) -> int:
-    """Bytes of one neuron's weights in a part."""
-    return part_bytes(weights[part.role], block.hidden, part.element_bytes)
-
-
-def _small_specs(
-    checkpoint: Checkpoint, blocks: Sequence[FFNBlock], resident: str, weights: Mapping[str, str]
-) -> Iterable[TensorSpec]:
-    for block in blocks:
-        yield f"{block.id}.order", "I32", (block.neurons,)
-        yield f"{block.id}.frequency", "F32", (block.neurons,)
-        if resident == "gate":
-            part = block.firing_part
-            dtype, width = part.dtype, block.hidden
-            if weights[part.role] != SOURCE:
-                dtype, width = "U8", _row_bytes(block, part, weights)
-            yield f"{block.id}.{part.role}", dtype, (block.neurons, width)
-        for part in biases_by_neuron(block):
-            assert part.bias is not None
-            yield f"{block.id}.{part.role}.bias", checkpoint.place(part.bias).entry.dtype, (block.neurons,)
-
-
-def _source_specs(checkpoint: Checkpoint) -> Iterable[TensorSpec]:
-    for file in checkpoint.files:
-        yield f"source.{file.path.name}", "U8", (file.header.data_start,)
-    for name in verbatim_files(checkpoint):
-        yield f"source.{name}", "U8", (len(checkpoint.read_beside(name)),)
-
-
-def _other_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> Iterable[TensorSpec]:
-    moved = moved_pieces(checkpoint, blocks)
-    for name in sorted(checkpoint.tensors):
-        if name not in moved:
-            entry = checkpoint.place(name).entry
-            yield name, entry.dtype, entry.shape
-
-
-def _dense_specs(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], weights: str) -> dict[str, TensorSpec]:
-    """The matrices outside the blocks that are rounded, by name.
-
-    Raises:
-        UnsupportedError: One that needs scales cannot be.
-    """
-    found: dict[str, TensorSpec] = {}
-    for name, dtype, shape in _other_specs(checkpoint, blocks):
-        scaled = name in checkpoint.scaled
-        if scaled:
-            require_convertible(weights, name, shape[1], dtype, scaled=True)
-        if scaled or (weights != SOURCE and may_be_rounded(name, dtype, shape, weights)):
-            found[name] = (name, "U8", (shape[0], part_bytes(weights, shape[1], 0)))
-    return found
 
 
 def _dense_tensor(checkpoint: Checkpoint, place: TensorRange, weights: str) -> DenseTensor:
@@ -340,7 +264,7 @@ def _flash_block(
     device: DeviceModel | None,
     weights: Mapping[str, str],
 ) -> FlashBlock:
-    sizes = [_row_bytes(block, part, weights) for part in bundled]
+    sizes = [row_bytes(block, part, weights) for part in bundled]
     stride = sum(sizes)
     _require_aligned_parts(block, bundled, sizes, weights)
     gap = placed.collapse_gap if device is None else collapse_gap(device.operation_in_bundles(stride))

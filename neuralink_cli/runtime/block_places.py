@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from neuralink_cli.activations.firing import FiringRule, firing_rule
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.block_modules import module_names
 from neuralink_cli.architectures.blocks import BlockPart
@@ -75,6 +76,13 @@ def block_places(block: FlashBlock, architecture: Architecture) -> BlockPlaces:
             shape,
         )
     return BlockPlaces(rows.role, names.experts, parts, names.shares)
+
+
+def deciding_rule(block: FlashBlock) -> FiringRule:
+    """What decides firing: the activated values of the gate, or without a gate the inputs of the down projection."""
+    if len(block.parts) > 1:
+        return firing_rule(block.id, block.activation, "gate")
+    return FiringRule(block.id, None, False)
 
 
 def _known(modules: Mapping[str, str], shares: Mapping[str, tuple[int, int]]) -> bool:

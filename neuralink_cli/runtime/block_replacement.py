@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuralink_cli.activations.firing import FiringRule, firing_rule
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import ExpertPlace
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.plan import FlashBlock, ResidentTensor
 from neuralink_cli.models.find_modules import find_experts
-from neuralink_cli.runtime.block_places import BlockPlaces, block_places
+from neuralink_cli.runtime.block_places import BlockPlaces, block_places, deciding_rule
 from neuralink_cli.runtime.flash_weights import FlashWeights
 from neuralink_cli.runtime.memory import neuron_bytes
 from neuralink_cli.runtime.neuron_store import NeuronStore
@@ -120,12 +119,11 @@ def block_weights(
     weights.resident_bytes += sum(tensor.nbytes for tensor in kept.values())
     role = next(role for role, kind in kept if kind == "rows")
     gated = len(block.parts) > 1
-    rule = firing_rule(block.id, block.activation, "gate") if gated else FiringRule(block.id, None, False)
     each = neuron_bytes(block, dtype.itemsize)
     at_once = max(settings.working_bytes // each, 1)
     weights.working_bytes = max(weights.working_bytes, min(at_once, block.neurons) * each)
     return BlockWeights(
-        FiringNeurons(store, rule, at_once, layout.file.path),
+        FiringNeurons(store, deciding_rule(block), at_once, layout.file.path),
         rows=kept[role, "rows"],
         bias=kept.get((role, "bias")),
         up_bias=kept.get(("up", "bias")) if gated else None,

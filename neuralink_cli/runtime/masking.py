@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from neuralink_cli.activations.experts import SeeExpert, experts_seen
-from neuralink_cli.activations.firing import FiringRule, firing_rule
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import ExpertPlace
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.models.find_modules import find_experts
-from neuralink_cli.runtime.block_places import BlockPlaces, block_places
+from neuralink_cli.runtime.block_places import BlockPlaces, block_places, deciding_rule
 
 
 @contextlib.contextmanager
@@ -50,10 +49,7 @@ def masked_neurons(model: Any, blocks: Sequence[FlashBlock], architecture: Archi
 def _mask_experts(blocks: dict[int, FlashBlock]) -> SeeExpert:
     """What takes the values of the neurons that do not fire out of the inputs of every expert's down projection."""
     gated = {number: len(block.parts) > 1 for number, block in blocks.items()}
-    rules = {
-        number: firing_rule(block.id, block.activation, "gate") if gated[number] else FiringRule(block.id, None, False)
-        for number, block in blocks.items()
-    }
+    rules = {number: deciding_rule(block) for number, block in blocks.items()}
 
     def see(expert: int, _tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor) -> None:
         deciding = gate if gated[expert] else product
@@ -64,17 +60,16 @@ def _mask_experts(blocks: dict[int, FlashBlock]) -> SeeExpert:
 
 def _mask_block(model: Any, block: FlashBlock, places: BlockPlaces, architecture: Architecture) -> Iterator[Any]:
     down = places.find(model, "down", architecture)
+    rule = deciding_rule(block)
     if not places.gated:
-        rule = FiringRule(block.id, None, False)
         yield down.register_forward_pre_hook(_keep_firing(lambda values: rule.fires(values, block.threshold)))
         return
     gate = places.find(model, "gate", architecture)
-    of_gate = firing_rule(block.id, block.activation, "gate")
     part, of = places.shares["gate"]
     seen: list[torch.Tensor] = []
 
     def remember(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
-        seen[:] = [of_gate.fires(output.chunk(of, dim=-1)[part - 1], block.threshold)]
+        seen[:] = [rule.fires(output.chunk(of, dim=-1)[part - 1], block.threshold)]
 
     yield gate.register_forward_hook(remember)
     yield down.register_forward_pre_hook(_keep_firing(lambda _values: seen.pop()))

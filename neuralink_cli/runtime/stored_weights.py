@@ -126,7 +126,13 @@ def with_equals_shared(tensors: Iterable[tuple[str, StoredWeights]]) -> dict[str
     by_kind: dict[object, list[StoredWeights]] = {}
     found = {}
     for name, stored in tensors:
-        alike = by_kind.setdefault((stored.dtype, stored.shape, stored.weights), [])
+        size = stored.file.entry(stored.tensor).nbytes
+        if size < _MAPPED_FROM:
+            found[name] = stored
+            continue
+        # How it starts tells nearly all others apart, so that few pairs are compared.
+        start = stored.file.read(stored.tensor, 0, _GLANCE).tobytes()
+        alike = by_kind.setdefault((stored.dtype, stored.shape, stored.weights, start), [])
         same = next((other for other in alike if _equal(stored, other)), None)
         if same is None:
             alike.append(stored)
@@ -138,9 +144,9 @@ def with_equals_shared(tensors: Iterable[tuple[str, StoredWeights]]) -> dict[str
 
 def _equal(one: StoredWeights, other: StoredWeights) -> bool:
     size = one.file.entry(one.tensor).nbytes
-    if size < _MAPPED_FROM or size != other.file.entry(other.tensor).nbytes:
+    if size != other.file.entry(other.tensor).nbytes:
         return False
-    bounds: Sequence[int] = [0, _GLANCE, *range(_STRETCH, size, _STRETCH), size]
+    bounds: Sequence[int] = [*range(0, size, _STRETCH), size]
     return all(
         np.array_equal(one.file.read(one.tensor, start, stop), other.file.read(other.tensor, start, stop))
         for start, stop in itertools.pairwise(bounds)

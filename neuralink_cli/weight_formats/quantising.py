@@ -114,19 +114,6 @@ def gather_quantised(
     return BadBlock(block >> 32, (block & 0xFFFFFFFF) * BLOCK_WEIGHTS, trouble != NOT_FINITE)
 
 
-def quantise(
-    values: Values,
-    weight_format: BlockFormat,
-    target: Bytes,
-    *,
-    rounding: str = NEAREST,
-    importance: Values | None = None,
-) -> BadBlock | None:
-    """Quantise float32 `[rows, hidden]` to uint8 `[rows, row bytes]`, contiguous, as `gather_quantised` does."""
-    data = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
-    return quantise_rows(data, "F32", values.shape[1], weight_format, target, rounding=rounding, importance=importance)
-
-
 def quantise_rows(
     rows: Bytes,
     dtype: str,
@@ -157,6 +144,13 @@ def quantise_rows(
         rounding=rounding,
         importance=importance,
     )
+
+
+def as_float32(data: Bytes, dtype: str) -> Values:
+    """Bytes of F32, F16 or BF16 as the same numbers in float32; the last axis is that of the bytes."""
+    if dtype == "BF16":
+        return (data.view("<u2").astype("<u4") << 16).view("<f4")
+    return data.view({"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)
 
 
 def dequantise(rows: Bytes, weight_format: BlockFormat) -> Values:

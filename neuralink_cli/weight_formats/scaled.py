@@ -13,6 +13,7 @@ from neuralink_cli.arrays import Bytes
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor
 from neuralink_cli.kernels import kernel
+from neuralink_cli.weight_formats.quantising import as_float32
 
 Values = npt.NDArray[np.float32]
 
@@ -37,7 +38,7 @@ def read_scales(checkpoint: Checkpoint, name: str) -> Scales | None:
     if tensor is None:
         return None
     place = checkpoint.place(tensor.scales)
-    values = _as_float32(place.file.read(tensor.scales), place.entry.dtype)
+    values = as_float32(place.file.read(tensor.scales), place.entry.dtype)
     shape = (-(-tensor.rows // tensor.block_rows), -(-tensor.columns // tensor.block_columns))
     return Scales(tensor, values.reshape(shape), levels_of(checkpoint.place(name).entry.dtype))
 
@@ -77,12 +78,6 @@ def widen_rows(rows: Bytes, first: int, scales: Scales) -> Bytes:
     columns = scales.tensor.columns
     region = Region(scales.tensor.name, 0, first * columns, columns, rows.size // columns, columns)
     return widen_scaled(rows, region, scales)[0]
-
-
-def _as_float32(data: Bytes, dtype: str) -> Values:
-    if dtype == "BF16":
-        return (data.view("<u2").astype("<u4") << 16).view("<f4")
-    return data.view({"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)
 
 
 @kernel

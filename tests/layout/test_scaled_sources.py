@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -57,14 +58,15 @@ def test_weights_are_rounded_from_what_they_stand_for(
 def test_what_needs_scales_cannot_stay_as_it_is(tmp_path: Path, kind: str) -> None:
     quantised_copy(MODEL, tmp_path / "model", kind)
     placement = write_random_placement(tmp_path / "model", tmp_path / "placement")
-    for options, told in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, "layers.0: its weights are quantised"),
         ({"weights": "up=q4_0"}, "layers.0: its weights are quantised"),
         ({"weights": "q4_0", "dense_weights": "source"}, "self_attn.k_proj.weight: its weights are quantised"),
         ({"layout": "permuted"}, "has quantised weights, whose scales"),
-    ):
+    ]
+    for options, told in cases:
         with pytest.raises(UnsupportedError, match=told):
-            relayout(tmp_path / "model", placement, tmp_path / "out", **options)  # type: ignore[arg-type]
+            relayout(tmp_path / "model", placement, tmp_path / "out", **options)
     relayout(tmp_path / "model", placement, tmp_path / "layout", weights="q4_0")
     with pytest.raises(UnsupportedError, match="rounded weights"):
         restore(tmp_path / "layout", tmp_path / "restored")

@@ -13,7 +13,7 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.runtime import stored_weights
 from neuralink_cli.runtime.stored_weights import StoredWeights, resident_in, with_equals_shared
 from neuralink_cli.weight_formats.formats import Q8_0
-from neuralink_cli.weight_formats.quantising import dequantise, quantise
+from neuralink_cli.weight_formats.quantising import dequantise, quantise_rows
 from tests.checkpoints import RawTensor, encode
 
 LARGE = (700, 1024)
@@ -23,7 +23,7 @@ VALUES = np.random.default_rng(0).normal(size=LARGE).astype(np.float16)
 @pytest.fixture
 def file(tmp_path: Path) -> TensorFile:
     rows = np.empty((LARGE[0], Q8_0.row_bytes(LARGE[1])), np.uint8)
-    assert quantise(VALUES.astype(np.float32), Q8_0, rows) is None
+    assert quantise_rows(VALUES.astype("<f4").reshape(-1).view(np.uint8), "F32", VALUES.shape[1], Q8_0, rows) is None
     other = VALUES.copy()
     other[-1, -1] += 1
     raw = VALUES.tobytes()

@@ -32,7 +32,7 @@ from neuralink_cli.weight_formats.formats import (
     part_bytes,
     require_convertible,
 )
-from neuralink_cli.weight_formats.quantising import BadBlock, Values, dequantise, gather_quantised, quantise
+from neuralink_cli.weight_formats.quantising import BadBlock, Values, dequantise, gather_quantised, quantise_rows
 
 FORMATS = (Q8_0, Q4_0, IQ4_NL)
 GGML = {
@@ -58,6 +58,14 @@ blocks_of_weights = arrays(
 
 def random_values(rows: int, hidden: int, seed: int = 0) -> Values:
     return (np.random.default_rng(seed).standard_normal((rows, hidden)) * 0.02).astype(np.float32)
+
+
+def quantise(
+    values: Values, weight_format: BlockFormat, target: Bytes, *, rounding: str = NEAREST, importance: Any = None
+) -> BadBlock | None:
+    """Quantise float32 `[rows, hidden]`."""
+    data = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
+    return quantise_rows(data, "F32", values.shape[1], weight_format, target, rounding=rounding, importance=importance)
 
 
 def quantised(values: Values, weight_format: BlockFormat, rounding: str = NEAREST, importance: Any = None) -> Bytes:
