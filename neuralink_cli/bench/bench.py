@@ -31,6 +31,7 @@ from neuralink_cli.bench.contenders import (
 )
 from neuralink_cli.bench.dram import block_capacities, dram_bytes, resident_bytes
 from neuralink_cli.bench.figures import Figures, summarise
+from neuralink_cli.bench.preflight import tell_needs
 from neuralink_cli.bench.replay import BlockCache, BlockReads, TokenFigures, firing_slots, read_prices, replay_block
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.devices.ratio import Ratio, bootstrap_ratios
@@ -221,6 +222,7 @@ def bench_layouts(
         readers = _open_readers(contenders, stack) if options.real else {}
         tasks = list(_tasks(contenders, options, readers))
         count = sum(part.tokens for part in tokens)
+        tell_needs(opened, contenders, count, len(tasks), record=options.real)
         figures = [TokenFigures.empty(count) for _ in tasks]
         recorded: list[list[BlockReads]] = [[] for _ in tasks]
         with progress("bench", len(opened.info.blocks) * len(tasks), "row") as advance:

@@ -32,6 +32,7 @@ from neuralink_cli.placement.placement import (
     PlacementHeader,
     write_placement,
 )
+from neuralink_cli.placement.preflight import tell_needs
 from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.weight_formats.formats import SOURCE, parse_weight_formats
 
@@ -90,6 +91,7 @@ def cluster(
     with Trace(trace) as opened:
         opened.check_content()
         split = _split(opened, options)
+        tell_needs(opened, split, options.pin_hot, options.jobs)
         ordered = _order_blocks(opened, split, options, progress)
         header = _header(opened, split, ordered, options)
         seen = np.unique(np.concatenate([digests_in(opened, made) for made in split.ordering]), axis=0)

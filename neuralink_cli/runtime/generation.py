@@ -52,6 +52,11 @@ class Generated:
     prompt_phase: Phase
     token_phase: Phase
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt and new ones."""
+        return len(self.prompt_tokens) + len(self.new_tokens)
+
 
 def encode_prompt(model: Any, tokenizer: Any, prompt: str, options: GenerationOptions) -> tuple[int, ...]:
     """The tokens of a prompt, with what the tokenizer puts before a text but not with what it puts behind one.

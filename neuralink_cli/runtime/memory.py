@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from neuralink_cli.files.free_memory import with_margin
 from neuralink_cli.layout.plan import FlashBlock
+from neuralink_cli.sizes import human_bytes
+
+logger = logging.getLogger(__name__)
 
 # While bundles are fetched: the result, what is read (more than is asked for), and what is taken from it.
 _FETCHING = 4
@@ -48,6 +53,17 @@ class Memory:
     def as_document(self) -> dict[str, int]:
         """For the JSON document of a run."""
         return {**asdict(self), "planned_bytes": self.planned_bytes}
+
+
+def tell_needs(memory: Memory) -> None:
+    """Log roughly how much memory a run is about to take."""
+    logger.info(
+        "takes about %s of memory (%s of cached neurons, %s of other weights, %s to compute, the rest for programs)",
+        human_bytes(with_margin(memory.planned_bytes)),
+        human_bytes(memory.cache_bytes),
+        human_bytes(memory.resident_bytes + memory.dense_bytes),
+        human_bytes(memory.working_bytes + memory.sequence_bytes),
+    )
 
 
 def neuron_bytes(block: FlashBlock, element_bytes: int) -> int:

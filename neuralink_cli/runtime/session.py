@@ -17,7 +17,7 @@ from neuralink_cli.files.free_memory import resident_bytes
 from neuralink_cli.layout.open_layout import describe_source, open_layout
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.models.hf_packages import require_hf_packages
-from neuralink_cli.runtime.memory import Memory, sequence_bytes
+from neuralink_cli.runtime.memory import Memory, sequence_bytes, tell_needs
 from neuralink_cli.runtime.settings import GenerationOptions, RunSettings, compute_dtype, is_exact, require_runnable
 
 if TYPE_CHECKING:
@@ -194,31 +194,33 @@ def _run_sparse(request: RunRequest, subject: _Subject) -> tuple[RunReport, list
         load_seconds = time.perf_counter() - started
         weights = model.flash
         generated = None
+        sequences = _sequences(request, model)
+        prompt = None
         if request.prompt is not None:
             prompt = encode_prompt(model, tokenizer, request.prompt, request.generation)
+        planned_tokens = 0 if prompt is None else len(prompt) + request.generation.max_new_tokens
+        tell_needs(_memory(model, subject, planned_tokens, sequences))
+        if prompt is not None:
             generated = generate(model, tokenizer, prompt, request.generation, lambda: weights.counters)
-        sequences = _sequences(request, model)
         found = perplexity(model, sequences) if sequences else None
         report = RunReport(
             exact=subject.exact,
             direct=weights.reader.direct,
             dtype=subject.dtype,
             load_seconds=load_seconds,
-            memory=_memory(model, subject, generated, sequences),
+            memory=_memory(model, subject, 0 if generated is None else generated.tokens, sequences),
             generated=generated,
             perplexity=found,
         )
     return report, sequences
 
 
-def _memory(model: Any, subject: _Subject, generated: Generated | None, sequences: list[TokenIds]) -> Memory:
+def _memory(model: Any, subject: _Subject, tokens: int, sequences: list[TokenIds]) -> Memory:
+    """What a run holds that generates up to `tokens` tokens, prompt included, and measures on some sequences."""
     peak = resident_bytes()
     weights = model.flash
     config, size = model.config.get_text_config(), model.dtype.itemsize
-    longest = 0
-    if generated is not None:
-        tokens = len(generated.prompt_tokens) + len(generated.new_tokens)
-        longest = sequence_bytes(config, subject.blocks, tokens, size, whole=False)
+    longest = sequence_bytes(config, subject.blocks, tokens, size, whole=False) if tokens else 0
     if sequences:
         tokens = max(sequence.size for sequence in sequences)
         longest = max(longest, sequence_bytes(config, subject.blocks, tokens, size, whole=True))

@@ -1,0 +1,68 @@
+"""Estimates what ordering takes: memory and disk, before it starts."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Sequence
+
+from neuralink_cli.activations.trace import Trace, TraceBlock
+from neuralink_cli.files.free_memory import resident_bytes, with_margin
+from neuralink_cli.kernels import available_cpus, load_compiler
+from neuralink_cli.placement import refinement
+from neuralink_cli.placement.counting import STRIPE
+from neuralink_cli.placement.held_out import Range, TokenSplit
+from neuralink_cli.placement.linking import BATCH
+from neuralink_cli.sizes import human_bytes
+
+logger = logging.getLogger(__name__)
+
+# Of a slot in the placement: the neuron, how often it fires, and where a link starts.
+_PLACED_BYTES = 12
+# An entry of a list of partners takes 16 bytes: neuron and count, and both again the other way round.
+_PARTNER_BYTES = 16 * refinement.PARTNERS
+# Compiled kernels, with what numba keeps beside them, and what threads keep of memory that was freed.
+_KERNEL_BYTES = 16 << 20
+
+
+def tell_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None) -> None:
+    """Log roughly how much memory and disk it takes to order the blocks of a trace.
+
+    Args:
+        pinned: Share of neurons that are left out of the ordering.
+        jobs: Blocks ordered at a time; None for one on each CPU.
+    """
+    load_compiler()
+    programs = resident_bytes() + _KERNEL_BYTES
+    jobs = min(jobs or available_cpus(), len(trace.info.blocks))
+    blocks = sum(heapq.nlargest(jobs, (block_bytes(trace, block, split, pinned) for block in trace.info.blocks)))
+    disk = _PLACED_BYTES * sum(block.neurons for block in trace.info.blocks)
+    logger.info(
+        "takes about %s of memory (%s to order %s at a time, the rest for programs) and %s of disk",
+        human_bytes(with_margin(programs + blocks)),
+        human_bytes(blocks),
+        f"{jobs} blocks" if jobs > 1 else "one block",
+        human_bytes(disk),
+    )
+
+
+def block_bytes(trace: Trace, block: TraceBlock, split: TokenSplit, pinned: float) -> int:
+    """Bytes that ordering one block takes at its peak.
+
+    Its bit vectors are there all the time. Beside them are, one after the other: the rows of the trace that they are
+    made from; the vectors selected to count, the counts and the pairs to link; the refinement's padded copy, while it
+    is made from another one.
+    """
+    tokens = _tokens(trace, block, split.ordering)
+    vectors = block.neurons * 8 * -(-tokens // 64)
+    rows = block.row_bytes * tokens * (2 if len(split.ordering) > 1 else 1)
+    stripes = available_cpus() * STRIPE * block.neurons * (2 if tokens < 1 << 16 else 4)
+    pairs = 8 * min(BATCH + max(BATCH, block.neurons), block.neurons**2 // 2)
+    partners = _PARTNER_BYTES * block.neurons
+    beside = max(rows, vectors + pairs + stripes, 2 * vectors + partners, partners + stripes)
+    selected = vectors if pinned else 0
+    return vectors + selected + beside
+
+
+def _tokens(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> int:
+    return int(sum(trace.tokens_of(block, *tokens).size for tokens in ranges))
