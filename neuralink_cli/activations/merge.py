@@ -75,6 +75,7 @@ def merge_traces(
         index_of = {block.id: index for index, block in enumerate(first.blocks)}
         lengths = np.concatenate([trace.sequence_lengths for trace in traces])
         digests = np.concatenate([trace.sequence_digests for trace in traces])
+        carried = [trace.sequence_carried for trace in traces if trace.sequence_carried is not None]
         with progress("merge", sum(trace.header.data_bytes for trace in traces), "B") as advance:
             digest = write_trace(
                 output,
@@ -83,6 +84,7 @@ def merge_traces(
                 digests,
                 lambda block_id: _all_bits(traces, index_of[block_id]),
                 lambda block_id: _all_tokens(traces, index_of[block_id]),
+                sequence_carried=np.concatenate(carried) if len(carried) == len(traces) else None,
                 overwrite=overwrite,
                 progress=advance,
             )

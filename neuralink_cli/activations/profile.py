@@ -295,8 +295,9 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
         header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
         index_of = {block.id: index for index, block in enumerate(blocks)}
         lengths, digests = data.sequence_lengths(batches), data.sequence_digests(batches)
+        carried = data.sequence_carried(batches)
         rows = sum(spool.count(index) * size for index, size in enumerate(row_bytes))
-        with progress("writing", rows + lengths.nbytes + digests.nbytes, "B") as advance:
+        with progress("writing", rows + lengths.nbytes + digests.nbytes + carried.nbytes, "B") as advance:
             digest = write_trace(
                 output,
                 header,
@@ -304,6 +305,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
                 digests,
                 lambda block: spool.rows(index_of[block]),
                 lambda block: spool.tokens(index_of[block]),
+                sequence_carried=carried,
                 overwrite=overwrite,
                 progress=advance,
             )

@@ -24,6 +24,7 @@ Positions = npt.NDArray[np.uint32]
 TRACE_SCHEMA = Schema("trace", __package__, "trace.schema.json")
 SEQUENCE_LENGTHS = "sequence_lengths"
 SEQUENCE_DIGESTS = "sequence_digests"
+SEQUENCE_CARRIED = "sequence_carried"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def write_trace(
     fired: Callable[[str], Iterable[Bits]],
     tokens: Callable[[str], Iterable[Positions]] | None = None,
     *,
+    sequence_carried: npt.NDArray[np.uint32] | None = None,
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> str:
@@ -127,6 +129,8 @@ def write_trace(
         fired: For a block id, yields its bits in token order: uint8 arrays `[tokens, ceil(neurons / 8)]`, bit j % 8 of
             byte j // 8 being neuron j. For an expert, only the tokens routed to it.
         tokens: For the id of an expert, yields these tokens: uint32 arrays, ascending.
+        sequence_carried: Of each sequence, the tokens at its start that belong to a document that an earlier one began;
+            None if that is not known.
 
     Raises:
         OutputError: As `write_stage_file`.
@@ -138,6 +142,8 @@ def write_trace(
         if block.routed is not None:
             assert tokens is not None
             tensors.append(StreamedTensor(f"{block.id}.tokens", "U32", (rows,), partial(tokens, block.id)))
+    if sequence_carried is not None:
+        tensors.append(array_tensor(SEQUENCE_CARRIED, sequence_carried))
     tensors.append(array_tensor(SEQUENCE_LENGTHS, sequence_lengths))
     tensors.append(array_tensor(SEQUENCE_DIGESTS, sequence_digests))
     return write_stage_file(path, TRACE_SCHEMA, asdict(header), tensors, overwrite=overwrite, progress=progress)
@@ -157,6 +163,7 @@ class Trace(StageFile):
             self.sequence_lengths: npt.NDArray[np.uint32] = self.array(SEQUENCE_LENGTHS, "U32")
             self.sequence_digests: Bytes = self.array(SEQUENCE_DIGESTS, "U8")
             self._check()
+            self.sequence_carried = self._carried()
         except InputError:
             self.close()
             raise
@@ -230,6 +237,15 @@ class Trace(StageFile):
         for source, lengths in zip(info.sources, self.source_sequence_lengths(), strict=True):
             if int(lengths.sum(dtype=np.int64)) != source.tokens:
                 raise InputError(f"sequence lengths of {source.name!r} do not add up to its tokens", where=self.path)
+
+    def _carried(self) -> npt.NDArray[np.uint32] | None:
+        """Of each sequence, the tokens of a document that an earlier one began; None in traces that do not say."""
+        if not any(entry.name == SEQUENCE_CARRIED for entry in self.header.entries):
+            return None
+        carried: npt.NDArray[np.uint32] = self.array(SEQUENCE_CARRIED, "U32")
+        if carried.shape != self.sequence_lengths.shape or (carried > self.sequence_lengths).any():
+            raise InputError("sequence_carried does not fit the sequences", where=self.path)
+        return carried
 
     def _require(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         entry = self.entry(name)

@@ -140,7 +140,7 @@ def read_token_sequences(
     with quiet_transformers():
         tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
         options = SequenceOptions(length, packing=True, max_tokens=sequences * length)
-        found = list(tokenize([Sample(text)], tokenizer, options))
+        found = [sequence.ids for sequence in tokenize([Sample(text)], tokenizer, options)]
     if not found:
         raise InputError("the text to compare outputs on has no tokens", where=directory)
     return found

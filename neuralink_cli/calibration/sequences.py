@@ -17,6 +17,19 @@ from neuralink_cli.calibration.texts import Sample
 TokenIds = npt.NDArray[np.int32]
 
 
+@dataclass(frozen=True, eq=False)
+class TokenSequence:
+    """Tokens that the model sees together.
+
+    Attributes:
+        ids: int32 `[1 .. max_length]`.
+        carried: So many of them, from the first on, belong to a document that an earlier sequence began.
+    """
+
+    ids: TokenIds
+    carried: int = 0
+
+
 @dataclass(frozen=True)
 class SequenceOptions:
     """How samples become sequences of at most `max_length` tokens; `max_tokens` limits the source."""
@@ -36,8 +49,8 @@ class Batch:
     tokens: int
 
 
-def tokenize(samples: Iterable[Sample], tokenizer: Any, options: SequenceOptions) -> Iterator[TokenIds]:
-    """Tokenize one source into sequences: int32 `[1 .. max_length]`.
+def tokenize(samples: Iterable[Sample], tokenizer: Any, options: SequenceOptions) -> Iterator[TokenSequence]:
+    """Tokenize one source into sequences of at most `max_length` tokens.
 
     Packing joins the tokens of all documents and cuts them every `max_length`. Lines that continue each other are one
     document and get special tokens once. Without packing, every sample that is not blank is one document and one
@@ -85,19 +98,30 @@ def batch_arrays(sequences: Sequence[TokenIds], pad_id: int) -> tuple[npt.NDArra
     return ids, mask
 
 
-def _pack(samples: Iterable[Sample], encoder: Encoder, length: int) -> Iterator[TokenIds]:
+def _pack(samples: Iterable[Sample], encoder: Encoder, length: int) -> Iterator[TokenSequence]:
     held: list[int] = []
-    for ids in chain.from_iterable(_encode_document(document, encoder) for document in _documents(samples)):
-        held += ids
-        whole = len(held) - len(held) % length
-        for start in range(0, whole, length):
-            yield np.array(held[start : start + length], dtype=np.int32)
-        del held[:whole]
+    # Where documents begin among them, ascending.
+    begins: list[int] = []
+    for document in _documents(samples):
+        begins.append(len(held))
+        for ids in _encode_document(document, encoder):
+            held += ids
+            whole = len(held) - len(held) % length
+            for start in range(0, whole, length):
+                yield _sequence(held[start : start + length], begins, start)
+            del held[:whole]
+            begins = [begin - whole for begin in begins if begin >= whole]
     if held:
-        yield np.array(held, dtype=np.int32)
+        yield _sequence(held, begins, 0)
 
 
-def _cut(samples: Iterable[Sample], encoder: Encoder, length: int) -> Iterator[TokenIds]:
+def _sequence(ids: list[int], begins: list[int], start: int) -> TokenSequence:
+    """Tokens from `start` on, of those in which documents begin at `begins`."""
+    carried = next((begin - start for begin in begins if begin >= start), len(ids))
+    return TokenSequence(np.array(ids, dtype=np.int32), min(carried, len(ids)))
+
+
+def _cut(samples: Iterable[Sample], encoder: Encoder, length: int) -> Iterator[TokenSequence]:
     for sample in samples:
         if sample.blank:
             continue
@@ -110,13 +134,14 @@ def _cut(samples: Iterable[Sample], encoder: Encoder, length: int) -> Iterator[T
                 break
         sequence = (opening + ids[:room] + closing)[:length]
         if ids:
-            yield np.array(sequence, dtype=np.int32)
+            yield TokenSequence(np.array(sequence, dtype=np.int32))
 
 
-def _limit(sequences: Iterable[TokenIds], tokens: int) -> Iterator[TokenIds]:
+def _limit(sequences: Iterable[TokenSequence], tokens: int) -> Iterator[TokenSequence]:
     for sequence in sequences:
-        yield sequence[:tokens]
-        tokens -= sequence.size
+        ids = sequence.ids[:tokens]
+        yield TokenSequence(ids, min(sequence.carried, ids.size))
+        tokens -= ids.size
         if tokens <= 0:
             return
 

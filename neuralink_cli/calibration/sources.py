@@ -32,17 +32,25 @@ class Source:
     """A dataset as sequences of tokens. The i-th has `lengths[i]` tokens.
 
     `sha256` is of what goes into the model; `digests`, uint8 `[sequences, 16]`, of each sequence of it, see
-    `sequence_digest`; `parameters` are those of the run that can change its bits.
+    `sequence_digest`; `parameters` are those of the run that can change its bits; the first `carried[i]` tokens of a
+    sequence belong to a document that an earlier one began.
     """
 
     def __init__(
-        self, name: str, sha256: str, lengths: Sequence[int], digests: Bytes, parameters: Mapping[str, Any]
+        self,
+        name: str,
+        sha256: str,
+        lengths: Sequence[int],
+        digests: Bytes,
+        parameters: Mapping[str, Any],
+        carried: Sequence[int] | None = None,
     ) -> None:
         self.name = name
         self.sha256 = sha256
         self.lengths = tuple(lengths)
         self.digests = digests
         self.parameters = parameters
+        self.carried = (0,) * len(self.lengths) if carried is None else tuple(carried)
 
     def batch(self, first: int, stop: int) -> ModelBatch:
         """The sequences from `first` to `stop`, together."""
@@ -63,9 +71,11 @@ class TextSource(Source):
         parameters: Mapping[str, Any],
         to_batch: TextBatch,
         pad_id: int,
+        carried: Sequence[int] | None = None,
     ) -> None:
         digests = np.stack([sequence_digest(ids.astype("<i4").tobytes()) for ids in sequences])
-        super().__init__(name, sequences_sha256(sequences), [ids.size for ids in sequences], digests, parameters)
+        lengths = [ids.size for ids in sequences]
+        super().__init__(name, sequences_sha256(sequences), lengths, digests, parameters, carried)
         self._sequences = sequences
         self._to_batch = to_batch
         self._pad_id = pad_id
@@ -132,6 +142,11 @@ class CalibrationData:
         lengths = (self.sources[batch.source].lengths[batch.first : batch.stop] for batch in batches)
         return np.array([length for of_batch in lengths for length in of_batch], dtype=np.uint32)
 
+    def sequence_carried(self, batches: Iterable[Batch]) -> npt.NDArray[np.uint32]:
+        """Of each sequence of the batches, the tokens of a document that an earlier sequence began."""
+        carried = (self.sources[batch.source].carried[batch.first : batch.stop] for batch in batches)
+        return np.array([count for of_batch in carried for count in of_batch], dtype=np.uint32)
+
     def sequence_digests(self, batches: Iterable[Batch]) -> Bytes:
         """Digest of each sequence of the batches: uint8 `[sequences, 16]`."""
         return np.concatenate([self.sources[batch.source].digests[batch.first : batch.stop] for batch in batches])
@@ -161,9 +176,9 @@ def tokenize_source(
     """
     sequences = []
     for sequence in tokenize(corpus, corpus.tokenizer, options):
-        require_known_tokens([sequence.max()], vocabulary, corpus.rows.where)
+        require_known_tokens([sequence.ids.max()], vocabulary, corpus.rows.where)
         sequences.append(sequence)
-        advance(sequence.size)
+        advance(sequence.ids.size)
     corpus.conclude()
     if not sequences:
         raise InputError("the tokenizer makes no tokens from it", where=corpus.rows.where)
@@ -177,7 +192,9 @@ def tokenize_source(
         "max_seq_length": options.max_length,
         "packing": options.packing,
     }
-    return TextSource(corpus.name, sequences, {**own, **parameters}, to_batch, pad_id)
+    carried = [sequence.carried for sequence in sequences]
+    ids = [sequence.ids for sequence in sequences]
+    return TextSource(corpus.name, ids, {**own, **parameters}, to_batch, pad_id, carried)
 
 
 def plan(sources: Sequence[Source], batch_size: int, packing: bool) -> CalibrationData:

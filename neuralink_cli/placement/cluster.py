@@ -117,7 +117,11 @@ def _split(trace: Trace, options: ClusterOptions) -> TokenSplit:
     for source, (_, stop), (_, cut), held_out in sources:
         repeated = stop - cut - sum(last - first for first, last in held_out)
         if repeated:
-            logger.info("%s: %s tokens are not held out: the order sees the same text", source.name, f"{repeated:,}")
+            logger.info(
+                "%s: %s tokens are not held out: the order sees the same text, or the beginning of it",
+                source.name,
+                f"{repeated:,}",
+            )
         elif options.held_out and not held_out:
             logger.info("%s: nothing is held out of a single sequence", source.name)
     return split

@@ -30,7 +30,7 @@ def split_tokens(trace: Trace, fraction: float) -> TokenSplit:
 
     The cut is at the start of the first sequence that begins in that last part; where that would leave less than half
     of it, at the nearest start of a sequence. A source of one sequence has nothing held out. A sequence that is, token
-    for token, also on the side of the ordering is left out.
+    for token, also on the side of the ordering is left out, and so is the rest of a document that began there.
     """
     ordering, tails = [], []
     for (start, stop), lengths in zip(trace.source_ranges(), trace.source_sequence_lengths(), strict=True):
@@ -57,15 +57,35 @@ def digests_in(trace: Trace, tokens: Range) -> Bytes:
 
 
 def unseen_ranges(trace: Trace, tokens: Range, seen: Set[bytes]) -> tuple[Range, ...]:
-    """What is left of a range of whole sequences without those whose digest is in `seen`, neighbours joined."""
+    """What is left of a range of whole sequences without those whose digest is in `seen`, neighbours joined.
+
+    The rest of a document that began in one of those is left out too, unless less than half of the tokens would be
+    left: a text of one document has nothing but its own rest to be measured on.
+    """
     first, last = _sequences(trace, tokens)
-    starts = trace.sequence_starts
-    ends = starts + trace.sequence_lengths
-    found: list[Range] = []
-    for sequence in range(first, last):
-        if trace.sequence_digests[sequence].tobytes() in seen:
+    starts = trace.sequence_starts[first:last].tolist()
+    lengths = trace.sequence_lengths[first:last].tolist()
+    carried = [0] * len(starts) if trace.sequence_carried is None else trace.sequence_carried[first:last].tolist()
+    unseen: list[Range] = []
+    fresh: list[Range] = []
+    # Whether the document that a sequence carries on began in one whose digest is in `seen`.
+    known = first > 0 and trace.sequence_digests[first - 1].tobytes() in seen
+    for digest, start, length, rest in zip(trace.sequence_digests[first:last], starts, lengths, carried, strict=True):
+        if digest.tobytes() in seen:
+            known = True
             continue
-        start, stop = int(starts[sequence]), int(ends[sequence])
+        unseen.append((start, start + length))
+        skipped = rest if known else 0
+        if skipped < length:
+            fresh.append((start + skipped, start + length))
+            known = False
+    enough = 2 * sum(stop - start for start, stop in fresh) >= sum(stop - start for start, stop in unseen)
+    return _joined(fresh if enough else unseen)
+
+
+def _joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
+    found: list[Range] = []
+    for start, stop in ranges:
         if found and found[-1][1] == start:
             found[-1] = (found[-1][0], stop)
         else:

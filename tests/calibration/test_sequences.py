@@ -28,7 +28,7 @@ LINES = [Sample(line, continues=i > 0) for i, line in enumerate(TEXT.splitlines(
 def ids_of(
     samples: Iterable[Sample], tokenizer: Any, length: int = 64, *, packing: bool, max_tokens: int | None = None
 ) -> list[list[int]]:
-    return [s.tolist() for s in tokenize(samples, tokenizer, SequenceOptions(length, packing, max_tokens))]
+    return [s.ids.tolist() for s in tokenize(samples, tokenizer, SequenceOptions(length, packing, max_tokens))]
 
 
 def joined(sequences: list[list[int]]) -> list[int]:
@@ -42,7 +42,8 @@ def test_packed_lines_are_one_document(model: ModelFactory, family: str) -> None
     assert {len(ids) for ids in packed[:-1]} == {50}
     assert joined(packed) == tokenizer(TEXT)["input_ids"]
     assert all(
-        type(s) is np.ndarray and s.dtype == np.int32 for s in tokenize(LINES, tokenizer, SequenceOptions(9, True))
+        type(s.ids) is np.ndarray and s.ids.dtype == np.int32
+        for s in tokenize(LINES, tokenizer, SequenceOptions(9, True))
     )
 
 
@@ -53,6 +54,27 @@ def test_packed_rows_are_documents_of_their_own(model: ModelFactory, family: str
     expected = [*tokenizer("The river")["input_ids"], *tokenizer("the bridge")["input_ids"]]
     expected += tokenizer("<x>", add_special_tokens=False)["input_ids"]
     assert joined(ids_of(samples, tokenizer, 4, packing=True)) == expected
+
+
+def test_every_sequence_says_what_it_carries_on(model: ModelFactory) -> None:
+    tokenizer = load_tokenizer(model("gpt2"))
+    texts = ["The river", "the bridge over the river and the town", "a", "the town"]
+    lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
+    begins = np.cumsum([0, *lengths[:-1]]).tolist()
+    for length in (1, 2, 3, 5, 100):
+        found = list(tokenize(map(Sample, texts), tokenizer, SequenceOptions(length, True)))
+        start = 0
+        for sequence in found:
+            stop = start + sequence.ids.size
+            assert sequence.carried == min(
+                [begin - start for begin in begins if start <= begin < stop] or [stop - start]
+            )
+            start = stop
+        assert start == sum(lengths)
+    cut = list(tokenize(map(Sample, texts), tokenizer, SequenceOptions(5, True, 7)))
+    assert [(sequence.ids.size, sequence.carried <= sequence.ids.size) for sequence in cut] == [(5, True), (2, True)]
+    alone = tokenize(map(Sample, texts), tokenizer, SequenceOptions(3, False))
+    assert {sequence.carried for sequence in alone} == {0}
 
 
 @pytest.mark.parametrize("family", ["opt", "bert", "roberta"])

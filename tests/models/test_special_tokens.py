@@ -56,7 +56,7 @@ def test_every_template_with_and_without_the_letter_a(
     texts = [letters, letters[:2] + letters[0]]
     expected = [tokenizer(text)["input_ids"] for text in texts]
     for packing in (False, True):
-        found = [ids.tolist() for ids in tokenize(map(Sample, texts), tokenizer, SequenceOptions(100, packing))]
+        found = [found.ids.tolist() for found in tokenize(map(Sample, texts), tokenizer, SequenceOptions(100, packing))]
         assert found == (expected if not packing else [expected[0] + expected[1]])
 
 
@@ -108,4 +108,4 @@ def test_a_tokenizer_written_in_python(tmp_path: Path) -> None:
     tokenizer = LettersInPython()
     assert surrounding_tokens(tokenizer) == ([0], [1])
     (found,) = tokenize([Sample("CG")], tokenizer, SequenceOptions(9, packing=True))
-    assert found.tolist() == tokenizer("CG")["input_ids"] == [0, 2, 3, 1]
+    assert found.ids.tolist() == tokenizer("CG")["input_ids"] == [0, 2, 3, 1]

@@ -22,6 +22,7 @@ class Sequences:
 
     lengths: list[list[int]]
     digests: npt.NDArray[np.uint8]
+    sequence_carried: npt.NDArray[np.uint32] | None = None
 
     @property
     def sequence_lengths(self) -> npt.NDArray[np.uint32]:
@@ -45,11 +46,14 @@ class Sequences:
 
 
 def split(
-    lengths: list[list[int]], fraction: float, digests: npt.NDArray[np.uint8] | None = None
+    lengths: list[list[int]],
+    fraction: float,
+    digests: npt.NDArray[np.uint8] | None = None,
+    carried: list[int] | None = None,
 ) -> tuple[tuple[Range, ...], TokenSplit]:
     if digests is None:
         digests = numbered_digests(sum(map(len, lengths)))
-    trace = Sequences(lengths, digests)
+    trace = Sequences(lengths, digests, None if carried is None else np.array(carried, dtype=np.uint32))
     return trace.source_ranges(), split_tokens(cast(Trace, trace), fraction)
 
 
@@ -95,6 +99,34 @@ def test_sequences_that_made_the_order_are_not_held_out_wherever_they_are() -> N
     digests[9] = digests[5]  # of the same one
     _, parts = split([[10] * 4, [10] * 6], 0.5, digests)
     assert parts.held_out == (((20, 40),), ((70, 80),))
+
+
+def test_the_rest_of_a_document_that_the_order_saw_is_not_held_out() -> None:
+    # The cut is at 50; a document begins at 67, the next at 81.
+    _, parts = split([[10] * 10], 0.5, carried=[0, 10, 3, 10, 0, 10, 7, 10, 1, 10])
+    assert parts.ordering == ((0, 50),)
+    assert parts.held_out == (((67, 100),),)
+    # Of a second source, whose first sequence carries nothing on.
+    _, parts = split([[10] * 2, [10] * 4], 0.5, carried=[0, 10, 0, 4, 5, 10])
+    assert parts.held_out == (((10, 20),), ((45, 60),))
+
+
+def test_a_text_of_one_document_is_held_out_in_sequences() -> None:
+    _, parts = split([[10] * 10], 0.5, carried=[0] + [10] * 9)
+    assert parts.held_out == (((50, 100),),)
+    # Less than half of the tokens that no order saw begin after it.
+    _, parts = split([[10] * 10], 0.5, carried=[0, *[10] * 6, 6, 10, 10])
+    assert parts.held_out == (((50, 100),),)
+    _, parts = split([[10] * 10], 0.5, carried=[0, *[10] * 6, 5, 10, 10])
+    assert parts.held_out == (((75, 100),),)
+
+
+def test_sequences_seen_within_the_held_out_part_take_the_rest_of_their_documents_along() -> None:
+    digests = numbered_digests(8)
+    digests[5] = digests[0]
+    _, parts = split([[10] * 8], 0.5, digests, carried=[0, 0, 0, 0, 0, 0, 8, 10])
+    # The document that the seen sequence begins ends at 68; the next one fills the last sequence.
+    assert parts.held_out == (((40, 50), (68, 80)),)
 
 
 @pytest.mark.parametrize("lengths", [[[10, 10]], [[7]]])
