@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ ModelFactory = Callable[..., Path]
 
 # No test talks to the real hub, nor does a process that one starts. Read when its library is imported, so set first.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests run on all cores already: more threads of torch would only wait for each other. Read when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # The same examples in every run, and no time limit for one: the machines that run this are shared.
 settings.register_profile("neuralink", derandomize=True, deadline=None)
@@ -57,18 +59,7 @@ def copy_of(tmp_path: Path) -> Callable[[Made], Path]:
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost tiny models more than they bring."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> ModelFactory:
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFactory:
     """Builds each tiny model once: `model("opt", dtype="bfloat16")`. Do not write into its directory."""
     from tests.tiny_models import build_model
 

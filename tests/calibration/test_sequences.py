@@ -41,10 +41,8 @@ def test_packed_lines_are_one_document(model: ModelFactory, family: str) -> None
     packed = ids_of(LINES, tokenizer, 50, packing=True)
     assert {len(ids) for ids in packed[:-1]} == {50}
     assert joined(packed) == tokenizer(TEXT)["input_ids"]
-    assert all(
-        type(s.ids) is np.ndarray and s.ids.dtype == np.int32
-        for s in tokenize(LINES, tokenizer, SequenceOptions(9, True))
-    )
+    sequences = tokenize(LINES, tokenizer, SequenceOptions(9, True))
+    assert all(type(found.ids) is np.ndarray and found.ids.dtype == np.int32 for found in sequences)
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "bert"])

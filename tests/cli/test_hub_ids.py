@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.placement.placement import Placement
@@ -33,14 +32,6 @@ class Cached:
     folder: Path
     local: Path
     snapshot: Path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

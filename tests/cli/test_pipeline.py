@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +34,9 @@ COMBINATIONS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    # What is imported need not be searched for garbage after every model that is run.
+def no_search_of_modules() -> None:
+    """What is imported need not be searched for garbage after every model that is run."""
     gc.freeze()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda c: f"{c[0]}-{c[1]}-{'sharded' if c[2] else 'single'}")

@@ -24,7 +24,7 @@ RunnableFactory = Callable[..., Runnable]
 
 
 @pytest.fixture(scope="session")
-def runnable(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> RunnableFactory:
+def runnable(tmp_path_factory: pytest.TempPathFactory) -> RunnableFactory:
     """Makes each layout once: `runnable("llama", active_ratio=0.3)`. Do not write into its directories."""
     made: dict[tuple[Any, ...], Runnable] = {}
 
