@@ -118,9 +118,7 @@ def main() -> None:
     calibration, held_out = read(options.calibration, options.calibration_tokens), read(options.text, options.tokens)
     with TemporaryDirectory() as folder, quiet_transformers(), torch.inference_mode():
         limit = MemoryLimit(folder=Path(folder))
-        model: Any = load_model(
-            options.model, architecture, with_head=True, device="cpu", dtype="float32", limit=limit
-        )
+        model: Any = load_model(options.model, architecture, with_head=True, device="cpu", dtype="float32", limit=limit)
         parts = list(projections(model, options.model, architecture))
         rows = [module for role, module in parts if role != "down"]
         squares = mean_squares(model, rows, calibration)
