@@ -95,6 +95,11 @@ def measurable(blocks: Sequence[FlashBlock]) -> tuple[FlashBlock, ...]:
     return tuple(block for block in blocks if block.expert is None and firing_rows(block).weights != SOURCE)
 
 
+def decided_by_rounded_rows(plan: BundledPlan, placement: Placement) -> bool:
+    """Whether rounded rows are compared with thresholds other than 0, so that it is not plain what they miss."""
+    return placement.info.signal == "gate" and any(block.threshold > 0 for block in measurable(plan.blocks))
+
+
 def require_measurable(
     plan: BundledPlan | None, placement: Placement, architecture: Architecture, option: str
 ) -> BundledPlan:

@@ -56,7 +56,7 @@ from neuralink_cli.layout.names import (
 from neuralink_cli.layout.permuting import write_permuted
 from neuralink_cli.layout.plan import BundledPlan, RelayoutOptions, RelayoutPlan
 from neuralink_cli.layout.planning import plan_relayout
-from neuralink_cli.layout.recall import MeasuredRecall, MeasureRecall, require_measurable
+from neuralink_cli.layout.recall import MeasuredRecall, MeasureRecall, decided_by_rounded_rows, require_measurable
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement
 from neuralink_cli.progress import Progress, no_progress
@@ -147,6 +147,11 @@ def relayout(
             check_output(plan, output, overwrite)
             if measure_recall is not None:
                 require_measurable(plan.bundled, opened, found, "--recall-text")
+            elif plan.bundled is not None and decided_by_rounded_rows(plan.bundled, opened):
+                logger.info(
+                    "rounded rows decide which neurons are above calibrated thresholds: --recall-text FILE measures "
+                    "what they miss"
+                )
             expected = estimate_relayout(plan, checkpoint, output)
             logger.info("%s", expected)
             if plan.left_out:

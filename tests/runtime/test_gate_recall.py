@@ -174,6 +174,18 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(tmp_path: P
             require_measurable(plan, opened, images, "--x")
 
 
+@pytest.mark.parametrize(
+    ("weights", "threshold", "told"), [("q4_0", 0.1, True), ("q4_0", 0.0, False), ("down=q4_0", 0.1, False)]
+)
+def test_it_is_told_that_recall_can_be_measured(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, weights: str, threshold: float, told: bool
+) -> None:
+    placed = write_random_placement(MODEL, tmp_path / "placement", threshold=threshold)
+    with caplog.at_level("INFO", "neuralink_cli"):
+        relayout_command(MODEL, placed, tmp_path / "out", RelayoutOptions(weights=weights), dry_run=True)
+    assert ("--recall-text FILE measures what they miss" in caplog.text) == told
+
+
 def test_a_text_without_firing_neurons_or_tokens_has_no_recall(neuralink: Neuralink, tmp_path: Path) -> None:
     placed = write_random_placement(MODEL, tmp_path / "placement", threshold=1e6)
     command = ("relayout", MODEL, "--placement", placed, "-o", tmp_path / "out", "--weights", "q4_0", "-q")
