@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,7 @@ from neuralink_cli.cli.options import (
     model_argument,
     output_option,
     overwrite_option,
+    read_text,
     reporting_options,
     revision_option,
     weights_option,
@@ -25,6 +27,13 @@ from neuralink_cli.cli.output import print_json, print_table, progress_bar
 from neuralink_cli.layout.names import BUNDLED, LAYOUT_KINDS, RESIDENT_CHOICES
 from neuralink_cli.sizes import human_bytes
 from neuralink_cli.weight_formats.formats import DENSE_BESIDE_ROUNDED, FORMAT_NAMES, NEAREST, ROUNDINGS, SOURCE
+
+if TYPE_CHECKING:
+    from neuralink_cli.architectures.architecture import Architecture
+    from neuralink_cli.checkpoint.checkpoint import Checkpoint
+    from neuralink_cli.layout.plan import BundledPlan
+    from neuralink_cli.layout.recall import MeasuredRecall, MeasureRecall
+    from neuralink_cli.placement.placement import Placement
 
 
 @click.command(
@@ -37,6 +46,8 @@ Examples:
       -o model-flash/ --resident gate
   neuralink relayout MODEL --placement model.placement.safetensors \\
       -o model-flash/ --weights gate=q8_0,up=q4_0,down=q4_0
+  neuralink relayout MODEL --placement model.placement.safetensors \\
+      -o model-flash/ --weights q4_0 --recall-text held-out.txt
   neuralink relayout MODEL --placement model.placement.safetensors \\
       -o permuted/ --layout permuted
 """,
@@ -89,6 +100,20 @@ Examples:
     help="Also copy what is left out otherwise: other copies of the weights (ONNX, GGUF, pickles, ...), states of "
     "training, hidden files.",
 )
+@click.option(
+    "--recall-text",
+    type=PATH,
+    metavar="FILE",
+    help="Run MODEL on this text first, and write into the index what rounding the rows that decide firing does.",
+)
+@click.option(
+    "--recall-tokens",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Tokens of the text for --recall-text, in sequences of 128.",
+)
 @allow_uncovered_option
 @architecture_options
 @click.option(
@@ -113,6 +138,8 @@ def command(
     rounding: str,
     alignment: int,
     all_files: bool,
+    recall_text: Path | None,
+    recall_tokens: int,
     architecture: ArchitectureChoice,
     allow_uncovered: bool,
     resume: bool,
@@ -146,6 +173,7 @@ def command(
             revision=revision,
             architecture=architecture,
             allow_uncovered=allow_uncovered,
+            measure_recall=None if recall_text is None else _measuring(read_text(recall_text), recall_tokens),
             dry_run=dry_run,
             resume=resume,
             overwrite=overwrite,
@@ -161,9 +189,27 @@ def command(
     verb = "would take" if dry_run else "takes"
     size = human_bytes(summary.total_bytes)
     click.echo(f"{output}: {layout} layout of {summary.blocks} blocks {verb} {size}; {summary.coverage}")
+    if summary.gate_recall is not None:
+        click.echo(f"rounded rows decide firing: {summary.gate_recall}")
     if dry_run:
         plain = {**document, **expected}.items()
         print_table(["plan", ""], [[name, str(value)] for name, value in plain if isinstance(value, (str, int, float))])
+
+
+def _measuring(text: str, count: int) -> MeasureRecall:
+    """Runs the model on a text when the layout is planned; torch is imported only then."""
+    from neuralink_cli.models.hf_packages import require_hf_packages
+
+    require_hf_packages("torch", "transformers")
+
+    def measure(
+        plan: BundledPlan, checkpoint: Checkpoint, placement: Placement, architecture: Architecture
+    ) -> MeasuredRecall:
+        from neuralink_cli.runtime.gate_recall import measure_recall
+
+        return measure_recall(plan, checkpoint, placement, architecture, text, tokens=count, progress=progress_bar)
+
+    return measure
 
 
 @contextlib.contextmanager

@@ -107,6 +107,7 @@ def command(
     if any(limit is not None for limit in limits.values()) and not forward:
         raise OptionError("--max-perplexity-increase and --max-kl need --forward", fix="pass --forward --text FILE")
     from neuralink_cli.checkpoint.hub import find_model
+    from neuralink_cli.layout.recall import GateRecall
     from neuralink_cli.layout.verify import verify
 
     directory = find_model(model, revision).directory
@@ -117,7 +118,8 @@ def command(
     sizes = {"sequences": -(-forward_tokens // 128), "length": 128} if rounded else {}
     prepared = _prepare_comparison(directory, text_file, architecture, code, sizes) if forward else None
     try:
-        document = asdict(verify(directory, layout_directory, quick=quick, progress=progress_bar))
+        report = verify(directory, layout_directory, quick=quick, progress=progress_bar)
+        document = asdict(report)
         if prepared is not None and rounded:
             document["forward"] = _measure_distance(directory, layout_directory, prepared, limits, code)
         elif prepared is not None:
@@ -135,6 +137,9 @@ def command(
     if document["tensors"]:
         verdict = "equal to the source" if document["exact"] else "as the source gives them"
         click.echo(f"  {document['tensors']:,} tensors, {human_bytes(document['bytes'])} {verdict}")
+    recall = report.gate_recall
+    if recall is not None:
+        click.echo(f"  rounded rows decide firing; measured when it was written: {recall}")
     if "forward" in document and rounded:
         figures = document["forward"]
         click.echo(
@@ -145,10 +150,7 @@ def command(
         )
         gate = figures["gate"]
         if gate is not None:
-            click.echo(
-                f"  rounded rows decide firing: {gate['recall']:.2%} of the neurons that fire are found, "
-                f"{gate['lost_signal']:.2%} of the signal is missed, {gate['read_ratio']:.2f} times as many are read"
-            )
+            click.echo(f"  rounded rows decide firing: {GateRecall(**gate)}")
     elif "forward" in document:
         figures = document["forward"]
         click.echo(

@@ -16,6 +16,7 @@ from neuralink_cli.errors import InputError, VerificationError, printable, short
 from neuralink_cli.files.durable import copy_file, sync_directory, write_file
 from neuralink_cli.files.journal import JOURNAL_FILE
 from neuralink_cli.layout.names import FLASH_FILE, MODEL_CARD, ORIGINALS, OWN_FOLDER, PERMUTED_PLACEMENT
+from neuralink_cli.layout.recall import MeasuredRecall
 from neuralink_cli.placement.gain import Gain, OrderFigures, layer_gains, source_gains, total_gain
 from neuralink_cli.placement.placement import STORED, Placement, PlacementHeader
 from neuralink_cli.sizes import human_bytes
@@ -194,7 +195,7 @@ _WHAT = {
 }
 
 
-def model_card(checkpoint: Checkpoint, layout: str, placement: Placement) -> str:
+def model_card(checkpoint: Checkpoint, layout: str, placement: Placement, recall: MeasuredRecall | None = None) -> str:
     """The text of the card for a layout of a checkpoint."""
     kept = ""
     if (checkpoint.directory / MODEL_CARD).is_file():
@@ -210,6 +211,7 @@ def model_card(checkpoint: Checkpoint, layout: str, placement: Placement) -> str
         f"- Calibrated on: {', '.join(map(_dataset, info.trace['sources']))}",
         f"- Source model: `{info.model['model_type']}`{origin}, fingerprint `{info.model['fingerprint']}`",
         f"- Placement: `{placement.content_sha256}`",
+        *([] if recall is None else [f"- Rounded rows decide which neurons fire: {recall}"]),
         "",
         "On held-out tokens: reads per token / neurons per read, both without access collapse or cache; then the gain,",
         "the modelled cost of the original order over that of each, both with access collapse; then the gain over",

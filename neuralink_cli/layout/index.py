@@ -27,6 +27,7 @@ from neuralink_cli.layout.plan import (
     SourceFile,
     TensorRange,
 )
+from neuralink_cli.layout.recall import MeasuredRecall, parse_recall
 from neuralink_cli.placement.gain import source_gains, total_gain
 from neuralink_cli.placement.placement import STORED, Placement
 from neuralink_cli.weight_formats.formats import NEAREST, SOURCE
@@ -57,6 +58,12 @@ class FlashIndex:
         """How the scales of rounded weights were found."""
         return str(self.document.get("rounding", NEAREST))
 
+    @property
+    def gate_recall(self) -> MeasuredRecall | None:
+        """What rounding the rows that decide firing does, as it was measured before the layout was written."""
+        stated = self.document.get("gate_recall")
+        return None if stated is None else parse_recall(stated)
+
 
 def flash_document(
     plan: BundledPlan,
@@ -65,6 +72,7 @@ def flash_document(
     digests: Mapping[str, str],
     companions: Sequence[Mapping[str, Any]],
     origin: Origin | None,
+    recall: MeasuredRecall | None = None,
 ) -> dict[str, Any]:
     """The index of a bundled layout; `companions` from `copy_files`, `origin` of the checkpoint."""
     return {
@@ -79,6 +87,7 @@ def flash_document(
         "blocks": [_block_document(block) for block in plan.blocks],
         **({} if plan.exact else {"rounding": plan.rounding}),
         **({"dense": [asdict(tensor) for tensor in plan.dense]} if plan.dense else {}),
+        **({} if recall is None else {"gate_recall": recall.as_document()}),
         "sources": [asdict(source) for source in plan.sources],
         "digests": dict(digests),
         "companions": sorted(companions, key=lambda file: str(file["name"])),
@@ -142,6 +151,7 @@ def read_flash_index(directory: Path) -> FlashIndex:
         VerificationError: The index was changed after it was written.
     """
     document = _read(directory / FLASH_INDEX, "neuralink-flash", FLASH_SCHEMA)
+    _check_recall(document, directory / FLASH_INDEX)
     return FlashIndex(
         alignment=document["alignment"],
         resident=document["resident"],
@@ -213,6 +223,13 @@ def _read(path: Path, form: str, schema: Schema) -> dict[str, Any]:
     if document[DIGEST_KEY] != _digest({key: value for key, value in document.items() if key != DIGEST_KEY}):
         raise VerificationError(f"was changed after it was written: it does not match its {DIGEST_KEY}", where=path)
     return document
+
+
+def _check_recall(document: Mapping[str, Any], path: Path) -> None:
+    if "gate_recall" in document:
+        named = [block["id"] for block in document["gate_recall"]["blocks"]]
+        if len(set(named)) != len(named) or not set(named) <= {block["id"] for block in document["blocks"]}:
+            raise InputError("states the recall of a block twice, or of one that is not there", where=path)
 
 
 def _digest(document: Mapping[str, Any]) -> str:

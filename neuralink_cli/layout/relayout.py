@@ -56,6 +56,7 @@ from neuralink_cli.layout.names import (
 from neuralink_cli.layout.permuting import write_permuted
 from neuralink_cli.layout.plan import BundledPlan, RelayoutOptions, RelayoutPlan
 from neuralink_cli.layout.planning import plan_relayout
+from neuralink_cli.layout.recall import MeasuredRecall, MeasureRecall, decided_by_rounded_rows, require_measurable
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement
 from neuralink_cli.progress import Progress, no_progress
@@ -76,6 +77,7 @@ class RelayoutSummary:
         peak_block_bytes: Bytes of the bundles of the largest block.
         companions: How many files were copied beside the weights.
         left_out: How many files of the checkpoint's folder are not in the layout; `left_out_bytes` is their size.
+        gate_recall: What rounding the rows that decide firing does; None if it was not measured.
         estimate: Time, memory and disk that the run was expected to take.
     """
 
@@ -95,6 +97,7 @@ class RelayoutSummary:
     companions: int
     left_out: int
     left_out_bytes: int
+    gate_recall: MeasuredRecall | None
     estimate: Estimate
     coverage: Coverage
 
@@ -108,6 +111,7 @@ def relayout(
     revision: str | None = None,
     architecture: ArchitectureChoice = BUILT_IN,
     allow_uncovered: bool = False,
+    measure_recall: MeasureRecall | None = None,
     dry_run: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -120,11 +124,14 @@ def relayout(
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
         allow_uncovered: Go on though there are FFNs that no block covers.
+        measure_recall: Runs the source before anything is written, for the index to state what rounding the rows that
+            decide firing does; not called in a dry run.
         dry_run: Only check and plan.
         resume: Continue a killed run with the same inputs and options; if this run fails, keep what is written.
 
     Raises:
-        OptionError, MismatchError, InputError, UnsupportedError: As `plan_relayout`.
+        OptionError, MismatchError, InputError, UnsupportedError: As `plan_relayout`, and `require_measurable` if recall
+            is to be measured.
         OutputError: As `check_output`.
     """
     with Placement(placement) as opened:
@@ -138,13 +145,32 @@ def relayout(
             coverage = require_coverage(checkpoint, blocks, allow_uncovered=allow_uncovered)
             plan = plan_relayout(checkpoint, found, opened, options)
             check_output(plan, output, overwrite)
+            if measure_recall is not None:
+                require_measurable(plan.bundled, opened, found, "--recall-text")
+            elif plan.bundled is not None and decided_by_rounded_rows(plan.bundled, opened):
+                logger.info(
+                    "rounded rows decide which neurons are above calibrated thresholds: --recall-text FILE measures "
+                    "what they miss"
+                )
             expected = estimate_relayout(plan, checkpoint, output)
             logger.info("%s", expected)
             if plan.left_out:
                 logger.info("%s", remark_on_left_out(plan.left_out))
+            recall = None
             if not dry_run:
+                if measure_recall is not None and plan.bundled is not None:
+                    recall = measure_recall(plan.bundled, checkpoint, opened, found)
                 with progress("relayout", plan.total_bytes, "B") as advance:
-                    write_layout(plan, checkpoint, opened, output, overwrite=overwrite, resume=resume, progress=advance)
+                    write_layout(
+                        plan,
+                        checkpoint,
+                        opened,
+                        output,
+                        recall=recall,
+                        overwrite=overwrite,
+                        resume=resume,
+                        progress=advance,
+                    )
     return RelayoutSummary(
         output=str(output),
         written=not dry_run,
@@ -162,6 +188,7 @@ def relayout(
         companions=len(plan.companions),
         left_out=len(plan.left_out),
         left_out_bytes=sum(file.nbytes for file in plan.left_out),
+        gate_recall=recall,
         estimate=expected,
         coverage=coverage,
     )
@@ -187,6 +214,7 @@ def write_layout(
     placement: Placement,
     output: Path,
     *,
+    recall: MeasuredRecall | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Callable[[int], object] | None = None,
@@ -194,6 +222,7 @@ def write_layout(
     """Write the planned layout; it appears at `output` when it is complete.
 
     Args:
+        recall: For the index.
         resume: Continue a killed run of the same layout; if this run fails, keep what is written.
 
     Raises:
@@ -217,8 +246,8 @@ def write_layout(
                 journal,
             )
             digests = small_digests(plan.bundled, checkpoint, placement)
-            _write_card(directory, checkpoint, placement, BUNDLED)
-            document = flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin)
+            _write_card(directory, checkpoint, placement, BUNDLED, recall)
+            document = flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin, recall)
             write_index(directory / FLASH_INDEX, FLASH_SCHEMA, document)
         else:
             _write_permuted_layout(plan, checkpoint, placement, directory, companions, progress, journal)
@@ -272,8 +301,14 @@ def _write_permuted_layout(
     write_index(directory / PERMUTED_INDEX, PERMUTED_SCHEMA, document)
 
 
-def _write_card(directory: Path, checkpoint: Checkpoint, placement: Placement, layout: str) -> None:
-    write_file(directory / MODEL_CARD, model_card(checkpoint, layout, placement).encode())
+def _write_card(
+    directory: Path,
+    checkpoint: Checkpoint,
+    placement: Placement,
+    layout: str,
+    recall: MeasuredRecall | None = None,
+) -> None:
+    write_file(directory / MODEL_CARD, model_card(checkpoint, layout, placement, recall).encode())
 
 
 def estimate_relayout(plan: RelayoutPlan, checkpoint: Checkpoint, output: Path) -> Estimate:

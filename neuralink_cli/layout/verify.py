@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from neuralink_cli.files.header import Header
 from neuralink_cli.layout.companion_comparison import check_companions, check_large_companions, large_bytes
 from neuralink_cli.layout.companions import companion_bytes
 from neuralink_cli.layout.open_layout import Layout, open_layout
+from neuralink_cli.layout.recall import MeasuredRecall
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.progress import Progress, no_progress
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 class VerifyReport:
     """What was checked: `checks` in words, tensors and bytes compared with the source.
 
-    `exact` is False for a layout with rounded weights.
+    `exact` is False for a layout with rounded weights; `gate_recall` is what its index states of them.
     """
 
     layout: str
@@ -37,6 +38,7 @@ class VerifyReport:
     checks: tuple[str, ...]
     tensors: int
     bytes: int
+    gate_recall: MeasuredRecall | None = None
 
 
 def verify(
@@ -94,7 +96,8 @@ def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
     checks = ["index against schema", "header and ranges", "orders are permutations", "tensor list of the source"]
     checks.append("config, tokenizer and all other files beside the weights")
     checks += layout.check_small_tensors()
-    return VerifyReport(layout.kind, "quick", layout.exact, tuple(checks), 0, 0)
+    recall = layout.index.gate_recall if layout.kind == "bundled" else None
+    return VerifyReport(layout.kind, "quick", layout.exact, tuple(checks), 0, 0, recall)
 
 
 def verify_full(
@@ -117,7 +120,8 @@ def verify_full(
     Comparison(layout, checkpoint).run(progress)
     rounded = "" if layout.exact else ", rounded weights by rounding them again"
     checks = (*quick.checks, "file digests", f"every source tensor byte for byte{rounded}")
-    return VerifyReport(quick.layout, "full", layout.exact, checks, len(checkpoint.tensors), checkpoint.total_bytes)
+    tensors, size = len(checkpoint.tensors), checkpoint.total_bytes
+    return replace(quick, mode="full", checks=checks, tensors=tensors, bytes=size)
 
 
 def layout_bytes(layout: Layout) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import linear
 
@@ -16,85 +19,176 @@ from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.recorder import HookedBlock
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import InputError
+from neuralink_cli.files.pipeline import read_ahead
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.decoding import rows_by_slot
-from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor, SourcePiece
-from neuralink_cli.weight_formats.formats import SOURCE
+from neuralink_cli.layout.gathering import GatheredPart, Gathering
+from neuralink_cli.layout.plan import BundledPlan, FlashBlock, SourcePiece
+from neuralink_cli.layout.recall import GateRecall, MeasuredRecall, firing_rows, measurable
+from neuralink_cli.models.hf_packages import quiet_transformers
+from neuralink_cli.models.offload import weight_bytes
+from neuralink_cli.placement.placement import Placement
+from neuralink_cli.progress import Progress, no_progress
+from neuralink_cli.runtime.output_comparison import comparison_batches, run_model
+from neuralink_cli.sizes import human_bytes
+from neuralink_cli.weight_formats.formats import BLOCK_FORMATS
+from neuralink_cli.weight_formats.quantising import dequantise
+
+logger = logging.getLogger(__name__)
+
+Values = npt.NDArray[np.float32]
+# Tokens of a sequence.
+_LENGTH = 128
 
 
 @dataclass(frozen=True)
-class GateRecall:
-    """What fires by rounded rows, beside what fires by those of the source, on the same hidden states.
+class RoundedRows:
+    """The rounded rows that decide firing in a block; `read` gives them as float32 `[n, hidden]`, by neuron."""
 
-    Attributes:
-        recall: Share of the neurons that fire in the source that fire by the rounded rows too.
-        read_ratio: How many neurons fire by the rounded rows, over those that fire in the source.
-        lost_signal: Share of the signal, summed by magnitude, of the neurons that are missed.
-    """
+    block: FlashBlock
+    read: Callable[[], Values]
 
-    recall: float
-    read_ratio: float
-    lost_signal: float
+
+def rows_of_layout(layout: BundledLayout) -> tuple[RoundedRows, ...]:
+    """The rows that a layout holds; none if neurons do not fire by them alone."""
+    if layout.index.document["signal"] != "gate":
+        return ()
+
+    def read(block: FlashBlock) -> Values:
+        rows = np.empty((block.neurons, block.hidden), np.float32)
+        rows[layout.order(block.id)] = rows_by_slot(layout, SourcePiece(block, firing_rows(block)))
+        return rows
+
+    return tuple(RoundedRows(block, partial(read, block)) for block in measurable(layout.index.blocks))
+
+
+def rows_of_plan(plan: BundledPlan, checkpoint: Checkpoint) -> tuple[RoundedRows, ...]:
+    """The rows that a planned layout will hold: rounded here, once, as it will be when it is written."""
+
+    @cache
+    def rounded(index: int) -> Bytes:
+        block = blocks[index]
+        part = firing_rows(block)
+        stride = BLOCK_FORMATS[part.weights].row_bytes(block.hidden)
+        parts = (GatheredPart(block.source_region(part), 0, part.weights),)
+        gathering = Gathering(block.id, block.neurons * stride, stride, block.dtype, parts, plan.rounding)
+        made = np.empty(gathering.nbytes, np.uint8)
+        with read_ahead(gathering.reads(checkpoint)) as pieces:
+            gathering.fill(pieces, np.arange(block.neurons, dtype=np.int32), made, checkpoint)
+        return made.reshape(block.neurons, stride)
+
+    def read(index: int) -> Values:
+        return dequantise(rounded(index), BLOCK_FORMATS[firing_rows(blocks[index]).weights])
+
+    blocks = measurable(plan.blocks)
+    return tuple(RoundedRows(block, partial(read, index)) for index, block in enumerate(blocks))
 
 
 class RecallMeter:
-    """Counts what fires while the source runs. Experts, which see only some tokens, are left out.
+    """Counts what fires while the source runs.
 
     Args:
-        source: The checkpoint that the layout was made from.
+        rows: Of the blocks that are watched.
+        checkpoint: The source.
     """
 
-    def __init__(self, layout: BundledLayout, source: Path, architecture: Architecture) -> None:
-        self._layout = layout
+    def __init__(self, rows: Sequence[RoundedRows], checkpoint: Checkpoint, architecture: Architecture) -> None:
+        self._rows = {each.block.id: each for each in rows}
         self._architecture = architecture
-        with Checkpoint(source) as checkpoint:
-            self._blocks = find_blocks(checkpoint, architecture)
-            self._shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items()}
-        # Neurons that fire, those of them that are found, and all that are; the signal of the first, and what is lost.
-        self._counts = np.zeros(5)
+        self._blocks = find_blocks(checkpoint, architecture)
+        self._shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items()}
+        # Of each block: neurons that fire, those of them that are found, and all that are; the signal of the first,
+        # and what is lost.
+        self._counts = {block: np.zeros(5) for block in self._rows}
 
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
         """Within the block, what the model computes is counted."""
-        flash = {block.id: block for block in self._layout.index.blocks}
         with ExitStack() as hooks:
             found = hooked_blocks(model, self._blocks, self._shapes, self._architecture, "gate")
             for block, hooked in zip(self._blocks, found, strict=True):
-                part = _firing_rows(flash[block.id])
-                if part.weights != SOURCE and hooked.expert is None:
-                    hook = self._counting(flash[block.id], part, hooked)
+                if block.id in self._rows:
+                    hook = self._counting(self._rows[block.id], hooked)
                     hooks.callback(hooked.module.register_forward_hook(hook).remove)
             yield
 
     @property
-    def result(self) -> GateRecall | None:
-        """What was counted; None if no rows that decide firing are rounded, or nothing fired."""
-        fired, kept, read, signal, lost = self._counts.tolist()
-        return GateRecall(kept / fired, read / fired, lost / signal if signal else 0.0) if fired else None
+    def total(self) -> GateRecall | None:
+        """What was counted; None if no rows were watched, or nothing fired."""
+        return _recall(sum(self._counts.values(), np.zeros(5)))
 
-    def _counting(
-        self, block: FlashBlock, part: BundlePart | ResidentTensor, hooked: HookedBlock
-    ) -> Callable[[Any, tuple[Any, ...], torch.Tensor], None]:
+    @property
+    def by_block(self) -> dict[str, GateRecall]:
+        """What was counted in each block in which something fired."""
+        found = {block: _recall(counts) for block, counts in self._counts.items()}
+        return {block: recall for block, recall in found.items() if recall is not None}
+
+    def _counting(self, rows: RoundedRows, hooked: HookedBlock) -> Callable[[Any, tuple[Any, ...], torch.Tensor], None]:
         own = slice(hooked.first, hooked.first + hooked.neurons)
+        block = rows.block
 
         def hook(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
             hidden = inputs[0].reshape(-1, block.hidden)
-            # Decoded for each call, so that the rows of all blocks are never in memory together.
-            rows = np.empty((block.neurons, block.hidden), np.float32)
-            rows[self._layout.order(block.id)] = rows_by_slot(self._layout, SourcePiece(block, part))
             bias = None if getattr(module, "bias", None) is None else module.bias[own]
             values = output[..., own].reshape(-1, block.neurons)
-            rounded = linear(hidden, torch.from_numpy(rows).to(hidden.device, hidden.dtype), bias)
+            # Decoded for each call, so that the rows of all blocks are never in memory together.
+            weights = torch.from_numpy(rows.read()).to(hidden.device, hidden.dtype)
+            rounded = linear(hidden, weights, bias)
             fires, found = (hooked.rule.fires(each, block.threshold) for each in (values, rounded))
             signal = hooked.rule.signal(values).abs().double()
-            self._counts += [
+            self._counts[block.id] += [
                 float(each.sum()) for each in (fires, fires & found, found, signal * fires, signal * (fires & ~found))
             ]
 
         return hook
 
 
-def _firing_rows(block: FlashBlock) -> BundlePart | ResidentTensor:
-    """The rows that decide what fires: kept apart, or the first part of the bundles."""
-    return next((kept for kept in block.resident if kept.kind == "rows"), block.parts[0])
+def measure_recall(
+    plan: BundledPlan,
+    checkpoint: Checkpoint,
+    placement: Placement,
+    architecture: Architecture,
+    text: str,
+    *,
+    tokens: int = 1024,
+    progress: Progress = no_progress,
+) -> MeasuredRecall:
+    """Run the source of a planned layout as float32, and count what fires by the rows that the layout will hold.
+
+    The layout passes `require_measurable`. Code of its own that was ignored to make the trace is ignored here too.
+
+    Args:
+        tokens: How many of the text, at most, rounded up to sequences of 128.
+
+    Raises:
+        InputError: The model or its tokenizer cannot be loaded, the text has no tokens, or nothing fires.
+        UnsupportedError: As `hooked_blocks`; or rows that cannot be rounded.
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    sequences = -(-tokens // _LENGTH)
+    batches = comparison_batches(checkpoint.directory, architecture, text, sequences=sequences, length=_LENGTH)
+    weights = weight_bytes(checkpoint.directory, "float32")
+    logger.info("to measure recall, the model runs as float32: %s of memory for its weights", human_bytes(weights))
+    ignore = placement.info.model.get("code") == "ignored"
+    meter = RecallMeter(rows_of_plan(plan, checkpoint), checkpoint, architecture)
+    with quiet_transformers():
+        ran = run_model(checkpoint.directory, batches, architecture, "cpu", "float32", False, ignore, meter.watching)
+        with progress("measuring recall", sum(batch.tokens for batch in batches), "token") as advance:
+            for _, batch in zip(ran, batches, strict=True):
+                advance(batch.tokens)
+    if meter.total is None:
+        raise InputError(
+            "no neuron fires on the text", where=checkpoint.directory, fix="measure recall on another text"
+        )
+    ids = [batch.inputs["input_ids"].astype("<i4") for batch in batches]
+    digest = hashlib.sha256(b"".join(each.tobytes() for each in ids)).hexdigest()
+    by_block = {block: recall.rounded() for block, recall in meter.by_block.items()}
+    return MeasuredRecall(sum(each.size for each in ids), digest, meter.total.rounded(), by_block)
+
+
+def _recall(counts: npt.NDArray[np.float64]) -> GateRecall | None:
+    fired, kept, read, signal, lost = counts.tolist()
+    return GateRecall(kept / fired, read / fired, lost / signal if signal else 0.0) if fired else None

@@ -14,14 +14,16 @@ import numpy.typing as npt
 
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.calibration.batches import ModelBatch
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError, VerificationError
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import open_layout
+from neuralink_cli.layout.recall import GateRecall
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.runtime.output_comparison import Outputs, run_model
 
 if TYPE_CHECKING:
-    from neuralink_cli.runtime.gate_recall import GateRecall, RecallMeter
+    from neuralink_cli.runtime.gate_recall import RecallMeter
 
 Watching = Callable[[Any], AbstractContextManager[object]]
 
@@ -37,7 +39,8 @@ class ModelDistance:
         mean_kl: Mean Kullback-Leibler divergence of the layout's predictions from the source's, in nats.
         p99_kl: Its 99th percentile over tokens.
         same_first_choice: Share of tokens for which both find the same token likeliest.
-        gate: What rounding the rows that decide firing does; None if they are as in the source, or not known.
+        gate: What rounding the rows that decide firing does; None if they are as in the source, or do not decide it
+            alone.
     """
 
     tokens: int
@@ -133,7 +136,7 @@ def measure_distance(
         float(every.mean()),
         float(np.quantile(every, 0.99)),
         same / tokens,
-        None if meter is None else meter.result,
+        None if meter is None else meter.total,
     )
 
 
@@ -148,9 +151,10 @@ def _open_bundled(directory: Path | None) -> Iterator[BundledLayout | None]:
 
 def _meter(layout: BundledLayout, source: Path, architecture: Architecture) -> RecallMeter:
     # Imported here because it needs torch.
-    from neuralink_cli.runtime.gate_recall import RecallMeter
+    from neuralink_cli.runtime.gate_recall import RecallMeter, rows_of_layout
 
-    return RecallMeter(layout, source, architecture)
+    with Checkpoint(source) as checkpoint:
+        return RecallMeter(rows_of_layout(layout), checkpoint, architecture)
 
 
 def _log_probabilities(logits: Outputs) -> Outputs:

@@ -1,0 +1,135 @@
+"""What rounding the rows that decide firing does to what fires, as the index of a layout states it.
+
+It takes a running model to measure, so `runtime/gate_recall.py` does; here is what is kept of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import OptionError, UnsupportedError
+from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor
+from neuralink_cli.placement.placement import Placement
+from neuralink_cli.weight_formats.formats import SOURCE
+
+# Figures are stated to this many decimals: the last digits of sums depend on the machine that ran the model.
+_DECIMALS = 5
+
+
+@dataclass(frozen=True)
+class GateRecall:
+    """What fires by rounded rows, beside what fires by those of the source, on the same hidden states.
+
+    Attributes:
+        recall: Share of the neurons that fire in the source that fire by the rounded rows too.
+        read_ratio: How many neurons fire by the rounded rows, over those that fire in the source.
+        lost_signal: Share of the signal, summed by magnitude, of the neurons that are missed.
+    """
+
+    recall: float
+    read_ratio: float
+    lost_signal: float
+
+    def rounded(self) -> GateRecall:
+        """The figures as they are stated."""
+        return GateRecall(*(round(value, _DECIMALS) for value in (self.recall, self.read_ratio, self.lost_signal)))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.recall:.2%} of the neurons that fire are found, {self.lost_signal:.2%} of the signal is missed, "
+            f"{self.read_ratio:.2f} times as many are read"
+        )
+
+
+@dataclass(frozen=True)
+class MeasuredRecall:
+    """The recall of a layout on a text.
+
+    Attributes:
+        tokens: Tokens of the text that the source ran on.
+        tokens_sha256: SHA-256 of these tokens as little-endian int32, sequence after sequence.
+        total: Of all blocks together.
+        blocks: By block. Experts are left out, and blocks of which no neuron fired.
+    """
+
+    tokens: int
+    tokens_sha256: str
+    total: GateRecall
+    blocks: Mapping[str, GateRecall]
+
+    def __str__(self) -> str:
+        block, lowest = min(self.blocks.items(), key=lambda found: found[1].recall)
+        return f"on {self.tokens:,} tokens, {self.total}; recall is lowest in {block}, {lowest.recall:.2%}"
+
+    def as_document(self) -> dict[str, Any]:
+        """For the index."""
+        return {
+            "tokens": self.tokens,
+            "tokens_sha256": self.tokens_sha256,
+            "total": asdict(self.total),
+            "blocks": [{"id": block, **asdict(recall)} for block, recall in self.blocks.items()],
+        }
+
+
+# Runs the source; called when everything else about a layout is decided and checked.
+MeasureRecall = Callable[[BundledPlan, Checkpoint, Placement, Architecture], MeasuredRecall]
+
+
+def parse_recall(document: Mapping[str, Any]) -> MeasuredRecall:
+    """What `as_document` made, from an index that was checked against its schema."""
+    blocks = {block["id"]: GateRecall(**{k: v for k, v in block.items() if k != "id"}) for block in document["blocks"]}
+    return MeasuredRecall(document["tokens"], document["tokens_sha256"], GateRecall(**document["total"]), blocks)
+
+
+def firing_rows(block: FlashBlock) -> BundlePart | ResidentTensor:
+    """The rows that decide what fires: kept apart, or the first part of the bundles."""
+    return next((kept for kept in block.resident if kept.kind == "rows"), block.parts[0])
+
+
+def measurable(blocks: Sequence[FlashBlock]) -> tuple[FlashBlock, ...]:
+    """The blocks whose recall can be measured: those with rounded rows, without experts, which see only some tokens."""
+    return tuple(block for block in blocks if block.expert is None and firing_rows(block).weights != SOURCE)
+
+
+def decided_by_rounded_rows(plan: BundledPlan, placement: Placement) -> bool:
+    """Whether rounded rows are compared with thresholds other than 0, so that it is not plain what they miss."""
+    return placement.info.signal == "gate" and any(block.threshold > 0 for block in measurable(plan.blocks))
+
+
+def require_measurable(
+    plan: BundledPlan | None, placement: Placement, architecture: Architecture, option: str
+) -> BundledPlan:
+    """Check that the recall of a planned layout can be measured.
+
+    Args:
+        option: The option that asks for it, for errors.
+
+    Raises:
+        OptionError: No rows that decide firing are rounded, or they decide firing only together with others.
+        UnsupportedError: All blocks are experts, the model does not read text, or it runs code of its own.
+    """
+    if plan is None or all(firing_rows(block).weights == SOURCE for block in plan.blocks):
+        raise OptionError(
+            "no rows that decide firing are rounded, so all that fire are found", where=option, fix="leave it out"
+        )
+    if placement.info.signal != "gate":
+        raise OptionError(
+            f"neurons fire by the signal {placement.info.signal!r} of the placement, not by these rows alone",
+            where=option,
+            fix="leave it out",
+        )
+    if not measurable(plan.blocks):
+        raise UnsupportedError("all blocks are experts, whose recall is not measured", where=option, fix="leave it out")
+    if architecture.task == "image-encoder":
+        raise UnsupportedError("the model reads images, not text", where=option, fix="leave it out")
+    if placement.info.model.get("code") == "run":
+        raise UnsupportedError(
+            "the model runs Python code of its own, which `relayout` does not",
+            where=option,
+            fix="leave it out; `verify --forward --trust-remote-code` measures recall too",
+        )
+    return plan
