@@ -253,9 +253,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     group = Group()
     limits = "limited by a control group" if group.path else "NOT limited: no control group can be made here"
-    print(
-        f"{shape.weights / 1e9:.2f} B weights, {options.active} of neurons fire, {options.threads} threads, {limits}"
-    )
+    print(f"{shape.weights / 1e9:.2f} B weights, {options.active} of neurons fire, {options.threads} threads, {limits}")
     print(f"{'':12} {'':9} | {'llama.cpp':^39} | {'flash_run':^39} |")
     head = f"{'tokens/s':>9} {'prompt s':>9} {'MB/token':>9} {'peak MB':>9}"
     print(f"{'weights':12} {'limit MB':>9} | {head} | {head} | {'ratio':>6}")

@@ -240,7 +240,7 @@ class Trace(StageFile):
 
     def _carried(self) -> npt.NDArray[np.uint32] | None:
         """Of each sequence, the tokens of a document that an earlier one began; None in traces that do not say."""
-        if not any(entry.name == SEQUENCE_CARRIED for entry in self.header.entries):
+        if SEQUENCE_CARRIED not in self:
             return None
         carried: npt.NDArray[np.uint32] = self.array(SEQUENCE_CARRIED, "U32")
         if carried.shape != self.sequence_lengths.shape or (carried > self.sequence_lengths).any():

@@ -27,6 +27,13 @@ from neuralink_cli.placement.placement import (
 _SHOWN_EXPERTS = 5
 
 
+def _order_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of orders that start so, for shells."""
+    from neuralink_cli.placement.own_orders import IMPORTED, installed_orders
+
+    return [name for name in (*ORDER_NAMES, IMPORTED, *installed_orders()) if name.startswith(incomplete)]
+
+
 @click.command(
     "cluster",
     epilog="""\b
@@ -44,12 +51,21 @@ Examples:
 @output_option("PLACEMENT", "Placement to write.")
 @click.option(
     "--order",
-    type=click.Choice(ORDER_NAMES),
     default=DEFAULT_ORDER,
     show_default=True,
-    help="Order to store: as in the checkpoint, hottest first, two from graph theory, linked by co-activation (the "
-    "published method), or linked and then refined to cost less on the device. A block keeps its original order if "
-    "that costs less on held-out tokens.",
+    metavar="NAME",
+    shell_complete=_order_names,
+    help="Order to store: original (as in the checkpoint), frequency (hottest first), reverse-cuthill-mckee or "
+    "spectral (from graph theory), linked (by co-activation, the published method), refined (linked, then refined to "
+    "cost less on the device), imported (see --order-from), or one that an installed package adds. A block keeps its original "
+    "order if that costs less on held-out tokens.",
+)
+@click.option(
+    "--order-from",
+    type=PATH,
+    metavar="FILE",
+    help="Compare an order made elsewhere, called imported: a .safetensors or .npz file with a permutation of every "
+    "block's neurons by block id. Stored with --order imported.",
 )
 @click.option(
     "--effort",
@@ -117,6 +133,7 @@ def command(
     trace: Path,
     output: Path,
     order: str,
+    order_from: Path | None,
     effort: str,
     device: str,
     bundle_bytes: int | None,
@@ -143,6 +160,7 @@ def command(
     options = ClusterOptions(
         device=find_device(device),
         order=order,
+        order_from=order_from,
         effort=effort,
         held_out=held_out,
         bundle_bytes=bundle_bytes,

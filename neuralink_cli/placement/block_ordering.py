@@ -15,6 +15,7 @@ from neuralink_cli.placement.baselines import frequency_order, original_order
 from neuralink_cli.placement.bits import Bits, activation_counts, transpose_bits
 from neuralink_cli.placement.held_out import Range, TokenSplit, read_statistics, sequence_starts_in
 from neuralink_cli.placement.orders import NeuronOrder, OrderingTask, make_orders, pinned_first
+from neuralink_cli.placement.own_orders import OwnOrder
 from neuralink_cli.placement.placement import COMPARED_ORDERS, ORIGINAL, REFINED, HeldOutReads, OrderCost, PlacedBlock
 
 
@@ -28,6 +29,7 @@ class BlockOptions:
         operation_in_bundles: What a read operation costs on the device, in bundles.
         effort: Effort of the refinement.
         fewest_tokens: An expert that saw fewer tokens keeps its original order.
+        own: Orders that the user brings, all of them compared.
     """
 
     order: str
@@ -35,6 +37,7 @@ class BlockOptions:
     operation_in_bundles: float
     effort: str
     fewest_tokens: int = 0
+    own: tuple[OwnOrder, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +96,13 @@ def order_block(
     pinned = frequency_order(counts)[: 0 if too_few else options.pinned]
     rest = np.setdiff1d(np.arange(block.neurons, dtype=np.int32), pinned)
     task = OrderingTask(
-        bits[rest] if pinned.size else bits, options.operation_in_bundles, options.effort, between_sweeps
+        bits[rest] if pinned.size else bits,
+        options.operation_in_bundles,
+        options.effort,
+        between_sweeps,
+        {own.name: own.maker(block, rest) for own in options.own},
     )
-    compared = {*COMPARED_ORDERS, options.order}
+    compared = {*COMPARED_ORDERS, options.order, *task.own}
     made = dict.fromkeys(compared, _unchanged(rest.size)) if too_few else make_orders(task, compared)
     orders = {name: pinned_first(pinned, rest, order) for name, order in made.items()}
     measured = [

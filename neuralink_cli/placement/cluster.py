@@ -22,6 +22,7 @@ from neuralink_cli.kernels import available_cpus
 from neuralink_cli.placement.block_ordering import BlockOptions, OrderedBlock, order_block
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
 from neuralink_cli.placement.held_out import TokenSplit, digests_in, sequence_starts_in, split_tokens
+from neuralink_cli.placement.own_orders import IMPORTED, OwnOrder, load_order, read_orders
 from neuralink_cli.placement.placement import (
     DEFAULT_ORDER,
     ORDER_NAMES,
@@ -45,7 +46,9 @@ class ClusterOptions:
 
     Attributes:
         device: Cost of reads on the storage that will hold the layout.
-        order: Which order to store; see `order_block`.
+        order: Which order to store; see `order_block`. A built-in one, "imported", or one that an installed package
+            adds to the entry points `neuralink.orders`.
+        order_from: File with an order of every block, which is compared under the name "imported".
         held_out: Share of each source's tokens held out from the ordering to measure it.
         bundle_bytes: Bytes of a bundle, if different from the traced checkpoint's.
         weights: The format that `relayout --weights` will store weights in, which decides the bytes of a bundle.
@@ -58,6 +61,7 @@ class ClusterOptions:
 
     device: DeviceModel
     order: str = DEFAULT_ORDER
+    order_from: Path | None = None
     held_out: float = 0.2
     bundle_bytes: int | None = None
     weights: str = SOURCE
@@ -90,18 +94,19 @@ def cluster(
     require_free(output, overwrite)
     with Trace(trace) as opened:
         opened.check_content()
+        own = _own_orders(opened, options)
         split = _split(opened, options)
         tell_needs(opened, split, options.pin_hot, options.jobs)
-        ordered = _order_blocks(opened, split, options, progress)
-        header = _header(opened, split, ordered, options)
+        ordered = _order_blocks(opened, split, options, own, progress)
+        header = _header(opened, split, ordered, options, own)
         seen = np.unique(np.concatenate([digests_in(opened, made) for made in split.ordering]), axis=0)
     placed = {block.id: result.placed for block, result in zip(header.blocks, ordered, strict=True)}
     return ClusterSummary(header, write_placement(output, header, placed, seen, overwrite=overwrite))
 
 
 def _check_options(options: ClusterOptions) -> None:
-    if options.order not in ORDER_NAMES:
-        raise OptionError(f"order {options.order!r} is not one of {', '.join(ORDER_NAMES)}")
+    if options.order == IMPORTED and options.order_from is None:
+        raise OptionError(f"--order {IMPORTED} needs --order-from FILE")
     parse_weight_formats(options.weights, "--weights")
     if options.bundle_bytes is not None and options.weights != SOURCE:
         raise OptionError("--weights decides the bytes of a bundle, so it cannot be combined with --bundle-bytes")
@@ -109,6 +114,15 @@ def _check_options(options: ClusterOptions) -> None:
         raise OptionError(f"--held-out {options.held_out} is not between 0 and 0.9")
     if not 0 <= options.pin_hot <= 0.9:
         raise OptionError(f"--pin-hot {options.pin_hot} is not between 0 and 0.9")
+
+
+def _own_orders(trace: Trace, options: ClusterOptions) -> tuple[OwnOrder, ...]:
+    own = []
+    if options.order_from is not None:
+        own.append(read_orders(options.order_from, trace.info.blocks))
+    if options.order not in (*ORDER_NAMES, IMPORTED):
+        own.append(load_order(options.order))
+    return tuple(own)
 
 
 def _split(trace: Trace, options: ClusterOptions) -> TokenSplit:
@@ -127,7 +141,9 @@ def _split(trace: Trace, options: ClusterOptions) -> TokenSplit:
     return split
 
 
-def _order_blocks(trace: Trace, split: TokenSplit, options: ClusterOptions, progress: Progress) -> list[OrderedBlock]:
+def _order_blocks(
+    trace: Trace, split: TokenSplit, options: ClusterOptions, own: tuple[OwnOrder, ...], progress: Progress
+) -> list[OrderedBlock]:
     names = [source.name for source in trace.info.sources]
     stop = threading.Event()
 
@@ -138,7 +154,7 @@ def _order_blocks(trace: Trace, split: TokenSplit, options: ClusterOptions, prog
     with progress("cluster", len(trace.info.blocks), "block") as advance:
 
         def order(block: TraceBlock) -> OrderedBlock:
-            result = order_block(trace, block, split, names, _block_options(block, options), stop_if_told)
+            result = order_block(trace, block, split, names, _block_options(block, options, own), stop_if_told)
             advance(1)
             return result
 
@@ -153,13 +169,14 @@ def _order_blocks(trace: Trace, split: TokenSplit, options: ClusterOptions, prog
                 raise
 
 
-def _block_options(block: TraceBlock, options: ClusterOptions) -> BlockOptions:
+def _block_options(block: TraceBlock, options: ClusterOptions, own: tuple[OwnOrder, ...] = ()) -> BlockOptions:
     return BlockOptions(
         order=options.order,
         pinned=int(block.neurons * options.pin_hot),
         operation_in_bundles=options.device.operation_in_bundles(_bundle_bytes(block, options)),
         effort=options.effort,
         fewest_tokens=options.fewest_tokens,
+        own=own,
     )
 
 
@@ -169,7 +186,13 @@ def _bundle_bytes(block: TraceBlock, options: ClusterOptions) -> int:
     return bundle_bytes_of(block, options.weights, resident=options.resident)
 
 
-def _header(trace: Trace, split: TokenSplit, ordered: list[OrderedBlock], options: ClusterOptions) -> PlacementHeader:
+def _header(
+    trace: Trace,
+    split: TokenSplit,
+    ordered: list[OrderedBlock],
+    options: ClusterOptions,
+    own: tuple[OwnOrder, ...],
+) -> PlacementHeader:
     info = trace.info
     sources = [
         {
@@ -186,24 +209,29 @@ def _header(trace: Trace, split: TokenSplit, ordered: list[OrderedBlock], option
         trace={"content_sha256": trace.content_sha256, "sources": sources},
         signal=info.signal,
         calibration=info.calibration,
-        parameters=_parameters(options),
+        parameters=_parameters(options, own),
         coverage=info.coverage,
         blocks=tuple(
             _placement_block(block, result, options) for block, result in zip(info.blocks, ordered, strict=True)
         ),
-        gains=_gains(trace, split, ordered, options),
+        gains=_gains(trace, split, ordered, options, own),
     )
 
 
 def _gains(
-    trace: Trace, split: TokenSplit, ordered: list[OrderedBlock], options: ClusterOptions
+    trace: Trace,
+    split: TokenSplit,
+    ordered: list[OrderedBlock],
+    options: ClusterOptions,
+    own: tuple[OwnOrder, ...],
 ) -> tuple[MeasuredGain, ...]:
     """What the orders gain in total and on each source, on the held-out sequences of all blocks together."""
     counts = [sequence_starts_in(trace, held).size for held in split.held_out]
     if not sum(counts):
         return ()
     sizes = [_bundle_bytes(block, options) for block in trace.info.blocks]
-    names = [*(name for name in ORDER_NAMES if all(name in block.costs.collapsed for block in ordered)), STORED]
+    known = [*ORDER_NAMES, *(order.name for order in own)]
+    names = [*(name for name in known if all(name in block.costs.collapsed for block in ordered)), STORED]
     costs = {
         name: sum(
             size * block.costs.collapsed[block.chosen if name == STORED else name]
@@ -228,10 +256,11 @@ def _gains(
     return tuple(found)
 
 
-def _parameters(options: ClusterOptions) -> Mapping[str, Any]:
+def _parameters(options: ClusterOptions, own: tuple[OwnOrder, ...]) -> Mapping[str, Any]:
     """The options that decide the result; the number of jobs does not."""
     return {
         "order": options.order,
+        **({"own_orders": {order.name: order.origin for order in own}} if own else {}),
         "held_out": options.held_out,
         "device": device_record(options.device),
         "bundle_bytes": options.bundle_bytes,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,21 +28,26 @@ class NeuronOrder:
 class OrderingTask:
     """What an order is made from: bit vectors of the neurons to order, and what a read operation costs in bundles.
 
-    `between_sweeps` is called after each sweep of the refinement; an exception from it stops the work.
+    `between_sweeps` is called after each sweep of the refinement; an exception from it stops the work. `own` makes
+    orders that are not built in, by name.
     """
 
     bits: Bits
     operation_in_bundles: float
     effort: str
     between_sweeps: Callable[[], object] | None = None
+    own: Mapping[str, Callable[[Bits], Neurons]] = field(default_factory=dict)
 
 
 def make_orders(task: OrderingTask, names: Collection[str]) -> dict[str, NeuronOrder]:
-    """Make the orders with these names (keys of `ORDER_MAKERS`)."""
+    """Make the orders with these names (keys of `ORDER_MAKERS`, or of `task.own`)."""
     made: dict[str, NeuronOrder] = {}
     for name, maker in ORDER_MAKERS.items():
         if name in names:
             made[name] = maker(task, made)
+    for name, own in task.own.items():
+        if name in names:
+            made[name] = _unlinked(own(task.bits))
     return made
 
 
