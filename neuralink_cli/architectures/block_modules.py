@@ -105,6 +105,7 @@ def require_described(
     named = {name for block in blocks for part in block.parts for name in (part.weight, part.bias)}
     known = {name for name in named if name is not None}
     known |= {checkpoint.scaled[name].scales for name in known & checkpoint.scaled.keys()}
+    known |= {checkpoint.packed[name].shape for name in known & checkpoint.packed.keys()}
     ignored = [_matcher(prefix + name) for name in architecture.ignored]
     for name in sorted(checkpoint.tensors.keys() - known):
         block = next((modules[module] for module in _modules_above(name) if module in modules), None)

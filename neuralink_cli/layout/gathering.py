@@ -117,5 +117,4 @@ def gatherings_of(blocks: Sequence[FlashBlock], rounding: str) -> dict[str, Gath
 
 
 def _lines_of(checkpoint: Checkpoint, region: Region) -> FileRange:
-    place = checkpoint.place(region.tensor)
-    return FileRange(place.file, place.offset + region.start, region.stop - region.start)
+    return checkpoint.place(region.tensor).stretch(region.start, region.stop)

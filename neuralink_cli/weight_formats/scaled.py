@@ -1,4 +1,7 @@
-"""Weights of codes and scales as float32: the code as float32, times its scale as float32, rounded once."""
+"""Weights of codes and scales as float32: the code as float32, times its scale as float32, rounded once.
+
+Regions of packed codes are given as those of the codes unpacked, a byte each.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,14 @@ class Scales:
 
     Attributes:
         values: float32 `[ceil(rows / block_rows), ceil(columns / block_columns)]`.
-        levels: float32 `[256]`, the value of every code.
+        levels: float32 `[256]`, the value of every code; `[16]` of codes of 4 bits.
+        bits: Bits of a code, 8 or 4.
     """
 
     tensor: ScaledTensor
     values: Values
     levels: Values
+    bits: int = 8
 
 
 def read_scales(checkpoint: Checkpoint, name: str) -> Scales | None:
@@ -40,7 +45,15 @@ def read_scales(checkpoint: Checkpoint, name: str) -> Scales | None:
     place = checkpoint.place(tensor.scales)
     values = as_float32(place.file.read(tensor.scales), place.entry.dtype)
     shape = (-(-tensor.rows // tensor.block_rows), -(-tensor.columns // tensor.block_columns))
+    packed = checkpoint.packed.get(name)
+    if packed is not None:
+        return Scales(tensor, values.reshape(shape), packed_levels(packed.bits), packed.bits)
     return Scales(tensor, values.reshape(shape), levels_of(checkpoint.place(name).entry.dtype))
+
+
+def packed_levels(bits: int) -> Values:
+    """The value of each code of `bits` bits in packed weights: float32, half of how many there are less."""
+    return np.arange(1 << bits, dtype=np.float32) - np.float32(1 << bits >> 1)
 
 
 def levels_of(dtype: str) -> Values:
@@ -58,7 +71,7 @@ def widen_scaled(lines: Bytes, region: Region, scales: Scales) -> tuple[Bytes, R
     """Lines of codes as lines of float32, one after the other.
 
     Args:
-        lines: Bytes of the tensor from the start of `region` to its stop.
+        lines: Bytes of the tensor from the start of `region` to its stop; of packed codes, the bytes that hold them.
         region: Where these lines lie: rows of the tensor, or the same stretch of each.
 
     Returns:
@@ -68,15 +81,24 @@ def widen_scaled(lines: Bytes, region: Region, scales: Scales) -> tuple[Bytes, R
     row, column = divmod(region.start, columns)
     values = np.empty((region.lines, region.line_bytes), np.float32)
     block = (scales.tensor.block_rows, scales.tensor.block_columns)
-    _widen(lines, region.pitch, row, column, scales.levels, scales.values, *block, values)
+    if scales.bits == 4:
+        # The first code may be in the high bits of a byte.
+        _widen_nibbles(lines, region.start % 2, region.pitch, row, column, scales.values, *block, values)
+    else:
+        _widen(lines, region.pitch, row, column, scales.levels, scales.values, *block, values)
     width = 4 * region.line_bytes
     return values.reshape(-1).view(np.uint8), replace(region, start=0, pitch=width, line_bytes=width)
 
 
 def widen_rows(rows: Bytes, first: int, scales: Scales) -> Bytes:
-    """Whole rows of codes, from row `first` of the tensor on, as the bytes of float32 values."""
+    """Whole rows of codes, from row `first` of the tensor on, as the bytes of float32 values.
+
+    Args:
+        rows: Whole bytes; rows of packed codes are whole bytes too.
+    """
     columns = scales.tensor.columns
-    region = Region(scales.tensor.name, 0, first * columns, columns, rows.size // columns, columns)
+    count = rows.size * 8 // scales.bits // columns
+    region = Region(scales.tensor.name, 0, first * columns, columns, count, columns)
     return widen_scaled(rows, region, scales)[0]
 
 
@@ -102,4 +124,25 @@ def _widen(
             scale = scales[r, c]
             for k in range(j, stop):
                 out[i, k] = levels[codes[i * pitch + k]] * scale
+            j = stop
+
+
+@kernel
+def _widen_nibbles(
+    codes: Any, odd: int, pitch: int, row: int, column: int, scales: Any, block_rows: int, block_columns: int, out: Any
+) -> None:
+    """As `_widen`, of codes of 4 bits: the even ones in the low half of a byte."""
+    for i in range(out.shape[0]):
+        r = (row + i) // block_rows
+        first = np.uintp(odd + i * pitch)
+        j = 0
+        while j < out.shape[1]:
+            c = (column + j) // block_columns
+            stop = min((c + 1) * block_columns - column, out.shape[1])
+            scale = scales[r, c]
+            for k in range(np.uintp(j), np.uintp(stop)):
+                at = first + k
+                byte = np.int32(codes[at >> np.uintp(1)])
+                code = np.int32(byte >> np.int32(4)) if at & np.uintp(1) else np.int32(byte & np.int32(15))
+                out[i, k] = np.float32(np.int32(code - np.int32(8))) * scale
             j = stop

@@ -1,4 +1,4 @@
-"""Layouts of checkpoints that come quantised to eight bits: their weights are rounded to formats of ggml."""
+"""Layouts of checkpoints that come quantised to eight or four bits: their weights are rounded to formats of ggml."""
 
 from __future__ import annotations
 
@@ -18,14 +18,24 @@ from neuralink_cli.storage.reader import FlashReader
 from tests.checkpoints import decode, write_random_placement
 from tests.layout.test_rounded_layouts import REFERENCE, values_of
 from tests.layouts import relayout, verify
-from tests.scaled import FP8, INT8, quantised_copy
+from tests.scaled import FP8, INT8, PACKED4, PACKED8, quantised_copy
 
 MODEL = Path(__file__).parent.parent.parent / "examples/tiny-relu"
 LAYER = "model.decoder.layers.1"
 
 
 @pytest.mark.parametrize("weights", ["q8_0", "q4_0"])
-@pytest.mark.parametrize(("kind", "block"), [(FP8, (128, 128)), (FP8, (48, 80)), (INT8, (0, 0))])
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [
+        (FP8, (128, 128)),
+        (FP8, (48, 80)),
+        (INT8, (0, 0)),
+        (PACKED4, (1, 32)),
+        (PACKED4, (1, 1 << 20)),
+        (PACKED8, (1, 64)),
+    ],
+)
 def test_weights_are_rounded_from_what_they_stand_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, block: tuple[int, int], weights: str
 ) -> None:
@@ -49,12 +59,12 @@ def test_weights_are_rounded_from_what_they_stand_for(
     with loadable(tmp_path / "layout") as folder:
         decoded = decode(folder / "model.safetensors")
         assert "quantization_config" not in (folder / "config.json").read_text()
-    assert not any("scale" in name for name in decoded)
+    assert not any("weight_" in name for name in decoded)
     dense = gguf.quants.dequantize(attention, REFERENCE[weights])
     assert np.array_equal(values_of(decoded[name]), dense)
 
 
-@pytest.mark.parametrize("kind", [FP8, INT8])
+@pytest.mark.parametrize("kind", [FP8, INT8, PACKED4])
 def test_what_needs_scales_cannot_stay_as_it_is(tmp_path: Path, kind: str) -> None:
     quantised_copy(MODEL, tmp_path / "model", kind)
     placement = write_random_placement(tmp_path / "model", tmp_path / "placement")
@@ -72,16 +82,45 @@ def test_what_needs_scales_cannot_stay_as_it_is(tmp_path: Path, kind: str) -> No
         restore(tmp_path / "layout", tmp_path / "restored")
 
 
-def test_a_changed_scale_is_found(tmp_path: Path) -> None:
-    quantised_copy(MODEL, tmp_path / "model", FP8)
+@pytest.mark.parametrize(("kind", "last"), [(FP8, "scale_inv"), (PACKED4, "scale")])
+def test_a_changed_scale_is_found(tmp_path: Path, kind: str, last: str) -> None:
+    quantised_copy(MODEL, tmp_path / "model", kind)
     placement = write_random_placement(tmp_path / "model", tmp_path / "placement")
     relayout(tmp_path / "model", placement, tmp_path / "layout", weights="q4_0")
-    name = f"{LAYER}.fc1.weight_scale_inv"
-    flash = tmp_path / "layout/model.flash.safetensors"
-    with TensorFile(flash) as file:
-        offset = file.header.offset_of(file.entry(name))
-    content = bytearray(flash.read_bytes())
-    content[offset] ^= 1
-    flash.write_bytes(content)
+    name = f"{LAYER}.fc1.weight_{last}"
+    change(tmp_path / "layout/model.flash.safetensors", name, 0)
     with pytest.raises(VerificationError, match=f"'{name}' differs"):
         verify(tmp_path / "model", tmp_path / "layout")
+
+
+def test_a_changed_packed_code_is_found(tmp_path: Path) -> None:
+    quantised_copy(MODEL, tmp_path / "model", PACKED4, (1, 32))
+    placement = write_random_placement(tmp_path / "model", tmp_path / "placement")
+    relayout(tmp_path / "model", placement, tmp_path / "layout", weights="q8_0")
+    weights, flash = tmp_path / "model/model.safetensors", tmp_path / "layout/model.flash.safetensors"
+    # A place that the fingerprint, which is of samples, does not see.
+    change(weights, f"{LAYER}.fc1.weight_packed", 10_000)
+    with pytest.raises(VerificationError, match=f"is not what '{LAYER}.fc1.weight' of the source gives as q8_0"):
+        verify(tmp_path / "model", tmp_path / "layout")
+    change(weights, f"{LAYER}.fc1.weight_packed", 10_000)
+    change(flash, f"{LAYER}.self_attn.q_proj.weight", 1_000)
+    with pytest.raises(VerificationError, match=r"q_proj\.weight' is not what the source gives as q8_0: row 7"):
+        verify(tmp_path / "model", tmp_path / "layout")
+
+
+def test_a_changed_shape_of_packed_weights_is_found(tmp_path: Path) -> None:
+    quantised_copy(MODEL, tmp_path / "model", PACKED4, (1, 32))
+    placement = write_random_placement(tmp_path / "model", tmp_path / "placement")
+    relayout(tmp_path / "model", placement, tmp_path / "layout", weights="q8_0")
+    change(tmp_path / "layout/model.flash.safetensors", f"{LAYER}.fc1.weight_shape", 0)
+    with pytest.raises(UnsupportedError, match=r"fc1\.weight_packed' is I32"):
+        open_layout(tmp_path / "layout")
+
+
+def change(path: Path, tensor: str, byte: int) -> None:
+    """Turn over a bit of a tensor in a file."""
+    with TensorFile(path) as file:
+        offset = file.header.offset_of(file.entry(tensor)) + byte
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
