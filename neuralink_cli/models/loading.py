@@ -88,6 +88,8 @@ def load_model(
                 **dequantising,
                 **placement,
             )
+        if dequantising:
+            _widen(model, dtype)
         if not placement:
             model = model.to(place)
     except Exception as error:
@@ -121,6 +123,17 @@ def _dequantising(directory: Path) -> dict[str, Any]:
     from transformers import CompressedTensorsConfig
 
     return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+
+
+def _widen(model: Any, dtype: str) -> None:
+    """Give all weights the dtype that was asked for: transformers leaves those of experts in that of their scales."""
+    if dtype == "auto":
+        return
+    wanted = getattr(torch, dtype)
+    for parameter in model.parameters():
+        # What is kept in float32 is meant to be.
+        if parameter.is_floating_point() and parameter.dtype not in (wanted, torch.float32):
+            parameter.data = parameter.data.to(wanted)
 
 
 def compute_dtype(dtype: str, device: torch.device) -> str:
