@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-FP8, INT8, PACKED4, PACKED8 = "fp8", "int8", "packed int4", "packed int8"
+FP8, INT8, PACKED4, PACKED8, MXFP4 = "fp8", "int8", "packed int4", "packed int8", "mxfp4"
 BITS = {PACKED4: 4, PACKED8: 8}
 CONFIGS: dict[str, dict[str, Any]] = {
     FP8: {"quant_method": "fp8", "activation_scheme": "dynamic"},
@@ -36,6 +36,18 @@ for packed, bits in BITS.items():
         "ignore": ["lm_head"],
         "config_groups": {"group_0": group},
     }
+MX_WEIGHTS = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True}
+CONFIGS[MXFP4] = {
+    "quant_method": "compressed-tensors",
+    "format": "mxfp4-pack-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {"targets": ["Linear"], "weights": {**MX_WEIGHTS, "scale_dtype": "torch.uint8"}},
+    },
+}
+# The magnitudes of MXFP4.
+_E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 
 def quantised_copy(model: Path, target: Path, kind: str, block: tuple[int, int] = (128, 128)) -> dict[str, np.ndarray]:
@@ -43,13 +55,16 @@ def quantised_copy(model: Path, target: Path, kind: str, block: tuple[int, int] 
 
     Args:
         kind: `FP8` with a scale for each block, `INT8` with one for each row, `PACKED4` and `PACKED8` with one for each
-            part of a row that is as long as a block.
+            part of a row that is as long as a block, `MXFP4`.
     """
     shutil.copytree(model, target)
     tensors, values = {}, {}
     for name, weight in load_file(model / "model.safetensors").items():
         if not name.endswith((".fc1.weight", ".fc2.weight", "proj.weight")):
             tensors[name] = weight
+            continue
+        if kind == MXFP4:
+            tensors[f"{name}_packed"], tensors[f"{name}_scale"], values[name] = mxfp4(weight)
             continue
         size = (1, weight.shape[1]) if kind == INT8 else block
         if kind in BITS:
@@ -87,3 +102,14 @@ def packed_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     words = sum(shifted[:, k :: 32 // bits] << (bits * k) for k in range(32 // bits))
     assert isinstance(words, torch.Tensor)
     return torch.where(words < 1 << 31, words, words - (1 << 32)).to(torch.int32)
+
+
+def mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """A matrix in MXFP4: codes, uint8 `[rows, columns / 2]`, exponents, uint8 `[rows, columns / 32]`, and values."""
+    blocks = weight.float().reshape(weight.shape[0], -1, 32)
+    exponents = (torch.floor(torch.log2(blocks.abs().amax(2))) - 2 + 127).clamp(0, 254).to(torch.uint8)
+    scales = torch.ldexp(torch.ones(exponents.shape), exponents.int() - 127)[..., None]
+    codes = ((blocks.abs() / scales)[..., None] - _E2M1).abs().argmin(-1)
+    codes = (codes + 8 * torch.signbit(blocks)).to(torch.uint8).reshape(weight.shape)
+    numbers = torch.cat([_E2M1, -_E2M1])[codes.long()].reshape(blocks.shape)
+    return codes[:, ::2] | (codes[:, 1::2] << 4), exponents, (numbers * scales).reshape(weight.shape).numpy()

@@ -16,7 +16,7 @@ from neuralink_cli.checkpoint.config import quantised_error, read_config, stated
 from neuralink_cli.checkpoint.contents import missing_weights, refuse_dangling_link
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE
 from neuralink_cli.checkpoint.origin import Origin
-from neuralink_cli.checkpoint.packed_tensors import PackedTensor, as_unpacked, find_packed_tensors
+from neuralink_cli.checkpoint.packed_tensors import PackedTensor, as_unpacked, find_packed_tensors, shapes_of
 from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor, Shape, find_scaled_tensors
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.header import TensorEntry
@@ -187,8 +187,7 @@ class Checkpoint:
 
     def _find_scaled(self) -> Mapping[str, ScaledTensor]:
         quantization = stated_quantization(self.config)
-        shapes = {tensor.shape for tensor in self.packed.values()}
-        found = find_scaled_tensors(quantization, _shapes(self._places), self.directory, shapes)
+        found = find_scaled_tensors(quantization, _shapes(self._places), self.directory, shapes_of(self.packed))
         if quantization and not found:
             raise quantised_error(quantization, self.directory)
         return found

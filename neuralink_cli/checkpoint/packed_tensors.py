@@ -1,8 +1,8 @@
-"""Weights whose codes are packed into words of 32 bits: `pack-quantized` of compressed-tensors, 4 or 8 bits a code.
+"""Weights whose codes are packed, as compressed-tensors does: `pack-quantized`, 4 or 8 bits a code, and MXFP4.
 
-A checkpoint holds `x.weight_packed`, I32 `[rows, columns * bits / 32]`, and `x.weight_shape`, the numbers of rows and
-columns, in place of `x.weight`. Everything else sees them as they would be unpacked: a tensor `x.weight`, I8
-`[rows, columns]`. Only who reads bytes of it has to know.
+A checkpoint holds, in place of `x.weight`, a tensor `x.weight_packed`: I32 `[rows, columns * bits / 32]`, with the
+numbers of rows and columns in `x.weight_shape`; or U8 `[rows, columns / 2]` of MXFP4. Everything else sees the codes as
+they would be unpacked: a tensor `x.weight`, I8 `[rows, columns]`. Only who reads bytes of it has to know.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from neuralink_cli.arrays import Bytes
-from neuralink_cli.checkpoint.scaled_tensors import WAY_OUT, Shape, stated_groups
+from neuralink_cli.checkpoint.scaled_tensors import MX_BLOCK, MXFP4_PACKED, WAY_OUT, Shape, stated_groups
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.files.header import TensorEntry
 
@@ -34,17 +34,24 @@ class PackedTensor:
     Attributes:
         name: What the matrix is called, `x.weight`.
         stored: The tensor with the codes, whose rows are whole words.
-        shape: The tensor that holds rows and columns.
-        bits: 4 or 8. The first code of a byte is in its low bits; a code is the number that is meant plus half of what
+        shape: The tensor that holds rows and columns; None for MXFP4.
+        bits: 4 or 8. The first code of a byte is in its low bits.
+        floats: Whether codes are the 16 numbers of MXFP4. Else a code is the number that is meant plus half of what
             `bits` bits can count.
     """
 
     name: str
     stored: str
-    shape: str
+    shape: str | None
     rows: int
     columns: int
     bits: int
+    floats: bool = False
+
+
+def shapes_of(packed: Mapping[str, PackedTensor]) -> frozenset[str]:
+    """The tensors that hold the numbers of rows and columns."""
+    return frozenset(tensor.shape for tensor in packed.values() if tensor.shape is not None)
 
 
 def find_packed_tensors(
@@ -59,8 +66,10 @@ def find_packed_tensors(
     Raises:
         UnsupportedError: Weights that are not symmetric, or packed in another way than is understood here.
     """
-    groups = [weights for kind, weights in stated_groups(quantization) if kind == _FORMAT]
-    if not groups:
+    every = list(stated_groups(quantization))
+    groups = [weights for kind, weights in every if kind == _FORMAT]
+    floats = any(kind == MXFP4_PACKED for kind, _ in every)
+    if not groups and not floats:
         return {}
     if any(weights.get("symmetric") is False for weights in groups):
         raise UnsupportedError(
@@ -74,12 +83,15 @@ def find_packed_tensors(
         module, _, last = stored.rpartition(".")
         if last == PACKED:
             name, shape = f"{module}.weight", f"{module}.{_SHAPE}"
-            size = _size(tensors[stored], shape, tensors, read, allowed)
+            kind, words = tensors[stored]
+            if floats and kind == "U8" and len(words) == 2 and not words[1] * 2 % MX_BLOCK and name not in tensors:
+                found[name] = PackedTensor(name, stored, None, words[0], words[1] * 2, 4, floats=True)
+                continue
+            size = _size(tensors[stored], shape, tensors, read, allowed) if groups else None
             if size is None or name in tensors:
-                kind, words = tensors[stored]
                 raise UnsupportedError(
-                    f"tensor {stored!r} is {kind} {list(words)}, with {_SHAPE} not understood as codes of 4 or 8 bits "
-                    "that fill whole words",
+                    f"tensor {stored!r} is {kind} {list(words)}, not understood as codes of 4 or 8 bits that "
+                    f"fill whole words with {_SHAPE}, nor as MXFP4",
                     where=where,
                     fix=WAY_OUT,
                 )

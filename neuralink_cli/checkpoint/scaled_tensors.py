@@ -16,18 +16,23 @@ from neuralink_cli.errors import UnsupportedError
 # Dtype and shape of a tensor.
 Shape = tuple[str, tuple[int, ...]]
 
+# 32 codes of 4 bits, which are floating point, and a scale, a power of two whose exponent is a byte.
+MXFP4_PACKED = "mxfp4-pack-quantized"
+
 _CODES = frozenset({"F8_E4M3", "I8"})
 _SCALES = frozenset({"F32", "F16", "BF16"})
 # What the scale of `x.weight` is called.
 _FP8_SCALE, _COMPRESSED_SCALE = "weight_scale_inv", "weight_scale"
 # Formats of compressed-tensors whose codes are bytes, or packed ones that stand for bytes (see `packed_tensors.py`).
-_COMPRESSED_FORMATS = frozenset({"int-quantized", "float-quantized", "naive-quantized", "pack-quantized"})
+_COMPRESSED_FORMATS = frozenset({"int-quantized", "float-quantized", "naive-quantized", "pack-quantized", MXFP4_PACKED})
 # What tensors beside a weight would mean, by the last step of their names.
 _STRANGERS = {
     "weight_zero_point": "holds zero points: only symmetric weights are understood",
     "weight_g_idx": "says which group a column is in (activation order), which is not understood",
 }
 _FP8_BLOCK = (128, 128)
+# Weights that share a scale in MXFP4.
+MX_BLOCK = 32
 WAY_OUT = "lay out the unquantised checkpoint (--layout permuted) and quantise the result"
 
 
@@ -84,6 +89,7 @@ def find_scaled_tensors(
     fp8 = quantization["quant_method"] == "fp8"
     ending = _FP8_SCALE if fp8 else _COMPRESSED_SCALE
     block = _block_of(quantization) if fp8 else None
+    exponents = any(kind == MXFP4_PACKED for kind, _ in stated_groups(quantization))
     found = {}
     for name, (dtype, shape) in tensors.items():
         scales = f"{name.removesuffix('weight')}{ending}"
@@ -93,7 +99,8 @@ def find_scaled_tensors(
             raise UnsupportedError(f"tensor {name!r} is {dtype}, but has no scales", where=where, fix=WAY_OUT)
         scale_dtype, scale_shape = tensors[scales]
         size = _block_size(shape, scale_shape, block)
-        if dtype not in _CODES or scale_dtype not in _SCALES or size is None:
+        as_scales = scale_dtype in _SCALES or (exponents and scale_dtype == "U8" and size == (1, MX_BLOCK))
+        if dtype not in _CODES or not as_scales or size is None:
             raise UnsupportedError(
                 f"tensor {name!r} is {dtype} {list(shape)} with scales {scale_dtype} {list(scale_shape)}, which is "
                 "not understood",

@@ -19,7 +19,7 @@ from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import TensorPlace
 from neuralink_cli.checkpoint.config import stated_quantization
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE
-from neuralink_cli.checkpoint.packed_tensors import PACKED, PackedTensor, as_unpacked, find_packed_tensors
+from neuralink_cli.checkpoint.packed_tensors import PACKED, PackedTensor, as_unpacked, find_packed_tensors, shapes_of
 from neuralink_cli.checkpoint.scaled_tensors import find_scaled_tensors
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, LENGTH_BYTES, Header, TensorEntry, parse_header
@@ -28,10 +28,17 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.gathering import Gathering, gatherings_of
 from neuralink_cli.layout.index import read_flash_index
 from neuralink_cli.layout.names import FLASH_FILE
-from neuralink_cli.layout.plan import DenseTensor, FlashBlock, ResidentTensor, SourcePiece, TensorRange
+from neuralink_cli.layout.plan import BundlePart, DenseTensor, FlashBlock, ResidentTensor, SourcePiece, TensorRange
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, is_permutation
-from neuralink_cli.weight_formats.formats import SCALED_DTYPES, SOURCE, part_bytes, require_convertible
+from neuralink_cli.weight_formats.formats import (
+    MXFP4,
+    ROUNDING_FORMATS,
+    SCALED_DTYPES,
+    SOURCE,
+    part_bytes,
+    require_convertible,
+)
 
 
 class BundledLayout:
@@ -125,7 +132,7 @@ class BundledLayout:
     def scales(self) -> frozenset[str]:
         """The tensors of the source that only weights need which the layout holds rounded: scales, and shapes."""
         tensors = {e.name: (e.dtype, e.shape) for entries in self.source_entries.values() for e in entries}
-        shapes = {tensor.shape for tensor in self._packed.values()}
+        shapes = shapes_of(self._packed)
         found = find_scaled_tensors(self._quantization, tensors, self.directory, shapes)
         return frozenset(tensor.scales for tensor in found.values()) | shapes
 
@@ -266,6 +273,9 @@ class BundledLayout:
                 where=self.directory,
             )
         rows = {kept.weights for kept in block.resident if kept.kind == "rows"}
+        stored: tuple[BundlePart | ResidentTensor, ...] = (*block.parts, *block.resident)
+        if any(part.weights == MXFP4.name and part.neuron_axis != 0 for part in stored):
+            raise VerificationError(f"{block.id} has columns as {MXFP4.name}", where=self.directory)
         for weights in rows | {part.weights for part in block.parts}:
             scaled = weights != SOURCE and block.dtype in SCALED_DTYPES
             require_convertible(weights, block.id, block.hidden, block.dtype, scaled=scaled)
@@ -322,6 +332,8 @@ class BundledLayout:
             )
 
     def _check_dense(self, tensor: DenseTensor) -> None:
+        if tensor.weights not in ROUNDING_FORMATS:
+            raise VerificationError(f"tensor {tensor.name!r} is stored as {tensor.weights}", where=self.directory)
         scaled = tensor.dtype in SCALED_DTYPES
         require_convertible(tensor.weights, tensor.name, tensor.columns, tensor.dtype, scaled=scaled)
         self._check_place(tensor.place, "U8", (*tensor.place.shape[:1], tensor.row_bytes))

@@ -43,9 +43,11 @@ from neuralink_cli.layout.tensor_specs import (
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement, PlacementBlock
 from neuralink_cli.weight_formats.formats import (
     AS_IN_SOURCE,
+    MXFP4,
     NEAREST,
     ROUNDINGS,
     SOURCE,
+    require_carried,
     require_convertible,
     require_roles,
 )
@@ -202,6 +204,10 @@ def plan_bundled(
     for block in blocks:
         for part in block.parts:
             scaled = part.weight in checkpoint.scaled
+            if weights[part.role] == MXFP4.name:
+                packed = checkpoint.packed.get(part.weight)
+                floats = packed is not None and packed.floats
+                require_carried(block.id, part.role, part.neuron_axis, block.hidden, part.start, floats=floats)
             require_convertible(weights[part.role], block.id, block.hidden, part.dtype, scaled=scaled)
     bundled = {block.id: _bundled_parts(checkpoint, block, resident) for block in blocks}
     specs = bundle_specs(blocks, bundled, alignment, weights)

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.architectures.regions import Region
-from neuralink_cli.arrays import Bytes
+from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor
 from neuralink_cli.kernels import kernel
-from neuralink_cli.weight_formats.quantising import as_float32
+from neuralink_cli.weight_formats.block_kernels import carry_mxfp4
+from neuralink_cli.weight_formats.quantising import BadBlock, as_float32
 
 Values = npt.NDArray[np.float32]
 
@@ -29,12 +30,18 @@ class Scales:
         values: float32 `[ceil(rows / block_rows), ceil(columns / block_columns)]`.
         levels: float32 `[256]`, the value of every code; `[16]` of codes of 4 bits.
         bits: Bits of a code, 8 or 4.
+        exponents: uint8, of the shape of `values`, if these are powers of two and the codes MXFP4; 255 is NaN.
     """
 
     tensor: ScaledTensor
     values: Values
     levels: Values
     bits: int = 8
+    exponents: Bytes | None = None
+
+
+# The numbers of MXFP4, by code.
+MXFP4_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
 def read_scales(checkpoint: Checkpoint, name: str) -> Scales | None:
@@ -43,12 +50,24 @@ def read_scales(checkpoint: Checkpoint, name: str) -> Scales | None:
     if tensor is None:
         return None
     place = checkpoint.place(tensor.scales)
-    values = as_float32(place.file.read(tensor.scales), place.entry.dtype)
+    stored = place.file.read(tensor.scales)
     shape = (-(-tensor.rows // tensor.block_rows), -(-tensor.columns // tensor.block_columns))
     packed = checkpoint.packed.get(name)
-    if packed is not None:
-        return Scales(tensor, values.reshape(shape), packed_levels(packed.bits), packed.bits)
-    return Scales(tensor, values.reshape(shape), levels_of(checkpoint.place(name).entry.dtype))
+    powers = place.entry.dtype == "U8"
+    values = (powers_of_two(stored) if powers else as_float32(stored, place.entry.dtype)).reshape(shape)
+    if packed is None:
+        return Scales(tensor, values, levels_of(checkpoint.place(name).entry.dtype))
+    if packed.floats:
+        exponents = stored.reshape(shape) if powers else None
+        return Scales(tensor, values, np.array(MXFP4_LEVELS, np.float32), packed.bits, exponents)
+    return Scales(tensor, values, packed_levels(packed.bits), packed.bits)
+
+
+def powers_of_two(exponents: Bytes) -> Values:
+    """The scales that bytes stand for in MXFP4: 2**(byte - 127), and NaN for 255."""
+    values = np.ldexp(np.float32(1.0), np.minimum(exponents, 254).astype(np.int32) - 127).astype(np.float32)
+    values[exponents == 255] = np.nan
+    return values
 
 
 def packed_levels(bits: int) -> Values:
@@ -83,7 +102,7 @@ def widen_scaled(lines: Bytes, region: Region, scales: Scales) -> tuple[Bytes, R
     block = (scales.tensor.block_rows, scales.tensor.block_columns)
     if scales.bits == 4:
         # The first code may be in the high bits of a byte.
-        _widen_nibbles(lines, region.start % 2, region.pitch, row, column, scales.values, *block, values)
+        _widen_nibbles(lines, region.start % 2, region.pitch, row, column, scales.levels, scales.values, *block, values)
     else:
         _widen(lines, region.pitch, row, column, scales.levels, scales.values, *block, values)
     width = 4 * region.line_bytes
@@ -100,6 +119,30 @@ def widen_rows(rows: Bytes, first: int, scales: Scales) -> Bytes:
     count = rows.size * 8 // scales.bits // columns
     region = Region(scales.tensor.name, 0, first * columns, columns, count, columns)
     return widen_scaled(rows, region, scales)[0]
+
+
+def carry_quantised(
+    lines: Bytes, region: Region, first: int, slots: Order, scales: Scales, bundles: Bytes, stride: int, offset: int
+) -> BadBlock | None:
+    """Move rows of MXFP4 into one part of the bundles as blocks of ggml's: neuron j goes to bundle `slots[j]`.
+
+    Args:
+        lines: The bytes that hold the codes from the start of `region` to its stop.
+        region: Where these lines lie, from line `first` of the matrix on; rows of whole blocks.
+
+    Returns:
+        The first block whose scale is NaN; then the bundles are undefined. None if there is none.
+
+    Raises:
+        ValueError: The weights are no such rows.
+    """
+    if scales.exponents is None or region.neuron_axis != 0 or region.start % 32 or region.line_bytes % 32:
+        raise ValueError(f"{region.tensor} has no rows of MXFP4")
+    row, column = divmod(region.start, scales.tensor.columns)
+    some = slots[first : first + region.lines]
+    pitch, blocks = region.pitch // 2, region.line_bytes // 32
+    bad = carry_mxfp4(lines, pitch, row, scales.exponents, column // 32, blocks, bundles, (stride, offset, some, first))
+    return None if bad < 0 else BadBlock(bad >> 33, (bad >> 1 & 0xFFFFFFFF) * 32, finite=False)
 
 
 @kernel
@@ -129,7 +172,16 @@ def _widen(
 
 @kernel
 def _widen_nibbles(
-    codes: Any, odd: int, pitch: int, row: int, column: int, scales: Any, block_rows: int, block_columns: int, out: Any
+    codes: Any,
+    odd: int,
+    pitch: int,
+    row: int,
+    column: int,
+    levels: Any,
+    scales: Any,
+    block_rows: int,
+    block_columns: int,
+    out: Any,
 ) -> None:
     """As `_widen`, of codes of 4 bits: the even ones in the low half of a byte."""
     for i in range(out.shape[0]):
@@ -142,7 +194,6 @@ def _widen_nibbles(
             scale = scales[r, c]
             for k in range(np.uintp(j), np.uintp(stop)):
                 at = first + k
-                byte = np.int32(codes[at >> np.uintp(1)])
-                code = np.int32(byte >> np.int32(4)) if at & np.uintp(1) else np.int32(byte & np.int32(15))
-                out[i, k] = np.float32(np.int32(code - np.int32(8))) * scale
+                byte = codes[at >> np.uintp(1)]
+                out[i, k] = levels[(byte >> np.uint8(4)) if at & np.uintp(1) else (byte & np.uint8(15))] * scale
             j = stop

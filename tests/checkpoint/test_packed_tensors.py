@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.packed_tensors import PackedTensor, as_unpacked, find_packed_tensors
+from neuralink_cli.checkpoint.packed_tensors import PackedTensor, as_unpacked, find_packed_tensors, shapes_of
 from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor, Shape
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.files.header import build_header
@@ -67,6 +67,18 @@ def test_bits_follow_from_the_shapes(config: dict[str, Any], words: int, kind: s
 def test_other_shapes_are_refused(config: dict[str, Any], codes: Shape, stated: tuple[int, int], kind: str) -> None:
     with pytest.raises(UnsupportedError, match=f"'{CODES}' is {codes[0]}.*not understood as codes of 4 or 8 bits"):
         found(config, codes, stated, kind)
+
+
+def test_mxfp4_needs_no_shape() -> None:
+    config = {**CONFIG, "format": "mxfp4-pack-quantized"}
+    packed = find_packed_tensors(config, {CODES: ("U8", (40, 32))}, lambda _: np.zeros(0, np.uint8), HERE)
+    assert packed == {"a.proj.weight": PackedTensor("a.proj.weight", CODES, None, 40, 64, 4, floats=True)}
+    assert shapes_of(packed) == set()
+    for codes in (("U8", (40, 24)), ("I32", (40, 8)), ("U8", (2, 40, 32))):
+        with pytest.raises(UnsupportedError, match="nor as MXFP4"):
+            find_packed_tensors(config, {CODES: codes}, lambda _: np.zeros(0, np.uint8), HERE)
+    with pytest.raises(UnsupportedError, match=f"'{CODES}' is U8"):
+        found(CONFIG, ("U8", (40, 32)), (40, 64))
 
 
 def test_zero_points_are_refused() -> None:
