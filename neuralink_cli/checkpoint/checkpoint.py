@@ -136,6 +136,11 @@ class Checkpoint:
         return self._beside[name]
 
     @property
+    def scales(self) -> frozenset[str]:
+        """The tensors that only weights with scales need: their scales, and the shapes of packed ones."""
+        return frozenset(tensor.scales for tensor in self.scaled.values()) | shapes_of(self.packed)
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of all tensors, as they are stored."""
         return sum(place.entry.nbytes for place in self._stored.values())
