@@ -72,6 +72,7 @@ def test_what_needs_scales_cannot_stay_as_it_is(tmp_path: Path, kind: str) -> No
     placement = write_random_placement(tmp_path / "model", tmp_path / "placement")
     cases: list[tuple[dict[str, Any], str]] = [
         ({}, "layers.0: its weights are quantised"),
+        # MXFP4 may stay so in rows, but not in the columns of down.
         ({"weights": "up=q4_0"}, "layers.0: its weights are quantised"),
         ({"weights": "q4_0", "dense_weights": "source"}, "self_attn.k_proj.weight: its weights are quantised"),
         ({"layout": "permuted"}, "has quantised weights, whose scales"),
@@ -84,14 +85,16 @@ def test_what_needs_scales_cannot_stay_as_it_is(tmp_path: Path, kind: str) -> No
         restore(tmp_path / "layout", tmp_path / "restored")
 
 
-@pytest.mark.parametrize("resident", ["none", "gate"])
+@pytest.mark.parametrize(
+    ("resident", "weights"), [("none", "up=mxfp4,down=q4_0"), ("gate", "up=mxfp4,down=q4_0"), ("none", "down=q8_0")]
+)
 def test_mxfp4_is_carried_through_as_ggml_has_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: str, weights: str
 ) -> None:
     monkeypatch.setattr(pipeline, "PIECE", 50 * 64)
     values = quantised_copy(MODEL, tmp_path / "model", MXFP4)
     placement = write_random_placement(tmp_path / "model", tmp_path / "placement", seed=1)
-    relayout(tmp_path / "model", placement, tmp_path / "layout", weights="up=mxfp4,down=q4_0", resident=resident)
+    relayout(tmp_path / "model", placement, tmp_path / "layout", weights=weights, resident=resident)
     with BundledLayout(tmp_path / "layout") as opened:
         order = opened.order("layers.1")
         block = next(block for block in opened.index.blocks if block.id == "layers.1")
