@@ -263,8 +263,8 @@ class _Described:
             )
         # Of several parts side by side, the others' are read too.
         lines = np.zeros(region.lines * region.pitch, dtype=np.uint8)
-        found = self.checkpoint.place(region.tensor).file
-        found.read_into(region.tensor, lines[: region.stop - region.start], region.start)
+        wanted = self.checkpoint.place(region.tensor).stretch(region.start, region.stop)
+        wanted.file.read_at(wanted.offset, lines[: wanted.size])
         if scales is not None:
             return torch.from_numpy(widen_scaled(lines, region, scales)[0].view(np.float32).reshape(region.lines, -1))
         own = np.ascontiguousarray(lines.reshape(region.lines, region.pitch)[:, : region.line_bytes])

@@ -14,6 +14,7 @@ from string import Template
 from neuralink_cli.architectures.architecture import Architecture, BlockPattern
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.packed_tensors import shapes_of
 from neuralink_cli.errors import UnsupportedError
 
 _LAYER, _EXPERT = "${layer}", "${expert}"
@@ -105,6 +106,7 @@ def require_described(
     named = {name for block in blocks for part in block.parts for name in (part.weight, part.bias)}
     known = {name for name in named if name is not None}
     known |= {checkpoint.scaled[name].scales for name in known & checkpoint.scaled.keys()}
+    known |= shapes_of({name: checkpoint.packed[name] for name in known & checkpoint.packed.keys()})
     ignored = [_matcher(prefix + name) for name in architecture.ignored]
     for name in sorted(checkpoint.tensors.keys() - known):
         block = next((modules[module] for module in _modules_above(name) if module in modules), None)

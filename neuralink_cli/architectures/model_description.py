@@ -29,6 +29,7 @@ class ModelDescription:
 
 
 def describe(checkpoint: Checkpoint) -> ModelDescription:
-    """Describe a checkpoint without its weights."""
-    shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items()}
+    """Describe a checkpoint without its weights, and without the scales of those that have some."""
+    scales = checkpoint.scales
+    shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items() if name not in scales}
     return ModelDescription(checkpoint.directory, checkpoint.config, shapes)

@@ -29,7 +29,7 @@ def refuse_scales(checkpoint: Checkpoint) -> None:
     Raises:
         UnsupportedError: There is one.
     """
-    known = {tensor.scales for tensor in checkpoint.scaled.values()}
+    known = checkpoint.scales
     found = [name for name in checkpoint.tensors if _is_scale(name) and name not in known]
     if found:
         raise _refusal(checkpoint, found, "which belongs to quantised weights")
@@ -52,7 +52,7 @@ def refuse_scaled_blocks(checkpoint: Checkpoint, blocks: Sequence[FFNBlock]) -> 
                 fix=WAY_OUT,
             )
     stems = {name.removesuffix(".weight") for name in weights}
-    known = weights.keys() | {tensor.scales for tensor in checkpoint.scaled.values()}
+    known = weights.keys() | checkpoint.scales
     found = [name for name in checkpoint.tensors if name not in known and _is_beside(name, stems)]
     if found:
         raise _refusal(checkpoint, found, "which looks like the scale of an FFN weight")

@@ -16,11 +16,13 @@ from neuralink_cli.checkpoint.config import quantised_error, read_config, stated
 from neuralink_cli.checkpoint.contents import missing_weights, refuse_dangling_link
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE
 from neuralink_cli.checkpoint.origin import Origin
-from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor, find_scaled_tensors
+from neuralink_cli.checkpoint.packed_tensors import PackedTensor, as_unpacked, find_packed_tensors, shapes_of
+from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor, Shape, find_scaled_tensors
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.header import TensorEntry
 from neuralink_cli.files.input_file import read_input, require_regular
 from neuralink_cli.files.json_text import canonical, read_foreign_object
+from neuralink_cli.files.pipeline import FileRange
 from neuralink_cli.files.tensor_file import TensorFile
 
 logger = logging.getLogger(__name__)
@@ -31,15 +33,25 @@ _SAMPLES = 4
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a tensor is stored: its file and its header entry."""
+    """Where a tensor is stored: its file and its header entry.
+
+    Attributes:
+        byte_bits: How many bits of the file there are for a byte of the tensor: fewer than 8 if its codes are packed.
+    """
 
     file: TensorFile
     entry: TensorEntry
+    byte_bits: int = 8
 
     @property
     def offset(self) -> int:
         """Where its bytes start in the file."""
         return self.file.header.offset_of(self.entry)
+
+    def stretch(self, start: int, stop: int) -> FileRange:
+        """What to read for bytes `start` to `stop` of the tensor; of packed codes, whole bytes that hold them."""
+        first, last = start * self.byte_bits // 8, -(-stop * self.byte_bits // 8)
+        return FileRange(self.file, self.offset + first, last - first)
 
 
 class Checkpoint:
@@ -49,6 +61,7 @@ class Checkpoint:
         origin: The hub model that the directory came from; None for a local directory.
 
     Attributes:
+        packed: The weights whose codes are packed, by the name that they would have unpacked; `tensors` has them so.
         scaled: The weights that are numbers only together with scales, by name.
 
     Raises:
@@ -62,7 +75,10 @@ class Checkpoint:
         self.config = read_config(directory)
         self._stack = ExitStack()
         self.files: tuple[TensorFile, ...] = ()
-        self._places: dict[str, TensorPlace] = {}
+        # As the files have them, and with packed codes as they would be unpacked.
+        self._stored: dict[str, TensorPlace] = {}
+        self._places: Mapping[str, TensorPlace] = self._stored
+        self.packed: Mapping[str, PackedTensor] = {}
         self._beside: dict[str, bytes] = {}
         beside = _files_beside(directory)
         try:
@@ -72,6 +88,7 @@ class Checkpoint:
             for file in self.files:
                 self._add(file)
             self._compare_with_index(listed)
+            self._unpack()
             self.scaled = self._find_scaled()
         except BaseException:
             self._stack.close()
@@ -90,7 +107,7 @@ class Checkpoint:
 
     @property
     def tensors(self) -> Mapping[str, TensorPlace]:
-        """All tensors by name."""
+        """All tensors by name; those whose codes are packed as if they were not."""
         return self._places
 
     @property
@@ -119,9 +136,14 @@ class Checkpoint:
         return self._beside[name]
 
     @property
+    def scales(self) -> frozenset[str]:
+        """The tensors that only weights with scales need: their scales, and the shapes of packed ones."""
+        return frozenset(tensor.scales for tensor in self.scaled.values()) | shapes_of(self.packed)
+
+    @property
     def total_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(place.entry.nbytes for place in self._places.values())
+        """Bytes of all tensors, as they are stored."""
+        return sum(place.entry.nbytes for place in self._stored.values())
 
     def place(self, name: str) -> TensorPlace:
         """Where a tensor is stored.
@@ -141,8 +163,8 @@ class Checkpoint:
         tensor if it has at most 16,384 bytes, else four samples of 4,096 bytes at floor(k * (size - 4096) / 3).
         """
         digest = hashlib.sha256()
-        for name in sorted(self._places):
-            file, entry = self._places[name].file, self._places[name].entry
+        for name in sorted(self._stored):
+            file, entry = self._stored[name].file, self._stored[name].entry
             digest.update(canonical([name, entry.dtype, list(entry.shape)]).encode() + b"\n")
             if entry.nbytes <= _SAMPLES * _SAMPLE_BYTES:
                 digest.update(file.read(name).data)
@@ -152,10 +174,25 @@ class Checkpoint:
                     digest.update(file.read(name, start, start + _SAMPLE_BYTES).data)
         return digest.hexdigest()
 
+    def _unpack(self) -> None:
+        """Find the weights whose codes are packed, and put them in the place of what holds their codes."""
+        self.packed = find_packed_tensors(
+            stated_quantization(self.config),
+            _shapes(self._stored),
+            lambda name: self._stored[name].file.read(name),
+            self.directory,
+        )
+        if self.packed:
+            bits = {tensor.name: tensor.bits for tensor in self.packed.values()}
+            self._places = {
+                entry.name: TensorPlace(file, entry, bits.get(entry.name, 8))
+                for file in self.files
+                for entry in as_unpacked(file.header.entries, self.packed)
+            }
+
     def _find_scaled(self) -> Mapping[str, ScaledTensor]:
         quantization = stated_quantization(self.config)
-        tensors = {name: (place.entry.dtype, place.entry.shape) for name, place in self._places.items()}
-        found = find_scaled_tensors(quantization, tensors, self.directory)
+        found = find_scaled_tensors(quantization, _shapes(self._places), self.directory, shapes_of(self.packed))
         if quantization and not found:
             raise quantised_error(quantization, self.directory)
         return found
@@ -163,27 +200,31 @@ class Checkpoint:
     def _compare_with_index(self, listed: Mapping[str, str]) -> None:
         """Check that tensors are where the index says. Some are nowhere: then the model has to do without them."""
         for name, shard in listed.items():
-            if name in self._places and self._places[name].file.path.name != shard:
+            if name in self._stored and self._stored[name].file.path.name != shard:
                 raise InputError(
-                    f"says that tensor {name!r} is in {shard}, but it is in {self._places[name].file.path.name}",
+                    f"says that tensor {name!r} is in {shard}, but it is in {self._stored[name].file.path.name}",
                     where=self.directory / SHARD_INDEX,
                 )
-        absent = [name for name in listed if name not in self._places]
+        absent = [name for name in listed if name not in self._stored]
         if absent:
             more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
             logger.info("%s names %r%s, which no shard has", self.directory / SHARD_INDEX, absent[0], more)
 
     def _add(self, file: TensorFile) -> None:
         for entry in file.header.entries:
-            if entry.name in self._places:
-                other = self._places[entry.name].file.path.name
+            if entry.name in self._stored:
+                other = self._stored[entry.name].file.path.name
                 # Even with the same bytes: which of them a reader takes would depend on the reader.
                 raise InputError(
                     f"tensor {entry.name!r} is also in {other}",
                     where=file.path,
                     fix="keep it in one of the two, the one that the index names: load the model and save it again",
                 )
-            self._places[entry.name] = TensorPlace(file, entry)
+            self._stored[entry.name] = TensorPlace(file, entry)
+
+
+def _shapes(places: Mapping[str, TensorPlace]) -> dict[str, Shape]:
+    return {name: (place.entry.dtype, place.entry.shape) for name, place in places.items()}
 
 
 def read_weight_map(path: Path) -> dict[str, str]:

@@ -1,12 +1,12 @@
-"""Weights of eight bits that are numbers together with the scales of their blocks, in checkpoints that say so.
+"""Weights of at most eight bits that are numbers together with the scales of their blocks, in checkpoints that say so.
 
-Two kinds: FP8 with block scales, as DeepSeek and Qwen publish (`weight_scale_inv`), and the int8 and FP8 weights of
-compressed-tensors (`weight_scale`). A weight is its code times the scale of its block.
+Two kinds: FP8 with block scales, as DeepSeek and Qwen publish (`weight_scale_inv`), and the int8, FP8 and packed
+weights of compressed-tensors (`weight_scale`). A weight is its code times the scale of its block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,23 @@ from neuralink_cli.errors import UnsupportedError
 # Dtype and shape of a tensor.
 Shape = tuple[str, tuple[int, ...]]
 
+# 32 codes of 4 bits, which are floating point, and a scale, a power of two whose exponent is a byte.
+MXFP4_PACKED = "mxfp4-pack-quantized"
+
 _CODES = frozenset({"F8_E4M3", "I8"})
 _SCALES = frozenset({"F32", "F16", "BF16"})
 # What the scale of `x.weight` is called.
 _FP8_SCALE, _COMPRESSED_SCALE = "weight_scale_inv", "weight_scale"
-# Formats of compressed-tensors whose codes are bytes.
-_COMPRESSED_FORMATS = frozenset({"int-quantized", "float-quantized", "naive-quantized"})
+# Formats of compressed-tensors whose codes are bytes, or packed ones that stand for bytes (see `packed_tensors.py`).
+_COMPRESSED_FORMATS = frozenset({"int-quantized", "float-quantized", "naive-quantized", "pack-quantized", MXFP4_PACKED})
+# What tensors beside a weight would mean, by the last step of their names.
+_STRANGERS = {
+    "weight_zero_point": "holds zero points: only symmetric weights are understood",
+    "weight_g_idx": "says which group a column is in (activation order), which is not understood",
+}
 _FP8_BLOCK = (128, 128)
+# Weights that share a scale in MXFP4.
+MX_BLOCK = 32
 WAY_OUT = "lay out the unquantised checkpoint (--layout permuted) and quantise the result"
 
 
@@ -42,21 +52,33 @@ def may_have_scales(quantization: Any) -> bool:
     """Whether what a config says of quantisation is of a kind whose scales are understood here."""
     if not isinstance(quantization, Mapping):
         return False
-    method = quantization.get("quant_method")
-    if method == "fp8":
+    if quantization.get("quant_method") == "fp8":
         return True
+    groups = [kind for kind, _ in stated_groups(quantization)]
+    return bool(groups) and set(groups) <= _COMPRESSED_FORMATS
+
+
+def stated_groups(quantization: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The groups of modules of a config of compressed-tensors: the format of each, and what it says of the weights."""
+    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != "compressed-tensors":
+        return
+    whole = quantization.get("format")
     groups = quantization.get("config_groups")
-    formats = {quantization.get("format")}
-    if isinstance(groups, Mapping):
-        formats |= {group.get("format") for group in groups.values() if isinstance(group, Mapping)} - {None}
-    return method == "compressed-tensors" and formats <= _COMPRESSED_FORMATS
+    stated = [group for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
+    for group in stated or [{}]:
+        weights = group.get("weights")
+        yield str(group.get("format") or whole), weights if isinstance(weights, Mapping) else {}
 
 
-def find_scaled_tensors(quantization: Any, tensors: Mapping[str, Shape], where: Path) -> dict[str, ScaledTensor]:
+def find_scaled_tensors(
+    quantization: Any, tensors: Mapping[str, Shape], where: Path, understood: Collection[str] = ()
+) -> dict[str, ScaledTensor]:
     """The weights that have scales, by name; none if the config says nothing of quantisation that is understood here.
 
     Args:
         quantization: The `quantization_config` of the config.
+        tensors: Those of the checkpoint, with packed codes as they would be unpacked.
+        understood: Other tensors that belong to quantised weights, which others understand.
 
     Raises:
         UnsupportedError: Scales of another shape or dtype than is understood here, codes without scales, or other
@@ -67,6 +89,7 @@ def find_scaled_tensors(quantization: Any, tensors: Mapping[str, Shape], where: 
     fp8 = quantization["quant_method"] == "fp8"
     ending = _FP8_SCALE if fp8 else _COMPRESSED_SCALE
     block = _block_of(quantization) if fp8 else None
+    exponents = any(kind == MXFP4_PACKED for kind, _ in stated_groups(quantization))
     found = {}
     for name, (dtype, shape) in tensors.items():
         scales = f"{name.removesuffix('weight')}{ending}"
@@ -76,7 +99,8 @@ def find_scaled_tensors(quantization: Any, tensors: Mapping[str, Shape], where: 
             raise UnsupportedError(f"tensor {name!r} is {dtype}, but has no scales", where=where, fix=WAY_OUT)
         scale_dtype, scale_shape = tensors[scales]
         size = _block_size(shape, scale_shape, block)
-        if dtype not in _CODES or scale_dtype not in _SCALES or size is None:
+        as_scales = scale_dtype in _SCALES or (exponents and scale_dtype == "U8" and size == (1, MX_BLOCK))
+        if dtype not in _CODES or not as_scales or size is None:
             raise UnsupportedError(
                 f"tensor {name!r} is {dtype} {list(shape)} with scales {scale_dtype} {list(scale_shape)}, which is "
                 "not understood",
@@ -84,13 +108,12 @@ def find_scaled_tensors(quantization: Any, tensors: Mapping[str, Shape], where: 
                 fix=WAY_OUT,
             )
         found[name] = ScaledTensor(name, scales, shape[0], shape[1], *size)
-    known = {tensor.scales for tensor in found.values()}
+    known = {tensor.scales for tensor in found.values()} | set(understood)
     for name in tensors:
-        # A list of groups, say, without which the scales mean something else.
+        # Without which the scales may mean something else.
         if name not in known and _weight_of(name) in found:
-            raise UnsupportedError(
-                f"tensor {name!r} belongs to quantised weights, and is not understood", where=where, fix=WAY_OUT
-            )
+            what = _STRANGERS.get(name.rpartition(".")[2], "belongs to quantised weights, and is not understood")
+            raise UnsupportedError(f"tensor {name!r} {what}", where=where, fix=WAY_OUT)
     return found
 
 

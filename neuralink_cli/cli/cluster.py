@@ -57,8 +57,8 @@ Examples:
     shell_complete=_order_names,
     help="Order to store: original (as in the checkpoint), frequency (hottest first), reverse-cuthill-mckee or "
     "spectral (from graph theory), linked (by co-activation, the published method), refined (linked, then refined to "
-    "cost less on the device), imported (see --order-from), or one that an installed package adds. A block keeps its original "
-    "order if that costs less on held-out tokens.",
+    "cost less on the device), imported (see --order-from), or one that an installed package adds. A block keeps its "
+    "original order if that costs less on held-out tokens.",
 )
 @click.option(
     "--order-from",

@@ -26,7 +26,7 @@ from neuralink_cli.cli.options import (
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
 from neuralink_cli.layout.names import BUNDLED, LAYOUT_KINDS, RESIDENT_CHOICES
 from neuralink_cli.sizes import human_bytes
-from neuralink_cli.weight_formats.formats import DENSE_BESIDE_ROUNDED, FORMAT_NAMES, NEAREST, ROUNDINGS, SOURCE
+from neuralink_cli.weight_formats.formats import DENSE_BESIDE_ROUNDED, DENSE_FORMAT_NAMES, NEAREST, ROUNDINGS, SOURCE
 
 if TYPE_CHECKING:
     from neuralink_cli.architectures.architecture import Architecture
@@ -75,7 +75,7 @@ Examples:
 @weights_option("Format to store FFN weights in")
 @click.option(
     "--dense-weights",
-    type=click.Choice(FORMAT_NAMES),
+    type=click.Choice(DENSE_FORMAT_NAMES),
     help="Format of the matrices outside the FFN blocks (attention, embeddings, output head).  [default: "
     f"{DENSE_BESIDE_ROUNDED} if --weights rounds any, else {SOURCE}]",
 )

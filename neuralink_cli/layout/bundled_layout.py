@@ -19,18 +19,26 @@ from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import TensorPlace
 from neuralink_cli.checkpoint.config import stated_quantization
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE
+from neuralink_cli.checkpoint.packed_tensors import PACKED, PackedTensor, as_unpacked, find_packed_tensors, shapes_of
 from neuralink_cli.checkpoint.scaled_tensors import find_scaled_tensors
 from neuralink_cli.errors import InputError, VerificationError
-from neuralink_cli.files.header import DTYPE_BITS, LENGTH_BYTES, Header, parse_header
+from neuralink_cli.files.header import DTYPE_BITS, LENGTH_BYTES, Header, TensorEntry, parse_header
 from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.gathering import Gathering, gatherings_of
 from neuralink_cli.layout.index import read_flash_index
 from neuralink_cli.layout.names import FLASH_FILE
-from neuralink_cli.layout.plan import DenseTensor, FlashBlock, ResidentTensor, SourcePiece, TensorRange
+from neuralink_cli.layout.plan import BundlePart, DenseTensor, FlashBlock, ResidentTensor, SourcePiece, TensorRange
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, is_permutation
-from neuralink_cli.weight_formats.formats import SCALED_DTYPES, SOURCE, part_bytes, require_convertible
+from neuralink_cli.weight_formats.formats import (
+    MXFP4,
+    ROUNDING_FORMATS,
+    SCALED_DTYPES,
+    SOURCE,
+    part_bytes,
+    require_convertible,
+)
 
 
 class BundledLayout:
@@ -79,7 +87,7 @@ class BundledLayout:
         Raises:
             VerificationError: A tensor cannot be rebuilt whole, or the source does not have it.
         """
-        stated = {entry.name: entry for header in self.source_headers.values() for entry in header.entries}
+        stated = {entry.name: entry for entries in self.source_entries.values() for entry in entries}
         pieces: dict[str, list[SourcePiece]] = {}
         for piece in self._pieces():
             pieces.setdefault(piece.part.source, []).append(piece)
@@ -116,12 +124,35 @@ class BundledLayout:
         return headers
 
     @cached_property
+    def source_entries(self) -> dict[str, tuple[TensorEntry, ...]]:
+        """The tensors of the source's weight files, those whose codes are packed as if they were not, by file name."""
+        return {name: as_unpacked(header.entries, self._packed) for name, header in self.source_headers.items()}
+
+    @cached_property
     def scales(self) -> frozenset[str]:
-        """The tensors of the source that are nothing but scales of weights that the layout holds rounded."""
-        config = read_foreign_object(self.directory / CONFIG_FILE)
-        tensors = {e.name: (e.dtype, e.shape) for header in self.source_headers.values() for e in header.entries}
-        found = find_scaled_tensors(stated_quantization(config), tensors, self.directory)
-        return frozenset(tensor.scales for tensor in found.values())
+        """The tensors of the source that only weights need which the layout holds rounded: scales, and shapes."""
+        tensors = {e.name: (e.dtype, e.shape) for entries in self.source_entries.values() for e in entries}
+        shapes = shapes_of(self._packed)
+        found = find_scaled_tensors(self._quantization, tensors, self.directory, shapes)
+        return frozenset(tensor.scales for tensor in found.values()) | shapes
+
+    @cached_property
+    def _packed(self) -> dict[str, PackedTensor]:
+        stored = {e.name: (e.dtype, e.shape) for header in self.source_headers.values() for e in header.entries}
+        if not any(name.endswith(f".{PACKED}") for name in stored):
+            return {}
+        return find_packed_tensors(self._quantization, stored, self._read_shape, self.directory)
+
+    def _read_shape(self, name: str) -> Bytes:
+        entry = self.file.entry(name)
+        stated = next(e for header in self.source_headers.values() for e in header.entries if e.name == name)
+        if (entry.dtype, entry.shape) != (stated.dtype, stated.shape):
+            raise VerificationError(f"tensor {name!r} is not that of the source", where=self.file.path)
+        return self.file.read(name)
+
+    @property
+    def _quantization(self) -> Any:
+        return stated_quantization(read_foreign_object(self.directory / CONFIG_FILE))
 
     @property
     def fingerprint(self) -> str:
@@ -242,6 +273,9 @@ class BundledLayout:
                 where=self.directory,
             )
         rows = {kept.weights for kept in block.resident if kept.kind == "rows"}
+        stored: tuple[BundlePart | ResidentTensor, ...] = (*block.parts, *block.resident)
+        if any(part.weights == MXFP4.name and part.neuron_axis != 0 for part in stored):
+            raise VerificationError(f"{block.id} has columns as {MXFP4.name}", where=self.directory)
         for weights in rows | {part.weights for part in block.parts}:
             scaled = weights != SOURCE and block.dtype in SCALED_DTYPES
             require_convertible(weights, block.id, block.hidden, block.dtype, scaled=scaled)
@@ -298,13 +332,15 @@ class BundledLayout:
             )
 
     def _check_dense(self, tensor: DenseTensor) -> None:
+        if tensor.weights not in ROUNDING_FORMATS:
+            raise VerificationError(f"tensor {tensor.name!r} is stored as {tensor.weights}", where=self.directory)
         scaled = tensor.dtype in SCALED_DTYPES
         require_convertible(tensor.weights, tensor.name, tensor.columns, tensor.dtype, scaled=scaled)
         self._check_place(tensor.place, "U8", (*tensor.place.shape[:1], tensor.row_bytes))
 
     def _check_sources(self) -> None:
         """Check that every tensor of the source is there, unchanged or in a form to rebuild it from."""
-        stated = {entry.name: entry for header in self.source_headers.values() for entry in header.entries}
+        stated = {entry.name: entry for entries in self.source_entries.values() for entry in entries}
         kept_names = stated.keys() - self.made_slabs.keys()
         for tensor in self.index.dense:
             if tensor.name not in kept_names or self.dense[tensor.name] is not tensor:

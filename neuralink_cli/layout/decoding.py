@@ -49,8 +49,8 @@ def write_decoded(layout: BundledLayout, directory: Path, progress: Callable[[in
         if any(piece.part.weights != SOURCE for slab in slabs for piece in slab.pieces)
     }
     wide = rounded | layout.dense.keys()
-    for file, header in layout.source_headers.items():
-        entries = [entry for entry in header.entries if entry.name not in layout.scales]
+    for file, stated in layout.source_entries.items():
+        entries = [entry for entry in stated if entry.name not in layout.scales]
         specs = [(e.name, "F32" if e.name in wide else e.dtype, e.shape) for e in entries]
         sections: list[Section] = [ready(build_header(specs, {"format": "pt"}).prelude)]
         for entry in entries:

@@ -11,7 +11,6 @@ from neuralink_cli.architectures.regions import stretches
 from neuralink_cli.arrays import Bytes
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.files import pipeline
-from neuralink_cli.files.byte_file import ByteFile
 from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import FileRange, Scratch
 from neuralink_cli.files.sections import Section
@@ -24,13 +23,14 @@ from neuralink_cli.weight_formats.scaled import read_scales, widen_rows
 
 def source_reads(tensor: DenseTensor, checkpoint: Checkpoint) -> tuple[FileRange, ...]:
     """The stretches of rows in the source."""
-    place = checkpoint.place(tensor.name)
-    return tuple(_ranges(tensor, place.file, place.offset, tensor.source_row_bytes))
+    place, row = checkpoint.place(tensor.name), tensor.source_row_bytes
+    return tuple(place.stretch(first * row, (first + count) * row) for first, count in _cuts(tensor))
 
 
 def stored_reads(tensor: DenseTensor, file: TensorFile) -> tuple[FileRange, ...]:
     """The same stretches of rows in the layout."""
-    return tuple(_ranges(tensor, file, tensor.place.offset, tensor.row_bytes))
+    start, row = tensor.place.offset, tensor.row_bytes
+    return tuple(FileRange(file, start + first * row, count * row) for first, count in _cuts(tensor))
 
 
 def rounded(
@@ -86,8 +86,3 @@ def decoded_rows(tensor: DenseTensor, stored: Bytes) -> npt.NDArray[np.float32]:
 
 def _cuts(tensor: DenseTensor) -> Iterator[tuple[int, int]]:
     return stretches(tensor.rows, tensor.source_row_bytes, pipeline.PIECE)
-
-
-def _ranges(tensor: DenseTensor, file: ByteFile, start: int, row_bytes: int) -> Iterator[FileRange]:
-    for first, count in _cuts(tensor):
-        yield FileRange(file, start + first * row_bytes, count * row_bytes)

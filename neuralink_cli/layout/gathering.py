@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from neuralink_cli.architectures.regions import Region, stretches
 from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.files import pipeline
 from neuralink_cli.files.header import DTYPE_BITS
 from neuralink_cli.files.pipeline import FileRange
 from neuralink_cli.layout.plan import FlashBlock
-from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, BLOCK_WEIGHTS, SOURCE
+from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, BLOCK_WEIGHTS, MXFP4, SOURCE
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Gathering:
         # Imported here because numba is slow to import and a quick look at a layout does not need it.
         from neuralink_cli.layout.bundling import gather_part
         from neuralink_cli.weight_formats.quantising import gather_quantised
-        from neuralink_cli.weight_formats.scaled import read_scales, widen_scaled
+        from neuralink_cli.weight_formats.scaled import carry_quantised, read_scales, widen_scaled
 
         element_bytes = DTYPE_BITS[self.dtype] // 8
         scales = {part: read_scales(checkpoint, part.region.tensor) for part in self.parts if part.weights != SOURCE}
@@ -82,6 +83,13 @@ class Gathering:
                 continue
             kind, dtype = BLOCK_FORMATS[part.weights], self.dtype
             own_scales = scales[part]
+            if kind is MXFP4:
+                if own_scales is None or own_scales.exponents is None:
+                    raise UnsupportedError(f"is not MXFP4, which {self.block} has it as", where=part.region.tensor)
+                bad = carry_quantised(lines, some, first, slots, own_scales, made, self.stride, part.offset)
+                if bad is not None:
+                    raise bad.error(f"{part.region.tensor} ({self.block})", kind)
+                continue
             if own_scales is not None:
                 lines, some = widen_scaled(lines, some, own_scales)
                 dtype = "F32"
@@ -117,5 +125,4 @@ def gatherings_of(blocks: Sequence[FlashBlock], rounding: str) -> dict[str, Gath
 
 
 def _lines_of(checkpoint: Checkpoint, region: Region) -> FileRange:
-    place = checkpoint.place(region.tensor)
-    return FileRange(place.file, place.offset + region.start, region.stop - region.start)
+    return checkpoint.place(region.tensor).stretch(region.start, region.stop)

@@ -44,8 +44,7 @@ def describe_source(layout: Layout) -> ModelDescription:
     Raises:
         InputError: The layout has no readable config.json.
     """
-    entries = (entry for header in layout.source_headers.values() for entry in header.entries)
-    shapes = {entry.name: entry.shape for entry in entries}
+    shapes = {entry.name: entry.shape for entries in layout.source_entries.values() for entry in entries}
     return ModelDescription(layout.directory, read_foreign_object(layout.directory / CONFIG_FILE), shapes)
 
 

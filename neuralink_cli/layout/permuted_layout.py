@@ -15,7 +15,7 @@ from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint, TensorPlace
 from neuralink_cli.checkpoint.file_names import PERMUTED_INDEX, SHARD_INDEX
 from neuralink_cli.errors import InputError, VerificationError
-from neuralink_cli.files.header import DTYPE_BITS, Header
+from neuralink_cli.files.header import DTYPE_BITS, Header, TensorEntry
 from neuralink_cli.files.input_file import read_input
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.gathering import Gathering
@@ -95,6 +95,11 @@ class PermutedLayout:
     def source_headers(self) -> dict[str, Header]:
         """The headers of the source's weight files, which a permutation does not change, by file name."""
         return {file.path.name: file.header for file in self.checkpoint.files}
+
+    @property
+    def source_entries(self) -> dict[str, tuple[TensorEntry, ...]]:
+        """The tensors of the source's weight files, by file name."""
+        return {name: header.entries for name, header in self.source_headers.items()}
 
     @property
     def verbatim(self) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from neuralink_cli.weight_formats.formats import (
     DENSE_BESIDE_ROUNDED,
     NEAREST,
     SOURCE,
-    parse_weight_format,
+    parse_dense_format,
     parse_weight_formats,
 )
 
@@ -243,7 +243,7 @@ class RelayoutOptions:
         rounded = any(name != SOURCE for name in self.formats.values())
         if self.dense_weights is None:
             return DENSE_BESIDE_ROUNDED if rounded else SOURCE
-        return parse_weight_format(self.dense_weights, "--dense-weights")
+        return parse_dense_format(self.dense_weights, "--dense-weights")
 
     @property
     def formats(self) -> dict[str, str]:

@@ -43,9 +43,11 @@ from neuralink_cli.layout.tensor_specs import (
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement, PlacementBlock
 from neuralink_cli.weight_formats.formats import (
     AS_IN_SOURCE,
+    MXFP4,
     NEAREST,
     ROUNDINGS,
     SOURCE,
+    require_carried,
     require_convertible,
     require_roles,
 )
@@ -199,9 +201,13 @@ def plan_bundled(
         UnsupportedError: A block whose parts differ in dtype, or cannot be rounded to a format; or a checkpoint that
             uses a tensor name of the layout.
     """
+    weights = {role: _as_in_source(checkpoint, blocks, role, name) for role, name in weights.items()}
     for block in blocks:
         for part in block.parts:
             scaled = part.weight in checkpoint.scaled
+            if weights[part.role] == MXFP4.name:
+                floats = _is_mxfp4(checkpoint, part)
+                require_carried(block.id, part.role, part.neuron_axis, block.hidden, part.start, floats=floats)
             require_convertible(weights[part.role], block.id, block.hidden, part.dtype, scaled=scaled)
     bundled = {block.id: _bundled_parts(checkpoint, block, resident) for block in blocks}
     specs = bundle_specs(blocks, bundled, alignment, weights)
@@ -232,6 +238,18 @@ def plan_bundled(
         rounding=rounding,
         dense=tuple(_dense_tensor(checkpoint, ranges[name], dense_weights) for name in dense),
     )
+
+
+def _as_in_source(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], role: str, weights: str) -> str:
+    """The format of a role: rows that are MXFP4 in the source stay so as mxfp4, not in the bytes of the source."""
+    parts = [part for block in blocks for part in block.parts if part.role == role]
+    stays = all(_is_mxfp4(checkpoint, part) and part.neuron_axis == 0 for part in parts)
+    return MXFP4.name if parts and weights == SOURCE and stays else weights
+
+
+def _is_mxfp4(checkpoint: Checkpoint, part: BlockPart) -> bool:
+    packed = checkpoint.packed.get(part.weight)
+    return packed is not None and packed.floats
 
 
 def _bundled_parts(checkpoint: Checkpoint, block: FFNBlock, resident: str) -> tuple[BlockPart, ...]:

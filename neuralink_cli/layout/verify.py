@@ -131,7 +131,7 @@ def layout_bytes(layout: Layout) -> int:
 
 def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, where: Path) -> None:
     stated = {entry.name: (entry.dtype, entry.shape) for header in headers.values() for entry in header.entries}
-    found = {name: (place.entry.dtype, place.entry.shape) for name, place in checkpoint.tensors.items()}
+    found = {e.name: (e.dtype, e.shape) for file in checkpoint.files for e in file.header.entries}
     if stated != found:
         name = sorted(dict(set(stated.items()) ^ set(found.items())))[0]
         ours, theirs = stated.get(name, "missing"), found.get(name, "missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.checkpoint.config import read_config, stated_quantization
 from neuralink_cli.checkpoint.scaled_tensors import may_have_scales
-from neuralink_cli.errors import InputError, OptionError, UnsupportedError, first_line
+from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, UnsupportedError, first_line
 from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.models.model_class import activate_up_projections, model_class, stand_in_config
 from neuralink_cli.models.model_errors import explained_model_errors
@@ -56,7 +57,8 @@ def load_model(
         InputError: Weights are missing or do not fit, or transformers fails for another reason.
         UnsupportedError: The model comes with code of its own, and nothing is said about it.
         OptionError: The device or dtype is not available, or the device does not support the limit.
-        MissingDependencyError: The weights do not fit, and accelerate is not installed.
+        MissingDependencyError: The weights do not fit, and accelerate is not installed; or they are those of
+            compressed-tensors, and the package is not.
     """
     code = settle_own_code(directory, architecture, trust=trust_remote_code, ignore=ignore_remote_code)
     place = find_device(device)
@@ -71,6 +73,7 @@ def load_model(
         raise UnsupportedError(
             f"its own code has {', '.join(sorted(own))} and no {auto_class.__name__}", where=directory
         )
+    dequantising = _dequantising(directory)
     try:
         with warnings.catch_warnings(), quiet_accelerate():
             warnings.simplefilter("ignore")
@@ -82,9 +85,11 @@ def load_model(
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 **({} if config is None else {"config": config}),
-                **_dequantising(directory),
+                **dequantising,
                 **placement,
             )
+        if dequantising:
+            _widen(model, dtype)
         if not placement:
             model = model.to(place)
     except Exception as error:
@@ -103,14 +108,32 @@ def load_model(
 def _dequantising(directory: Path) -> dict[str, Any]:
     """Options that have transformers load the weights of compressed-tensors as numbers; FP8 it does by itself on CPUs.
 
-    transformers asks for the package compressed-tensors then.
+    Raises:
+        MissingDependencyError: transformers needs the package compressed-tensors for that, which is not installed.
     """
     quantization = stated_quantization(read_config(directory))
     if not may_have_scales(quantization) or quantization["quant_method"] != "compressed-tensors":
         return {}
+    if importlib.util.find_spec("compressed_tensors") is None:
+        raise MissingDependencyError(
+            "is quantised (compressed-tensors): transformers loads such models with the Python package of that name",
+            where=directory,
+            fix="pip install compressed-tensors",
+        )
     from transformers import CompressedTensorsConfig
 
     return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+
+
+def _widen(model: Any, dtype: str) -> None:
+    """Give all weights the dtype that was asked for: transformers leaves those of experts in that of their scales."""
+    if dtype == "auto":
+        return
+    wanted = getattr(torch, dtype)
+    for parameter in model.parameters():
+        # What is kept in float32 is meant to be.
+        if parameter.is_floating_point() and parameter.dtype not in (wanted, torch.float32):
+            parameter.data = parameter.data.to(wanted)
 
 
 def compute_dtype(dtype: str, device: torch.device) -> str:

@@ -45,10 +45,17 @@ class MemoryLimit:
 def weight_bytes(directory: Path, dtype: str) -> int:
     """Bytes that the weights of a checkpoint take in a dtype; "auto" is their own dtype."""
     with Checkpoint(directory) as checkpoint:
+        scaled = checkpoint.scaled.keys()
         entries = [place.entry for place in checkpoint.tensors.values()]
-    if dtype == "auto":
-        return sum(entry.nbytes for entry in entries)
-    return sum(prod(entry.shape) * FLOAT_BYTES[dtype] if entry.dtype in _FLOATS else entry.nbytes for entry in entries)
+    total = 0
+    for entry in entries:
+        if entry.name in scaled:
+            # transformers makes numbers of codes and scales as it loads them.
+            total += prod(entry.shape) * FLOAT_BYTES.get(dtype, 2)
+        else:
+            widened = dtype != "auto" and entry.dtype in _FLOATS
+            total += prod(entry.shape) * FLOAT_BYTES[dtype] if widened else entry.nbytes
+    return total
 
 
 def placement_options(directory: Path, dtype: str, device: torch.device, limit: MemoryLimit) -> dict[str, Any]:

@@ -132,8 +132,8 @@ def dense_entries(layout: BundledLayout) -> Iterator[TensorEntry]:
     """The tensors of the source that are not part of a block, as its headers state them."""
     of_blocks = {kept.source for block in layout.index.blocks for kept in block.resident} | layout.made_slabs.keys()
     of_blocks |= layout.scales
-    for header in layout.source_headers.values():
-        yield from (entry for entry in header.entries if entry.name not in of_blocks)
+    for entries in layout.source_entries.values():
+        yield from (entry for entry in entries if entry.name not in of_blocks)
 
 
 def compute_dtype(dtype: str, layout: BundledLayout) -> str:

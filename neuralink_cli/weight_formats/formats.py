@@ -51,9 +51,14 @@ class BlockFormat:
 Q8_0 = BlockFormat("q8_0", BLOCK_WEIGHTS, 34)
 Q4_0 = BlockFormat("q4_0", BLOCK_WEIGHTS, 18)
 IQ4_NL = BlockFormat("iq4_nl", BLOCK_WEIGHTS, 18)
+# Only for weights that are MXFP4 in the source: they keep their codes and scales.
+MXFP4 = BlockFormat("mxfp4", BLOCK_WEIGHTS, 17)
 
-BLOCK_FORMATS: Mapping[str, BlockFormat] = MappingProxyType({each.name: each for each in (Q8_0, Q4_0, IQ4_NL)})
+# Those that any weights can be rounded to, and all.
+ROUNDING_FORMATS: Mapping[str, BlockFormat] = MappingProxyType({each.name: each for each in (Q8_0, Q4_0, IQ4_NL)})
+BLOCK_FORMATS: Mapping[str, BlockFormat] = MappingProxyType({**ROUNDING_FORMATS, MXFP4.name: MXFP4})
 FORMAT_NAMES = (SOURCE, *BLOCK_FORMATS)
+DENSE_FORMAT_NAMES = (SOURCE, *ROUNDING_FORMATS)
 
 
 def part_bytes(name: str, hidden: int, element_bytes: int) -> int:
@@ -121,6 +126,20 @@ def parse_weight_format(text: str, option: str) -> str:
     return name
 
 
+def parse_dense_format(text: str, option: str) -> str:
+    """The name of a format for matrices outside the blocks: `source`, or one that they are rounded to.
+
+    Raises:
+        OptionError: There is none of this name.
+    """
+    name = text.strip()
+    if name not in DENSE_FORMAT_NAMES:
+        raise OptionError(
+            f"{name!r} is no format to round to", where=option, fix=f"choose from {', '.join(DENSE_FORMAT_NAMES)}"
+        )
+    return name
+
+
 def require_convertible(name: str, block: str, hidden: int, dtype: str, *, scaled: bool = False) -> None:
     """Check that rows of `hidden` weights of `dtype` can be stored in the format `name`.
 
@@ -136,7 +155,7 @@ def require_convertible(name: str, block: str, hidden: int, dtype: str, *, scale
         raise UnsupportedError(
             f"its weights are quantised ({dtype} with scales): they can be rounded to a weight format, not left so",
             where=block,
-            fix=f"use --weights and --dense-weights with {', '.join(BLOCK_FORMATS)}",
+            fix=f"use --weights and --dense-weights with {', '.join(ROUNDING_FORMATS)}",
         )
     if name == SOURCE:
         return
@@ -152,6 +171,33 @@ def require_convertible(name: str, block: str, hidden: int, dtype: str, *, scale
             f"a row has {hidden:,} weights, which is not a multiple of {weights}, the weights of a {name} block",
             where=block,
             fix=f"use the weight format {SOURCE} for this model",
+        )
+
+
+def require_carried(block: str, role: str, neuron_axis: int, hidden: int, start: int, *, floats: bool) -> None:
+    """Check that weights of a part can be carried through as mxfp4: whole blocks of a neuron, with their scales.
+
+    Args:
+        block: Id of the FFN block, for errors.
+        start: Where its first neuron starts in the source, in weights.
+        floats: Whether they are MXFP4 in the source.
+
+    Raises:
+        UnsupportedError: They cannot.
+    """
+    others = f"use another format for {role}, as {role}=q8_0"
+    if not floats:
+        raise UnsupportedError(
+            f"the {role} weights are not MXFP4, and other weights are never rounded to {MXFP4.name}",
+            where=block,
+            fix=others,
+        )
+    if neuron_axis != 0 or hidden % BLOCK_WEIGHTS or start % BLOCK_WEIGHTS:
+        raise UnsupportedError(
+            f"blocks of the {role} weights run across neurons, so a neuron has no scales of its own to keep in "
+            f"{MXFP4.name}",
+            where=block,
+            fix=others,
         )
 
 

@@ -21,7 +21,7 @@ from neuralink_cli.weight_formats.block_kernels import (
     gather_columns,
     gather_rows,
 )
-from neuralink_cli.weight_formats.formats import BLOCK_WEIGHTS, IQ4_NL, NEAREST, SEARCH, BlockFormat
+from neuralink_cli.weight_formats.formats import BLOCK_WEIGHTS, IQ4_NL, NEAREST, ROUNDING_FORMATS, SEARCH, BlockFormat
 
 Values = npt.NDArray[np.float32]
 
@@ -93,6 +93,8 @@ def gather_quantised(
     hidden = width if by_rows else first + region.lines
     if hidden % BLOCK_WEIGHTS or (not by_rows and first % BLOCK_WEIGHTS):
         raise ValueError(f"lines {first} to {first + region.lines} of {width} weights are not whole blocks")
+    if weight_format.name not in ROUNDING_FORMATS:
+        raise ValueError(f"nothing is rounded to {weight_format.name}")
     if importance is not None and rounding != SEARCH:
         raise ValueError("only a search weighs errors")
     weights = np.ones(hidden, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32)

@@ -19,6 +19,7 @@ from neuralink_cli.architectures.model_description import ModelDescription, desc
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
 from tests.checkpoints import HIDDEN, NEURONS, RawTensor, tensors_of, write_checkpoint
+from tests.scaled import FP8, INT8, MXFP4, PACKED4, quantised_copy
 from tests.tiny_models import FAMILIES, build_model
 
 Shapes = dict[str, tuple[int, ...]]
@@ -447,3 +448,12 @@ def test_the_blocks_of_what_is_inferred_are_found(tmp_path: Path) -> None:
     assert [(block.id, block.neurons, block.hidden) for block in found] == [
         (f"layers.{layer}", NEURONS, HIDDEN) for layer in range(2)
     ]
+
+
+@pytest.mark.parametrize("kind", [FP8, INT8, PACKED4, MXFP4])
+def test_scales_that_are_understood_change_nothing(tmp_path: Path, kind: str) -> None:
+    model = Path(__file__).parent.parent.parent / "examples/tiny-relu"
+    quantised_copy(model, tmp_path / "model", kind, (1, 32) if kind == PACKED4 else (48, 80))
+    with Checkpoint(model) as plain, Checkpoint(tmp_path / "model") as quantised:
+        assert describe(quantised).shapes == describe(plain).shapes
+        assert infer_architecture(describe(quantised)) == infer_architecture(describe(plain))

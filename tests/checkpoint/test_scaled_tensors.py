@@ -13,6 +13,7 @@ from neuralink_cli.errors import UnsupportedError
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 GROUPS = {"a": {"format": "nvfp4-pack"}}
 INT8 = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+MIXED = {"a": {"format": "pack-quantized"}, "b": {"format": "int-quantized"}}
 W, HERE = "a.proj.weight", Path("model")
 
 
@@ -26,6 +27,7 @@ W, HERE = "a.proj.weight", Path("model")
         (INT8, "I8", (200, 1), (1, 300)),
         (INT8, "I8", (1,), (200, 300)),
         (INT8, "I8", (200, 10), (1, 30)),
+        ({**INT8, "format": "mixed-precision", "config_groups": MIXED}, "I8", (200, 10), (1, 30)),
         ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "F8_E4M3", (200, 1), (1, 300)),
     ],
 )
@@ -62,8 +64,13 @@ def test_codes_without_scales_and_strangers_beside_them_are_refused() -> None:
     assert set(find_scaled_tensors(INT8, known, HERE)) == {W}
     with pytest.raises(UnsupportedError, match=r"'b\.weight' is I8, but has no scales"):
         find_scaled_tensors(INT8, {**known, "b.weight": ("I8", (4, 64))}, HERE)
-    with pytest.raises(UnsupportedError, match=f"'{W}_g_idx' belongs to quantised weights"):
-        find_scaled_tensors(INT8, {**known, f"{W}_g_idx": ("I32", (64,))}, HERE)
+    strange: dict[str, Shape] = {**known, f"{W}_shape": ("I64", (2,))}
+    with pytest.raises(UnsupportedError, match=f"'{W}_shape' belongs to quantised weights"):
+        find_scaled_tensors(INT8, strange, HERE)
+    assert set(find_scaled_tensors(INT8, strange, HERE, {f"{W}_shape"})) == {W}
+    for last, told in (("g_idx", "activation order"), ("zero_point", "zero points")):
+        with pytest.raises(UnsupportedError, match=f"'{W}_{last}' .*{told}"):
+            find_scaled_tensors(INT8, {**known, f"{W}_{last}": ("I32", (64,))}, HERE)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +79,8 @@ def test_codes_without_scales_and_strangers_beside_them_are_refused() -> None:
         None,
         "fp8",
         {"quant_method": "gptq"},
-        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+        {"quant_method": "compressed-tensors", "format": ["pack-quantized"]},
+        {"quant_method": "compressed-tensors", "format": "marlin-24"},
         {"quant_method": "compressed-tensors"},
         {
             "quant_method": "compressed-tensors",

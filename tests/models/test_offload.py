@@ -21,6 +21,7 @@ from neuralink_cli.runtime.output_comparison import compare_outputs
 from tests.conftest import ModelFactory
 from tests.families import FAMILY
 from tests.profile_requests import ProfileRequest, profile
+from tests.scaled import INT8, PACKED4, quantised_copy
 from tests.tiny_models import PLAIN, TEXT
 
 # They take the weights of their relative positions without running the module that holds them.
@@ -86,6 +87,16 @@ def test_what_weights_take(model: ModelFactory) -> None:
     assert weight_bytes(model("opt", dtype="bfloat16"), "float32") == 2 * own
     assert weight_bytes(model("opt", dtype="bfloat16"), "float16") == own
     assert weight_bytes(model("opt"), "auto") == 2 * own
+
+
+@pytest.mark.parametrize("kind", [INT8, PACKED4])
+def test_what_quantised_weights_take_once_they_are_numbers(tmp_path: Path, kind: str) -> None:
+    source = Path(__file__).parent.parent.parent / "examples/tiny-relu"
+    quantised_copy(source, tmp_path / "model", kind)
+    for dtype, size in (("float32", 4), ("bfloat16", 2), ("auto", 2)):
+        plain = weight_bytes(source, "bfloat16" if dtype == "auto" else dtype)
+        # The scales, one for each row, and the shapes come on top.
+        assert plain < weight_bytes(tmp_path / "model", dtype) < plain + 24 * 1000 * size
 
 
 @pytest.mark.parametrize(("device", "memory"), [("cpu", 0), ("meta", 10**6)])

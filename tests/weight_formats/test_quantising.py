@@ -23,9 +23,11 @@ from neuralink_cli.weight_formats.formats import (
     BLOCK_FORMATS,
     CONVERTIBLE_DTYPES,
     IQ4_NL,
+    MXFP4,
     NEAREST,
     Q4_0,
     Q8_0,
+    ROUNDING_FORMATS,
     SEARCH,
     BlockFormat,
     parse_weight_formats,
@@ -39,6 +41,7 @@ GGML = {
     Q8_0: GGMLQuantizationType.Q8_0,
     Q4_0: GGMLQuantizationType.Q4_0,
     IQ4_NL: GGMLQuantizationType.IQ4_NL,
+    MXFP4: GGMLQuantizationType.MXFP4,
 }
 LARGEST_HALF = np.float32(65504)
 LEVELS = np.array(IQ4_NL_LEVELS, np.float32)
@@ -480,6 +483,8 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         gather(Region("t", 0, 0, 128, 64, 128), 0, importance=np.ones(32, np.float32))
     with pytest.raises(ValueError, match="importance of 31"):
         gather(Region("t", 0, 0, 128, 64, 128), 0, importance=np.ones(31, np.float32), rounding=SEARCH)
+    with pytest.raises(ValueError, match="nothing is rounded to mxfp4"):
+        quantise(np.zeros((1, 32), np.float32), MXFP4, np.zeros((1, 17), np.uint8))
 
 
 # --- Names and sizes.
@@ -488,11 +493,11 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
 def test_formats_have_the_sizes_of_ggml() -> None:
     from gguf import GGML_QUANT_SIZES
 
-    for weight_format in FORMATS:
+    for weight_format in BLOCK_FORMATS.values():
         sizes = (weight_format.block_weights, weight_format.block_bytes)
         assert sizes == GGML_QUANT_SIZES[GGML[weight_format]]
-    assert list(BLOCK_FORMATS.values()) == list(FORMATS)
-    assert list(CANDIDATES) == list(BLOCK_FORMATS)
+    assert list(ROUNDING_FORMATS.values()) == list(FORMATS)
+    assert list(CANDIDATES) == list(ROUNDING_FORMATS)
     assert tuple(DTYPE_NUMBERS) == CONVERTIBLE_DTYPES
     assert [part_bytes(name, 4096, 2) for name in ("source", "q8_0", "q4_0", "iq4_nl")] == [8192, 4352, 2304, 2304]
 
