@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -31,6 +32,10 @@ class CRuntime:
 
     checked: Path
     fast: Path
+
+    def library(self) -> ctypes.CDLL:
+        """The library, to call its functions."""
+        return ctypes.CDLL(str(self.fast / "libneuralink.so"))
 
 
 def compile_c(output: Path, sources: Sequence[Path], options: Sequence[str]) -> subprocess.CompletedProcess[str]:
