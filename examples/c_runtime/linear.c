@@ -1,0 +1,63 @@
+#include "linear.h"
+
+#include <math.h>
+
+/* Rows worth sharing between threads: below, handing out takes longer than computing. */
+#define WORTH_SHARING (1u << 15)
+
+typedef struct {
+    const NlCompute *compute;
+    const NlMatrix *matrix;
+    const float *bias, *in;
+    float *out;
+    uint64_t tokens, pitch;
+} Linear;
+
+static void multiply(void *argument, unsigned part, unsigned parts) {
+    const Linear *job = argument;
+    const NlTensor *at = &job->matrix->at;
+    const NlDot dot = job->compute->kernels->dot[job->matrix->kind], plain = job->compute->kernels->dot[NL_F32];
+    float *wide = job->compute->scratch + 2 * part * job->compute->widest;
+    uint64_t begin, end;
+    nl_share(at->rows, part, parts, &begin, &end);
+    for (uint64_t r = begin; r < end; r++) {
+        const unsigned char *row = job->matrix->data + r * at->row_bytes;
+        float bias = job->bias ? job->bias[r] : 0;
+        if (job->tokens == 1) {
+            job->out[r] = dot(row, at->columns, job->in) + bias;
+            continue;
+        }
+        at->format->decode(row, at->columns, wide);
+        for (uint64_t t = 0; t < job->tokens; t++)
+            job->out[t * job->pitch + r] =
+                plain((const unsigned char *)wide, at->columns, job->in + t * at->columns) + bias;
+    }
+}
+
+void nl_linear(const NlCompute *compute, const NlMatrix *matrix, const float *bias, const float *in, uint64_t tokens,
+               float *out, uint64_t pitch) {
+    Linear job = {compute, matrix, bias, in, out, tokens, pitch};
+    if (matrix->at.rows * matrix->at.columns * tokens < WORTH_SHARING) multiply(&job, 0, 1);
+    else nl_workers_do(compute->workers, multiply, &job);
+}
+
+void nl_row(const NlMatrix *matrix, uint64_t row, float *out) {
+    matrix->at.format->decode(matrix->data + row * matrix->at.row_bytes, matrix->at.columns, out);
+}
+
+void nl_norm(const NlNorm *norm, int centred, float epsilon, const float *in, uint64_t count, uint64_t size, float *out) {
+    for (uint64_t t = 0; t < count; t++, in += size, out += size) {
+        double mean = 0, square = 0;
+        float scale;
+        if (centred) {
+            for (uint64_t j = 0; j < size; j++) mean += (double)in[j];
+            mean /= (double)size;
+        }
+        for (uint64_t j = 0; j < size; j++) square += ((double)in[j] - mean) * ((double)in[j] - mean);
+        scale = (float)(1 / sqrt(square / (double)size + (double)epsilon));
+        for (uint64_t j = 0; j < size; j++) {
+            out[j] = (in[j] - (float)mean) * scale * norm->norm.data[j];
+            if (norm->bias.data) out[j] += norm->bias.data[j];
+        }
+    }
+}

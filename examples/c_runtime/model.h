@@ -1,0 +1,48 @@
+/* An open model: everything that neuralink.h promises hangs on it. */
+#ifndef NL_MODEL_H
+#define NL_MODEL_H
+
+#include "attention.h"
+#include "ffn.h"
+
+typedef struct {
+    float value;
+    uint32_t token;
+} NlCandidate;
+
+struct NlModel {
+    NlShape shape;
+    NlIndex index;
+    NlWeights weights;
+    NlMemory memory;
+    NlOptions options;
+    NlError error; /* of nl_open, and of what made the model unusable */
+    char note[200], kernels_name[16];
+    int file; /* what bundles are read from */
+    int direct;
+    NlArena arena;
+    NlCompute compute;
+    NlFetch fetch;
+    NlSequence sequence;
+    NlFfn *ffn;            /* by layer */
+    uint64_t *capacities;  /* by layer: bundles that the cache has room for */
+    unsigned char *caches; /* tables and pools of all layers */
+    uint64_t cache_bytes;
+    NlFfnRoom room;
+    float *states, *normed, *changes; /* [batch, hidden] */
+    float *logits;                    /* [vocabulary] */
+    NlCandidate *candidates;          /* [vocabulary], for sampling */
+    uint64_t vocabulary;
+    uint32_t length;
+};
+
+/* Decides batch, buffers and the capacity of every cache, and fills model->memory. Weights must be found. */
+int nl_plan_memory(NlModel *model, NlError *error);
+
+/* Gives everything but the caches its memory. */
+void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch);
+
+/* Starts the caches with the planned capacities, and reads the pinned bundles. */
+int nl_start_caches(NlModel *model, NlError *error);
+
+#endif

@@ -1,0 +1,63 @@
+/* The weights outside of bundles: where they are in the file, and in memory. */
+#ifndef NL_WEIGHTS_H
+#define NL_WEIGHTS_H
+
+#include "arena.h"
+#include "kernels.h"
+#include "shape.h"
+#include "tensors.h"
+
+/* Rows of weights as they are stored; `data` is NULL if there are none. */
+typedef struct {
+    NlTensor at;
+    int kind; /* of kernels.h */
+    const unsigned char *data;
+} NlMatrix;
+
+/* Float32 values, widened when they are read. */
+typedef struct {
+    NlTensor at;
+    float *data;
+} NlVector;
+
+typedef struct {
+    NlVector norm, bias;
+} NlNorm;
+
+typedef struct {
+    NlNorm before_attention, before_ffn, of_queries, of_keys;
+    NlMatrix queries, keys, values, output;
+    NlVector query_bias, key_bias, value_bias, output_bias;
+} NlAttention;
+
+/* What the FFN block of a layer keeps in memory: the rows that decide firing, and biases. */
+typedef struct {
+    NlBlock block;
+    NlMatrix rows;
+    NlVector biases[NL_ROLES];
+} NlFfnWeights;
+
+typedef struct {
+    NlMatrix embedding, positions, project_in, project_out, head; /* `head` has no data of its own if it is tied */
+    NlNorm last_norm;
+    NlAttention *layers;
+    NlFfnWeights *ffn;
+    uint64_t count; /* of layers */
+    int held;       /* whether dense weights are read, not mapped */
+    const unsigned char *mapping;
+    uint64_t mapped; /* bytes of it */
+} NlWeights;
+
+/* Finds all tensors and checks their sizes; nothing is read. Close it also after an error. */
+int nl_weights_find(NlWeights *weights, const NlIndex *index, const NlTensors *tensors, const NlShape *shape,
+                    NlError *error);
+
+/* Gives every weight its memory from an arena; twice, see arena.h. */
+void nl_weights_carve(NlWeights *weights, NlArena *arena);
+
+/* Reads, or maps, all weights. */
+int nl_weights_read(NlWeights *weights, const NlIndex *index, NlError *error);
+
+void nl_weights_close(NlWeights *weights);
+
+#endif
