@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples/c_runtime"
-PROGRAMS = ("flash_read",)
+PROGRAMS = ("flash_read", "flash_run")
 LIBRARY = tuple(sorted(path for path in FOLDER.glob("*.c") if path.stem not in PROGRAMS))
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 CHECKED = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
