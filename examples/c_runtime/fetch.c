@@ -108,14 +108,9 @@ static void use_ready(Call *call, NlUse use, void *context) {
     call->ready = 0;
 }
 
-/* Waits for reads that are under way, whose buffers nobody may use before. */
-static void drain(Call *call) {
-    NlFetch *fetch = call->fetch;
-    while (call->in_flight > 0) {
-        NlError ignored = {NL_OK, ""};
-        nl_reads_next(fetch->reads, 1, &ignored);
-        call->in_flight--;
-    }
+/* After an error: waits for what is under way, whose buffers nobody may use before, and takes all buffers back. */
+static void drain(NlFetch *fetch) {
+    nl_reads_drain(fetch->reads);
     for (unsigned k = 0; k < fetch->buffers; k++) fetch->idle[k] = &fetch->requests[k];
     fetch->idle_count = fetch->buffers;
 }
@@ -166,6 +161,6 @@ int nl_fetch(NlFetch *fetch, NlStore *store, const int32_t *slots, size_t count,
     fetch->counters.hits += count - missing;
     fetch->counters.bytes_useful += missing * store->block->stride;
     if (run(&call, slots, count, missing, use, context) == 0) return 0;
-    drain(&call);
+    drain(fetch);
     return -1;
 }

@@ -87,14 +87,8 @@ NlReads *nl_reads_open(int file, unsigned depth, int way, NlError *error) {
 }
 
 void nl_reads_close(NlReads *reads) {
-    NlError ignored = {NL_OK, ""};
     if (!reads) return;
-    /* No buffer may be freed that the system still writes to. */
-    while (reads->in_flight > 0) {
-        unsigned before = reads->in_flight;
-        nl_reads_next(reads, 1, &ignored);
-        if (reads->in_flight == before) break;
-    }
+    nl_reads_drain(reads); /* no buffer may be freed that the system still writes to */
     if (reads->uring) nl_uring_close(reads->uring);
     if (reads->has_lock) {
         pthread_mutex_lock(&reads->lock);
@@ -157,4 +151,13 @@ NlRequest *nl_reads_next(NlReads *reads, int wait, NlError *error) {
     }
     reads->in_flight--;
     return complete(reads, request, error) == 0 ? request : NULL;
+}
+
+void nl_reads_drain(NlReads *reads) {
+    while (reads->in_flight > 0) {
+        NlError ignored = {NL_OK, ""};
+        unsigned before = reads->in_flight;
+        nl_reads_next(reads, 1, &ignored);
+        if (reads->in_flight == before) return; /* the system does not even say what became of them */
+    }
 }

@@ -41,4 +41,7 @@ int nl_reads_start(NlReads *reads, NlRequest *request, NlError *error);
  * least one must be in flight. */
 NlRequest *nl_reads_next(NlReads *reads, int wait, NlError *error);
 
+/* Waits for all reads in flight, whatever becomes of them. */
+void nl_reads_drain(NlReads *reads);
+
 #endif

@@ -17,8 +17,9 @@ PROGRAMS = ("flash_read", "flash_run")
 LIBRARY = tuple(sorted(path for path in FOLDER.glob("*.c") if path.stem not in PROGRAMS))
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 CHECKED = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
-SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 LIBRARIES = ("-lm", "-lpthread")
+FUZZER = Path(__file__).parent / "c_runtime_fuzz.c"
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ def c_runtime(tmp_path_factory: pytest.TempPathFactory) -> CRuntime:
     made = CRuntime(folder / "checked", folder / "fast")
     made.checked.mkdir()
     made.fast.mkdir()
-    objects = _objects(made.checked, SANITIZED) or _objects(made.checked, ("-O1", "-g"))
+    objects = _objects(made.checked, SANITIZED) or _objects(made.checked, ("-O0", "-g"))
     assert objects is not None
     sanitized = SANITIZED if objects[1] == SANITIZED else ()
-    for program in PROGRAMS:
-        result = compile_c(made.checked / program, [FOLDER / f"{program}.c", *objects[0]], sanitized)
+    for source in (*(FOLDER / f"{program}.c" for program in PROGRAMS), FUZZER):
+        result = compile_c(made.checked / source.stem, [source, *objects[0]], (*sanitized, f"-I{FOLDER}"))
         assert (result.returncode, result.stderr) == (0, "")
     fast = _objects(made.fast, ("-O2", "-fPIC"))
     assert fast is not None
