@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 
 #include "neuralink.h"
@@ -128,13 +129,16 @@ static int parse_value(const char *name, char *value, Settings *settings) {
 }
 
 static int parse(int argc, char **argv, Settings *settings) {
+    int only_names = 0;
     memset(settings, 0, sizeof *settings);
     settings->options.cache_share = 0.2;
     settings->sampling.top_p = 1;
     for (int k = 1; k < argc; k++) {
-        if (strncmp(argv[k], "--", 2) != 0) {
+        if (only_names || strncmp(argv[k], "--", 2) != 0) {
             if (settings->directory) return -1;
             settings->directory = argv[k];
+        } else if (!argv[k][2]) {
+            only_names = 1; /* what follows is no option */
         } else if (!strcmp(argv[k], "--json")) {
             settings->json = 1;
         } else if (!strcmp(argv[k], "--plan")) {
@@ -301,12 +305,10 @@ static int parse_tokens(uint32_t **tokens, uint32_t *count) {
 
 static int answer(NlModel *model, Settings *settings, char *line, NlError *error) {
     const char *word = strtok(line, " \r\n"), *number;
-    char *end = line + strlen(line);
     uint64_t wanted = 1;
     uint32_t *tokens = NULL, count = 0;
     NlMemory memory;
     int result = -1, known;
-    (void)end;
     if (!word) return 0;
     known = !strcmp(word, "generate") || !strcmp(word, "continue") || !strcmp(word, "shrink");
     if (known && (!(number = strtok(NULL, " ")) || parse_whole(number, UINT64_MAX, &wanted) != 0 || !wanted)) known = -1;

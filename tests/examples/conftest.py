@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import neuralink as neuralink
+
 FOLDER = Path(__file__).parents[2] / "examples/c_runtime"
 PROGRAMS = ("flash_read", "flash_run")
 LIBRARY = tuple(sorted(path for path in FOLDER.glob("*.c") if path.stem not in PROGRAMS))

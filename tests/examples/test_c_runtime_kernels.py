@@ -53,7 +53,8 @@ def values_of(row: npt.NDArray[np.uint8], weights: str) -> npt.NDArray[np.float6
         return dequantise(row[None], BLOCK_FORMATS[weights])[0].astype(np.float64)
     if weights == "BF16":
         return (row.view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
-    return row.view({"F32": "<f4", "F16": "<f2"}[weights]).astype(np.float64)
+    values: npt.NDArray[np.float64] = row.view({"F32": "<f4", "F16": "<f2"}[weights]).astype(np.float64)
+    return values
 
 
 def address(array: npt.NDArray[Any]) -> int:

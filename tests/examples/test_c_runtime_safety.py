@@ -99,7 +99,7 @@ def test_no_damage_crashes_it(c_runtime: CRuntime, small: Path, tmp_path: Path, 
     scratch = Path(shutil.copytree(small, tmp_path / "scratch"))
     result = go(c_runtime.checked / "c_runtime_fuzz", small, scratch, seed, 1000)
     assert result.returncode == 0, result.stderr[-3000:]
-    counts = dict(map(int, line.split()) for line in result.stdout.splitlines())
+    counts = {int(code): int(count) for code, count in map(str.split, result.stdout.splitlines())}
     assert sum(counts.values()) == 1000
     # It gets everywhere: layouts that work, bad ones, other models, and files that were cut.
     assert all(counts[code] > 0 for code in (0, 2, 3, 4))
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_refused_by_name(c_runtime: CRuntime, tiny_relu: Pa
 
 def test_a_file_that_is_cut_while_it_is_open_is_an_error(c_runtime: CRuntime, large: Path, tmp_path: Path) -> None:
     layout = Path(shutil.copytree(large, tmp_path / "layout"))
-    command = [c_runtime.checked / "flash_run", "--dram", "0%", "--json", layout]
+    command = [str(c_runtime.checked / "flash_run"), "--dram", "0%", "--json", str(layout)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
