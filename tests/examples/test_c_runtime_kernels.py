@@ -50,11 +50,13 @@ def random_row(random: np.random.Generator, weights: str, count: int) -> npt.NDA
 
 def values_of(row: npt.NDArray[np.uint8], weights: str) -> npt.NDArray[np.float64]:
     if weights in BLOCK_FORMATS:
-        return dequantise(row[None], BLOCK_FORMATS[weights])[0].astype(np.float64)
-    if weights == "BF16":
-        return (row.view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
-    values: npt.NDArray[np.float64] = row.view({"F32": "<f4", "F16": "<f2"}[weights]).astype(np.float64)
-    return values
+        values: Any = dequantise(row[None], BLOCK_FORMATS[weights])[0]
+    elif weights == "BF16":
+        values = (row.view("<u2").astype("<u4") << 16).view("<f4")
+    else:
+        values = row.view({"F32": "<f4", "F16": "<f2"}[weights])
+    found: npt.NDArray[np.float64] = values.astype(np.float64)
+    return found
 
 
 def address(array: npt.NDArray[Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime.loading import load_flash_model
 from tests.checkpoints import write_random_placement
-from tests.examples.conftest import CRuntime
+from tests.examples.conftest import CHECKED, FOLDER, LIBRARIES, LIBRARY, CRuntime
 from tests.layouts import relayout
 from tests.tiny_models import build_model
 
@@ -231,3 +232,29 @@ def test_figures_add_up(c_runtime: CRuntime, tiny_relu: Path) -> None:
     parts = ("programs", "dense", "resident", "sequence", "working", "tables", "cache")
     assert memory["planned_bytes"] == sum(memory[f"{part}_bytes"] for part in parts)
     assert memory["flash_bytes"] == 4 * 768 * 256
+
+
+CROSS, EMULATOR = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+
+
+@pytest.mark.skipif(
+    CROSS is None or EMULATOR is None, reason="no aarch64 compiler, or no qemu-user to run what it makes"
+)
+def test_it_computes_the_same_on_arm(
+    c_runtime: CRuntime, tmp_path: Path, tiny_relu: Path, tiny_relu_tokens: list[int]
+) -> None:
+    program = tmp_path / "flash_run_arm"
+    sources = map(str, (*LIBRARY, FOLDER / "flash_run.c"))
+    command = [str(CROSS), *CHECKED, "-O1", "-static", "-o", str(program), *sources, *LIBRARIES]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stderr) == (0, "")
+    emulated = tmp_path / "flash_run"
+    emulated.write_text(f'#!/bin/sh\nexec {EMULATOR} {program} "$@"\n')
+    emulated.chmod(0o755)
+    # The emulator passes direct reads and io_uring on in parts only.
+    options = ("--no-direct", "--reads", "threads")
+    assert generate(emulated, tiny_relu, PROMPT, 8, *options) == tiny_relu_tokens[:8]
+    weights = {"weights": "gate=q8_0,up=iq4_nl,down=q4_0", "dense_weights": "source"}
+    layout = lay_out(tmp_path, build(tmp_path / "model", "Qwen3", "bfloat16", head_dim=16), threshold=0.02, **weights)
+    agree(logits(emulated, layout, PROMPT, *options), logits(c_runtime.checked / "flash_run", layout, PROMPT))
+    assert '"kernels": "neon"' in "".join(ask(emulated, layout, options=options))
