@@ -23,17 +23,17 @@ int nl_activation(const char *name, double cut, NlActivation *activation, NlErro
     return nl_fail(error, NL_NOT_SUPPORTED, "the activation %s is not among those of this runtime", name);
 }
 
-void nl_activate(const NlActivation *activation, float *values, unsigned long count) {
-    for (unsigned long j = 0; j < count; j++) {
-        float v = values[j];
-        switch (activation->kind) {
-            case RELU: v = v > 0 || isnan(v) ? v : 0; break;
-            case FATRELU: v = v > activation->cut || isnan(v) ? v : 0; break;
-            case RELU_SQUARED: v = v > 0 || isnan(v) ? v * v : 0; break;
-            case SILU: v = v / (1 + expf(-v)); break;
-            case GELU: v = v * 0.5f * (1 + erff(v * 0.70710678118654752f)); break;
-            default: v = 0.5f * v * (1 + tanhf(0.79788456080286536f * (v + 0.044715f * v * v * v))); break;
-        }
-        values[j] = v;
+static float activated(const NlActivation *activation, float v) {
+    switch (activation->kind) {
+        case RELU: return v > 0 || isnan(v) ? v : 0;
+        case FATRELU: return v > activation->cut || isnan(v) ? v : 0;
+        case RELU_SQUARED: return v > 0 || isnan(v) ? v * v : 0;
+        case SILU: return v / (1 + expf(-v));
+        case GELU: return v * 0.5f * (1 + erff(v * 0.70710678118654752f));
+        default: return 0.5f * v * (1 + tanhf(0.79788456080286536f * (v + 0.044715f * v * v * v)));
     }
+}
+
+void nl_activate(const NlActivation *activation, float *values, unsigned long count) {
+    for (unsigned long j = 0; j < count; j++) values[j] = activated(activation, values[j]);
 }

@@ -91,14 +91,14 @@ static void attend_head(const Attend *job, uint64_t head, uint64_t last, const f
         job->kernels->add[NL_F32]((const unsigned char *)(job->values + p * width + begin), size, scores[p] / sum, out);
 }
 
-static void attend_part(void *argument, unsigned part, unsigned parts) {
+static void attend_part(void *argument, unsigned thread, unsigned part, unsigned parts) {
     const Attend *job = argument;
     const uint64_t heads = job->shape->heads, size = job->shape->head_size;
     uint64_t begin, end;
     nl_share(job->tokens * heads, part, parts, &begin, &end);
     for (uint64_t k = begin; k < end; k++)
         attend_head(job, k % heads, job->length + k / heads, job->sequence->queries + k * size,
-                    job->sequence->scores + part * job->sequence->context, job->sequence->mixed + k * size);
+                    job->sequence->scores + thread * job->sequence->context, job->sequence->mixed + k * size);
 }
 
 void nl_attend(NlSequence *sequence, const NlShape *shape, const NlAttention *weights, uint64_t layer,
@@ -120,7 +120,7 @@ void nl_attend(NlSequence *sequence, const NlShape *shape, const NlAttention *we
         turn(sequence, shape, sequence->queries, shape->heads, tokens);
         turn(sequence, shape, new_keys, shape->kv_heads, tokens);
     }
-    if (tokens * (length + tokens) * wide < WORTH_SHARING) attend_part(&job, 0, 1);
+    if (tokens * (length + tokens) * wide < WORTH_SHARING) attend_part(&job, 0, 0, 1);
     else nl_workers_do(compute->workers, attend_part, &job);
     nl_linear(compute, &weights->output, weights->output_bias.data, sequence->mixed, tokens, out, shape->hidden);
 }

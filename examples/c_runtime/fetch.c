@@ -43,6 +43,7 @@ typedef struct {
 static int start(Call *call) {
     NlFetch *fetch = call->fetch;
     const NlBlock *block = call->store->block;
+    int any = 0;
     while (call->started < call->planned && call->in_flight < fetch->depth && fetch->idle_count > 0) {
         NlRequest *request = fetch->idle[fetch->idle_count - 1];
         const NlRead *read = &fetch->planned[call->started];
@@ -52,14 +53,15 @@ static int start(Call *call) {
         request->needed = lead + (uint64_t)read->count * block->stride;
         request->bytes = (request->needed + fetch->unit - 1) / fetch->unit * fetch->unit;
         request->number = (uint32_t)call->started;
-        if (nl_reads_start(fetch->reads, request, call->error) != 0) return -1;
+        nl_reads_add(fetch->reads, request);
         fetch->counters.reads++;
         fetch->counters.bytes_read += request->bytes;
         fetch->idle_count--;
         call->started++;
         call->in_flight++;
+        any = 1;
     }
-    return 0;
+    return any ? nl_reads_start(fetch->reads, call->error) : 0;
 }
 
 /* Takes what is done, after waiting for the first if there is to be one; then starts more. */

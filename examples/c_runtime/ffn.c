@@ -57,11 +57,11 @@ static void use_for_all(const Run *run, const NlItem *item, const NlPart *up, co
     }
 }
 
-static void compute_part(void *argument, unsigned part, unsigned parts) {
+static void compute_part(void *argument, unsigned thread, unsigned part, unsigned parts) {
     const Run *run = argument;
     const NlBlock *block = &run->ffn->weights->block;
-    float *sums = run->sums + part * run->tokens * block->hidden;
-    float *wide = run->compute->scratch + 2 * part * run->compute->widest;
+    float *sums = run->sums + thread * run->tokens * block->hidden;
+    float *wide = run->compute->scratch + 2 * thread * run->compute->widest;
     uint64_t begin, end;
     nl_share(run->count, part, parts, &begin, &end);
     for (uint64_t k = begin; k < end; k++) {
@@ -74,22 +74,42 @@ static void use_items(void *context, const NlItem *items, size_t count) {
     Run *run = context;
     run->items = items;
     run->count = count;
-    if (count * run->ffn->weights->block.hidden * run->tokens < WORTH_SHARING) compute_part(run, 0, 1);
+    if (count * run->ffn->weights->block.hidden * run->tokens < WORTH_SHARING) compute_part(run, 0, 0, 1);
     else nl_workers_do(run->compute->workers, compute_part, run);
 }
 
-/* Activates the values and sets those of neurons that do not fire to 0. Returns the slots that fire for any token. */
-static int64_t fired(const NlFfn *ffn, float *values, uint64_t tokens, int32_t *slots) {
-    const uint64_t neurons = ffn->weights->block.neurons;
-    const double threshold = ffn->weights->block.threshold;
-    int64_t count = 0;
+typedef struct {
+    const NlFfn *ffn;
+    float *values;
+    uint64_t count;
+    int strange; /* whether a value is not a number */
+} Decide;
+
+/* Activates values and sets those of neurons that do not fire to 0. */
+static void decide(void *argument, unsigned thread, unsigned part, unsigned parts) {
+    Decide *job = argument;
+    const double threshold = job->ffn->weights->block.threshold;
+    uint64_t begin, end;
     int strange = 0;
-    nl_activate(&ffn->activation, values, tokens * neurons);
-    for (uint64_t k = 0; k < tokens * neurons; k++) {
-        strange |= isnan(values[k]);
-        if (!((double)fabsf(values[k]) > threshold)) values[k] = 0;
+    (void)thread;
+    nl_share(job->count, part, parts, &begin, &end);
+    nl_activate(&job->ffn->activation, job->values + begin, end - begin);
+    for (uint64_t k = begin; k < end; k++) {
+        float value = job->values[k];
+        strange |= isnan(value);
+        job->values[k] = (double)fabsf(value) > threshold ? value : 0;
     }
-    if (strange) return -1;
+    if (strange) __atomic_store_n(&job->strange, 1, __ATOMIC_RELAXED);
+}
+
+/* Lists the slots that fire for any token; -1 if a value is not a number. */
+static int64_t fired(const NlFfn *ffn, const NlCompute *compute, float *values, uint64_t tokens, int32_t *slots) {
+    const uint64_t neurons = ffn->weights->block.neurons;
+    Decide job = {ffn, values, tokens * neurons, 0};
+    int64_t count = 0;
+    if (job.count < WORTH_SHARING / 16) decide(&job, 0, 0, 1);
+    else nl_workers_do(compute->workers, decide, &job);
+    if (job.strange) return -1;
     for (uint64_t slot = 0; slot < neurons; slot++) {
         for (uint64_t t = 0; t < tokens; t++) {
             if (values[t * neurons + slot] == 0) continue;
@@ -108,7 +128,7 @@ int nl_ffn_run(NlFfn *ffn, const NlCompute *compute, NlFetch *fetch, const NlFfn
     Run run = {ffn, compute, in, room->values, room->sums, tokens, NULL, 0};
     int64_t count;
     nl_linear(compute, &weights->rows, bias, in, tokens, room->values, neurons);
-    if ((count = fired(ffn, room->values, tokens, room->slots)) < 0)
+    if ((count = fired(ffn, compute, room->values, tokens, room->slots)) < 0)
         return nl_fail(error, NL_BAD_LAYOUT, "a value of %s is not a number", weights->block.id);
     memset(room->sums, 0, compute->threads * size * sizeof *room->sums);
     if (nl_fetch(fetch, &ffn->store, room->slots, (size_t)count, use_items, &run, error) != 0) return -1;

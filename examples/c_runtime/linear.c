@@ -13,11 +13,11 @@ typedef struct {
     uint64_t tokens, pitch;
 } Linear;
 
-static void multiply(void *argument, unsigned part, unsigned parts) {
+static void multiply(void *argument, unsigned thread, unsigned part, unsigned parts) {
     const Linear *job = argument;
     const NlTensor *at = &job->matrix->at;
     const NlDot dot = job->compute->kernels->dot[job->matrix->kind], plain = job->compute->kernels->dot[NL_F32];
-    float *wide = job->compute->scratch + 2 * part * job->compute->widest;
+    float *wide = job->compute->scratch + 2 * thread * job->compute->widest;
     uint64_t begin, end;
     nl_share(at->rows, part, parts, &begin, &end);
     for (uint64_t r = begin; r < end; r++) {
@@ -37,7 +37,7 @@ static void multiply(void *argument, unsigned part, unsigned parts) {
 void nl_linear(const NlCompute *compute, const NlMatrix *matrix, const float *bias, const float *in, uint64_t tokens,
                float *out, uint64_t pitch) {
     Linear job = {compute, matrix, bias, in, out, tokens, pitch};
-    if (matrix->at.rows * matrix->at.columns * tokens < WORTH_SHARING) multiply(&job, 0, 1);
+    if (matrix->at.rows * matrix->at.columns * tokens < WORTH_SHARING) multiply(&job, 0, 0, 1);
     else nl_workers_do(compute->workers, multiply, &job);
 }
 

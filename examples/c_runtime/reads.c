@@ -106,10 +106,9 @@ void nl_reads_close(NlReads *reads) {
 
 const char *nl_reads_name(const NlReads *reads) { return reads->uring ? "io_uring" : "threads"; }
 
-int nl_reads_start(NlReads *reads, NlRequest *request, NlError *error) {
+void nl_reads_add(NlReads *reads, NlRequest *request) {
     if (reads->uring) {
-        int code = nl_uring_start(reads->uring, request);
-        if (code < 0) return nl_fail(error, NL_IO, "a read cannot be started: %s", strerror(-code));
+        nl_uring_add(reads->uring, request);
     } else {
         pthread_mutex_lock(&reads->lock);
         reads->todo[(reads->todo_first + reads->todo_count++) % reads->depth] = request;
@@ -117,7 +116,11 @@ int nl_reads_start(NlReads *reads, NlRequest *request, NlError *error) {
         pthread_mutex_unlock(&reads->lock);
     }
     reads->in_flight++;
-    return 0;
+}
+
+int nl_reads_start(NlReads *reads, NlError *error) {
+    int code = reads->uring ? nl_uring_start(reads->uring) : 0;
+    return code < 0 ? nl_fail(error, NL_IO, "reads cannot be started: %s", strerror(-code)) : 0;
 }
 
 /* Checks a result. A read that was cut short, by a signal or a device, is done again once. */

@@ -34,8 +34,11 @@ void nl_reads_close(NlReads *reads);
 /* "io_uring" or "threads". */
 const char *nl_reads_name(const NlReads *reads);
 
-/* Starts a read. There must be fewer than `depth` in flight. */
-int nl_reads_start(NlReads *reads, NlRequest *request, NlError *error);
+/* Adds a read to those that are to be started. There must be fewer than `depth` in flight. */
+void nl_reads_add(NlReads *reads, NlRequest *request);
+
+/* Starts what was added. */
+int nl_reads_start(NlReads *reads, NlError *error);
 
 /* The next read that is done, in no order; NULL with an error. With `wait` 0 it does not wait: NULL if there is none. At
  * least one must be in flight. */

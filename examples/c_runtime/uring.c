@@ -25,7 +25,7 @@
 
 struct NlUring {
     int ring, file;
-    unsigned depth, place; /* `place` of the next iovec */
+    unsigned depth, place, added; /* `place` of the next iovec; reads that were added but not started */
     void *submissions, *completions;
     size_t submission_bytes, completion_bytes, entry_bytes;
     unsigned *tail, *array, *done_head, *done_tail, mask, done_mask;
@@ -84,10 +84,10 @@ void nl_uring_close(NlUring *uring) {
     free(uring);
 }
 
-int nl_uring_start(NlUring *uring, NlRequest *request) {
+void nl_uring_add(NlUring *uring, NlRequest *request) {
     unsigned tail = *uring->tail, slot = tail & uring->mask;
     struct io_uring_sqe *entry = &uring->entries[slot];
-    /* The kernel has copied the vector once the call below is back. */
+    /* The kernel has copied the vector once nl_uring_start is back. */
     struct iovec *vector = &uring->vectors[uring->place++ % uring->depth];
     vector->iov_base = request->buffer;
     vector->iov_len = (size_t)request->bytes;
@@ -100,10 +100,16 @@ int nl_uring_start(NlUring *uring, NlRequest *request) {
     entry->user_data = (uint64_t)(uintptr_t)request;
     uring->array[slot] = slot;
     __atomic_store_n(uring->tail, tail + 1, __ATOMIC_RELEASE);
-    for (;;) {
-        if (syscall(__NR_io_uring_enter, uring->ring, 1, 0, 0, NULL, 0) >= 0) return 0;
-        if (errno != EINTR && errno != EAGAIN && errno != EBUSY) return -errno;
+    uring->added++;
+}
+
+int nl_uring_start(NlUring *uring) {
+    while (uring->added > 0) {
+        long taken = syscall(__NR_io_uring_enter, uring->ring, uring->added, 0, 0, NULL, 0);
+        if (taken >= 0) uring->added -= (unsigned)taken;
+        else if (errno != EINTR && errno != EAGAIN && errno != EBUSY) return -errno;
     }
+    return 0;
 }
 
 int nl_uring_next(NlUring *uring, int wait, NlRequest **request) {
@@ -129,8 +135,9 @@ NlUring *nl_uring_open(int file, unsigned depth) {
     return 0;
 }
 void nl_uring_close(NlUring *uring) { (void)uring; }
-int nl_uring_start(NlUring *uring, NlRequest *request) {
-    (void)uring, (void)request;
+void nl_uring_add(NlUring *uring, NlRequest *request) { (void)uring, (void)request; }
+int nl_uring_start(NlUring *uring) {
+    (void)uring;
     return -1;
 }
 int nl_uring_next(NlUring *uring, int wait, NlRequest **request) {

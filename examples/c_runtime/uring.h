@@ -9,7 +9,8 @@ typedef struct NlUring NlUring;
 /* NULL where there is no io_uring, or where it is forbidden. */
 NlUring *nl_uring_open(int file, unsigned depth);
 void nl_uring_close(NlUring *uring);
-int nl_uring_start(NlUring *uring, NlRequest *request);           /* 0, or a negative errno */
+void nl_uring_add(NlUring *uring, NlRequest *request);            /* to what the next call of nl_uring_start starts */
+int nl_uring_start(NlUring *uring);                               /* 0, or a negative errno */
 int nl_uring_next(NlUring *uring, int wait, NlRequest **request); /* 1, 0 if there is none, or a negative errno */
 
 #endif

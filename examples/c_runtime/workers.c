@@ -8,6 +8,9 @@
 /* Looks that a thread takes for the next job before it goes to sleep: jobs of a token follow each other at once. */
 #define LOOKS 2000
 
+/* Parts of a job per thread. */
+#define PARTS 4
+
 struct NlWorkers {
     unsigned threads, started;
     pthread_t *handles;
@@ -15,8 +18,9 @@ struct NlWorkers {
     pthread_cond_t work, done;
     NlJob job;
     void *argument;
-    unsigned turn, left, next; /* number of the job; parts not done yet; number of the next thread to start */
-    int stopping;
+    unsigned turn, numbers;   /* number of the job; numbers given to threads */
+    unsigned part, busy;      /* the next part to do; threads within the job */
+    int open, stopping;       /* whether threads may still join the job */
 };
 
 static inline void relax(void) {
@@ -27,18 +31,27 @@ static inline void relax(void) {
 #endif
 }
 
+static void do_parts(NlWorkers *workers, unsigned thread) {
+    const unsigned parts = workers->threads * PARTS;
+    unsigned part;
+    while ((part = __atomic_fetch_add(&workers->part, 1, __ATOMIC_RELAXED)) < parts)
+        workers->job(workers->argument, thread, part, parts);
+}
+
 static void *serve(void *argument) {
     NlWorkers *workers = argument;
-    unsigned seen = 0, part = __atomic_add_fetch(&workers->next, 1, __ATOMIC_RELAXED);
+    unsigned seen = 0, thread = __atomic_add_fetch(&workers->numbers, 1, __ATOMIC_RELAXED);
     for (;;) {
         for (int look = 0; look < LOOKS && __atomic_load_n(&workers->turn, __ATOMIC_ACQUIRE) == seen; look++) relax();
         pthread_mutex_lock(&workers->lock);
-        while (workers->turn == seen && !workers->stopping) pthread_cond_wait(&workers->work, &workers->lock);
+        while ((workers->turn == seen || !workers->open) && !workers->stopping)
+            pthread_cond_wait(&workers->work, &workers->lock);
         seen = workers->turn;
         if (workers->stopping) break;
+        __atomic_add_fetch(&workers->busy, 1, __ATOMIC_RELAXED);
         pthread_mutex_unlock(&workers->lock);
-        workers->job(workers->argument, part, workers->threads);
-        if (__atomic_sub_fetch(&workers->left, 1, __ATOMIC_ACQ_REL) == 0) {
+        do_parts(workers, thread);
+        if (__atomic_sub_fetch(&workers->busy, 1, __ATOMIC_ACQ_REL) == 0) {
             pthread_mutex_lock(&workers->lock);
             pthread_cond_signal(&workers->done);
             pthread_mutex_unlock(&workers->lock);
@@ -89,19 +102,22 @@ void nl_workers_close(NlWorkers *workers) {
 
 void nl_workers_do(NlWorkers *workers, NlJob job, void *argument) {
     if (workers->threads == 1) {
-        job(argument, 0, 1);
+        job(argument, 0, 0, 1);
         return;
     }
     pthread_mutex_lock(&workers->lock);
     workers->job = job;
     workers->argument = argument;
-    __atomic_store_n(&workers->left, workers->threads - 1, __ATOMIC_RELAXED);
+    workers->part = 0;
+    workers->open = 1;
     __atomic_add_fetch(&workers->turn, 1, __ATOMIC_RELEASE);
     pthread_cond_broadcast(&workers->work);
     pthread_mutex_unlock(&workers->lock);
-    job(argument, 0, workers->threads);
-    for (int look = 0; look < LOOKS && __atomic_load_n(&workers->left, __ATOMIC_ACQUIRE); look++) relax();
+    do_parts(workers, 0);
+    /* No part is left, but some may still be done. Who has not come yet need not come any more. */
+    for (int look = 0; look < LOOKS && __atomic_load_n(&workers->busy, __ATOMIC_ACQUIRE); look++) relax();
     pthread_mutex_lock(&workers->lock);
-    while (__atomic_load_n(&workers->left, __ATOMIC_ACQUIRE)) pthread_cond_wait(&workers->done, &workers->lock);
+    workers->open = 0;
+    while (__atomic_load_n(&workers->busy, __ATOMIC_ACQUIRE)) pthread_cond_wait(&workers->done, &workers->lock);
     pthread_mutex_unlock(&workers->lock);
 }

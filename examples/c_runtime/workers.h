@@ -1,4 +1,5 @@
-/* Threads that compute together: a job is cut into as many parts as there are threads, the caller's included. */
+/* Threads that compute together, the caller's included. A job is cut into more parts than there are threads, and each
+ * takes the next part that is left: one that the system has put aside delays the others by a part at most. */
 #ifndef NL_WORKERS_H
 #define NL_WORKERS_H
 
@@ -8,8 +9,8 @@
 
 typedef struct NlWorkers NlWorkers;
 
-/* Does part `part` of `parts` of a job. */
-typedef void (*NlJob)(void *argument, unsigned part, unsigned parts);
+/* Does part `part` of `parts` of a job, in thread `thread` of all. */
+typedef void (*NlJob)(void *argument, unsigned thread, unsigned part, unsigned parts);
 
 NlWorkers *nl_workers_open(unsigned threads, NlError *error);
 void nl_workers_close(NlWorkers *workers);

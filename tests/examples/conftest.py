@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,12 +76,11 @@ def c_runtime(tmp_path_factory: pytest.TempPathFactory) -> CRuntime:
 
 def _objects(folder: Path, options: tuple[str, ...]) -> tuple[list[Path], tuple[str, ...]] | None:
     """The library's objects, or None if they do not link with these options; warnings are errors of the test."""
-    objects = []
-    for source in LIBRARY:
-        output = folder / f"{source.stem}.o"
-        result = compile_c(output, [source], ("-c", *options))
-        assert (result.returncode, result.stderr) == (0, ""), result.stderr
-        objects.append(output)
+    objects = [folder / f"{source.stem}.o" for source in LIBRARY]
+    with ThreadPoolExecutor(2) as threads:
+        made = threads.map(lambda source, to: compile_c(to, [source], ("-c", *options)), LIBRARY, objects)
+        for result in made:
+            assert (result.returncode, result.stderr) == (0, ""), result.stderr
     probe = folder / "probe.c"
     probe.write_text("int main(void) { return 0; }\n")
     linked = compile_c(folder / "probe", [probe], options)
