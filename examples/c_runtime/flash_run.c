@@ -167,10 +167,10 @@ static void print_memory(const Settings *settings, const NlMemory *memory) {
                ", \"sequence_bytes\": %" PRIu64 ", \"working_bytes\": %" PRIu64 ", \"tables_bytes\": %" PRIu64
                ", \"cache_bytes\": %" PRIu64 ", \"planned_bytes\": %" PRIu64 ", \"least_bytes\": %" PRIu64
                ", \"flash_bytes\": %" PRIu64 ", \"cached_bundles\": %" PRIu64 ", \"bundles\": %" PRIu64
-               ", \"batch\": %" PRIu64 ", \"context\": %" PRIu64 "}\n",
+               ", \"streamed_bytes\": %" PRIu64 ", \"batch\": %" PRIu64 ", \"context\": %" PRIu64 "}\n",
                memory->programs, memory->dense, memory->resident, memory->sequence, memory->working, memory->tables,
                memory->cache, memory->total, memory->least, memory->flash, memory->cached, memory->bundles,
-               memory->batch, memory->context);
+               memory->streamed, memory->batch, memory->context);
         return;
     }
     fprintf(stderr,
@@ -212,6 +212,7 @@ static NlCounters minus(NlCounters a, NlCounters b) {
     a.reads -= b.reads;
     a.bytes_read -= b.bytes_read;
     a.bytes_useful -= b.bytes_useful;
+    a.bytes_streamed -= b.bytes_streamed;
     a.io_seconds -= b.io_seconds;
     return a;
 }
@@ -223,9 +224,9 @@ static void print_phase(const Settings *settings, const char *name, const Phase 
     if (settings->json)
         printf("\"%s\": {\"tokens\": %" PRIu64 ", \"seconds\": %.9g, \"looked_up\": %" PRIu64 ", \"hits\": %" PRIu64
                ", \"reads\": %" PRIu64 ", \"bytes_read\": %" PRIu64 ", \"bytes_useful\": %" PRIu64
-               ", \"io_seconds\": %.9g}, ",
+               ", \"bytes_streamed\": %" PRIu64 ", \"io_seconds\": %.9g}, ",
                name, phase->tokens, phase->seconds, of->looked_up, of->hits, of->reads, of->bytes_read,
-               of->bytes_useful, of->io_seconds);
+               of->bytes_useful, of->bytes_streamed, of->io_seconds);
     else
         fprintf(stderr,
                 "%s: %" PRIu64 " tokens in %.3f s (%.1f tokens/s), %.0f %% of it waiting for reads; per token %.0f neurons, "

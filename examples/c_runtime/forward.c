@@ -20,14 +20,14 @@ static void embed(NlModel *model, const uint32_t *tokens, uint64_t count) {
     const uint64_t hidden = shape->hidden;
     for (uint64_t t = 0; t < count; t++) {
         float *to = model->states + t * hidden;
-        if (model->weights.project_in.data) {
-            nl_row(&model->weights.embedding, tokens[t], model->compute.scratch);
+        if (model->weights.project_in.at.format) {
+            nl_row(&model->compute, &model->weights.embedding, tokens[t], model->compute.scratch);
             nl_linear(&model->compute, &model->weights.project_in, NULL, model->compute.scratch, 1, to, hidden);
         } else {
-            nl_row(&model->weights.embedding, tokens[t], to);
+            nl_row(&model->compute, &model->weights.embedding, tokens[t], to);
         }
         if (shape->family != NL_OPT) continue;
-        nl_row(&model->weights.positions, model->length + t + 2, model->changes);
+        nl_row(&model->compute, &model->weights.positions, model->length + t + 2, model->changes);
         add_to(to, model->changes, hidden);
     }
 }
@@ -58,12 +58,12 @@ static void finish(NlModel *model, uint64_t count) {
     float *last = model->states + (count - 1) * shape->hidden;
     if (weights->last_norm.norm.data)
         nl_norm(&weights->last_norm, shape->family == NL_OPT, shape->epsilon, last, 1, shape->hidden, last);
-    if (weights->project_out.data) {
+    if (weights->project_out.at.format) {
         nl_linear(&model->compute, &weights->project_out, NULL, last, 1, model->compute.scratch, shape->embedded);
         memcpy(model->normed, model->compute.scratch, shape->embedded * sizeof(float));
         last = model->normed;
     }
-    nl_linear(&model->compute, weights->head.data ? &weights->head : &weights->embedding, NULL, last, 1, model->logits,
+    nl_linear(&model->compute, weights->head.at.format ? &weights->head : &weights->embedding, NULL, last, 1, model->logits,
               model->vocabulary);
 }
 
@@ -89,6 +89,7 @@ const float *nl_tokens(NlModel *model, const uint32_t *tokens, uint32_t count, N
             return NULL;
         }
         if (count == now) finish(model, now);
+        if (broken(model, error)) return NULL; /* a matrix could not be read */
         model->length += now;
         tokens += now;
         count -= now;
@@ -101,7 +102,7 @@ int nl_ffn(NlModel *model, uint32_t number, const float *in, uint32_t tokens, fl
     if (number >= model->shape.layers || tokens == 0 || tokens > model->memory.batch)
         return nl_fail(error, NL_BAD_OPTION, "no layer %u, or more tokens than a batch has", number);
     if (nl_ffn_run(&model->ffn[number], &model->compute, &model->fetch, &model->room, in, tokens, out, error) == 0)
-        return 0;
+        return broken(model, error);
     model->error = *error;
     return -1;
 }
@@ -114,7 +115,16 @@ void nl_cut(NlModel *model, uint32_t length) {
 
 void nl_memory(const NlModel *model, NlMemory *memory) { *memory = model->memory; }
 
-void nl_counters(const NlModel *model, NlCounters *counters) { *counters = model->fetch.counters; }
+void nl_counters(const NlModel *model, NlCounters *counters) {
+    uint64_t reads;
+    double waited;
+    *counters = model->fetch.counters;
+    if (!model->compute.stream) return;
+    nl_stream_counters(model->compute.stream, &reads, &counters->bytes_streamed, &waited);
+    counters->reads += reads;
+    counters->bytes_read += counters->bytes_streamed;
+    counters->io_seconds += waited;
+}
 
 void nl_facts(const NlModel *model, NlFacts *facts) {
     facts->type = model->shape.type;

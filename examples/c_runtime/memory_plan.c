@@ -11,6 +11,30 @@
 #define USUAL_BUFFER (64u << 10)
 #define FEWEST_BUFFERS 4u
 #define STEPS (UINT64_C(1) << 24)
+#define STREAM_BUFFER (UINT64_C(1) << 20)
+/* Where weights do not fit, this much of the memory is left to caches and batches, or caches of this share if less. */
+#define KEPT_FREE 8
+#define KEPT_CACHED 20
+
+/* What reading weights anew takes, if any do not fit. */
+static void carve_stream(NlModel *model, NlArena *arena) {
+    NlMatrix **all = model->streamed_order;
+    uint64_t count = nl_weights_order(&model->weights, all), kept = 0, longest = 0, row = 0, usual = STREAM_BUFFER;
+    const NlMatrix *rows[] = {&model->weights.embedding, &model->weights.positions};
+    for (uint64_t k = 0; k < count; k++) {
+        if (!all[k]->streamed) continue;
+        if (all[k]->at.row_bytes > longest) longest = all[k]->at.row_bytes;
+        all[kept++] = all[k];
+    }
+    model->streamed_count = kept;
+    for (unsigned k = 0; k < 2; k++)
+        if (rows[k]->streamed && rows[k]->at.row_bytes > row) row = rows[k]->at.row_bytes;
+    if (row) model->compute.row = nl_carve(arena, NL_WORKING, row);
+    if (!kept) return;
+    while (usual > NL_PAGE && usual * NL_STREAM_BUFFERS > model->options.dram / 16) usual /= 2;
+    model->stream_bytes = nl_stream_buffer(longest, usual);
+    model->stream_memory = nl_carve(arena, NL_WORKING, NL_STREAM_BUFFERS * model->stream_bytes);
+}
 
 void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch) {
     const NlShape *shape = &model->shape;
@@ -30,6 +54,7 @@ void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch) {
     model->states = nl_carve(arena, NL_WORKING, size);
     model->normed = nl_carve(arena, NL_WORKING, size);
     model->changes = nl_carve(arena, NL_WORKING, size);
+    carve_stream(model, arena);
     model->logits = nl_carve(arena, NL_WORKING, model->vocabulary * sizeof(float));
     model->candidates = nl_carve(arena, NL_WORKING, model->vocabulary * sizeof(NlCandidate));
 }
@@ -108,6 +133,25 @@ static int settle(NlModel *model, NlError *error) {
     return 0;
 }
 
+/* Decides which weights are read anew for every token, so that the others and something of caches fit: none, if they all
+ * do. Fills in the least that would do. */
+static void stream(NlModel *model, uint64_t flash) {
+    NlMemory *memory = &model->memory;
+    const uint64_t dram = model->options.dram, held = memory->least;
+    const uint64_t kept = dram / KEPT_FREE < flash / KEPT_CACHED ? dram / KEPT_FREE : flash / KEPT_CACHED;
+    uint64_t read;
+    NlArena arena;
+    nl_weights_stream(&model->weights, UINT64_MAX, &read);
+    arena = count(model, 1, FEWEST_BUFFERS);
+    enter(memory, &arena);
+    set_capacities(model, 0);
+    if (total_of(memory) < memory->least) memory->least = memory->total;
+    nl_weights_stream(&model->weights, 0, &read);
+    if (held + kept <= dram) return;
+    nl_weights_stream(&model->weights, held + kept - dram + NL_STREAM_BUFFERS * model->stream_bytes, &memory->streamed);
+    memory->programs += NL_STREAM_THREADS * THREAD_BYTES;
+}
+
 int nl_plan_memory(NlModel *model, NlError *error) {
     NlMemory *memory = &model->memory;
     const NlOptions *options = &model->options;
@@ -130,10 +174,16 @@ int nl_plan_memory(NlModel *model, NlError *error) {
     enter(memory, &arena);
     set_capacities(model, 0);
     memory->least = total_of(memory);
+    if (dram && model->weights.held) {
+        stream(model, memory->flash);
+        arena = count(model, 1, FEWEST_BUFFERS);
+        enter(memory, &arena);
+        set_capacities(model, 0);
+    }
     if (batch > model->sequence.context) batch = model->sequence.context;
     /* Where memory is scarce, most of it is to be cache: an eighth for a batch, a sixteenth for buffers. */
     while (dram && buffers > FEWEST_BUFFERS && buffers * model->fetch.buffer_bytes > dram / 16) buffers /= 2;
-    if (buffers < FEWEST_BUFFERS || (dram && memory->least + buffers * model->fetch.buffer_bytes > dram))
+    if (buffers < FEWEST_BUFFERS || (dram && total_of(memory) + buffers * model->fetch.buffer_bytes > dram))
         buffers = FEWEST_BUFFERS;
     for (;; batch = (batch + 1) / 2) {
         arena = count(model, batch, buffers);

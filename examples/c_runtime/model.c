@@ -55,7 +55,8 @@ static int find_all(NlModel *model, const char *directory, const NlOptions *opti
         model->vocabulary = model->weights.embedding.at.rows;
         model->capacities = calloc((size_t)model->shape.layers, sizeof *model->capacities);
         model->ffn = calloc((size_t)model->shape.layers, sizeof *model->ffn);
-        result = model->capacities && model->ffn ? 0 : nl_fail(error, NL_NO_MEMORY, "out of memory");
+        model->streamed_order = calloc(5 * (size_t)model->shape.layers + 3, sizeof *model->streamed_order);
+        result = model->capacities && model->ffn && model->streamed_order ? 0 : nl_fail(error, NL_NO_MEMORY, "out of memory");
     }
     nl_tensors_close(&tensors);
     free((char *)model->index.json.text);
@@ -166,6 +167,14 @@ static int start(NlModel *model, const char *directory, NlError *error) {
 #endif
     if (nl_start_caches(model, error) != 0) return -1;
     if (!(model->compute.workers = nl_workers_open(model->compute.threads, error))) return -1;
+    if (model->streamed_count) {
+        model->compute.stream =
+            nl_stream_open(model->file, model->fetch.unit, model->stream_memory, model->stream_bytes,
+                           (const NlMatrix *const *)model->streamed_order, model->streamed_count, error);
+        if (!model->compute.stream) return -1;
+    }
+    model->compute.failed = &model->error;
+    model->compute.file = model->index.file;
     model->fetch.reads = nl_reads_open(model->file, model->fetch.depth, model->options.reads, error);
     return model->fetch.reads ? 0 : -1;
 }
@@ -192,12 +201,14 @@ void nl_close(NlModel *model) {
     if (!model) return;
     nl_reads_close(model->fetch.reads);
     nl_workers_close(model->compute.workers);
+    nl_stream_close(model->compute.stream);
     if (model->file >= 0 && model->file != model->index.file) close(model->file);
     nl_unmap(model->caches, model->cache_bytes);
     nl_unmap(model->arena.memory, model->arena.bytes);
     nl_weights_close(&model->weights);
     nl_index_close(&model->index);
     free(model->capacities);
+    free(model->streamed_order);
     free(model->ffn);
     free(model);
 }

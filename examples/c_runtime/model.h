@@ -28,6 +28,9 @@ struct NlModel {
     uint64_t *capacities;  /* by layer: bundles that the cache has room for */
     unsigned char *caches; /* tables and pools of all layers */
     uint64_t cache_bytes;
+    NlMatrix **streamed_order; /* matrices that are read anew for every token, in the order in which it uses them */
+    uint64_t streamed_count, stream_bytes;
+    unsigned char *stream_memory;
     NlFfnRoom room;
     float *states, *normed, *changes; /* [batch, hidden] */
     float *logits;                    /* [vocabulary] */

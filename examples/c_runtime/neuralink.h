@@ -66,6 +66,7 @@ typedef struct {
     uint64_t bundles;  /* all bundles */
     uint64_t batch;    /* tokens of a prompt computed at once */
     uint64_t context;  /* tokens that a sequence can have */
+    uint64_t streamed; /* weights that do not fit and are read anew for every token, or batch of a prompt */
 } NlMemory;
 
 /* What fetching took, from nl_open on. */
@@ -73,6 +74,7 @@ typedef struct {
     uint64_t looked_up, hits;          /* neurons that fired, and those of them that were in memory */
     uint64_t reads, bytes_read;        /* read operations, and what they brought */
     uint64_t bytes_useful;             /* bytes of the bundles that were missing */
+    uint64_t bytes_streamed;           /* of bytes_read: weights that did not fit in memory */
     double io_seconds;                 /* time in which nothing but waiting for reads was left to do */
 } NlCounters;
 

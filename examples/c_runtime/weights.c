@@ -220,6 +220,47 @@ static int visit_all(NlWeights *weights, const Visitor *visit) {
     return 0;
 }
 
+uint64_t nl_weights_order(NlWeights *weights, NlMatrix **all) {
+    uint64_t count = 0;
+    if (weights->project_in.at.format) all[count++] = &weights->project_in;
+    for (uint64_t k = 0; k < weights->count; k++) {
+        NlAttention *of = &weights->layers[k];
+        NlMatrix *used[] = {&of->queries, &of->keys, &of->values, &of->output, &weights->ffn[k].rows};
+        for (unsigned m = 0; m < 5; m++) all[count++] = used[m];
+    }
+    if (weights->project_out.at.format) all[count++] = &weights->project_out;
+    all[count++] = weights->head.at.format ? &weights->head : &weights->embedding;
+    return count;
+}
+
+static uint64_t bytes_of(const NlMatrix *matrix) { return matrix->at.rows * matrix->at.row_bytes; }
+
+uint64_t nl_weights_stream(NlWeights *weights, uint64_t bytes, uint64_t *read) {
+    NlMatrix **all = calloc(5 * (size_t)weights->count + 3, sizeof *all);
+    uint64_t saved = 0, count;
+    *read = 0;
+    if (!all) return 0;
+    count = nl_weights_order(weights, all);
+    for (uint64_t k = 0; k < count; k++) all[k]->streamed = 0;
+    weights->embedding.streamed = weights->positions.streamed = 0;
+    if (weights->head.at.format) { /* else the embedding is the head too */
+        weights->embedding.streamed = saved < bytes;
+        saved += saved < bytes ? bytes_of(&weights->embedding) : 0;
+    }
+    if (weights->positions.at.format && saved < bytes) {
+        weights->positions.streamed = 1;
+        saved += bytes_of(&weights->positions);
+    }
+    /* From the last one on: the first ones of the next token are then read while the last ones are computed. */
+    while (count-- > 0 && saved < bytes) {
+        all[count]->streamed = 1;
+        saved += bytes_of(all[count]);
+        *read += bytes_of(all[count]);
+    }
+    free(all);
+    return saved;
+}
+
 typedef struct {
     NlWeights *weights;
     NlArena *arena;
@@ -230,6 +271,7 @@ typedef struct {
 static int carve_matrix(void *argument, int use, NlMatrix *matrix) {
     Context *context = argument;
     uint64_t bytes = matrix->at.rows * matrix->at.row_bytes;
+    if (matrix->streamed) return 0;
     if (context->weights->held) {
         matrix->data = nl_carve(context->arena, use, bytes);
     } else {
@@ -255,7 +297,7 @@ static int read_matrix(void *argument, int use, NlMatrix *matrix) {
     Context *context = argument;
     uint64_t bytes = matrix->at.rows * matrix->at.row_bytes;
     (void)use;
-    if (!context->weights->held) return 0;
+    if (!context->weights->held || matrix->streamed) return 0;
     /* `data` is const for all but this. */
     return nl_read_at(context->index->file, (unsigned char *)matrix->data, bytes, matrix->at.offset, context->error);
 }

@@ -11,6 +11,7 @@
 typedef struct {
     NlTensor at;
     int kind; /* of kernels.h */
+    int streamed; /* read anew whenever it is used, see stream.h: there is no data in memory */
     const unsigned char *data;
 } NlMatrix;
 
@@ -51,6 +52,14 @@ typedef struct {
 /* Finds all tensors and checks their sizes; nothing is read. Close it also after an error. */
 int nl_weights_find(NlWeights *weights, const NlIndex *index, const NlTensors *tensors, const NlShape *shape,
                     NlError *error);
+
+/* Matrices in the order in which a token uses all of their rows; `all` has room for 5 a layer and 3 more. Returns how
+ * many there are. */
+uint64_t nl_weights_order(NlWeights *weights, NlMatrix **all);
+
+/* Marks matrices as streamed, as few as save `bytes` of memory, and fills in how many bytes a token then reads. Of what a
+ * token only needs a row of, nothing else is read. Returns the bytes saved. */
+uint64_t nl_weights_stream(NlWeights *weights, uint64_t bytes, uint64_t *read);
 
 /* Gives every weight its memory from an arena; twice, see arena.h. */
 void nl_weights_carve(NlWeights *weights, NlArena *arena);
