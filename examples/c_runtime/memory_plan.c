@@ -19,7 +19,7 @@
 /* What reading weights anew takes, if any do not fit. */
 static void carve_stream(NlModel *model, NlArena *arena) {
     NlMatrix **all = model->streamed_order;
-    uint64_t count = nl_weights_order(&model->weights, all), kept = 0, longest = 0, row = 0, usual = STREAM_BUFFER;
+    uint64_t count = nl_weights_order(&model->weights, all), kept = 0, longest = 0, row = 0;
     const NlMatrix *rows[] = {&model->weights.embedding, &model->weights.positions};
     for (uint64_t k = 0; k < count; k++) {
         if (!all[k]->streamed) continue;
@@ -31,8 +31,7 @@ static void carve_stream(NlModel *model, NlArena *arena) {
         if (rows[k]->streamed && rows[k]->at.row_bytes > row) row = rows[k]->at.row_bytes;
     if (row) model->compute.row = nl_carve(arena, NL_WORKING, row);
     if (!kept) return;
-    while (usual > NL_PAGE && usual * NL_STREAM_BUFFERS > model->options.dram / 16) usual /= 2;
-    model->stream_bytes = nl_stream_buffer(longest, usual);
+    model->stream_bytes = nl_stream_buffer(longest, model->stream_usual);
     model->stream_memory = nl_carve(arena, NL_WORKING, NL_STREAM_BUFFERS * model->stream_bytes);
 }
 
@@ -139,17 +138,24 @@ static void stream(NlModel *model, uint64_t flash) {
     NlMemory *memory = &model->memory;
     const uint64_t dram = model->options.dram, held = memory->least;
     const uint64_t kept = dram / KEPT_FREE < flash / KEPT_CACHED ? dram / KEPT_FREE : flash / KEPT_CACHED;
-    uint64_t read;
+    uint64_t read, spare;
     NlArena arena;
+    model->stream_usual = NL_PAGE;
     nl_weights_stream(&model->weights, UINT64_MAX, &read);
+    memory->programs += NL_STREAM_THREADS * THREAD_BYTES;
     arena = count(model, 1, FEWEST_BUFFERS);
     enter(memory, &arena);
     set_capacities(model, 0);
     if (total_of(memory) < memory->least) memory->least = memory->total;
-    nl_weights_stream(&model->weights, 0, &read);
-    if (held + kept <= dram) return;
-    nl_weights_stream(&model->weights, held + kept - dram + NL_STREAM_BUFFERS * model->stream_bytes, &memory->streamed);
-    memory->programs += NL_STREAM_THREADS * THREAD_BYTES;
+    if (held + kept <= dram) {
+        nl_weights_stream(&model->weights, 0, &read);
+        memory->programs -= NL_STREAM_THREADS * THREAD_BYTES;
+        return;
+    }
+    for (spare = dram > memory->total ? dram - memory->total : 0; model->stream_usual < STREAM_BUFFER; model->stream_usual *= 2)
+        if (2 * model->stream_usual * NL_STREAM_BUFFERS > (spare < dram / 16 ? spare : dram / 16)) break;
+    nl_weights_stream(&model->weights, held + kept - dram + NL_STREAM_BUFFERS * nl_stream_buffer(0, model->stream_usual),
+                      &memory->streamed);
 }
 
 int nl_plan_memory(NlModel *model, NlError *error) {

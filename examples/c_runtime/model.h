@@ -29,7 +29,7 @@ struct NlModel {
     unsigned char *caches; /* tables and pools of all layers */
     uint64_t cache_bytes;
     NlMatrix **streamed_order; /* matrices that are read anew for every token, in the order in which it uses them */
-    uint64_t streamed_count, stream_bytes;
+    uint64_t streamed_count, stream_usual, stream_bytes; /* of a buffer: about, and exactly */
     unsigned char *stream_memory;
     NlFfnRoom room;
     float *states, *normed, *changes; /* [batch, hidden] */

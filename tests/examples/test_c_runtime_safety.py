@@ -73,14 +73,66 @@ def test_the_promise_of_memory_is_kept(
 
 def test_too_little_memory_is_refused_with_what_would_do(c_runtime: CRuntime, large: Path) -> None:
     program = c_runtime.fast / "flash_run"
-    refused = go(program, "--json", "--dram", "12MB", "--plan", large)
+    refused = go(program, "--json", "--dram", "3MB", "--plan", large)
     assert refused.returncode == 1
-    assert "12000000 bytes of memory are too few: this model takes at least" in refused.stderr
+    assert "3000000 bytes of memory are too few: this model takes at least" in refused.stderr
     (memory,) = answers(refused.stdout, "memory")
     # Some pages more, as what the process itself takes differs from run to run.
     least = memory["least_bytes"] + 300_000
     assert go(program, "--dram", least, large, requests="generate 2 1 2 3\n").returncode == 0
-    assert go(program, "--dram", "12MB", large).returncode == 1
+    assert go(program, "--dram", "3MB", large).returncode == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--no-direct",), ("--batch", "1", "--threads", "3")])
+@pytest.mark.parametrize("name", ["large", "tiny_relu"])
+def test_weights_that_do_not_fit_are_read_anew_and_give_the_same_tokens(
+    c_runtime: CRuntime, request: pytest.FixtureRequest, name: str, options: tuple[str, ...]
+) -> None:
+    """The head of tiny-relu is its embedding, of which single rows are needed as well."""
+    layout = request.getfixturevalue(name)
+    requests = f"generate 20 {PROMPT}\nlogits 3 4 5\n"
+    whole = go(c_runtime.fast / "flash_run", "--dram", "100%", *options, layout, requests=requests)
+    plan = go(c_runtime.fast / "flash_run", "--json", "--dram", 1, "--plan", *options, layout)
+    (memory,) = answers(plan.stdout, "memory")
+    dram = memory["least_bytes"] + {"large": 1_500_000, "tiny_relu": 300_000}[name]
+    found = go(c_runtime.fast / "flash_run", "--json", "--dram", dram, *options, layout, requests=requests)
+    (memory,), (figures,) = answers(found.stdout, "memory"), answers(found.stdout, "figures")
+    tokens = [line for line in whole.stdout.splitlines() if line.startswith("token ")]
+    assert [line for line in found.stdout.splitlines() if line.startswith("token ")] == tokens
+    assert len(tokens) == 20
+    logits = [[float(word) for word in done.stdout.splitlines()[-1].split()[1:]] for done in (whole, found)]
+    assert logits[0] == pytest.approx(logits[1], abs=1e-4 * max(map(abs, logits[0])))
+    assert memory["streamed_bytes"] > 0
+    # Once a token, and what is read ahead.
+    read = figures["tokens"]["bytes_streamed"]
+    assert 18 * memory["streamed_bytes"] <= read <= 20 * memory["streamed_bytes"] + dram // 16
+    assert figures["peak_bytes"] <= 1.05 * dram
+
+
+@pytest.mark.parametrize("first_request", ["generate 1 1 2 3", "logits 1 2 3"])
+def test_weights_that_cannot_be_read_anew_are_an_error(
+    c_runtime: CRuntime, large: Path, tmp_path: Path, first_request: str
+) -> None:
+    layout = Path(shutil.copytree(large, tmp_path / "layout"))
+    plan = go(c_runtime.fast / "flash_run", "--json", "--dram", 1, "--plan", layout)
+    (memory,) = answers(plan.stdout, "memory")
+    # The checked program is larger.
+    command = [str(c_runtime.fast / "flash_run"), "--dram", str(memory["least_bytes"] + 1_000_000), "--json", str(layout)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(first_request + "\n")
+            process.stdin.flush()
+            while not (line := process.stdout.readline()).startswith(("figures ", "logits ")):
+                assert line
+            with (layout / FLASH).open("r+b") as file:
+                file.truncate(1_000_000)
+            answer, _ = process.communicate("generate 30 4 5 6\ngenerate 3 4 5 6\n", timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert answer.count("error 4 ") == 2
 
 
 def test_shrinking_gives_memory_back(c_runtime: CRuntime, large: Path) -> None:
