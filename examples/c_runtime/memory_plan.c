@@ -154,8 +154,14 @@ static void stream(NlModel *model, uint64_t flash) {
     }
     for (spare = dram > memory->total ? dram - memory->total : 0; model->stream_usual < STREAM_BUFFER; model->stream_usual *= 2)
         if (2 * model->stream_usual * NL_STREAM_BUFFERS > (spare < dram / 16 ? spare : dram / 16)) break;
-    nl_weights_stream(&model->weights, held + kept - dram + NL_STREAM_BUFFERS * nl_stream_buffer(0, model->stream_usual),
-                      &memory->streamed);
+    /* What is marked saves less than its bytes: there are buffers to fill then. */
+    for (uint64_t wanted = held + kept - dram;; wanted += memory->total + kept - dram) {
+        uint64_t saved = nl_weights_stream(&model->weights, wanted, &memory->streamed);
+        arena = count(model, 1, FEWEST_BUFFERS);
+        enter(memory, &arena);
+        set_capacities(model, 0);
+        if (total_of(memory) + kept <= dram || saved < wanted) break;
+    }
 }
 
 int nl_plan_memory(NlModel *model, NlError *error) {
