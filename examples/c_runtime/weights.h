@@ -37,12 +37,21 @@ typedef struct {
     NlVector biases[NL_ROLES];
 } NlFfnWeights;
 
+/* Which blocks are the FFN of a layer: one, or experts and perhaps one that all tokens share; -1 for none. */
+typedef struct {
+    int32_t plain, shared;
+    int32_t *experts; /* by number; NULL if the layer has none */
+    NlMatrix router, shared_gate;
+} NlRouting;
+
 typedef struct {
     NlMatrix embedding, positions, project_in, project_out, head; /* `head` has no data of its own if it is tied */
     NlNorm last_norm;
     NlAttention *layers;
-    NlFfnWeights *ffn;
-    uint64_t count; /* of layers */
+    NlRouting *routing;
+    NlFfnWeights *ffn; /* by block, in the order of the index */
+    int32_t *experts;  /* of all layers */
+    uint64_t count, blocks; /* of layers; of blocks */
     int held;       /* whether dense weights are read, not mapped */
     const unsigned char *mapping;
     uint64_t mapped; /* bytes of it */
