@@ -43,9 +43,7 @@ static int layer(NlModel *model, uint64_t number, uint64_t count, NlError *error
     add_to(states, model->changes, size);
     nl_norm(first ? &weights->before_ffn : &weights->before_attention, centred, shape->epsilon, states, count, hidden,
             normed);
-    if (nl_ffn_run(&model->ffn[number], &model->compute, &model->fetch, &model->room, normed, count, model->changes,
-                   error) != 0)
-        return -1;
+    if (nl_layer_ffn(model, number, normed, count, model->changes, error) != 0) return -1;
     add_to(states, model->changes, size);
     if (!first) nl_norm(&weights->before_ffn, centred, shape->epsilon, states, count, hidden, states);
     return 0;
@@ -101,8 +99,7 @@ int nl_ffn(NlModel *model, uint32_t number, const float *in, uint32_t tokens, fl
     if (broken(model, error)) return -1;
     if (number >= model->shape.layers || tokens == 0 || tokens > model->memory.batch)
         return nl_fail(error, NL_BAD_OPTION, "no layer %u, or more tokens than a batch has", number);
-    if (nl_ffn_run(&model->ffn[number], &model->compute, &model->fetch, &model->room, in, tokens, out, error) == 0)
-        return broken(model, error);
+    if (nl_layer_ffn(model, number, in, tokens, out, error) == 0) return broken(model, error);
     model->error = *error;
     return -1;
 }

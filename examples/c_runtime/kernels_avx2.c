@@ -1,5 +1,5 @@
 /* Kernels for x86-64 with AVX2, FMA and F16C, whatever the compiler's options are. Eight weights are widened at a time
- * by a `load` per format; dot product and scaled addition are the same around it. */
+ * by a `load` per format. */
 #include "kernels.h"
 
 #ifdef NL_HAS_AVX2
@@ -70,24 +70,39 @@ PLAIN(f32, 4)
 PLAIN(f16, 2)
 PLAIN(bf16, 2)
 
-/* The 32 codes of a block as signed bytes, in the order of the weights. */
+/* The 32 codes of a block as numbers, in the order of the weights. */
+typedef struct {
+    __m256 part[4];
+} Levels;
 
-INLINE __m256i codes_q8_0(const unsigned char *at) { return _mm256_loadu_si256((const __m256i *)(const void *)at); }
-
-INLINE __m256i nibbles(const unsigned char *at) {
-    __m128i packed = _mm_loadu_si128((const __m128i *)(const void *)at);
-    __m256i both = _mm256_set_m128i(_mm_srli_epi16(packed, 4), packed);
-    return _mm256_and_si256(both, _mm256_set1_epi8(15));
+INLINE __m256 signed_bytes(const unsigned char *at) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at)));
 }
 
-INLINE __m256i codes_q4_0(const unsigned char *at) { return _mm256_sub_epi8(nibbles(at), _mm256_set1_epi8(8)); }
-
-INLINE __m256i codes_iq4_nl(const unsigned char *at) {
-    __m256i levels = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)IQ4_NL));
-    return _mm256_shuffle_epi8(levels, nibbles(at));
+INLINE Levels levels_q8_0(const unsigned char *at) {
+    return (Levels){{signed_bytes(at), signed_bytes(at + 8), signed_bytes(at + 16), signed_bytes(at + 24)}};
 }
 
-INLINE __m256 eight(__m128i codes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)); }
+/* Eight bytes, each with the code of a weight in its low half and that of the weight 16 further in its high half. */
+INLINE Levels levels_q4_0(const unsigned char *at) {
+    __m256i first = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at));
+    __m256i second = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(at + 8)));
+    __m256i mask = _mm256_set1_epi32(15), eight = _mm256_set1_epi32(8);
+    return (Levels){{_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(first, mask), eight)),
+                     _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(second, mask), eight)),
+                     _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(first, 4), eight)),
+                     _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(second, 4), eight))}};
+}
+
+INLINE __m256 widen(__m128i codes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)); }
+
+INLINE Levels levels_iq4_nl(const unsigned char *at) {
+    __m128i packed = _mm_loadu_si128((const __m128i *)(const void *)at), mask = _mm_set1_epi8(15);
+    __m128i levels = _mm_loadu_si128((const __m128i *)(const void *)IQ4_NL);
+    __m128i low = _mm_shuffle_epi8(levels, _mm_and_si128(packed, mask));
+    __m128i high = _mm_shuffle_epi8(levels, _mm_and_si128(_mm_srli_epi16(packed, 4), mask));
+    return (Levels){{widen(low), widen(_mm_srli_si128(low, 8)), widen(high), widen(_mm_srli_si128(high, 8))}};
+}
 
 INLINE float scale_of(const unsigned char *block) {
     uint16_t half;
@@ -95,33 +110,37 @@ INLINE float scale_of(const unsigned char *block) {
     return _cvtsh_ss(half);
 }
 
-/* Scale times code is exact in float32, so that it does not matter that a block's sum is scaled at its end. */
+INLINE __m256 times(Levels levels, const float *values) {
+    __m256 a = _mm256_mul_ps(levels.part[0], _mm256_loadu_ps(values));
+    __m256 b = _mm256_mul_ps(levels.part[1], _mm256_loadu_ps(values + 8));
+    a = _mm256_fmadd_ps(levels.part[2], _mm256_loadu_ps(values + 16), a);
+    b = _mm256_fmadd_ps(levels.part[3], _mm256_loadu_ps(values + 24), b);
+    return _mm256_add_ps(a, b);
+}
+
+/* Scale times code is exact in float32, so that it does not matter that a block's sum is scaled at its end. There are two
+ * sums, as a block would else wait for the one before. */
 #define BLOCKS(name, bytes)                                                                                         \
     TARGET static float dot_##name(const unsigned char *row, uint64_t count, const float *values) {                 \
         __m256 even = _mm256_setzero_ps(), odd = even;                                                              \
-        for (uint64_t j = 0; j < count; j += 32, row += (bytes)) {                                                  \
-            __m256i codes = codes_##name(row + 2);                                                                  \
-            __m128i low = _mm256_castsi256_si128(codes), high = _mm256_extracti128_si256(codes, 1);                 \
-            __m256 by = _mm256_set1_ps(scale_of(row)), a, b;                                                        \
-            a = _mm256_mul_ps(eight(low), _mm256_loadu_ps(values + j));                                             \
-            b = _mm256_mul_ps(eight(_mm_srli_si128(low, 8)), _mm256_loadu_ps(values + j + 8));                      \
-            a = _mm256_fmadd_ps(eight(high), _mm256_loadu_ps(values + j + 16), a);                                  \
-            b = _mm256_fmadd_ps(eight(_mm_srli_si128(high, 8)), _mm256_loadu_ps(values + j + 24), b);               \
-            even = _mm256_fmadd_ps(a, by, even);                                                                    \
-            odd = _mm256_fmadd_ps(b, by, odd);                                                                      \
+        uint64_t j = 0;                                                                                             \
+        for (; j + 64 <= count; j += 64, row += 2 * (bytes)) {                                                      \
+            __m256 a = times(levels_##name(row + 2), values + j);                                                   \
+            __m256 b = times(levels_##name(row + (bytes) + 2), values + j + 32);                                    \
+            even = _mm256_fmadd_ps(a, _mm256_set1_ps(scale_of(row)), even);                                         \
+            odd = _mm256_fmadd_ps(b, _mm256_set1_ps(scale_of(row + (bytes))), odd);                                 \
         }                                                                                                           \
+        if (j < count)                                                                                              \
+            even = _mm256_fmadd_ps(times(levels_##name(row + 2), values + j), _mm256_set1_ps(scale_of(row)), even); \
         return sum_of(_mm256_add_ps(even, odd));                                                                    \
     }                                                                                                               \
     TARGET static void add_##name(const unsigned char *row, uint64_t count, float scale, float *values) {           \
         for (uint64_t j = 0; j < count; j += 32, row += (bytes)) {                                                  \
-            __m256i codes = codes_##name(row + 2);                                                                  \
-            __m128i parts[2] = {_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1)};                 \
+            Levels levels = levels_##name(row + 2);                                                                 \
             __m256 by = _mm256_set1_ps(scale * scale_of(row));                                                      \
-            for (int k = 0; k < 2; k++) {                                                                           \
-                float *to = values + j + 16 * k;                                                                    \
-                _mm256_storeu_ps(to, _mm256_fmadd_ps(eight(parts[k]), by, _mm256_loadu_ps(to)));                    \
-                to += 8;                                                                                            \
-                _mm256_storeu_ps(to, _mm256_fmadd_ps(eight(_mm_srli_si128(parts[k], 8)), by, _mm256_loadu_ps(to))); \
+            for (int k = 0; k < 4; k++) {                                                                           \
+                float *to = values + j + 8 * k;                                                                     \
+                _mm256_storeu_ps(to, _mm256_fmadd_ps(levels.part[k], by, _mm256_loadu_ps(to)));                     \
             }                                                                                                       \
         }                                                                                                           \
     }

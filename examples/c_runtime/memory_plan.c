@@ -39,7 +39,7 @@ void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch) {
     const NlShape *shape = &model->shape;
     uint64_t most = 0, wide = shape->heads * shape->head_size, threads = model->compute.threads;
     uint64_t size = batch * shape->hidden * sizeof(float);
-    for (uint64_t k = 0; k < shape->layers; k++)
+    for (uint64_t k = 0; k < model->weights.blocks; k++)
         if (model->weights.ffn[k].block.neurons > most) most = model->weights.ffn[k].block.neurons;
     nl_weights_carve(&model->weights, arena);
     nl_sequence_carve(&model->sequence, arena, shape, batch, model->compute.threads);
@@ -55,6 +55,14 @@ void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch) {
     model->changes = nl_carve(arena, NL_WORKING, size);
     carve_stream(model, arena);
     model->logits = nl_carve(arena, NL_WORKING, model->vocabulary * sizeof(float));
+    if (shape->experts) {
+        model->mixture.scores = nl_carve(arena, NL_WORKING, batch * shape->experts * sizeof(float));
+        model->mixture.shares = nl_carve(arena, NL_WORKING, batch * shape->used_experts * sizeof(float));
+        model->mixture.chosen = nl_carve(arena, NL_WORKING, batch * shape->used_experts * sizeof(uint32_t));
+        model->mixture.tokens = nl_carve(arena, NL_WORKING, batch * sizeof(uint32_t));
+        model->mixture.in = nl_carve(arena, NL_WORKING, size);
+        model->mixture.out = nl_carve(arena, NL_WORKING, size);
+    }
     model->candidates = nl_carve(arena, NL_WORKING, model->vocabulary * sizeof(NlCandidate));
 }
 
@@ -79,7 +87,7 @@ static uint64_t capacity_of(const NlBlock *block, uint64_t share) {
 static void set_capacities(NlModel *model, uint64_t share) {
     NlMemory *memory = &model->memory;
     memory->tables = memory->cache = memory->cached = 0;
-    for (uint64_t k = 0; k < model->shape.layers; k++) {
+    for (uint64_t k = 0; k < model->weights.blocks; k++) {
         const NlBlock *block = &model->weights.ffn[k].block;
         int none = model->options.dram == 0 && model->options.cache_share <= 0;
         uint64_t rows = none ? 0 : capacity_of(block, share);
@@ -170,7 +178,7 @@ int nl_plan_memory(NlModel *model, NlError *error) {
     uint64_t stride = 0, largest = 0, batch = options->batch ? options->batch : 64, dram = options->dram, usual;
     unsigned buffers = 2 * options->queue_depth;
     NlArena arena;
-    for (uint64_t k = 0; k < model->shape.layers; k++) {
+    for (uint64_t k = 0; k < model->weights.blocks; k++) {
         const NlBlock *block = &model->weights.ffn[k].block;
         if (block->stride > stride) stride = block->stride;
         if (block->stride * block->neurons > largest) largest = block->stride * block->neurons;

@@ -53,9 +53,9 @@ static int find_all(NlModel *model, const char *directory, const NlOptions *opti
         settle_options(model, options, error) == 0) {
         model->weights.held = !options->map_dense;
         model->vocabulary = model->weights.embedding.at.rows;
-        model->capacities = calloc((size_t)model->shape.layers, sizeof *model->capacities);
-        model->ffn = calloc((size_t)model->shape.layers, sizeof *model->ffn);
-        model->streamed_order = calloc(5 * (size_t)model->shape.layers + 3, sizeof *model->streamed_order);
+        model->capacities = calloc((size_t)model->weights.blocks, sizeof *model->capacities);
+        model->ffn = calloc((size_t)model->weights.blocks, sizeof *model->ffn);
+        model->streamed_order = calloc((size_t)nl_weights_most(&model->weights), sizeof *model->streamed_order);
         result = model->capacities && model->ffn && model->streamed_order ? 0 : nl_fail(error, NL_NO_MEMORY, "out of memory");
     }
     nl_tensors_close(&tensors);
@@ -121,7 +121,7 @@ int nl_start_caches(NlModel *model, NlError *error) {
     if (!(at = nl_map(bytes))) return nl_fail(error, NL_NO_MEMORY, "the system has no %" PRIu64 " bytes for the cache", bytes);
     model->caches = at;
     model->cache_bytes = bytes;
-    for (uint64_t k = 0; k < model->shape.layers; k++) {
+    for (uint64_t k = 0; k < model->weights.blocks; k++) {
         NlStore *store = &model->ffn[k].store;
         const NlBlock *block = &model->weights.ffn[k].block;
         uint64_t rows = model->capacities[k], pinned = rows ? block->pinned : 0;
@@ -155,7 +155,7 @@ static int start(NlModel *model, const char *directory, NlError *error) {
         model->fetch.idle[k] = &model->fetch.requests[k];
     }
     model->fetch.idle_count = model->fetch.buffers;
-    for (uint64_t k = 0; k < model->shape.layers; k++) {
+    for (uint64_t k = 0; k < model->weights.blocks; k++) {
         NlFfn *ffn = &model->ffn[k];
         ffn->weights = &model->weights.ffn[k];
         ffn->up_activated = model->shape.up_activated;

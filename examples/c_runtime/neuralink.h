@@ -119,7 +119,7 @@ typedef struct {
 /* Chooses from the logits of the last nl_tokens. */
 uint32_t nl_choose(NlModel *model, NlSampling *sampling);
 
-/* The FFN block of a layer: out and in are `[tokens, hidden]`, at most `batch` tokens at a time. */
+/* The FFN of a layer, its experts included: out and in are `[tokens, hidden]`, at most `batch` tokens at a time. */
 int nl_ffn(NlModel *model, uint32_t layer, const float *in, uint32_t tokens, float *out, NlError *error);
 
 /* Under memory pressure: a new, smaller limit, as `dram`. What is cached is lost, except for pinned bundles. */

@@ -92,12 +92,27 @@ static int read_rope(const NlJson *json, NlShape *shape) {
     return 0;
 }
 
+/* Routed experts. */
+static int read_experts(const NlJson *json, NlShape *shape) {
+    const char *const names[] = {"num_local_experts", "num_experts"}, *at;
+    int mixtral = !strcmp(shape->type, "mixtral");
+    if (!mixtral && strcmp(shape->type, "qwen2_moe") != 0 && strcmp(shape->type, "qwen3_moe") != 0) return 0;
+    /* Configs have one name or the other, whatever the model. */
+    if (nl_json_find(json, json->text, names[0], &at) != 0 ||
+        nl_json_number(json, json->text, names[!at], 1, 65536, &shape->experts) != 0 ||
+        nl_json_number(json, json->text, "num_experts_per_tok", 1, shape->experts, &shape->used_experts) != 0)
+        return -1;
+    shape->scores_add_up = 1;
+    return mixtral ? 0 : truth(json, "norm_topk_prob", 0, &shape->scores_add_up);
+}
+
 /* How far layers look back. */
 static int read_window(const NlJson *json, NlShape *shape) {
     const char *text = json->text, *kinds;
     uint64_t layer = 0, first = UINT64_MAX;
     int used = 1;
     if (!strcmp(shape->type, "llama") || !strcmp(shape->type, "sparsellama")) return 0;
+    if (!strcmp(shape->type, "mixtral")) return whole(json, text, "sliding_window", 0, &shape->window);
     if (!strcmp(shape->type, "mistral") || !strcmp(shape->type, "bamboo"))
         return whole(json, text, "sliding_window", nl_json_find(json, text, "sliding_window", &kinds) == 0 && kinds ? 0 : 4096,
                      &shape->window);
@@ -107,6 +122,8 @@ static int read_window(const NlJson *json, NlShape *shape) {
         whole(json, text, "max_window_layers", 28, &shape->first_windowed) != 0 ||
         nl_json_find(json, text, "layer_types", &kinds) != 0)
         return -1;
+    if ((!kinds || *kinds != '[') && shape->experts)
+        return nl_fail(json->error, NL_NOT_SUPPORTED, "a window without layer_types is not supported in this model");
     if (!kinds || *kinds != '[') return 0;
     for (int more = nl_json_item(json, &kinds, 1); more; more = nl_json_item(json, &kinds, 0), layer++) {
         if (nl_json_is(kinds, "sliding_attention")) {
@@ -126,7 +143,7 @@ static int read_llama(const NlJson *json, NlShape *shape) {
               &shape->head_size) != 0 ||
         real(json, json->text, "rms_norm_eps", 1e-6, &shape->epsilon) != 0 ||
         real(json, json->text, "hidden_act_param", 0, &shape->cut) != 0 ||
-        truth(json, "tie_word_embeddings", 0, &shape->tied) != 0 || read_rope(json, shape) != 0)
+        truth(json, "tie_word_embeddings", 0, &shape->tied) != 0 || read_rope(json, shape) != 0 || read_experts(json, shape) != 0)
         return -1;
     if (shape->head_size < 2 || shape->head_size % 2 || shape->head_size > 4096)
         return nl_fail(json->error, NL_BAD_LAYOUT, CONFIG ": a head of %" PRIu64 " elements", shape->head_size);
@@ -138,7 +155,8 @@ static int read_llama(const NlJson *json, NlShape *shape) {
 }
 
 static int read_shape(const NlJson *json, NlShape *shape) {
-    static const char *const llamas[] = {"llama", "mistral", "qwen2", "qwen3", "sparsellama", "bamboo"};
+    static const char *const llamas[] = {"llama", "mistral", "qwen2", "qwen3", "sparsellama", "bamboo",
+                                        "mixtral", "qwen2_moe", "qwen3_moe"};
     const char *at;
     shape->family = -1;
     if (!strcmp(shape->type, "opt")) shape->family = NL_OPT;
@@ -147,7 +165,7 @@ static int read_shape(const NlJson *json, NlShape *shape) {
     if (shape->family < 0)
         return nl_fail(json->error, NL_NOT_SUPPORTED,
                        "models of type \"%s\" are not supported: the attention of opt, llama, mistral, qwen2, qwen3, "
-                       "sparsellama and bamboo is there",
+                       "sparsellama, bamboo, mixtral, qwen2_moe and qwen3_moe is there",
                        shape->type);
     if (nl_json_find(json, json->text, "model_type", &at) != 0) return -1;
     if (!at || !nl_json_is(at, shape->type))

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#define MOST_EXPERTS ((size_t)1 << 20)
+
 /* Where names are looked up, and in what. */
 typedef struct {
     const NlTensors *tensors;
@@ -76,7 +78,7 @@ static int find_attention(const Finder *finder, const NlShape *shape, NlAttentio
         projection(finder, "v_proj", narrow, shape->hidden, &layer->values, &layer->value_bias) != 0 ||
         projection(finder, opt ? "out_proj" : "o_proj", shape->hidden, width, &layer->output, &layer->output_bias) != 0)
         return -1;
-    if (strcmp(shape->type, "qwen3") != 0) return 0;
+    if (strcmp(shape->type, "qwen3") != 0 && strcmp(shape->type, "qwen3_moe") != 0) return 0;
     if (norm(finder, stem, "self_attn.q_norm", shape->head_size, 0, &layer->of_queries) != 0) return -1;
     return norm(finder, stem, "self_attn.k_norm", shape->head_size, 0, &layer->of_keys);
 }
@@ -101,23 +103,37 @@ static int find_embeddings(const Finder *finder, const NlShape *shape, NlWeights
     return matrix(finder, "", "lm_head.weight", weights->embedding.at.rows, width, 0, &weights->head);
 }
 
-/* The block of an index, for a layer whose FFN this runtime computes. */
-static int enter_block(const NlIndex *index, const char *at, const NlShape *shape, NlWeights *weights) {
-    NlError *error = index->json.error;
-    NlFfnWeights *ffn;
-    NlBlock block;
-    unsigned long layer;
+/* Which FFN a block is, by its id: `layers.3`, `layers.3.experts.7` or `layers.3.shared_expert`. */
+static int place_block(NlWeights *weights, const NlShape *shape, const char *id, int32_t number, NlError *error) {
+    int32_t *place = NULL;
+    unsigned long layer, expert;
     char *rest;
+    if (!strncmp(id, "layers.", 7) && id[7] >= '0' && id[7] <= '9' && (layer = strtoul(id + 7, &rest, 10)) < weights->count) {
+        NlRouting *routing = &weights->routing[layer];
+        if (!*rest) place = &routing->plain;
+        else if (!strcmp(rest, ".shared_expert") && shape->experts) place = &routing->shared;
+        else if (!strncmp(rest, ".experts.", 9) && rest[9] >= '0' && rest[9] <= '9') {
+            expert = strtoul(rest + 9, &rest, 10);
+            if (!*rest && expert < shape->experts) {
+                if (!routing->experts) routing->experts = weights->experts + layer * shape->experts;
+                place = &routing->experts[expert];
+            }
+        }
+    }
+    if (!place) return nl_fail(error, NL_NOT_SUPPORTED, "a block %s is not supported in this model", id);
+    if (*place >= 0) return nl_fail(error, NL_BAD_LAYOUT, "the block %s is there twice", id);
+    *place = number;
+    return 0;
+}
+
+/* A block of the index. */
+static int enter_block(const NlIndex *index, const char *at, const NlShape *shape, NlWeights *weights, int32_t number) {
+    NlError *error = index->json.error;
+    NlFfnWeights *ffn = &weights->ffn[number];
+    NlBlock block;
     int decides = shape->family == NL_OPT ? NL_UP : NL_GATE;
     if (nl_index_block(index, at, &block, 1) != 0) return -1;
-    if (block.expert) return nl_fail(error, NL_NOT_SUPPORTED, "%s is an expert: routed experts are not supported", block.id);
-    if (strncmp(block.id, "layers.", 7) != 0 || block.id[7] < '0' || block.id[7] > '9')
-        return nl_fail(error, NL_NOT_SUPPORTED, "a block %s is not supported", block.id);
-    layer = strtoul(block.id + 7, &rest, 10);
-    if (*rest || layer >= weights->count)
-        return nl_fail(error, NL_NOT_SUPPORTED, "a block %s is not supported in this model", block.id);
-    ffn = &weights->ffn[layer];
-    if (ffn->block.neurons) return nl_fail(error, NL_BAD_LAYOUT, "the block %s is there twice", block.id);
+    if (place_block(weights, shape, block.id, number, error) != 0) return -1;
     ffn->block = block;
     if (block.hidden != shape->hidden)
         return nl_fail(error, NL_BAD_LAYOUT, "%s has rows of another size than the model", block.id);
@@ -147,19 +163,50 @@ static int enter_block(const NlIndex *index, const char *at, const NlShape *shap
     return 0;
 }
 
+/* What sends tokens to the experts of a layer, all of which must be there. */
+static int find_routing(Finder *finder, const NlShape *shape, NlWeights *weights, uint64_t layer) {
+    NlRouting *routing = &weights->routing[layer];
+    if (routing->plain >= 0) return 0;
+    if (!routing->experts)
+        return nl_fail(finder->error, NL_NOT_SUPPORTED, "the FFN of layer %" PRIu64 " is no block of the layout", layer);
+    for (uint64_t k = 0; k < shape->experts; k++)
+        if (routing->experts[k] < 0)
+            return nl_fail(finder->error, NL_NOT_SUPPORTED, "expert %" PRIu64 " of layer %" PRIu64 " is no block of the layout",
+                           k, layer);
+    snprintf(finder->stem, sizeof finder->stem, "%slayers.%" PRIu64 ".", finder->prefix, layer);
+    if (matrix(finder, finder->stem, "block_sparse_moe.gate.weight", shape->experts, shape->hidden, 1,
+               &routing->router) != 0 ||
+        (!routing->router.at.format &&
+         matrix(finder, finder->stem, "mlp.gate.weight", shape->experts, shape->hidden, 0, &routing->router) != 0))
+        return -1;
+    if (routing->shared < 0) return 0;
+    return matrix(finder, finder->stem, "mlp.shared_expert_gate.weight", 1, shape->hidden, 0, &routing->shared_gate);
+}
+
 int nl_weights_find(NlWeights *weights, const NlIndex *index, const NlTensors *tensors, const NlShape *shape,
                     NlError *error) {
     static const char *const prefixes[2][3] = {{"model.decoder.", "decoder.", NULL}, {"model.", "", NULL}};
     const char *const *prefix = prefixes[shape->family == NL_OPT ? 0 : 1], *at;
     Finder finder = {tensors, NULL, "", error};
     NlTensor tensor;
+    int32_t number = 0;
+    size_t experts;
     int more;
     memset(weights, 0, sizeof *weights);
     if (shape->layers > 4096) return nl_fail(error, NL_BAD_LAYOUT, "%" PRIu64 " layers", shape->layers);
     weights->count = shape->layers;
+    for (more = nl_index_next(index, &at, 1); more > 0; more = nl_index_next(index, &at, 0)) weights->blocks++;
+    if (more < 0) return -1;
+    experts = (size_t)(weights->count * shape->experts);
+    if (experts > MOST_EXPERTS) return nl_fail(error, NL_BAD_LAYOUT, "%zu experts", experts);
     weights->layers = calloc((size_t)weights->count, sizeof *weights->layers);
-    weights->ffn = calloc((size_t)weights->count, sizeof *weights->ffn);
-    if (!weights->layers || !weights->ffn) return nl_fail(error, NL_NO_MEMORY, "out of memory");
+    weights->routing = calloc((size_t)weights->count, sizeof *weights->routing);
+    weights->ffn = calloc((size_t)weights->blocks + 1, sizeof *weights->ffn);
+    weights->experts = malloc((experts + 1) * sizeof *weights->experts);
+    if (!weights->layers || !weights->routing || !weights->ffn || !weights->experts)
+        return nl_fail(error, NL_NO_MEMORY, "out of memory");
+    memset(weights->experts, 0xff, experts * sizeof *weights->experts); /* -1 */
+    for (uint64_t k = 0; k < weights->count; k++) weights->routing[k].plain = weights->routing[k].shared = -1;
     for (; *prefix; prefix++) {
         if (find(&finder, *prefix, "embed_tokens.weight", &tensor) != 0) return -1;
         if (tensor.format) break;
@@ -172,11 +219,10 @@ int nl_weights_find(NlWeights *weights, const NlIndex *index, const NlTensors *t
         if (find_attention(&finder, shape, &weights->layers[layer]) != 0) return -1;
     }
     for (more = nl_index_next(index, &at, 1); more > 0; more = nl_index_next(index, &at, 0))
-        if (enter_block(index, at, shape, weights) != 0) return -1;
+        if (enter_block(index, at, shape, weights, number++) != 0) return -1;
     if (more < 0) return -1;
     for (uint64_t layer = 0; layer < weights->count; layer++)
-        if (!weights->ffn[layer].block.neurons)
-            return nl_fail(error, NL_NOT_SUPPORTED, "the FFN of layer %" PRIu64 " is no block of the layout", layer);
+        if (find_routing(&finder, shape, weights, layer) != 0) return -1;
     return 0;
 }
 
@@ -206,27 +252,41 @@ static int visit_all(NlWeights *weights, const Visitor *visit) {
     if (visit_matrices(visit, NL_DENSE, matrices, 5) != 0 || visit_vectors(visit, NL_DENSE, vectors, 2) != 0) return -1;
     for (uint64_t k = 0; k < weights->count; k++) {
         NlAttention *of = &weights->layers[k];
-        NlFfnWeights *ffn = &weights->ffn[k];
-        NlMatrix *parts[] = {&of->queries, &of->keys, &of->values, &of->output}, *rows = &ffn->rows;
+        NlMatrix *parts[] = {&of->queries,
+                             &of->keys,
+                             &of->values,
+                             &of->output,
+                             &weights->routing[k].router,
+                             &weights->routing[k].shared_gate};
         NlVector *small[] = {&of->before_attention.norm, &of->before_attention.bias, &of->before_ffn.norm,
                              &of->before_ffn.bias,       &of->of_queries.norm,       &of->of_keys.norm,
                              &of->query_bias,            &of->key_bias,              &of->value_bias,
                              &of->output_bias};
+        if (visit_matrices(visit, NL_DENSE, parts, 6) != 0 || visit_vectors(visit, NL_DENSE, small, 10) != 0) return -1;
+    }
+    for (uint64_t k = 0; k < weights->blocks; k++) {
+        NlFfnWeights *ffn = &weights->ffn[k];
+        NlMatrix *rows = &ffn->rows;
         NlVector *biases[] = {&ffn->biases[0], &ffn->biases[1], &ffn->biases[2]};
-        if (visit_matrices(visit, NL_DENSE, parts, 4) != 0 || visit_vectors(visit, NL_DENSE, small, 10) != 0 ||
-            visit_matrices(visit, NL_RESIDENT, &rows, 1) != 0 || visit_vectors(visit, NL_RESIDENT, biases, 3) != 0)
+        if (visit_matrices(visit, NL_RESIDENT, &rows, 1) != 0 || visit_vectors(visit, NL_RESIDENT, biases, 3) != 0)
             return -1;
     }
     return 0;
 }
+
+uint64_t nl_weights_most(const NlWeights *weights) { return 5 * weights->count + 3; }
 
 uint64_t nl_weights_order(NlWeights *weights, NlMatrix **all) {
     uint64_t count = 0;
     if (weights->project_in.at.format) all[count++] = &weights->project_in;
     for (uint64_t k = 0; k < weights->count; k++) {
         NlAttention *of = &weights->layers[k];
-        NlMatrix *used[] = {&of->queries, &of->keys, &of->values, &of->output, &weights->ffn[k].rows};
-        for (unsigned m = 0; m < 5; m++) all[count++] = used[m];
+        NlMatrix *used[] = {&of->queries, &of->keys, &of->values, &of->output};
+        const NlRouting *routing = &weights->routing[k];
+        int32_t always = routing->plain >= 0 ? routing->plain : routing->shared;
+        for (unsigned m = 0; m < 4; m++) all[count++] = used[m];
+        /* Which experts a token is routed to is not known ahead: their rows stay in memory. */
+        if (always >= 0) all[count++] = &weights->ffn[always].rows;
     }
     if (weights->project_out.at.format) all[count++] = &weights->project_out;
     all[count++] = weights->head.at.format ? &weights->head : &weights->embedding;
@@ -236,7 +296,7 @@ uint64_t nl_weights_order(NlWeights *weights, NlMatrix **all) {
 static uint64_t bytes_of(const NlMatrix *matrix) { return matrix->at.rows * matrix->at.row_bytes; }
 
 uint64_t nl_weights_stream(NlWeights *weights, uint64_t bytes, uint64_t *read) {
-    NlMatrix **all = calloc(5 * (size_t)weights->count + 3, sizeof *all);
+    NlMatrix **all = calloc((size_t)nl_weights_most(weights), sizeof *all);
     uint64_t saved = 0, count;
     *read = 0;
     if (!all) return 0;
@@ -325,8 +385,8 @@ int nl_weights_read(NlWeights *weights, const NlIndex *index, NlError *error) {
 void nl_weights_close(NlWeights *weights) {
     if (weights->mapping) munmap((void *)(uintptr_t)weights->mapping, (size_t)weights->mapped);
     free(weights->layers);
+    free(weights->routing);
     free(weights->ffn);
-    weights->mapping = NULL;
-    weights->layers = NULL;
-    weights->ffn = NULL;
+    free(weights->experts);
+    memset(weights, 0, sizeof *weights);
 }

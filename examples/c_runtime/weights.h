@@ -38,12 +38,21 @@ typedef struct {
     NlVector biases[NL_ROLES];
 } NlFfnWeights;
 
+/* Which blocks are the FFN of a layer: one, or experts and perhaps one that all tokens share; -1 for none. */
+typedef struct {
+    int32_t plain, shared;
+    int32_t *experts; /* by number; NULL if the layer has none */
+    NlMatrix router, shared_gate;
+} NlRouting;
+
 typedef struct {
     NlMatrix embedding, positions, project_in, project_out, head; /* `head` has no data of its own if it is tied */
     NlNorm last_norm;
     NlAttention *layers;
-    NlFfnWeights *ffn;
-    uint64_t count; /* of layers */
+    NlRouting *routing;
+    NlFfnWeights *ffn; /* by block, in the order of the index */
+    int32_t *experts;  /* of all layers */
+    uint64_t count, blocks; /* of layers; of blocks */
     int held;       /* whether dense weights are read, not mapped */
     const unsigned char *mapping;
     uint64_t mapped; /* bytes of it */
@@ -53,8 +62,9 @@ typedef struct {
 int nl_weights_find(NlWeights *weights, const NlIndex *index, const NlTensors *tensors, const NlShape *shape,
                     NlError *error);
 
-/* Matrices in the order in which a token uses all of their rows; `all` has room for 5 a layer and 3 more. Returns how
+/* Matrices in the order in which a token uses all of their rows; `all` has room for nl_weights_most of them. Returns how
  * many there are. */
+uint64_t nl_weights_most(const NlWeights *weights);
 uint64_t nl_weights_order(NlWeights *weights, NlMatrix **all);
 
 /* Marks matrices as streamed, as few as save `bytes` of memory, and fills in how many bytes a token then reads. Of what a

@@ -133,9 +133,11 @@ def test_logits_of_every_model(c_runtime: CRuntime, tmp_path: Path, one_thread: 
     agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
 
 
-@pytest.mark.parametrize("family", ["prosparse", "turbosparse"])
-def test_logits_of_sparse_variants(c_runtime: CRuntime, tmp_path: Path, one_thread: None, family: str) -> None:
-    layout = lay_out(tmp_path, build_model(tmp_path / "model", family), threshold=0.0)
+@pytest.mark.parametrize(
+    "family", ["prosparse", "turbosparse", "mixtral", "mixtral-fused", "qwen2_moe", "qwen3_moe", "qwen3_moe-fused"]
+)
+def test_logits_of_variants(c_runtime: CRuntime, tmp_path: Path, one_thread: None, family: str) -> None:
+    layout = lay_out(tmp_path, build_model(tmp_path / "model", family), threshold=0.01)
     agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
 
 
