@@ -16,7 +16,7 @@ from neuralink_cli.cli.commands import COMMANDS, cli
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for folder in (".", "docs", "examples", "examples/c_reader", "examples/tiny-relu")
+    for folder in (".", "docs", "examples", "examples/c_runtime", "examples/tiny-relu")
     for path in (ROOT / folder).glob("*.md")
 )
 WORKFLOW = ".github/workflows/ci.yml"
@@ -102,7 +102,7 @@ def test_every_target_has_a_rule() -> None:
 @pytest.mark.parametrize("name", [*PAGES, *SCRIPTS])
 def test_every_make_target_that_is_named_exists(name: str) -> None:
     named = {match[1] for line in code_lines(name) if (match := re.match(r"make ([a-z]+)", line))}
-    makefiles = ("examples/Makefile", "examples/c_reader/Makefile") if name.startswith("examples/") else ()
+    makefiles = ("examples/Makefile", "examples/c_runtime/Makefile") if name.startswith("examples/") else ()
     others = {target for path in makefiles for target in re.findall(r"^([\w-]+):", text_of(path), re.MULTILINE)}
     assert named <= make_targets() | others
 

@@ -24,7 +24,7 @@ from neuralink_cli.sizes import human_bytes
 from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 
 if TYPE_CHECKING:
-    from neuralink_cli.runtime.generation import Phase
+    from neuralink_cli.runtime.generated import Phase
     from neuralink_cli.runtime.session import RunReport
     from neuralink_cli.runtime.settings import RunSettings
 
@@ -38,6 +38,7 @@ Examples:
       --max-new-tokens 200 --device-profile ufs3.1
   neuralink run model-flash/ --prompt "The river" --compare MODEL \\
       --perplexity held-out.txt --json
+  neuralink run model-flash/ --prompt "The river" --engine c --dram 1.2GB
 """,
 )
 @click.argument("layout", metavar="FLASH", type=PATH)
@@ -48,7 +49,8 @@ Examples:
     default="20%",
     show_default=True,
     metavar="PERCENT|BYTES",
-    help="Memory for cached bundles, like 5% (of all bundles), 64MB or 1.5GiB. Resident rows come on top.",
+    help="Memory for cached bundles, like 5% (of all bundles), 64MB or 1.5GiB. Resident rows come on top; but with "
+    "--engine c, bytes are all the memory that its program may take.",
 )
 @click.option(
     "--max-new-tokens",
@@ -120,6 +122,16 @@ Examples:
     metavar="N",
     help="Tokens of the text to use for --perplexity.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(("torch", "c")),
+    default="torch",
+    show_default=True,
+    help="What computes: torch, or the program of examples/c_runtime, for OPT and models like Llama.",
+)
+@click.option(
+    "--engine-path", type=PATH, metavar="FILE", help="Program of --engine c.  [default: where make puts it, or in PATH]"
+)
 @ignore_remote_code_option
 @architecture_options
 @reporting_options
@@ -131,6 +143,8 @@ def command(
     revision: str | None,
     text_file: Path | None,
     perplexity_tokens: int,
+    engine: str,
+    engine_path: Path | None,
     architecture: ArchitectureChoice,
     as_json: bool,
     **options: Any,
@@ -159,13 +173,17 @@ def command(
         perplexity_text=None if text_file is None else read_text(text_file),
         perplexity_tokens=perplexity_tokens,
         architecture=architecture,
+        engine=engine,
+        engine_path=engine_path,
     )
-    report = run_layout(request)
+    streams = engine == "c" and not as_json
+    report = run_layout(request, (lambda text: click.echo(text, nl=False)) if streams else None)
     if as_json:
         print_json({"layout": str(layout), **report.as_document()})
     else:
         if report.generated is not None:
-            click.echo(report.generated.text)
+            # What came as a stream lacks the end of its line.
+            click.echo("" if streams else report.generated.text)
         _say(report)
     _require_agreement(report, layout)
 
@@ -198,7 +216,7 @@ def _say(report: RunReport) -> None:
     remark(
         f"memory: {human_bytes(memory.peak_bytes)} at most in use, {human_bytes(memory.planned_bytes)} planned: these, "
         f"{human_bytes(memory.dense_bytes)} of other weights, {human_bytes(memory.working_bytes)} to fetch and decode, "
-        f"{human_bytes(memory.sequence_bytes)} for tokens, {human_bytes(memory.programs_bytes)} of Python and libraries"
+        f"{human_bytes(memory.sequence_bytes)} for tokens, {human_bytes(memory.programs_bytes)} of programs"
     )
     if not report.direct:
         remark("reads go through the page cache, so their times are not the storage's own")

@@ -16,7 +16,8 @@ from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import load_model
 from neuralink_cli.models.model_errors import explained_model_errors
 from neuralink_cli.models.offload import input_device
-from neuralink_cli.runtime.generation import Generated, generate
+from neuralink_cli.runtime.generated import Generated
+from neuralink_cli.runtime.generation import generate
 from neuralink_cli.runtime.masking import masked_neurons
 from neuralink_cli.runtime.perplexity import Perplexity, perplexity
 from neuralink_cli.runtime.settings import GenerationOptions

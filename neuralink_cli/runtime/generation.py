@@ -5,86 +5,32 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from neuralink_cli.calibration.text_files import unreadable_text
-from neuralink_cli.errors import InputError, OptionError
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import max_positions
 from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
 from neuralink_cli.models.offload import input_device
-from neuralink_cli.models.special_tokens import surrounding_tokens, text_tokens
 from neuralink_cli.runtime.counters import FlashCounters
+from neuralink_cli.runtime.generated import Generated, Phase
+from neuralink_cli.runtime.prompts import prompt_tokens, require_room
 from neuralink_cli.runtime.settings import GenerationOptions
 
 
-@dataclass(frozen=True)
-class Phase:
-    """What computing some tokens took: the prompt's at once, or the new ones one by one."""
-
-    tokens: int
-    seconds: float
-    counters: FlashCounters
-
-    @property
-    def tokens_per_second(self) -> float:
-        """0.0 if there were none."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    @property
-    def io_share(self) -> float:
-        """Share of the time in which it waited for reads."""
-        return self.counters.io_seconds / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True)
-class Generated:
-    """The new tokens after a prompt, their text, and the two phases; the prompt phase gives the first new token."""
-
-    text: str
-    prompt_tokens: tuple[int, ...]
-    new_tokens: tuple[int, ...]
-    prompt_phase: Phase
-    token_phase: Phase
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the prompt and new ones."""
-        return len(self.prompt_tokens) + len(self.new_tokens)
-
-
 def encode_prompt(model: Any, tokenizer: Any, prompt: str, options: GenerationOptions) -> tuple[int, ...]:
-    """The tokens of a prompt, with what the tokenizer puts before a text but not with what it puts behind one.
-
-    A closing token would tell the model that the text is over.
+    """The tokens of a prompt, see `prompt_tokens`, for a model that is to go on with them.
 
     Raises:
         InputError: The prompt has no tokens, or it is not Unicode text.
         OptionError: Prompt and new tokens together need more positions than the model has.
     """
-    prompt = prompt.removeprefix("\ufeff")
-    problem = unreadable_text(prompt)
-    if problem is not None:
-        raise InputError(f"the prompt {problem}")
-    with quiet_transformers():
-        opening, _closing = surrounding_tokens(tokenizer)
-        tokens = (*opening, *text_tokens(tokenizer, prompt))
-    if not tokens:
-        raise InputError("the prompt has no tokens")
+    tokens = prompt_tokens(tokenizer, prompt)
     require_known_tokens(tokens, vocabulary_of(model), "the prompt")
-    limit = max_positions(model)
-    if limit is not None and len(tokens) + options.max_new_tokens > limit:
-        room = limit - len(tokens)
-        raise OptionError(
-            f"{len(tokens)} prompt tokens and {options.max_new_tokens} new tokens are more than the {limit} positions "
-            "of the model",
-            fix=f"pass --max-new-tokens {room}" if room > 0 else "shorten the prompt",
-        )
+    require_room(tokens, options, max_positions(model))
     return tokens
 
 

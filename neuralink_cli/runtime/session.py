@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,12 @@ from neuralink_cli.runtime.settings import GenerationOptions, RunSettings, compu
 if TYPE_CHECKING:
     from neuralink_cli.calibration.sequences import TokenIds
     from neuralink_cli.runtime.dense_comparison import DenseComparison
-    from neuralink_cli.runtime.generation import Generated, Phase
+    from neuralink_cli.runtime.generated import Generated, Phase
     from neuralink_cli.runtime.perplexity import Perplexity
 
 
+TORCH, C = "torch", "c"
+ENGINES = (TORCH, C)
 # Tokens per sequence for perplexity, if the model has that many positions.
 PERPLEXITY_LENGTH = 512
 
@@ -40,6 +43,8 @@ class RunRequest:
         generation: How to continue it.
         compare: The checkpoint that the layout was made from; a string may be a hub id, see `find_model`.
         compare_revision: Branch, tag or commit of a hub model to compare with.
+        engine: `torch`, or `c` for the runtime in C.
+        engine_path: The program of the runtime in C; None to look for it.
         perplexity_text: Text to measure perplexity on, its first `perplexity_tokens` tokens; None for no perplexity.
     """
 
@@ -52,6 +57,8 @@ class RunRequest:
     perplexity_text: str | None = None
     perplexity_tokens: int = 4096
     architecture: ArchitectureChoice = BUILT_IN
+    engine: str = TORCH
+    engine_path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +121,11 @@ class _Subject:
     dense: Path | None
 
 
-def run_layout(request: RunRequest) -> RunReport:
+def run_layout(request: RunRequest, on_text: Callable[[str], None] | None = None) -> RunReport:
     """Run a layout as asked. The sparse model is freed before the dense one is loaded.
+
+    Args:
+        on_text: Called with the text as it comes, by the runtime in C.
 
     Raises:
         OptionError: Nothing to do, or options that cannot be combined or do not fit this layout.
@@ -129,9 +139,18 @@ def run_layout(request: RunRequest) -> RunReport:
         raise OptionError("--revision is for the model of --compare", fix="pass --compare, or leave out --revision")
     if request.compare is not None and request.generation.temperature > 0:
         raise OptionError("tokens drawn at random cannot be compared", fix="leave out --temperature or --compare")
+    if request.engine == C and request.perplexity_text is not None:
+        raise OptionError("the runtime in C measures no perplexity", fix="leave out --engine c or --perplexity")
+    if request.engine != C and request.engine_path is not None:
+        raise OptionError("--engine-path is for the runtime in C", fix="pass --engine c, or leave out --engine-path")
     subject = _check(request)
-    require_hf_packages("torch", "transformers")
-    report, sequences = _run_sparse(request, subject)
+    sequences: list[TokenIds] = []
+    if request.engine == C:
+        require_hf_packages("transformers")
+        report = _run_in_c(request, subject, on_text)
+    else:
+        require_hf_packages("torch", "transformers")
+        report, sequences = _run_sparse(request, subject)
     if subject.dense is None:
         return report
     gc.collect()
@@ -180,6 +199,24 @@ def _check(request: RunRequest) -> _Subject:
                     )
         dtype = compute_dtype(request.settings.dtype, layout)
         return _Subject(architecture, layout.index.blocks, is_exact(layout), dtype, dense)
+
+
+def _run_in_c(request: RunRequest, subject: _Subject, on_text: Callable[[str], None] | None) -> RunReport:
+    from neuralink_cli.runtime.c_session import generate_in_c
+
+    assert request.prompt is not None
+    generated, memory, facts, load_seconds = generate_in_c(
+        request.layout, request.prompt, request.settings, request.generation, request.engine_path, on_text
+    )
+    return RunReport(
+        exact=subject.exact,
+        direct=facts["direct"],
+        dtype="float32",
+        load_seconds=load_seconds,
+        memory=memory,
+        generated=generated,
+        perplexity=None,
+    )
 
 
 def _run_sparse(request: RunRequest, subject: _Subject) -> tuple[RunReport, list[TokenIds]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -19,31 +18,16 @@ from neuralink_cli.weight_formats.formats import BLOCK_FORMATS
 from neuralink_cli.weight_formats.quantising import dequantise
 from tests.checkpoints import NEURONS, RawTensor, decode, tensors_of, write_checkpoint, write_random_placement
 from tests.damage import FLASH
+from tests.examples.conftest import COMPILER, FOLDER, CRuntime
 from tests.layouts import LayoutFactory, relayout
 
-FOLDER = Path(__file__).parents[2] / "examples/c_reader"
-SOURCES = sorted(FOLDER.glob("*.c"))
-COMPILER = shutil.which(os.environ.get("CC", "cc"))
 VALGRIND = shutil.which("valgrind")
 INDEX = "model.flash.json"
-CHECKED = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-O1", "-g")
-SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-
-pytestmark = pytest.mark.skipif(COMPILER is None and not os.environ.get("CI"), reason="there is no C compiler")
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    assert COMPILER is not None, "the C reader must be compiled where CI runs: install a C compiler, or set CC"
-    output = tmp_path_factory.mktemp("c_reader") / "flash_read"
-    command = [COMPILER, *CHECKED, "-o", str(output), *map(str, SOURCES)]
-    # With the sanitizers where the compiler has them.
-    for options in (SANITIZED, ()):
-        result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-        if result.returncode == 0:
-            break
-    assert (result.returncode, result.stderr) == (0, "")
-    return output
+def program(c_runtime: CRuntime) -> Path:
+    return c_runtime.checked / "flash_read"
 
 
 def go(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -196,10 +180,8 @@ def test_it_decodes_every_code_and_scale(program: Path, tmp_path: Path, weights:
 
 @pytest.mark.skipif(VALGRIND is None, reason="there is no valgrind")
 @pytest.mark.parametrize("block", ["layers.0", "absent"])
-def test_nothing_leaks(tmp_path: Path, layouts: LayoutFactory, block: str) -> None:
-    program = tmp_path / "flash_read"
-    assert COMPILER is not None
-    subprocess.run([COMPILER, *CHECKED, "-o", program, *SOURCES], check=True)
+def test_nothing_leaks(c_runtime: CRuntime, layouts: LayoutFactory, block: str) -> None:
+    program = c_runtime.fast / "flash_read"
     command = [str(VALGRIND), "-q", "--leak-check=full", "--show-leak-kinds=all", "--error-exitcode=99"]
     result = subprocess.run(
         [*command, program, "--values", layouts.bundled("opt").layout, block, "3"],
@@ -390,11 +372,11 @@ def test_other_wrong_input(program: Path, layouts: LayoutFactory, tmp_path: Path
 
 
 def test_the_makefile_builds_it(tmp_path: Path) -> None:
-    for path in (*SOURCES, *FOLDER.glob("*.h"), FOLDER / "Makefile"):
+    if shutil.which("make") is None or COMPILER is None:
+        pytest.skip("there is no make or no C compiler")
+    for path in (*FOLDER.glob("*.[ch]"), FOLDER / "Makefile"):
         shutil.copy(path, tmp_path)
-    if shutil.which("make") is None:
-        pytest.skip("there is no make")
-    subprocess.run(["make", "-s", "-C", tmp_path, f"CC={COMPILER}"], check=True)
-    assert go(tmp_path / "flash_read").returncode == 2
+    subprocess.run(["make", "-s", "-C", tmp_path, f"CC={COMPILER}", "CFLAGS=-O0"], check=True)
+    assert go(tmp_path / "flash_read").returncode == go(tmp_path / "flash_run").returncode == 2
     subprocess.run(["make", "-s", "-C", tmp_path, "clean"], check=True)
-    assert not (tmp_path / "flash_read").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"Makefile"} | {path.name for path in FOLDER.glob("*.[ch]")}

@@ -3,6 +3,8 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "json.h"
+
 #define BLOCK 32
 #define HALF (BLOCK / 2)
 
@@ -16,8 +18,7 @@ static float from_bits(uint32_t bits) {
     return value;
 }
 
-/* The value of a float16. */
-static float widen(uint32_t half) {
+float nl_widen_f16(uint32_t half) {
     uint32_t magnitude = half & 0x7fff, sign = (half & 0x8000) << 16;
     if (magnitude < 0x400) return (sign ? -1.0f : 1.0f) * (float)magnitude * 0x1p-24f; /* zero or subnormal */
     /* The exponent's bias is 112 larger; infinity and NaN have the largest exponent in both. */
@@ -29,7 +30,7 @@ static void decode_f32(const unsigned char *row, uint64_t hidden, float *values)
 }
 
 static void decode_f16(const unsigned char *row, uint64_t hidden, float *values) {
-    for (uint64_t j = 0; j < hidden; j++) values[j] = widen(little_16(row + 2 * j));
+    for (uint64_t j = 0; j < hidden; j++) values[j] = nl_widen_f16(little_16(row + 2 * j));
 }
 
 static void decode_bf16(const unsigned char *row, uint64_t hidden, float *values) {
@@ -38,7 +39,7 @@ static void decode_bf16(const unsigned char *row, uint64_t hidden, float *values
 
 static void decode_q8_0(const unsigned char *row, uint64_t hidden, float *values) {
     for (uint64_t begin = 0; begin < hidden; begin += BLOCK, row += 2 + BLOCK) {
-        float scale = widen(little_16(row));
+        float scale = nl_widen_f16(little_16(row));
         for (int j = 0; j < BLOCK; j++) {
             int code = row[2 + j];
             values[begin + (uint64_t)j] = scale * (float)(code < 128 ? code : code - 256);
@@ -48,7 +49,7 @@ static void decode_q8_0(const unsigned char *row, uint64_t hidden, float *values
 
 static void decode_q4_0(const unsigned char *row, uint64_t hidden, float *values) {
     for (uint64_t begin = 0; begin < hidden; begin += BLOCK, row += 2 + HALF) {
-        float scale = widen(little_16(row));
+        float scale = nl_widen_f16(little_16(row));
         for (uint64_t j = 0; j < HALF; j++) {
             values[begin + j] = scale * (float)((row[2 + j] & 15) - 8);
             values[begin + HALF + j] = scale * (float)((row[2 + j] >> 4) - 8);
@@ -58,7 +59,7 @@ static void decode_q4_0(const unsigned char *row, uint64_t hidden, float *values
 
 static void decode_iq4_nl(const unsigned char *row, uint64_t hidden, float *values) {
     for (uint64_t begin = 0; begin < hidden; begin += BLOCK, row += 2 + HALF) {
-        float scale = widen(little_16(row));
+        float scale = nl_widen_f16(little_16(row));
         for (uint64_t j = 0; j < HALF; j++) {
             values[begin + j] = scale * IQ4_NL_LEVELS[row[2 + j] & 15];
             values[begin + HALF + j] = scale * IQ4_NL_LEVELS[row[2 + j] >> 4];
@@ -66,14 +67,14 @@ static void decode_iq4_nl(const unsigned char *row, uint64_t hidden, float *valu
     }
 }
 
-const WeightFormat BLOCK_FORMATS[] = {
+const NlFormat NL_BLOCK_FORMATS[] = {
     {"q8_0", BLOCK, 2 + BLOCK, decode_q8_0},
     {"q4_0", BLOCK, 2 + HALF, decode_q4_0},
     {"iq4_nl", BLOCK, 2 + HALF, decode_iq4_nl},
     {NULL, 0, 0, NULL},
 };
 
-const WeightFormat SOURCE_FORMATS[] = {
+const NlFormat NL_SOURCE_FORMATS[] = {
     {"F32", 1, 4, decode_f32}, {"F16", 1, 2, decode_f16},   {"BF16", 1, 2, decode_bf16},   {"F64", 1, 8, NULL},
     {"F8_E4M3", 1, 1, NULL},   {"F8_E5M2", 1, 1, NULL},     {"F8_E4M3FNUZ", 1, 1, NULL},   {"F8_E5M2FNUZ", 1, 1, NULL},
     {"F8_E8M0", 1, 1, NULL},   {"BOOL", 1, 1, NULL},        {"U8", 1, 1, NULL},            {"I8", 1, 1, NULL},
@@ -81,7 +82,13 @@ const WeightFormat SOURCE_FORMATS[] = {
     {"U64", 1, 8, NULL},       {"I64", 1, 8, NULL},         {"C64", 1, 8, NULL},           {NULL, 0, 0, NULL},
 };
 
-uint64_t row_bytes(const WeightFormat *format, uint64_t hidden) {
-    if (hidden > MAX_HIDDEN || hidden % format->block_weights) return 0;
+uint64_t nl_row_bytes(const NlFormat *format, uint64_t hidden) {
+    if (hidden > NL_MAX_HIDDEN || hidden % format->block_weights) return 0;
     return hidden / format->block_weights * format->block_bytes;
+}
+
+const NlFormat *nl_find_format(const NlFormat *formats, const char *at) {
+    for (; formats->name; formats++)
+        if (nl_json_is(at, formats->name)) return formats;
+    return NULL;
 }

@@ -1,0 +1,126 @@
+#include "attention.h"
+
+#include <math.h>
+#include <string.h>
+
+#define WORTH_SHARING (1u << 15)
+#define PI 3.14159265358979323846
+
+void nl_sequence_carve(NlSequence *sequence, NlArena *arena, const NlShape *shape, uint64_t batch, unsigned threads) {
+    uint64_t wide = shape->heads * shape->head_size, half = shape->head_size / 2;
+    uint64_t cached = shape->layers * sequence->context * shape->kv_heads * shape->head_size;
+    sequence->width = shape->kv_heads * shape->head_size;
+    sequence->keys = nl_carve(arena, NL_SEQUENCE, cached * sizeof(float));
+    sequence->values = nl_carve(arena, NL_SEQUENCE, cached * sizeof(float));
+    sequence->queries = nl_carve(arena, NL_WORKING, batch * wide * sizeof(float));
+    sequence->mixed = nl_carve(arena, NL_WORKING, batch * wide * sizeof(float));
+    sequence->cosines = nl_carve(arena, NL_WORKING, batch * half * sizeof(float));
+    sequence->sines = nl_carve(arena, NL_WORKING, batch * half * sizeof(float));
+    sequence->scores = nl_carve(arena, NL_WORKING, threads * sequence->context * sizeof(float));
+    sequence->frequencies = nl_carve(arena, NL_WORKING, half * sizeof(float));
+}
+
+/* As transformers computes it, step by step in float32. */
+void nl_sequence_start(NlSequence *sequence, const NlShape *shape) {
+    if (shape->family == NL_OPT) return;
+    for (uint64_t j = 0; j < shape->head_size / 2; j++) {
+        float frequency = 1.0f / powf(shape->base, (float)(2 * j) / (float)shape->head_size);
+        if (shape->rope == NL_ROPE_LINEAR) frequency /= shape->factor;
+        if (shape->rope == NL_ROPE_LLAMA3) {
+            float length = (float)(2 * PI) / frequency;
+            float low = shape->original_positions / shape->low_factor;
+            float high = shape->original_positions / shape->high_factor;
+            float smooth = (shape->original_positions / length - shape->low_factor) /
+                           (shape->high_factor - shape->low_factor);
+            if (length > low) frequency /= shape->factor;
+            else if (length >= high) frequency = (1 - smooth) * frequency / shape->factor + smooth * frequency;
+        }
+        sequence->frequencies[j] = frequency;
+    }
+}
+
+void nl_sequence_turn(NlSequence *sequence, const NlShape *shape, uint64_t length, uint64_t tokens) {
+    uint64_t half = shape->head_size / 2;
+    if (shape->family == NL_OPT) return;
+    for (uint64_t t = 0; t < tokens; t++) {
+        for (uint64_t j = 0; j < half; j++) {
+            float angle = (float)(length + t) * sequence->frequencies[j];
+            sequence->cosines[t * half + j] = cosf(angle);
+            sequence->sines[t * half + j] = sinf(angle);
+        }
+    }
+}
+
+/* Turns `heads` heads of every token: element j together with the one half a head further. */
+static void turn(const NlSequence *sequence, const NlShape *shape, float *of, uint64_t heads, uint64_t tokens) {
+    uint64_t half = shape->head_size / 2;
+    for (uint64_t t = 0; t < tokens; t++) {
+        const float *cosines = sequence->cosines + t * half, *sines = sequence->sines + t * half;
+        for (uint64_t h = 0; h < heads; h++, of += shape->head_size) {
+            for (uint64_t j = 0; j < half; j++) {
+                float a = of[j], b = of[half + j];
+                of[j] = a * cosines[j] - b * sines[j];
+                of[half + j] = b * cosines[j] + a * sines[j];
+            }
+        }
+    }
+}
+
+typedef struct {
+    const NlSequence *sequence;
+    const NlShape *shape;
+    const NlKernels *kernels;
+    const float *keys, *values; /* of the layer */
+    uint64_t length, tokens, window;
+} Attend;
+
+/* One head of one token at position `last`. */
+static void attend_head(const Attend *job, uint64_t head, uint64_t last, const float *query, float *scores, float *out) {
+    const NlShape *shape = job->shape;
+    const uint64_t size = shape->head_size, width = job->sequence->width;
+    const uint64_t first = job->window && last + 1 > job->window ? last + 1 - job->window : 0;
+    const uint64_t begin = head / (shape->heads / shape->kv_heads) * size;
+    float scale = 1 / sqrtf((float)size), most = -INFINITY, sum = 0;
+    for (uint64_t p = first; p <= last; p++) {
+        scores[p] = scale * job->kernels->dot[NL_F32]((const unsigned char *)(job->keys + p * width + begin), size, query);
+        if (scores[p] > most) most = scores[p];
+    }
+    for (uint64_t p = first; p <= last; p++) sum += scores[p] = expf(scores[p] - most);
+    memset(out, 0, size * sizeof *out);
+    for (uint64_t p = first; p <= last; p++)
+        job->kernels->add[NL_F32]((const unsigned char *)(job->values + p * width + begin), size, scores[p] / sum, out);
+}
+
+static void attend_part(void *argument, unsigned thread, unsigned part, unsigned parts) {
+    const Attend *job = argument;
+    const uint64_t heads = job->shape->heads, size = job->shape->head_size;
+    uint64_t begin, end;
+    nl_share(job->tokens * heads, part, parts, &begin, &end);
+    for (uint64_t k = begin; k < end; k++)
+        attend_head(job, k % heads, job->length + k / heads, job->sequence->queries + k * size,
+                    job->sequence->scores + thread * job->sequence->context, job->sequence->mixed + k * size);
+}
+
+void nl_attend(NlSequence *sequence, const NlShape *shape, const NlAttention *weights, uint64_t layer,
+               const NlCompute *compute, uint64_t length, uint64_t tokens, const float *in, float *out) {
+    const uint64_t wide = shape->heads * shape->head_size, narrow = sequence->width;
+    float *keys = sequence->keys + layer * sequence->context * narrow, *new_keys = keys + length * narrow;
+    float *values = sequence->values + layer * sequence->context * narrow;
+    Attend job = {sequence, shape, compute->kernels, keys, values, length, tokens, 0};
+    if (shape->window && layer >= shape->first_windowed) job.window = shape->window;
+    nl_linear(compute, &weights->queries, weights->query_bias.data, in, tokens, sequence->queries, wide);
+    nl_linear(compute, &weights->keys, weights->key_bias.data, in, tokens, new_keys, narrow);
+    nl_linear(compute, &weights->values, weights->value_bias.data, in, tokens, values + length * narrow, narrow);
+    if (weights->of_queries.norm.data) {
+        nl_norm(&weights->of_queries, 0, shape->epsilon, sequence->queries, tokens * shape->heads, shape->head_size,
+                sequence->queries);
+        nl_norm(&weights->of_keys, 0, shape->epsilon, new_keys, tokens * shape->kv_heads, shape->head_size, new_keys);
+    }
+    if (shape->family != NL_OPT) {
+        turn(sequence, shape, sequence->queries, shape->heads, tokens);
+        turn(sequence, shape, new_keys, shape->kv_heads, tokens);
+    }
+    if (tokens * (length + tokens) * wide < WORTH_SHARING) attend_part(&job, 0, 0, 1);
+    else nl_workers_do(compute->workers, attend_part, &job);
+    nl_linear(compute, &weights->output, weights->output_bias.data, sequence->mixed, tokens, out, shape->hidden);
+}

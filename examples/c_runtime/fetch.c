@@ -1,0 +1,168 @@
+#define _GNU_SOURCE
+#include "fetch.h"
+
+#include <string.h>
+#include <time.h>
+
+/* Cached bundles that are used between two looks at the reads: some ten microseconds of work. */
+#define CHUNK 64
+
+double nl_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+uint64_t nl_fetch_least(uint64_t stride) { return (stride + NL_PAGE - 1) / NL_PAGE * NL_PAGE + 2 * NL_PAGE; }
+
+void nl_fetch_carve(NlFetch *fetch, NlArena *arena, uint64_t neurons) {
+    fetch->memory = nl_carve(arena, NL_WORKING, fetch->buffers * fetch->buffer_bytes);
+    fetch->requests = nl_carve(arena, NL_WORKING, fetch->buffers * sizeof *fetch->requests);
+    fetch->idle = nl_carve(arena, NL_WORKING, fetch->buffers * sizeof *fetch->idle);
+    fetch->ready = nl_carve(arena, NL_WORKING, fetch->buffers * sizeof *fetch->ready);
+    fetch->items = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->items);
+    fetch->planned = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->planned);
+    fetch->rows = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->rows);
+    fetch->missing = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->missing);
+    fetch->read_slots = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->read_slots);
+    fetch->read_rows = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->read_rows);
+    fetch->begins = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->begins);
+    fetch->wanted = nl_carve(arena, NL_WORKING, neurons);
+}
+
+/* The reads of one call. */
+typedef struct {
+    NlFetch *fetch;
+    NlStore *store;
+    size_t planned, started, done;
+    unsigned in_flight, ready;
+    NlError *error;
+} Call;
+
+/* Starts reads as long as there is room for them. */
+static int start(Call *call) {
+    NlFetch *fetch = call->fetch;
+    const NlBlock *block = call->store->block;
+    int any = 0;
+    while (call->started < call->planned && call->in_flight < fetch->depth && fetch->idle_count > 0) {
+        NlRequest *request = fetch->idle[fetch->idle_count - 1];
+        const NlRead *read = &fetch->planned[call->started];
+        uint64_t offset = block->bundles_offset + (uint64_t)read->first * block->stride;
+        uint64_t lead = offset % fetch->unit;
+        request->offset = offset - lead;
+        request->needed = lead + (uint64_t)read->count * block->stride;
+        request->bytes = (request->needed + fetch->unit - 1) / fetch->unit * fetch->unit;
+        request->number = (uint32_t)call->started;
+        nl_reads_add(fetch->reads, request);
+        fetch->counters.reads++;
+        fetch->counters.bytes_read += request->bytes;
+        fetch->idle_count--;
+        call->started++;
+        call->in_flight++;
+        any = 1;
+    }
+    return any ? nl_reads_start(fetch->reads, call->error) : 0;
+}
+
+/* Takes what is done, after waiting for the first if there is to be one; then starts more. */
+static int collect(Call *call, int wait) {
+    NlFetch *fetch = call->fetch;
+    NlRequest *request = NULL;
+    while (call->in_flight > 0) {
+        if (wait) {
+            double began = nl_now();
+            request = nl_reads_next(fetch->reads, 1, call->error);
+            fetch->counters.io_seconds += nl_now() - began;
+        } else {
+            request = nl_reads_next(fetch->reads, 0, call->error);
+        }
+        if (!request) break;
+        fetch->ready[call->ready++] = request;
+        call->in_flight--;
+        wait = 0;
+    }
+    return call->error->code != NL_OK ? -1 : start(call);
+}
+
+/* Uses the bundles that have arrived, keeps those that the cache takes, and gives the buffers back. */
+static void use_ready(Call *call, NlUse use, void *context) {
+    NlFetch *fetch = call->fetch;
+    const uint64_t stride = call->store->block->stride;
+    size_t count = 0;
+    for (unsigned k = 0; k < call->ready; k++) {
+        const NlRequest *request = fetch->ready[k];
+        const NlRead *read = &fetch->planned[request->number];
+        const unsigned char *from = (unsigned char *)request->buffer + request->needed - (uint64_t)read->count * stride;
+        for (int32_t j = 0; j < read->count; j++, from += stride)
+            if (fetch->wanted[fetch->begins[request->number] + j]) fetch->items[count++] = (NlItem){read->first + j, from};
+    }
+    use(context, fetch->items, count);
+    for (unsigned k = 0; k < call->ready; k++) {
+        NlRequest *request = fetch->ready[k];
+        const NlRead *read = &fetch->planned[request->number];
+        const int32_t *rows = fetch->read_rows + fetch->begins[request->number];
+        const unsigned char *from = (unsigned char *)request->buffer + request->needed - (uint64_t)read->count * stride;
+        for (int32_t j = 0; j < read->count; j++, from += stride)
+            if (rows[j] >= 0) memcpy(call->store->pool + (uint64_t)rows[j] * stride, from, (size_t)stride);
+        fetch->idle[fetch->idle_count++] = request;
+        call->done++;
+    }
+    call->ready = 0;
+}
+
+/* After an error: waits for what is under way, whose buffers nobody may use before, and takes all buffers back. */
+static void drain(NlFetch *fetch) {
+    nl_reads_drain(fetch->reads);
+    for (unsigned k = 0; k < fetch->buffers; k++) fetch->idle[k] = &fetch->requests[k];
+    fetch->idle_count = fetch->buffers;
+}
+
+static int run(Call *call, const int32_t *slots, size_t count, size_t missing, NlUse use, void *context) {
+    NlFetch *fetch = call->fetch;
+    NlStore *store = call->store;
+    const uint64_t stride = store->block->stride;
+    size_t covered = 0, next = 0, items = 0;
+    call->planned = nl_plan_reads(fetch->missing, missing, store->block->gap,
+                                  (int32_t)((fetch->buffer_bytes - 2 * NL_PAGE) / stride), fetch->planned);
+    for (size_t k = 0; k < call->planned; k++) {
+        const NlRead *read = &fetch->planned[k];
+        fetch->begins[k] = (int32_t)covered;
+        for (int32_t slot = read->first; slot < read->first + read->count; slot++, covered++) {
+            fetch->read_slots[covered] = slot;
+            fetch->wanted[covered] = next < missing && fetch->missing[next] == slot;
+            next += fetch->wanted[covered];
+        }
+    }
+    if (start(call) != 0) return -1;
+    for (size_t k = 0; k < count; k++) {
+        if (fetch->rows[k] >= 0)
+            fetch->items[items++] = (NlItem){slots[k], store->pool + (uint64_t)fetch->rows[k] * stride};
+        if (items < CHUNK && k + 1 < count) continue;
+        use(context, fetch->items, items);
+        items = 0;
+        if (collect(call, 0) != 0) return -1;
+    }
+    /* From here on rows of the pool may be given to others: what was cached has been used. */
+    nl_cache_admit(&store->cache, fetch->read_slots, fetch->wanted, covered, fetch->read_rows);
+    while (call->done < call->planned) {
+        if (collect(call, call->ready == 0) != 0) return -1;
+        use_ready(call, use, context);
+        if (start(call) != 0) return -1;
+    }
+    return 0;
+}
+
+int nl_fetch(NlFetch *fetch, NlStore *store, const int32_t *slots, size_t count, NlUse use, void *context,
+             NlError *error) {
+    Call call = {fetch, store, 0, 0, 0, 0, 0, error};
+    size_t missing = 0;
+    nl_cache_look_up(&store->cache, slots, count, fetch->rows);
+    for (size_t k = 0; k < count; k++)
+        if (fetch->rows[k] < 0) fetch->missing[missing++] = slots[k];
+    fetch->counters.looked_up += count;
+    fetch->counters.hits += count - missing;
+    fetch->counters.bytes_useful += missing * store->block->stride;
+    if (run(&call, slots, count, missing, use, context) == 0) return 0;
+    drain(fetch);
+    return -1;
+}

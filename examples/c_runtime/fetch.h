@@ -1,0 +1,58 @@
+/*
+ * Fetches the bundles of neurons: those in memory are used at once, while the missing ones are being read; these are
+ * used in the order in which they arrive, and kept if the cache takes them.
+ */
+#ifndef NL_FETCH_H
+#define NL_FETCH_H
+
+#include "arena.h"
+#include "cache.h"
+#include "index.h"
+#include "planning.h"
+#include "reads.h"
+
+/* The bundles of a block that are in memory. */
+typedef struct {
+    const NlBlock *block;
+    NlCache cache;
+    unsigned char *pool; /* a bundle per row */
+} NlStore;
+
+typedef struct {
+    int32_t slot;
+    const unsigned char *bundle;
+} NlItem;
+
+/* Uses some bundles, which are there until it returns. */
+typedef void (*NlUse)(void *context, const NlItem *items, size_t count);
+
+/* What all blocks share. Buffers are twice as many as reads in flight, so that some fill while others are used. */
+typedef struct {
+    NlReads *reads;
+    unsigned depth, buffers;
+    uint64_t buffer_bytes, unit; /* offsets and sizes of reads are multiples of `unit` */
+    unsigned char *memory;
+    NlRequest *requests, **idle, **ready;
+    NlItem *items;
+    NlRead *planned;
+    int32_t *rows, *missing, *read_slots, *read_rows, *begins;
+    uint8_t *wanted;
+    unsigned idle_count;
+    NlCounters counters;
+} NlFetch;
+
+/* Gives it memory from an arena, for blocks of at most `neurons` neurons; `buffers` and `buffer_bytes` are set. */
+void nl_fetch_carve(NlFetch *fetch, NlArena *arena, uint64_t neurons);
+
+/* Bytes that a buffer needs for one bundle, wherever it lies. */
+uint64_t nl_fetch_least(uint64_t stride);
+
+/* Fetches the bundles in `slots`, ascending, and calls `use` with all of them in groups. After an error the cache may
+ * hold bundles that never came: the store must not be used again. */
+int nl_fetch(NlFetch *fetch, NlStore *store, const int32_t *slots, size_t count, NlUse use, void *context,
+             NlError *error);
+
+/* Seconds of a clock that only goes forward. */
+double nl_now(void);
+
+#endif

@@ -1,0 +1,141 @@
+#include "ffn.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Weights worth sharing between threads. */
+#define WORTH_SHARING (1u << 15)
+
+typedef struct {
+    const NlFfn *ffn;
+    const NlCompute *compute;
+    const float *in, *values;
+    float *sums;
+    uint64_t tokens;
+    const NlItem *items;
+    size_t count;
+} Run;
+
+/* What the neuron in a slot gives for a token: the activated gate times up, or without a gate the activated up. */
+static float product(const Run *run, float fired, float up) {
+    if (run->ffn->up_activated) nl_activate(&run->ffn->activation, &up, 1);
+    return fired * up;
+}
+
+/* One token: rows are used as they are stored. */
+static void use_once(const Run *run, const NlItem *item, const NlPart *up, const NlPart *down, float *sums) {
+    const NlFfnWeights *weights = run->ffn->weights;
+    const uint64_t hidden = weights->block.hidden, bundles = weights->block.bundles_offset;
+    const NlKernels *kernels = run->compute->kernels;
+    float value = run->values[item->slot];
+    if (!up->resident) {
+        float dot = kernels->dot[nl_kind(up->format)](item->bundle + (up->offset - bundles), hidden, run->in);
+        const float *bias = weights->biases[NL_UP].data;
+        value = product(run, value, bias ? dot + bias[item->slot] : dot);
+    }
+    kernels->add[nl_kind(down->format)](item->bundle + (down->offset - bundles), hidden, value, sums);
+}
+
+/* Several tokens: rows are widened once for all of them. */
+static void use_for_all(const Run *run, const NlItem *item, const NlPart *up, const NlPart *down, float *wide,
+                        float *sums) {
+    const NlFfnWeights *weights = run->ffn->weights;
+    const uint64_t hidden = weights->block.hidden, bundles = weights->block.bundles_offset;
+    const NlKernels *kernels = run->compute->kernels;
+    float *column = wide + run->compute->widest;
+    if (!up->resident) up->format->decode(item->bundle + (up->offset - bundles), hidden, wide);
+    down->format->decode(item->bundle + (down->offset - bundles), hidden, column);
+    for (uint64_t t = 0; t < run->tokens; t++) {
+        float value = run->values[t * weights->block.neurons + (uint64_t)item->slot];
+        if (value == 0) continue;
+        if (!up->resident) {
+            float dot = kernels->dot[NL_F32]((const unsigned char *)wide, hidden, run->in + t * hidden);
+            const float *bias = weights->biases[NL_UP].data;
+            value = product(run, value, bias ? dot + bias[item->slot] : dot);
+        }
+        kernels->add[NL_F32]((const unsigned char *)column, hidden, value, sums + t * hidden);
+    }
+}
+
+static void compute_part(void *argument, unsigned thread, unsigned part, unsigned parts) {
+    const Run *run = argument;
+    const NlBlock *block = &run->ffn->weights->block;
+    float *sums = run->sums + thread * run->tokens * block->hidden;
+    float *wide = run->compute->scratch + 2 * thread * run->compute->widest;
+    uint64_t begin, end;
+    nl_share(run->count, part, parts, &begin, &end);
+    for (uint64_t k = begin; k < end; k++) {
+        if (run->tokens == 1) use_once(run, &run->items[k], &block->parts[NL_UP], &block->parts[NL_DOWN], sums);
+        else use_for_all(run, &run->items[k], &block->parts[NL_UP], &block->parts[NL_DOWN], wide, sums);
+    }
+}
+
+static void use_items(void *context, const NlItem *items, size_t count) {
+    Run *run = context;
+    run->items = items;
+    run->count = count;
+    if (count * run->ffn->weights->block.hidden * run->tokens < WORTH_SHARING) compute_part(run, 0, 0, 1);
+    else nl_workers_do(run->compute->workers, compute_part, run);
+}
+
+typedef struct {
+    const NlFfn *ffn;
+    float *values;
+    uint64_t count;
+    int strange; /* whether a value is not a number */
+} Decide;
+
+/* Activates values and sets those of neurons that do not fire to 0. */
+static void decide(void *argument, unsigned thread, unsigned part, unsigned parts) {
+    Decide *job = argument;
+    const double threshold = job->ffn->weights->block.threshold;
+    uint64_t begin, end;
+    int strange = 0;
+    (void)thread;
+    nl_share(job->count, part, parts, &begin, &end);
+    nl_activate(&job->ffn->activation, job->values + begin, end - begin);
+    for (uint64_t k = begin; k < end; k++) {
+        float value = job->values[k];
+        strange |= isnan(value);
+        job->values[k] = (double)fabsf(value) > threshold ? value : 0;
+    }
+    if (strange) __atomic_store_n(&job->strange, 1, __ATOMIC_RELAXED);
+}
+
+/* Lists the slots that fire for any token; -1 if a value is not a number. */
+static int64_t fired(const NlFfn *ffn, const NlCompute *compute, float *values, uint64_t tokens, int32_t *slots) {
+    const uint64_t neurons = ffn->weights->block.neurons;
+    Decide job = {ffn, values, tokens * neurons, 0};
+    int64_t count = 0;
+    if (job.count < WORTH_SHARING / 16) decide(&job, 0, 0, 1);
+    else nl_workers_do(compute->workers, decide, &job);
+    if (job.strange) return -1;
+    for (uint64_t slot = 0; slot < neurons; slot++) {
+        for (uint64_t t = 0; t < tokens; t++) {
+            if (values[t * neurons + slot] == 0) continue;
+            slots[count++] = (int32_t)slot;
+            break;
+        }
+    }
+    return count;
+}
+
+int nl_ffn_run(NlFfn *ffn, const NlCompute *compute, NlFetch *fetch, const NlFfnRoom *room, const float *in,
+               uint64_t tokens, float *out, NlError *error) {
+    const NlFfnWeights *weights = ffn->weights;
+    const uint64_t hidden = weights->block.hidden, neurons = weights->block.neurons, size = tokens * hidden;
+    const float *bias = weights->biases[weights->block.parts[NL_GATE].format ? NL_GATE : NL_UP].data;
+    Run run = {ffn, compute, in, room->values, room->sums, tokens, NULL, 0};
+    int64_t count;
+    nl_linear(compute, &weights->rows, bias, in, tokens, room->values, neurons);
+    if ((count = fired(ffn, compute, room->values, tokens, room->slots)) < 0)
+        return nl_fail(error, NL_BAD_LAYOUT, "a value of %s is not a number", weights->block.id);
+    memset(room->sums, 0, compute->threads * size * sizeof *room->sums);
+    if (nl_fetch(fetch, &ffn->store, room->slots, (size_t)count, use_items, &run, error) != 0) return -1;
+    for (uint64_t k = 0; k < size; k++) {
+        float sum = room->sums[k];
+        for (unsigned part = 1; part < compute->threads; part++) sum += room->sums[part * size + k];
+        out[k] = weights->biases[NL_DOWN].data ? sum + weights->biases[NL_DOWN].data[k % hidden] : sum;
+    }
+    return 0;
+}

@@ -1,0 +1,34 @@
+/* Dense layers and norms on a batch of tokens, by all threads. Activations are float32, a row for each token. */
+#ifndef NL_LINEAR_H
+#define NL_LINEAR_H
+
+#include "stream.h"
+#include "weights.h"
+#include "workers.h"
+
+/* What computes: kernels, threads, and for each thread room for two widened rows of `widest` weights. */
+typedef struct {
+    const NlKernels *kernels;
+    NlWorkers *workers;
+    unsigned threads;
+    uint64_t widest;
+    float *scratch;
+    NlStream *stream; /* of matrices that are not in memory; NULL if all are */
+    NlError *failed;  /* where it enters that a matrix could not be read */
+    int file;         /* what single rows of such matrices are read from */
+    unsigned char *row;
+} NlCompute;
+
+/* If a matrix is streamed and cannot be read, compute->failed says so and the result is 0. */
+
+/* out[t * pitch + r] = row r of the matrix times in[t * columns], plus bias[r] if there is a bias. */
+void nl_linear(const NlCompute *compute, const NlMatrix *matrix, const float *bias, const float *in, uint64_t tokens,
+               float *out, uint64_t pitch);
+
+/* Row `row` of a matrix, widened. */
+void nl_row(const NlCompute *compute, const NlMatrix *matrix, uint64_t row, float *out);
+
+/* Layer norm, or without centring RMS norm, of `count` rows of `size` values; `out` may be `in`. */
+void nl_norm(const NlNorm *norm, int centred, float epsilon, const float *in, uint64_t count, uint64_t size, float *out);
+
+#endif

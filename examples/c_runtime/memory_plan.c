@@ -1,0 +1,242 @@
+/* Memory is a promise: what a model takes is planned to the byte before it is taken. */
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "model.h"
+
+/* What a thread touches of its stack, and the rings of io_uring. */
+#define THREAD_BYTES (24u << 10)
+#define READING_BYTES (256u << 10)
+#define USUAL_BUFFER (64u << 10)
+#define FEWEST_BUFFERS 4u
+#define STEPS (UINT64_C(1) << 24)
+#define STREAM_BUFFER (UINT64_C(1) << 20)
+/* Where weights do not fit, this much of the memory is left to caches and batches, or caches of this share if less. */
+#define KEPT_FREE 8
+#define KEPT_CACHED 20
+
+/* What reading weights anew takes, if any do not fit. */
+static void carve_stream(NlModel *model, NlArena *arena) {
+    NlMatrix **all = model->streamed_order;
+    uint64_t count = nl_weights_order(&model->weights, all), kept = 0, longest = 0, row = 0;
+    const NlMatrix *rows[] = {&model->weights.embedding, &model->weights.positions};
+    for (uint64_t k = 0; k < count; k++) {
+        if (!all[k]->streamed) continue;
+        if (all[k]->at.row_bytes > longest) longest = all[k]->at.row_bytes;
+        all[kept++] = all[k];
+    }
+    model->streamed_count = kept;
+    for (unsigned k = 0; k < 2; k++)
+        if (rows[k]->streamed && rows[k]->at.row_bytes > row) row = rows[k]->at.row_bytes;
+    if (row) model->compute.row = nl_carve(arena, NL_WORKING, row);
+    if (!kept) return;
+    model->stream_bytes = nl_stream_buffer(longest, model->stream_usual);
+    model->stream_memory = nl_carve(arena, NL_WORKING, NL_STREAM_BUFFERS * model->stream_bytes);
+}
+
+void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch) {
+    const NlShape *shape = &model->shape;
+    uint64_t most = 0, wide = shape->heads * shape->head_size, threads = model->compute.threads;
+    uint64_t size = batch * shape->hidden * sizeof(float);
+    for (uint64_t k = 0; k < model->weights.blocks; k++)
+        if (model->weights.ffn[k].block.neurons > most) most = model->weights.ffn[k].block.neurons;
+    nl_weights_carve(&model->weights, arena);
+    nl_sequence_carve(&model->sequence, arena, shape, batch, model->compute.threads);
+    nl_fetch_carve(&model->fetch, arena, most);
+    model->compute.widest = wide > shape->hidden ? wide : shape->hidden;
+    if (shape->embedded > model->compute.widest) model->compute.widest = shape->embedded;
+    model->compute.scratch = nl_carve(arena, NL_WORKING, 2 * threads * model->compute.widest * sizeof(float));
+    model->room.values = nl_carve(arena, NL_WORKING, batch * most * sizeof(float));
+    model->room.sums = nl_carve(arena, NL_WORKING, threads * size);
+    model->room.slots = nl_carve(arena, NL_WORKING, most * sizeof(int32_t));
+    model->states = nl_carve(arena, NL_WORKING, size);
+    model->normed = nl_carve(arena, NL_WORKING, size);
+    model->changes = nl_carve(arena, NL_WORKING, size);
+    carve_stream(model, arena);
+    model->logits = nl_carve(arena, NL_WORKING, model->vocabulary * sizeof(float));
+    if (shape->experts) {
+        model->mixture.scores = nl_carve(arena, NL_WORKING, batch * shape->experts * sizeof(float));
+        model->mixture.shares = nl_carve(arena, NL_WORKING, batch * shape->used_experts * sizeof(float));
+        model->mixture.chosen = nl_carve(arena, NL_WORKING, batch * shape->used_experts * sizeof(uint32_t));
+        model->mixture.tokens = nl_carve(arena, NL_WORKING, batch * sizeof(uint32_t));
+        model->mixture.in = nl_carve(arena, NL_WORKING, size);
+        model->mixture.out = nl_carve(arena, NL_WORKING, size);
+    }
+    model->candidates = nl_carve(arena, NL_WORKING, model->vocabulary * sizeof(NlCandidate));
+}
+
+/* What everything but the caches takes with a batch and a number of buffers. */
+static NlArena count(NlModel *model, uint64_t batch, unsigned buffers) {
+    NlArena arena;
+    memset(&arena, 0, sizeof arena);
+    model->fetch.buffers = buffers;
+    nl_model_carve(model, &arena, batch);
+    return arena;
+}
+
+/* Bundles of a block that a share of all, in STEPS, lets its cache hold: never fewer than the pinned ones and one. */
+static uint64_t capacity_of(const NlBlock *block, uint64_t share) {
+    uint64_t least = block->pinned < block->neurons ? block->pinned + 1 : block->neurons;
+    uint64_t found = (uint64_t)((double)block->neurons * (double)share / (double)STEPS);
+    if (share == STEPS || found > block->neurons) found = block->neurons;
+    return found > least ? found : least;
+}
+
+/* Fills in the capacities for a share, and what the caches then take. */
+static void set_capacities(NlModel *model, uint64_t share) {
+    NlMemory *memory = &model->memory;
+    memory->tables = memory->cache = memory->cached = 0;
+    for (uint64_t k = 0; k < model->weights.blocks; k++) {
+        const NlBlock *block = &model->weights.ffn[k].block;
+        int none = model->options.dram == 0 && model->options.cache_share <= 0;
+        uint64_t rows = none ? 0 : capacity_of(block, share);
+        model->capacities[k] = rows;
+        memory->cached += rows;
+        memory->cache += rows * block->stride;
+        memory->tables += nl_cache_bytes(block->neurons, rows, none ? 0 : block->pinned) + 2 * sizeof(int64_t);
+    }
+}
+
+static uint64_t total_of(NlMemory *memory) {
+    memory->total = memory->programs + memory->dense + memory->resident + memory->sequence + memory->working +
+                    memory->tables + memory->cache;
+    return memory->total;
+}
+
+static void enter(NlMemory *memory, const NlArena *arena) {
+    memory->dense = arena->uses[NL_DENSE];
+    memory->resident = arena->uses[NL_RESIDENT];
+    memory->sequence = arena->uses[NL_SEQUENCE];
+    memory->working = arena->uses[NL_WORKING];
+}
+
+/* The largest caches that fit. */
+static int settle(NlModel *model, NlError *error) {
+    NlMemory *memory = &model->memory;
+    uint64_t low = 0, high = STEPS, dram = model->options.dram;
+    if (dram == 0) {
+        double share = model->options.cache_share;
+        set_capacities(model, share >= 1 ? STEPS : (uint64_t)ceil(share * (double)STEPS));
+        total_of(memory);
+        return 0;
+    }
+    set_capacities(model, 0);
+    if (total_of(memory) > dram)
+        return nl_fail(error, NL_NO_MEMORY,
+                       "%" PRIu64 " bytes of memory are too few: this model takes at least %" PRIu64 " (%" PRIu64
+                       " of dense weights, %" PRIu64 " of resident rows, %" PRIu64 " for %" PRIu64
+                       " tokens of context, %" PRIu64 " of other things)",
+                       dram, memory->least, memory->dense, memory->resident, memory->sequence, memory->context,
+                       memory->least - memory->dense - memory->resident - memory->sequence);
+    while (low < high) {
+        uint64_t middle = (low + high + 1) / 2;
+        set_capacities(model, middle);
+        if (total_of(memory) <= dram) low = middle;
+        else high = middle - 1;
+    }
+    set_capacities(model, low);
+    total_of(memory);
+    return 0;
+}
+
+/* Decides which weights are read anew for every token, so that the others and something of caches fit: none, if they all
+ * do. Fills in the least that would do. */
+static void stream(NlModel *model, uint64_t flash) {
+    NlMemory *memory = &model->memory;
+    const uint64_t dram = model->options.dram, held = memory->least;
+    const uint64_t kept = dram / KEPT_FREE < flash / KEPT_CACHED ? dram / KEPT_FREE : flash / KEPT_CACHED;
+    uint64_t read, spare;
+    NlArena arena;
+    model->stream_usual = NL_PAGE;
+    nl_weights_stream(&model->weights, UINT64_MAX, &read);
+    memory->programs += NL_STREAM_THREADS * THREAD_BYTES;
+    arena = count(model, 1, FEWEST_BUFFERS);
+    enter(memory, &arena);
+    set_capacities(model, 0);
+    if (total_of(memory) < memory->least) memory->least = memory->total;
+    if (held + kept <= dram) {
+        nl_weights_stream(&model->weights, 0, &read);
+        memory->programs -= NL_STREAM_THREADS * THREAD_BYTES;
+        return;
+    }
+    for (spare = dram > memory->total ? dram - memory->total : 0; model->stream_usual < STREAM_BUFFER; model->stream_usual *= 2)
+        if (2 * model->stream_usual * NL_STREAM_BUFFERS > (spare < dram / 16 ? spare : dram / 16)) break;
+    /* What is marked saves less than its bytes: there are buffers to fill then. */
+    for (uint64_t wanted = held + kept - dram;; wanted += memory->total + kept - dram) {
+        uint64_t saved = nl_weights_stream(&model->weights, wanted, &memory->streamed);
+        arena = count(model, 1, FEWEST_BUFFERS);
+        enter(memory, &arena);
+        set_capacities(model, 0);
+        if (total_of(memory) + kept <= dram || saved < wanted) break;
+    }
+}
+
+int nl_plan_memory(NlModel *model, NlError *error) {
+    NlMemory *memory = &model->memory;
+    const NlOptions *options = &model->options;
+    uint64_t stride = 0, largest = 0, batch = options->batch ? options->batch : 64, dram = options->dram, usual;
+    unsigned buffers = 2 * options->queue_depth;
+    NlArena arena;
+    for (uint64_t k = 0; k < model->weights.blocks; k++) {
+        const NlBlock *block = &model->weights.ffn[k].block;
+        if (block->stride > stride) stride = block->stride;
+        if (block->stride * block->neurons > largest) largest = block->stride * block->neurons;
+        memory->flash += block->stride * block->neurons;
+        memory->bundles += block->neurons;
+    }
+    usual = nl_fetch_least(largest) < USUAL_BUFFER ? nl_fetch_least(largest) : USUAL_BUFFER;
+    model->fetch.buffer_bytes = nl_fetch_least(stride) > usual ? nl_fetch_least(stride) : usual;
+    memory->context = model->sequence.context;
+    memory->programs = nl_resident_bytes() + model->compute.threads * THREAD_BYTES + READING_BYTES;
+    if (model->options.reads == NL_READS_THREADS) memory->programs += 16 * THREAD_BYTES;
+    arena = count(model, 1, FEWEST_BUFFERS);
+    enter(memory, &arena);
+    set_capacities(model, 0);
+    memory->least = total_of(memory);
+    if (dram && model->weights.held) {
+        stream(model, memory->flash);
+        arena = count(model, 1, FEWEST_BUFFERS);
+        enter(memory, &arena);
+        set_capacities(model, 0);
+    }
+    if (batch > model->sequence.context) batch = model->sequence.context;
+    /* Where memory is scarce, most of it is to be cache: an eighth for a batch, a sixteenth for buffers. */
+    while (dram && buffers > FEWEST_BUFFERS && buffers * model->fetch.buffer_bytes > dram / 16) buffers /= 2;
+    if (buffers < FEWEST_BUFFERS || (dram && total_of(memory) + buffers * model->fetch.buffer_bytes > dram))
+        buffers = FEWEST_BUFFERS;
+    for (;; batch = (batch + 1) / 2) {
+        arena = count(model, batch, buffers);
+        if (!dram || batch == 1 || options->batch) break;
+        enter(memory, &arena);
+        set_capacities(model, 0);
+        if (memory->working <= dram / 8 + buffers * model->fetch.buffer_bytes && total_of(memory) <= dram) break;
+    }
+    model->fetch.depth = buffers / 2;
+    memory->batch = batch;
+    enter(memory, &arena);
+    return settle(model, error);
+}
+
+int nl_shrink(NlModel *model, uint64_t dram, NlError *error) {
+    const uint64_t before = model->options.dram, fixed = model->memory.total - model->memory.cache - model->memory.tables;
+    NlMemory *memory = &model->memory;
+    uint64_t least;
+    if (dram >= memory->total) return 0;
+    set_capacities(model, 0);
+    least = fixed + memory->cache + memory->tables;
+    if (least > dram) {
+        settle(model, error); /* as it was */
+        return nl_fail(error, NL_NO_MEMORY, "the model takes at least %" PRIu64 " bytes as it was opened", least);
+    }
+    model->options.dram = dram;
+    if (settle(model, error) != 0) {
+        model->options.dram = before;
+        return -1;
+    }
+    nl_unmap(model->caches, model->cache_bytes);
+    model->caches = NULL;
+    if (nl_start_caches(model, error) == 0) return 0;
+    model->error = *error; /* there is no cache any more */
+    return -1;
+}

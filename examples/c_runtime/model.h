@@ -1,0 +1,64 @@
+/* An open model: everything that neuralink.h promises hangs on it. */
+#ifndef NL_MODEL_H
+#define NL_MODEL_H
+
+#include "attention.h"
+#include "ffn.h"
+
+typedef struct {
+    float value;
+    uint32_t token;
+} NlCandidate;
+
+/* Room for a batch in a layer with experts. */
+typedef struct {
+    float *scores;    /* [tokens, experts] */
+    float *shares;    /* [tokens, used experts], what the output of each is multiplied by */
+    uint32_t *chosen; /* [tokens, used experts] */
+    uint32_t *tokens; /* those that an expert runs on */
+    float *in, *out;  /* [tokens, hidden], of these */
+} NlMixture;
+
+struct NlModel {
+    NlShape shape;
+    NlIndex index;
+    NlWeights weights;
+    NlMemory memory;
+    NlOptions options;
+    NlError error; /* of nl_open, and of what made the model unusable */
+    char note[200], kernels_name[16];
+    int file; /* what bundles are read from */
+    int direct;
+    NlArena arena;
+    NlCompute compute;
+    NlFetch fetch;
+    NlSequence sequence;
+    NlFfn *ffn;            /* by block */
+    uint64_t *capacities;  /* by block: bundles that the cache has room for */
+    unsigned char *caches; /* tables and pools of all blocks */
+    uint64_t cache_bytes;
+    NlMatrix **streamed_order; /* matrices that are read anew for every token, in the order in which it uses them */
+    uint64_t streamed_count, stream_usual, stream_bytes; /* of a buffer: about, and exactly */
+    unsigned char *stream_memory;
+    NlFfnRoom room;
+    NlMixture mixture;
+    float *states, *normed, *changes; /* [batch, hidden] */
+    float *logits;                    /* [vocabulary] */
+    NlCandidate *candidates;          /* [vocabulary], for sampling */
+    uint64_t vocabulary;
+    uint32_t length;
+};
+
+/* Decides batch, buffers and the capacity of every cache, and fills model->memory. Weights must be found. */
+int nl_plan_memory(NlModel *model, NlError *error);
+
+/* Gives everything but the caches its memory. */
+void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch);
+
+/* The FFN of a layer: its block, or the experts that each token is routed to. `[tokens, hidden]` in and out. */
+int nl_layer_ffn(NlModel *model, uint64_t layer, const float *in, uint64_t tokens, float *out, NlError *error);
+
+/* Starts the caches with the planned capacities, and reads the pinned bundles. */
+int nl_start_caches(NlModel *model, NlError *error);
+
+#endif

@@ -1,0 +1,87 @@
+"""The runtime in C, compiled once: its programs with sanitizers, and as a library that Python calls."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import neuralink as neuralink
+
+FOLDER = Path(__file__).parents[2] / "examples/c_runtime"
+PROGRAMS = ("flash_read", "flash_run")
+LIBRARY = tuple(sorted(path for path in FOLDER.glob("*.c") if path.stem not in PROGRAMS))
+COMPILER = shutil.which(os.environ.get("CC", "cc"))
+CHECKED = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
+SANITIZED = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+LIBRARIES = ("-lm", "-lpthread")
+FUZZER = Path(__file__).parent / "c_runtime_fuzz.c"
+
+
+@dataclass(frozen=True)
+class CRuntime:
+    """Compiled parts of the runtime.
+
+    Attributes:
+        checked: Folder of the programs with AddressSanitizer and UndefinedBehaviorSanitizer, if the compiler has them.
+        fast: Folder of the programs as the Makefile builds them, and of the library `libneuralink.so`.
+    """
+
+    checked: Path
+    fast: Path
+
+    def library(self) -> ctypes.CDLL:
+        """The library, to call its functions."""
+        return ctypes.CDLL(str(self.fast / "libneuralink.so"))
+
+
+def compile_c(output: Path, sources: Sequence[Path], options: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Call the compiler; skips the test if there is none."""
+    if COMPILER is None:
+        assert not os.environ.get("CI"), "the runtime in C must be compiled where CI runs: install a C compiler"
+        pytest.skip("there is no C compiler")
+    command = [COMPILER, *CHECKED, *options, "-o", str(output), *map(str, sources), *LIBRARIES]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def c_runtime(tmp_path_factory: pytest.TempPathFactory) -> CRuntime:
+    """The runtime in C."""
+    folder = tmp_path_factory.mktemp("c_runtime")
+    made = CRuntime(folder / "checked", folder / "fast")
+    made.checked.mkdir()
+    made.fast.mkdir()
+    objects = _objects(made.checked, SANITIZED) or _objects(made.checked, ("-O0", "-g"))
+    assert objects is not None
+    sanitized = SANITIZED if objects[1] == SANITIZED else ()
+    for source in (*(FOLDER / f"{program}.c" for program in PROGRAMS), FUZZER):
+        result = compile_c(made.checked / source.stem, [source, *objects[0]], (*sanitized, f"-I{FOLDER}"))
+        assert (result.returncode, result.stderr) == (0, "")
+    fast = _objects(made.fast, ("-O2", "-fPIC"))
+    assert fast is not None
+    for program in PROGRAMS:
+        result = compile_c(made.fast / program, [FOLDER / f"{program}.c", *fast[0]], ("-O2",))
+        assert (result.returncode, result.stderr) == (0, "")
+    result = compile_c(made.fast / "libneuralink.so", fast[0], ("-shared",))
+    assert (result.returncode, result.stderr) == (0, "")
+    return made
+
+
+def _objects(folder: Path, options: tuple[str, ...]) -> tuple[list[Path], tuple[str, ...]] | None:
+    """The library's objects, or None if they do not link with these options; warnings are errors of the test."""
+    objects = [folder / f"{source.stem}.o" for source in LIBRARY]
+    with ThreadPoolExecutor(2) as threads:
+        made = threads.map(lambda source, to: compile_c(to, [source], ("-c", *options)), LIBRARY, objects)
+        for result in made:
+            assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    probe = folder / "probe.c"
+    probe.write_text("int main(void) { return 0; }\n")
+    linked = compile_c(folder / "probe", [probe], options)
+    return (objects, options) if linked.returncode == 0 else None

@@ -1,0 +1,260 @@
+"""The runtime in C computes what the torch engine computes: logits up to rounding, the same greedy tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from neuralink_cli.models.hf_packages import quiet_transformers
+from neuralink_cli.runtime.loading import load_flash_model
+from tests.checkpoints import write_random_placement
+from tests.examples.conftest import CHECKED, FOLDER, LIBRARIES, LIBRARY, CRuntime
+from tests.layouts import relayout
+from tests.tiny_models import build_model
+
+TINY_RELU = Path(__file__).parents[2] / "examples/tiny-relu"
+PROMPT = [7, 31, 12, 200, 5, 5, 99, 41, 18, 300, 2, 77]
+
+
+def ask(program: Path, layout: Path, *requests: str, options: Sequence[object] = ()) -> list[str]:
+    """The answers of flash_run, which must succeed."""
+    result = subprocess.run(
+        [program, "--json", "--dram", "100%", "--threads", "2", *map(str, options), layout],
+        input="".join(f"{request}\n" for request in requests),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stdout[-600:] + result.stderr[-3000:]
+    return result.stdout.splitlines()
+
+
+def logits(program: Path, layout: Path, tokens: Sequence[int], *options: object) -> npt.NDArray[np.float64]:
+    answer = ask(program, layout, "logits " + " ".join(map(str, tokens)), options=options)[-1].split()
+    assert answer[0] == "logits"
+    return np.array(answer[1:], dtype=np.float64)
+
+
+def generate(program: Path, layout: Path, tokens: Sequence[int], new: int, *options: object) -> list[int]:
+    answers = ask(program, layout, f"generate {new} {' '.join(map(str, tokens))}", options=options)
+    return [int(line.split()[1]) for line in answers if line.startswith("token ")]
+
+
+def expected_logits(layout: Path, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
+    import torch
+
+    with load_flash_model(layout, dram="100%") as model, torch.inference_mode():
+        found: npt.NDArray[np.float64] = model(torch.tensor([list(tokens)])).logits[0, -1].double().numpy()
+        return found
+
+
+def expected_tokens(layout: Path, tokens: Sequence[int], new: int) -> list[int]:
+    import torch
+
+    with load_flash_model(layout, dram="100%") as model, torch.inference_mode(), quiet_transformers():
+        output = model.generate(
+            torch.tensor([list(tokens)]), do_sample=False, min_new_tokens=new, max_new_tokens=new, pad_token_id=0
+        )
+        return [int(token) for token in output[0, len(tokens) :]]
+
+
+def lay_out(folder: Path, model: Path, *, threshold: float, **options: Any) -> Path:
+    placement = write_random_placement(model, folder / "placement", seed=2, threshold=threshold)
+    relayout(model, placement, folder / "layout", resident="gate", **options)
+    return folder / "layout"
+
+
+def build(folder: Path, kind: str, dtype: str = "float32", **options: Any) -> Path:
+    """A random model of transformers with a Llama shape, or OPT."""
+    import torch
+    import transformers as hf
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
+    }  # fmt: skip
+    if kind == "OPT":
+        sizes |= {"ffn_dim": 96, "word_embed_proj_dim": 64, "init_std": 0.2}
+    else:
+        sizes |= {"intermediate_size": 96, "num_key_value_heads": 2, "initializer_range": 0.2, "hidden_act": "relu"}
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(5)
+        model = getattr(hf, f"{kind}ForCausalLM")(getattr(hf, f"{kind}Config")(**{**sizes, **options}))
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.2)
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16, "rope_theta": 500.0}  # fmt: skip
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "opt": ("OPT", {}),
+    "opt with a projected embedding": ("OPT", {"word_embed_proj_dim": 32}),
+    "opt with norms behind": ("OPT", {"do_layer_norm_before": False}),
+    "llama": ("Llama", {}),
+    "llama, biases and tied": ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama, linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 300.0}}),
+    "llama, dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 300.0}}),
+    "llama, llama3": ("Llama", {"rope_parameters": LLAMA3}),
+    "mistral": ("Mistral", {"head_dim": 24}),
+    "mistral, window": ("Mistral", {"sliding_window": 5}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2, window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "silu": ("Llama", {"hidden_act": "silu"}),
+    "gelu": ("Llama", {"hidden_act": "gelu"}),
+    "gelu, tanh": ("Llama", {"hidden_act": "gelu_pytorch_tanh"}),
+    "squared relu": ("Llama", {"hidden_act": "relu2"}),
+}
+
+
+def agree(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> None:
+    """Up to the rounding of some thousand float32 operations."""
+    assert found.shape == expected.shape
+    assert abs(found - expected).max() <= 3e-5 * abs(expected).max()
+    assert found.argmax() == expected.argmax()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_of_every_model(c_runtime: CRuntime, tmp_path: Path, name: str) -> None:
+    kind, options = MODELS[name]
+    layout = lay_out(tmp_path, build(tmp_path / "model", kind, **options), threshold=0.02)
+    agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
+
+
+@pytest.mark.parametrize(
+    "family", ["prosparse", "turbosparse", "mixtral", "mixtral-fused", "qwen2_moe", "qwen3_moe", "qwen3_moe-fused"]
+)
+def test_logits_of_variants(c_runtime: CRuntime, tmp_path: Path, family: str) -> None:
+    layout = lay_out(tmp_path, build_model(tmp_path / "model", family), threshold=0.01)
+    agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("float16", {}),
+        ("bfloat16", {}),
+        ("float32", {"weights": "q8_0"}),
+        ("float16", {"weights": "q4_0", "dense_weights": "q8_0"}),
+        ("bfloat16", {"weights": "gate=q8_0,up=iq4_nl,down=source", "dense_weights": "source"}),
+    ],
+)
+def test_logits_of_weight_formats(c_runtime: CRuntime, tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
+    model = build(tmp_path / "model", "Llama", dtype, hidden_act="silu")
+    layout = lay_out(tmp_path, model, threshold=0.02, **options)
+    agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
+
+
+@pytest.fixture(scope="module")
+def tiny_relu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay_out(tmp_path_factory.mktemp("tiny_relu"), TINY_RELU, threshold=0.0)
+
+
+@pytest.fixture(scope="module")
+def tiny_relu_tokens(tiny_relu: Path) -> list[int]:
+    return expected_tokens(tiny_relu, PROMPT, 60)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--dram", "20%"),
+        ("--dram", "8MB", "--cache", "s3fifo", "--queue-depth", 3),
+        ("--dram", "0%", "--threads", 1, "--batch", 5),
+        ("--dram", "10%", "--reads", "threads", "--kernels", "scalar"),
+        ("--dram", "10%", "--no-direct", "--map-dense", "--batch", 1, "--threads", 3),
+    ],
+)
+def test_greedy_tokens_are_those_of_the_torch_engine(
+    c_runtime: CRuntime, tiny_relu: Path, tiny_relu_tokens: list[int], options: tuple[object, ...]
+) -> None:
+    assert generate(c_runtime.fast / "flash_run", tiny_relu, PROMPT, 60, *options) == tiny_relu_tokens
+
+
+def test_a_sequence_goes_on(c_runtime: CRuntime, tiny_relu: Path, tiny_relu_tokens: list[int]) -> None:
+    answers = ask(
+        c_runtime.checked / "flash_run",
+        tiny_relu,
+        f"generate 10 {' '.join(map(str, PROMPT))}",
+        f"continue 5 {tiny_relu_tokens[9]}",
+        "generate 1 5",
+        f"generate 3 {' '.join(map(str, PROMPT))}",
+    )
+    tokens = [int(line.split()[1]) for line in answers if line.startswith("token ")]
+    assert tokens[:15] == tiny_relu_tokens[:15]
+    assert tokens[-3:] == tiny_relu_tokens[:3]
+    assert sum(line.startswith("figures ") for line in answers) == 4
+
+
+def test_it_stops_at_a_token(c_runtime: CRuntime, tiny_relu: Path, tiny_relu_tokens: list[int]) -> None:
+    end = tiny_relu_tokens.index(tiny_relu_tokens[7])
+    found = generate(c_runtime.checked / "flash_run", tiny_relu, PROMPT, 30, "--stop", f"9999,{tiny_relu_tokens[7]}")
+    assert found == tiny_relu_tokens[: end + 1]
+
+
+def test_sampling_depends_on_the_seed_alone(c_runtime: CRuntime, tiny_relu: Path, tiny_relu_tokens: list[int]) -> None:
+    program = c_runtime.checked / "flash_run"
+
+    def draw(*options: object) -> list[int]:
+        return generate(program, tiny_relu, PROMPT, 12, *options)
+
+    warm = draw("--temperature", 1.5, "--seed", 4)
+    assert warm == draw("--temperature", 1.5, "--seed", 4)
+    assert warm != draw("--temperature", 1.5, "--seed", 5)
+    assert (
+        draw("--temperature", 1.5, "--top-k", 1) == draw("--temperature", 9, "--top-p", 1e-6) == tiny_relu_tokens[:12]
+    )
+
+
+def test_figures_add_up(c_runtime: CRuntime, tiny_relu: Path) -> None:
+    answers = ask(c_runtime.fast / "flash_run", tiny_relu, "generate 9 1 2 3", options=("--dram", "10%"))
+    figures = json.loads(next(line for line in answers if line.startswith("figures ")).partition(" ")[2])
+    memory = json.loads(next(line for line in answers if line.startswith("memory ")).partition(" ")[2])
+    assert figures["prompt"]["tokens"] == 3
+    assert figures["tokens"]["tokens"] == 8
+    for phase in (figures["prompt"], figures["tokens"]):
+        missing = phase["looked_up"] - phase["hits"]
+        assert phase["bytes_useful"] == missing * 256 <= phase["bytes_read"]
+        assert 0 < phase["reads"] <= missing
+        assert 0 <= phase["io_seconds"] <= phase["seconds"]
+    parts = ("programs", "dense", "resident", "sequence", "working", "tables", "cache")
+    assert memory["planned_bytes"] == sum(memory[f"{part}_bytes"] for part in parts)
+    assert memory["flash_bytes"] == 4 * 768 * 256
+
+
+CROSS, EMULATOR = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+
+
+@pytest.mark.skipif(
+    CROSS is None or EMULATOR is None, reason="no aarch64 compiler, or no qemu-user to run what it makes"
+)
+def test_it_computes_the_same_on_arm(
+    c_runtime: CRuntime, tmp_path: Path, tiny_relu: Path, tiny_relu_tokens: list[int]
+) -> None:
+    program = tmp_path / "flash_run_arm"
+    sources = map(str, (*LIBRARY, FOLDER / "flash_run.c"))
+    command = [str(CROSS), *CHECKED, "-O1", "-static", "-o", str(program), *sources, *LIBRARIES]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stderr) == (0, "")
+    emulated = tmp_path / "flash_run"
+    emulated.write_text(f'#!/bin/sh\nexec {EMULATOR} {program} "$@"\n')
+    emulated.chmod(0o755)
+    # The emulator passes direct reads and io_uring on in parts only.
+    options = ("--no-direct", "--reads", "threads")
+    assert generate(emulated, tiny_relu, PROMPT, 8, *options) == tiny_relu_tokens[:8]
+    weights = {"weights": "gate=q8_0,up=iq4_nl,down=q4_0", "dense_weights": "source"}
+    layout = lay_out(tmp_path, build(tmp_path / "model", "Qwen3", "bfloat16", head_dim=16), threshold=0.02, **weights)
+    agree(logits(emulated, layout, PROMPT, *options), logits(c_runtime.checked / "flash_run", layout, PROMPT))
+    assert '"kernels": "neon"' in "".join(ask(emulated, layout, options=options))

@@ -1,0 +1,256 @@
+"""The runtime in C keeps its promise of memory, and answers damage, cut files and wrong requests with errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.damage import FLASH
+from tests.examples.conftest import CRuntime
+from tests.examples.test_c_runtime_models import TINY_RELU, build, lay_out
+
+INDEX = "model.flash.json"
+PROMPT = " ".join(map(str, range(1, 30)))
+
+
+def go(program: Path, *arguments: object, requests: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program, *map(str, arguments)], input=requests, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def answers(text: str, kind: str) -> list[dict[str, Any]]:
+    lines = (line.partition(" ") for line in text.splitlines())
+    return [json.loads(rest) for word, _, rest in lines if word == kind]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layout of some 17 MB of bundles, all of which fire now and then."""
+    folder = tmp_path_factory.mktemp("large")
+    sizes = {"hidden_size": 256, "intermediate_size": 4096, "num_hidden_layers": 4, "initializer_range": 0.05}
+    return lay_out(folder, build(folder / "model", "Llama", "float16", **sizes), threshold=0.03)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    return lay_out(folder, build(folder / "model", "Qwen3", "float16", head_dim=16), threshold=0.02, weights="q8_0")
+
+
+@pytest.fixture(scope="module")
+def tiny_relu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay_out(tmp_path_factory.mktemp("tiny_relu"), TINY_RELU, threshold=0.0)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "options"),
+    [(17, ()), (24, ("--reads", "threads")), (24, ("--no-direct", "--map-dense")), (200, ("--batch", 16))],
+)
+def test_the_promise_of_memory_is_kept(
+    c_runtime: CRuntime, large: Path, megabytes: int, options: tuple[object, ...]
+) -> None:
+    promise = megabytes * 1_000_000
+    result = go(
+        c_runtime.fast / "flash_run", "--json", "--dram", promise, *options, large, requests=f"generate 30 {PROMPT}\n"
+    )
+    assert result.returncode == 0, result.stderr
+    (memory,), (figures,) = answers(result.stdout, "memory"), answers(result.stdout, "figures")
+    assert memory["least_bytes"] <= memory["planned_bytes"] <= promise
+    assert figures["peak_bytes"] <= 1.05 * memory["planned_bytes"]
+    # Nor does it plan for much that it does not use: two megabytes are the programs, and tokens that did not come.
+    assert figures["peak_bytes"] >= 0.95 * memory["planned_bytes"] - 2_000_000
+    if megabytes == 200:
+        assert memory["cached_bundles"] == memory["bundles"] == 4 * 4096
+    else:
+        assert memory["planned_bytes"] > 0.99 * promise
+
+
+def test_too_little_memory_is_refused_with_what_would_do(c_runtime: CRuntime, large: Path) -> None:
+    program = c_runtime.fast / "flash_run"
+    refused = go(program, "--json", "--dram", "3MB", "--plan", large)
+    assert refused.returncode == 1
+    assert "3000000 bytes of memory are too few: this model takes at least" in refused.stderr
+    (memory,) = answers(refused.stdout, "memory")
+    # Some pages more, as what the process itself takes differs from run to run.
+    least = memory["least_bytes"] + 300_000
+    assert go(program, "--dram", least, large, requests="generate 2 1 2 3\n").returncode == 0
+    assert go(program, "--dram", "3MB", large).returncode == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--no-direct",), ("--batch", "1", "--threads", "3")])
+@pytest.mark.parametrize("name", ["large", "tiny_relu"])
+def test_weights_that_do_not_fit_are_read_anew_and_give_the_same_tokens(
+    c_runtime: CRuntime, request: pytest.FixtureRequest, name: str, options: tuple[str, ...]
+) -> None:
+    """The head of tiny-relu is its embedding, of which single rows are needed as well."""
+    layout = request.getfixturevalue(name)
+    requests = f"generate 20 {PROMPT}\nlogits 3 4 5\n"
+    whole = go(c_runtime.fast / "flash_run", "--dram", "100%", *options, layout, requests=requests)
+    plan = go(c_runtime.fast / "flash_run", "--json", "--dram", 1, "--plan", *options, layout)
+    (memory,) = answers(plan.stdout, "memory")
+    dram = memory["least_bytes"] + {"large": 1_500_000, "tiny_relu": 600_000}[name]
+    found = go(c_runtime.fast / "flash_run", "--json", "--dram", dram, *options, layout, requests=requests)
+    (memory,), (figures,) = answers(found.stdout, "memory"), answers(found.stdout, "figures")
+    tokens = [line for line in whole.stdout.splitlines() if line.startswith("token ")]
+    assert [line for line in found.stdout.splitlines() if line.startswith("token ")] == tokens
+    assert len(tokens) == 20
+    logits = [[float(word) for word in done.stdout.splitlines()[-1].split()[1:]] for done in (whole, found)]
+    assert logits[0] == pytest.approx(logits[1], abs=1e-4 * max(map(abs, logits[0])))
+    assert memory["streamed_bytes"] > 0
+    # Once a token, and what is read ahead.
+    read = figures["tokens"]["bytes_streamed"]
+    assert 18 * memory["streamed_bytes"] <= read <= 20 * memory["streamed_bytes"] + dram // 16
+    assert figures["peak_bytes"] <= 1.05 * dram
+
+
+@pytest.mark.parametrize("first_request", ["generate 1 1 2 3", "logits 1 2 3"])
+def test_weights_that_cannot_be_read_anew_are_an_error(
+    c_runtime: CRuntime, large: Path, tmp_path: Path, first_request: str
+) -> None:
+    layout = Path(shutil.copytree(large, tmp_path / "layout"))
+    plan = go(c_runtime.fast / "flash_run", "--json", "--dram", 1, "--plan", layout)
+    (memory,) = answers(plan.stdout, "memory")
+    # The checked program is larger.
+    command = [
+        str(c_runtime.fast / "flash_run"),
+        "--dram",
+        str(memory["least_bytes"] + 1_000_000),
+        "--json",
+        str(layout),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(first_request + "\n")
+            process.stdin.flush()
+            while not (line := process.stdout.readline()).startswith(("figures ", "logits ")):
+                assert line
+            with (layout / FLASH).open("r+b") as file:
+                file.truncate(1_000_000)
+            answer, _ = process.communicate("generate 30 4 5 6\ngenerate 3 4 5 6\n", timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert answer.count("error 4 ") == 2
+
+
+def test_shrinking_gives_memory_back(c_runtime: CRuntime, large: Path) -> None:
+    requests = f"generate 8 {PROMPT}\nshrink 24000000\ngenerate 8 {PROMPT}\nshrink 1000\ngenerate 8 {PROMPT}\n"
+    result = go(c_runtime.fast / "flash_run", "--json", "--dram", "100%", large, requests=requests)
+    planned = [memory["planned_bytes"] for memory in answers(result.stdout, "memory")]
+    assert len(planned) == 2
+    assert planned[1] <= 24_000_000 < 30_000_000 < planned[0]
+    tokens = [line for line in result.stdout.splitlines() if line.startswith("token ")]
+    assert tokens[:8] == tokens[8:16] == tokens[16:]
+    assert result.stdout.count("error 5 the model takes at least") == 1
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "Qwen2Moe"])
+def test_no_damage_crashes_it(c_runtime: CRuntime, small: Path, tmp_path: Path, kind: str) -> None:
+    layout = small
+    if kind == "Qwen2Moe":
+        options = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        model = build(tmp_path / "model", kind, "bfloat16", shared_expert_intermediate_size=32, **options)
+        layout = lay_out(tmp_path, model, threshold=0.02)
+    scratch = Path(shutil.copytree(layout, tmp_path / "scratch"))
+    result = go(c_runtime.checked / "c_runtime_fuzz", layout, scratch, 1, 700)
+    assert result.returncode == 0, result.stderr[-3000:]
+    counts = {int(code): int(count) for code, count in map(str.split, result.stdout.splitlines())}
+    assert sum(counts.values()) == 700
+    # It gets everywhere: layouts that work, bad ones, and files that were cut.
+    assert all(counts[code] > 0 for code in (0, 2, 4))
+
+
+CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "another model": ("config.json", {"model_type": "gemma"}, 'model_type is not "opt"'),
+    "sizes": ("config.json", {"num_attention_heads": 3}, "no multiple of num_attention_heads"),
+    "layers": ("config.json", {"num_hidden_layers": 5}, "the layout has no model.decoder.layers.4."),
+    "no layers": ("config.json", {"num_hidden_layers": None}, "num_hidden_layers is not a whole number"),
+    "a type": (INDEX, {"model": {"model_type": "gemma"}}, 'models of type "gemma" are not supported'),
+    "no type": (INDEX, {"model": {}}, 'models of type "" are not supported'),
+    "rounded": (INDEX, {"dense": [{"place": {"tensor": "model.decoder.embed_tokens.weight"}, "weights": "q9",
+                                   "columns": 128}]}, "is in an unknown format"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_does_not_fit_is_refused_by_name(c_runtime: CRuntime, tiny_relu: Path, tmp_path: Path, name: str) -> None:
+    file, change, complaint = CHANGES[name]
+    layout = Path(shutil.copytree(tiny_relu, tmp_path / "layout"))
+    (layout / file).write_text(json.dumps(json.loads((layout / file).read_text()) | change))
+    result = go(c_runtime.checked / "flash_run", "--json", layout)
+    assert result.returncode == 1
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout.startswith("error ")
+
+
+def test_a_file_that_is_cut_while_it_is_open_is_an_error(c_runtime: CRuntime, large: Path, tmp_path: Path) -> None:
+    layout = Path(shutil.copytree(large, tmp_path / "layout"))
+    command = [str(c_runtime.checked / "flash_run"), "--dram", "0%", "--json", str(layout)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write("generate 1 1 2 3\n")
+            process.stdin.flush()
+            while not (line := process.stdout.readline()).startswith("figures "):
+                assert line
+            with (layout / FLASH).open("r+b") as file:
+                file.truncate(1_000_000)
+            answer, _ = process.communicate("generate 3 4 5 6\ngenerate 3 4 5 6\n", timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert answer.count("error 4 the file ended while it was being read") == 2
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    ["generate", "generate 3", "generate 0 1", "generate x 1", "generate 3 1 x", "generate 2 1 -1", "logits", "shout 1",
+     "shrink", "shrink 5 5", "generate 3 1024", "generate 3 99999999999", "generate 250 " + "7 " * 257],
+)  # fmt: skip
+def test_wrong_requests_are_answered_and_the_next_one_works(
+    c_runtime: CRuntime, tiny_relu: Path, request_line: str
+) -> None:
+    result = go(c_runtime.checked / "flash_run", tiny_relu, requests=f"{request_line}\n\ngenerate 1 5\n")
+    first, last = result.stdout.splitlines()
+    assert first.startswith("error 1 ")
+    assert last.startswith("token ")
+    assert result.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("a", "b"), ("--dram",), ("--dram", "x", "a"), ("--dram", "0", "a"), ("--dram", "101%", "a"),
+     ("--lram", "1", "a"),
+     ("--batch", "-1", "a"), ("--stop", "1,x", "a"), ("--reads", "telepathy", "a"), ("--top-p", "0", "a"),
+     ("--temperature", "nan", "a"), ("--cache", "lru", "a"), ("--seed", "", "a")],
+)  # fmt: skip
+def test_wrong_usage(c_runtime: CRuntime, options: tuple[str, ...]) -> None:
+    result = go(c_runtime.checked / "flash_run", *options)
+    assert result.returncode == 2
+    assert "usage: flash_run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--kernels", "abacus"), "no kernels abacus"),
+        (("--context", "257"), "more than the 256 positions"),
+        (("--queue-depth", "5000"), "1,024 reads in flight"),
+    ],
+)
+def test_options_that_do_not_fit(
+    c_runtime: CRuntime, tiny_relu: Path, options: tuple[str, ...], complaint: str
+) -> None:
+    result = go(c_runtime.checked / "flash_run", *options, tiny_relu)
+    assert result.returncode == 1
+    assert complaint in result.stderr
