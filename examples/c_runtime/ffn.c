@@ -43,8 +43,8 @@ static void use_for_all(const Run *run, const NlItem *item, const NlPart *up, co
     const uint64_t hidden = weights->block.hidden, bundles = weights->block.bundles_offset;
     const NlKernels *kernels = run->compute->kernels;
     float *column = wide + run->compute->widest;
-    if (!up->resident) up->format->decode(item->bundle + (up->offset - bundles), hidden, wide);
-    down->format->decode(item->bundle + (down->offset - bundles), hidden, column);
+    if (!up->resident) nl_widen(kernels, nl_kind(up->format), item->bundle + (up->offset - bundles), hidden, wide);
+    nl_widen(kernels, nl_kind(down->format), item->bundle + (down->offset - bundles), hidden, column);
     for (uint64_t t = 0; t < run->tokens; t++) {
         float value = run->values[t * weights->block.neurons + (uint64_t)item->slot];
         if (value == 0) continue;

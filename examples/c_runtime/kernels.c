@@ -51,6 +51,11 @@ const NlKernels NL_SCALAR_KERNELS = {
     {add_f32, add_f16, add_bf16, add_q8_0, add_q4_0, add_iq4_nl},
 };
 
+void nl_widen(const NlKernels *kernels, int kind, const unsigned char *row, uint64_t count, float *values) {
+    memset(values, 0, count * sizeof *values);
+    kernels->add[kind](row, count, 1, values);
+}
+
 int nl_kind(const NlFormat *format) {
     for (int k = 0; k < 3; k++) {
         if (format == &NL_SOURCE_FORMATS[k]) return NL_F32 + k;

@@ -33,7 +33,7 @@ static void multiply(void *argument, unsigned thread, unsigned part, unsigned pa
             job->out[r] = dot(row, at->columns, job->in) + bias;
             continue;
         }
-        at->format->decode(row, at->columns, wide);
+        nl_widen(job->compute->kernels, job->matrix->kind, row, at->columns, wide);
         for (uint64_t t = 0; t < job->tokens; t++)
             job->out[t * job->pitch + r] =
                 plain((const unsigned char *)wide, at->columns, job->in + t * at->columns) + bias;
