@@ -8,12 +8,16 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from neuralink_cli.errors import printable
 
 _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
@@ -137,6 +141,48 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         first, *others = row
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         click.echo("  ".join(cells).rstrip())
+
+
+def print_text(text: str, *, columns: int = 80) -> None:
+    """Sentences on stdout, wrapped."""
+    click.echo("\n".join(_wrapped(text, columns)))
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    return textwrap.wrap(printable(text), columns, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def print_pairs(pairs: Iterable[tuple[str, str]], *, columns: int = 80) -> None:
+    """Labels with their values on stdout, values wrapped and aligned; a label is not repeated on the next line."""
+    listed = list(pairs)
+    label = max(len(name) for name, _ in listed)
+    last = ""
+    for full, value in listed:
+        name, last = ("" if full == last else full), full
+        for k, line in enumerate(_wrapped(value, columns - label - 2)):
+            click.echo(f"{name if k == 0 else '':{label}}  {line}".rstrip())
+
+
+def print_command(command: str, *, columns: int = 80) -> None:
+    """A command line on stdout, indented, cut into lines that can be pasted."""
+    line = " "
+    for word in _words(command):
+        if len(line) + 1 + len(word) > columns - 2 and line.strip():
+            click.echo(f"{line} \\")
+            line = "     "
+        line += f" {word}"
+    click.echo(line)
+
+
+def _words(command: str) -> list[str]:
+    """The words of a command line as they were quoted, options with their values."""
+    words: list[str] = []
+    for word in map(shlex.quote, shlex.split(command)):
+        if words and words[-1].startswith("-") and " " not in words[-1] and not word.startswith("-"):
+            words[-1] += f" {word}"
+        else:
+            words.append(word)
+    return words
 
 
 @contextlib.contextmanager
