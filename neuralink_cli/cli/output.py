@@ -17,12 +17,13 @@ from typing import Any
 
 import click
 
-from neuralink_cli.errors import printable
+from neuralink_cli.errors import printable, shorten
 
 _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
 # How what a locale cannot print is written on stdout.
 _ESCAPED = "neuralink-escaped"
+_LONGEST_WORD = 250
 
 
 class _RemarkHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -149,7 +150,9 @@ def print_text(text: str, *, columns: int = 80) -> None:
 
 
 def _wrapped(text: str, columns: int) -> list[str]:
-    return textwrap.wrap(printable(text), columns, break_long_words=False, break_on_hyphens=False) or [""]
+    # A path may be wider than the terminal; nothing is without end.
+    words = " ".join(shorten(word, _LONGEST_WORD) for word in printable(text).split(" "))
+    return textwrap.wrap(words, columns, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]], *, columns: int = 80) -> None:
