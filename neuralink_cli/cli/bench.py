@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuralink_cli.architectures.coverage import coverage_text
-from neuralink_cli.cli.options import PATH, reporting_options, weights_option
+from neuralink_cli.cli.options import PATH, TRACE_PATH, reporting_options, weights_option
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.sizes import human_bytes
@@ -34,7 +34,7 @@ Examples:
 """,
 )
 @click.argument("layouts", metavar="FLASH...", nargs=-1, required=True, type=PATH)
-@click.option("--trace", required=True, type=PATH, metavar="TRACE", help="Trace of the same model, to replay.")
+@click.option("--trace", required=True, type=TRACE_PATH, metavar="TRACE", help="Trace of the same model, to replay.")
 @click.option(
     "--device",
     "devices",

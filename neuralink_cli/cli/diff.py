@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, reporting_options
+from neuralink_cli.cli.options import PATH, TRACE_PATH, reporting_options
 from neuralink_cli.cli.output import print_json, print_pairs, print_table, progress_bar
 from neuralink_cli.errors import OptionError
 
@@ -33,7 +33,7 @@ Examples:
 @click.argument("second", metavar="B", type=PATH)
 @click.option(
     "--trace",
-    type=PATH,
+    type=TRACE_PATH,
     metavar="TRACE",
     help="Also say what each order costs on this trace of the same model, without the tokens that made one of them.",
 )

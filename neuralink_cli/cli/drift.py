@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, reporting_options
+from neuralink_cli.cli.options import PATH, TRACE_PATH, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.placement.placement import EFFORT_NAMES
@@ -33,7 +33,9 @@ Examples:
 """,
 )
 @click.argument("artefact", metavar="LAYOUT", type=PATH)
-@click.option("--trace", required=True, type=PATH, metavar="TRACE", help="Trace of the same model on new traffic.")
+@click.option(
+    "--trace", required=True, type=TRACE_PATH, metavar="TRACE", help="Trace of the same model on new traffic."
+)
 @click.option(
     "--reorder",
     is_flag=True,
