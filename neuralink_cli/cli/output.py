@@ -13,17 +13,20 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import click
 
 from neuralink_cli.errors import printable, shorten
+from neuralink_cli.sizes import human_bytes, human_seconds
 
 _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
 # How what a locale cannot print is written on stdout.
 _ESCAPED = "neuralink-escaped"
 _LONGEST_WORD = 250
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 class _RemarkHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -190,21 +193,52 @@ def _words(command: str) -> list[str]:
 
 @contextlib.contextmanager
 def progress_bar(stage: str, total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr, with the time left if the total is known; drawn rarely if stderr is not a terminal."""
+    """Progress on stderr, with the time left if the total is known: a bar on a terminal, else lines."""
+    if _state["quiet"] or sys.stderr is None:
+        yield lambda _count: None
+        return
+    if not sys.stderr.isatty():
+        with _progress_lines(stage, total, unit) as advance:
+            yield advance
+        return
     from tqdm import tqdm
 
-    interactive = sys.stderr is not None and sys.stderr.isatty()
     with tqdm(
         total=total,
         desc=stage,
         unit=unit,
         unit_scale=True,
         unit_divisor=1024 if unit == "B" else 1000,
-        disable=_state["quiet"] or sys.stderr is None,
-        leave=not interactive,
-        mininterval=0.1 if interactive else 10.0,
-        dynamic_ncols=interactive,
+        leave=False,
+        mininterval=0.1,
+        dynamic_ncols=True,
         bar_format=None if total is not None else "{desc}: {n_fmt} {unit} [{elapsed}]",
         file=sys.stderr,
     ) as bar:
         yield bar.update
+
+
+@contextlib.contextmanager
+def _progress_lines(stage: str, total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
+    """For logs: a line at the start, one now and then, and one at the end."""
+    began = last = monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = monotonic()
+            whole = "" if total is None else f" of {_amount(total, unit)}"
+            say(f"{_amount(done, unit)}{whole} after {human_seconds(last - began)}")
+
+    def say(what: str) -> None:
+        click.echo(f"{stage}: {what}", err=True)
+
+    say("started" if total is None else _amount(total, unit))
+    yield advance
+    say(f"done, {_amount(done, unit)} in {human_seconds(monotonic() - began)}")
+
+
+def _amount(count: int, unit: str) -> str:
+    return human_bytes(count) if unit == "B" else f"{count:,} {unit}{'' if count == 1 else 's'}"
