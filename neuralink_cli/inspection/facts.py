@@ -10,20 +10,20 @@ from typing import Any
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.devices.ratio import Ratio
+from neuralink_cli.files.header import LENGTH_BYTES, parse_header
 from neuralink_cli.files.stage_file import StageFile
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.inspection.kinds import BUNDLED_LAYOUT, PERMUTED_LAYOUT, PLACEMENT, TRACE, Found
 from neuralink_cli.layout.index import FlashIndex, read_flash_index, read_permuted_index
 from neuralink_cli.layout.names import BUNDLED, FLASH_FILE, PERMUTED
-from neuralink_cli.layout.plan import BundlePart, ResidentTensor
+from neuralink_cli.layout.plan import BundlePart, ResidentTensor, SourceFile
 from neuralink_cli.placement.gain import block_gains
 from neuralink_cli.placement.placement import (
-    ORDERING_SEQUENCES,
     PLACEMENT_SCHEMA,
     STORED,
     MeasuredGain,
     PlacementHeader,
-    parse_header,
+    parse_placement,
 )
 from neuralink_cli.weight_formats.formats import SOURCE, parse_weight_formats
 
@@ -156,7 +156,7 @@ def _common_options(parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _of_placement(path: Path) -> Facts:
     with StageFile(path, PLACEMENT_SCHEMA) as file:
-        info = parse_header(file.document)
+        info = parse_placement(file.document)
         parameters = dict(info.parameters)
         return Facts(
             kind=PLACEMENT,
@@ -194,7 +194,7 @@ def _placed_blocks(info: PlacementHeader) -> tuple[BlockFacts, ...]:
 def _of_bundled(directory: Path) -> Facts:
     index = read_flash_index(directory)
     with TensorFile(directory / FLASH_FILE) as file:
-        header_bytes = {entry.name: entry.nbytes for entry in file.header.entries}
+        dram_bytes = _dram_bytes(index, file)
     document = index.document
     return Facts(
         kind=BUNDLED_LAYOUT,
@@ -213,7 +213,7 @@ def _of_bundled(directory: Path) -> Facts:
             )
             for block in index.blocks
         ),
-        dram_bytes=_dram_bytes(index, header_bytes),
+        dram_bytes=dram_bytes,
         **_of_layout(document, {"file": index.file_sha256}),
         **_common(directory, document),
     )
@@ -222,7 +222,7 @@ def _of_bundled(directory: Path) -> Facts:
 def _of_permuted(directory: Path) -> Facts:
     document = read_permuted_index(directory)
     with StageFile(directory / document["placement"], PLACEMENT_SCHEMA) as placement:
-        info = parse_header(placement.document)
+        info = parse_placement(placement.document)
     return Facts(
         kind=PERMUTED_LAYOUT,
         bytes=sum(file["bytes"] for file in (*document["files"], *document["companions"])),
@@ -297,14 +297,20 @@ def _stored_formats(index: FlashIndex) -> dict[str, str]:
     return {role: "/".join(name for name, _ in counts.most_common()) for role, counts in found.items()}
 
 
-def _dram_bytes(index: FlashIndex, sizes: Mapping[str, int]) -> dict[str, int]:
+def _dram_bytes(index: FlashIndex, file: TensorFile) -> dict[str, int]:
     resident = {kept.place.tensor: kept.place.bytes for block in index.blocks for kept in block.resident}
-    # Bundles stay in flash; the order, the frequencies and the files of the source are not weights.
-    others = {block.bundles.tensor for block in index.blocks} | resident.keys()
-    others |= {place.tensor for block in index.blocks for place in (block.order, block.frequency)}
-    others |= {source.stored.tensor for source in index.sources} | {ORDERING_SEQUENCES}
+    # The file holds more than weights: orders, frequencies, padding. What has a name of the source is a weight.
+    names = {name for source in index.sources if source.kind == "weights" for name in _tensor_names(source, file)}
+    dense = [entry for entry in file.header.entries if entry.name in names - resident.keys()]
     return {
-        "dense": sum(size for name, size in sizes.items() if name not in others),
+        "dense": sum(entry.nbytes for entry in dense),
         "resident": sum(resident.values()),
         "pinned": sum(block.pinned * block.stride for block in index.blocks),
     }
+
+
+def _tensor_names(source: SourceFile, file: TensorFile) -> list[str]:
+    """The tensors of a weight file of the source, from its header, which the layout keeps."""
+    prelude = file.read(source.stored.tensor).tobytes()
+    header = parse_header(prelude[LENGTH_BYTES:], source.bytes - len(prelude), f"{file.path}: {source.stored.tensor}")
+    return [entry.name for entry in header.entries]
