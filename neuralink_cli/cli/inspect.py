@@ -89,7 +89,8 @@ def _needs(needs: Sequence[Need]) -> Pairs:
 def _of_checkpoint(facts: CheckpointFacts) -> Pairs:
     yield "model type", facts.model_type
     dtypes = ", ".join(f"{name} {human_bytes(size)}" for name, size in facts.dtypes.items())
-    yield "size", f"{human_bytes(facts.bytes)} in {facts.files:,} files, {facts.tensors:,} tensors ({dtypes})"
+    files = "1 file" if facts.files == 1 else f"{facts.files:,} files"
+    yield "size", f"{human_bytes(facts.bytes)} in {files}, {facts.tensors:,} tensors ({dtypes})"
     if facts.architecture is not None:
         yield "architecture", f"{facts.architecture} ({facts.task})"
     for group in facts.blocks:
@@ -101,7 +102,8 @@ def _of_checkpoint(facts: CheckpointFacts) -> Pairs:
             f"{human_bytes(group.bundle_bytes)} a neuron",
         )
     if facts.ffn_bytes:
-        yield "coverage", f"{facts.ffn_share:.0%} of all bytes; {coverage_text(facts.covered_bytes, facts.ffn_bytes)}"
+        covered = coverage_text(facts.covered_bytes, facts.ffn_bytes)
+        yield "coverage", f"{facts.ffn_share:.0%} of all bytes are FFN weights; {covered}"
     if facts.problem is not None:
         yield "stages", f"none: {facts.problem}"
         return

@@ -24,9 +24,11 @@ def parses(command: str) -> None:
     """The command line names a subcommand and options that exist."""
     program, name, *arguments = shlex.split(command.replace("\\\n", " "))
     assert program == "neuralink"
-    subcommand = cli.get_command(click.Context(cli), name)
+    # As on the command line: a command remembers the spellings of --help from the first context that it is in.
+    parent = click.Context(cli, **cli.context_settings)
+    subcommand = cli.get_command(parent, name)
     assert subcommand is not None
-    subcommand.make_context(name, arguments)
+    subcommand.make_context(name, arguments, parent=parent)
 
 
 def pasted(stdout: str) -> list[str]:
