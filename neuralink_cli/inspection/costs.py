@@ -31,14 +31,12 @@ class OrderCosts:
         original: The original order, read with access collapse.
         naive: The original order, read without.
         fired: For each block how often each neuron fired, int64 `[neurons]`, pinned ones included.
-        routed: Tokens that each block ran on, int64 `[blocks]`.
     """
 
     stored: Costs
     original: Costs
     naive: Costs
     fired: tuple[npt.NDArray[np.int64], ...]
-    routed: npt.NDArray[np.int64]
 
 
 def measure_orders(
@@ -61,12 +59,11 @@ def measure_orders(
     """
     ranges = [(part.start, part.stop) for part in tokens]
     found: list[list[tuple[Costs, Costs, Costs]]] = [[] for _ in contenders]
-    fired, routed = [], []
+    fired = []
     with progress("measure", len(trace.info.blocks), "block") as advance:
         for index, block in enumerate(trace.info.blocks):
             all_bits = block_bits(trace, block, ranges)
             fired.append(activation_counts(all_bits).astype(np.int64))
-            routed.append(sum(trace.tokens_of(block, *part).size for part in ranges))
             for contender, costs in zip(contenders, found, strict=True):
                 stored = contender.blocks[index]
                 pinned = stored.order[: stored.pinned]
@@ -83,14 +80,12 @@ def measure_orders(
                     (stride * bundles.collapsed[STORED], stride * bundles.collapsed[ORIGINAL], stride * bundles.naive)
                 )
             advance(1)
-    tokens_run = np.array(routed, dtype=np.int64)
     return [
         OrderCosts(
             stored=np.stack([stored for stored, _, _ in costs]),
             original=np.stack([original for _, original, _ in costs]),
             naive=np.stack([naive for _, _, naive in costs]),
             fired=tuple(fired),
-            routed=tokens_run,
         )
         for costs in found
     ]
