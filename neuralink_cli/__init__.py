@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     from neuralink_cli.errors import OutputError as OutputError
     from neuralink_cli.errors import UnsupportedError as UnsupportedError
     from neuralink_cli.errors import VerificationError as VerificationError
+    from neuralink_cli.inspection.diff import DiffReport as DiffReport
+    from neuralink_cli.inspection.diff import diff as diff
+    from neuralink_cli.inspection.drift import DriftReport as DriftReport
+    from neuralink_cli.inspection.drift import drift as drift
+    from neuralink_cli.inspection.inspect import Inspection as Inspection
+    from neuralink_cli.inspection.inspect import inspect as inspect
     from neuralink_cli.layout.open_layout import open_layout as open_layout
     from neuralink_cli.layout.plan import RelayoutOptions as RelayoutOptions
     from neuralink_cli.layout.relayout import RelayoutSummary as RelayoutSummary
@@ -82,10 +88,13 @@ _HOMES = {
     "ClusterOptions": "placement.cluster",
     "ClusterSummary": "placement.cluster",
     "DeviceModel": "devices.device",
+    "DiffReport": "inspection.diff",
     "DramBudget": "storage.budget",
+    "DriftReport": "inspection.drift",
     "ExecutionOptions": "models.execution",
     "FlashReader": "storage.reader",
     "InputError": "errors",
+    "Inspection": "inspection.inspect",
     "MergeSummary": "activations.merge",
     "MismatchError": "errors",
     "MissingDependencyError": "errors",
@@ -111,11 +120,14 @@ _HOMES = {
     "builtin_devices": "devices.device",
     "choose_architecture": "architectures.choice",
     "cluster": "placement.cluster",
+    "diff": "inspection.diff",
+    "drift": "inspection.drift",
     "find_architecture": "architectures.architecture",
     "find_blocks": "architectures.find_blocks",
     "find_device": "devices.device",
     "find_model": "checkpoint.hub",
     "fio_profile": "storage.probe",
+    "inspect": "inspection.inspect",
     "load_flash_model": "runtime.loading",
     "merge_traces": "activations.merge",
     "open_layout": "layout.open_layout",
@@ -143,10 +155,13 @@ __all__ = [
     "ClusterOptions",
     "ClusterSummary",
     "DeviceModel",
+    "DiffReport",
     "DramBudget",
+    "DriftReport",
     "ExecutionOptions",
     "FlashReader",
     "InputError",
+    "Inspection",
     "MergeSummary",
     "MismatchError",
     "MissingDependencyError",
@@ -172,11 +187,14 @@ __all__ = [
     "builtin_devices",
     "choose_architecture",
     "cluster",
+    "diff",
+    "drift",
     "find_architecture",
     "find_blocks",
     "find_device",
     "find_model",
     "fio_profile",
+    "inspect",
     "load_flash_model",
     "merge_traces",
     "open_layout",

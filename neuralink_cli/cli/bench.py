@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuralink_cli.architectures.coverage import coverage_text
-from neuralink_cli.cli.options import PATH, reporting_options, weights_option
-from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.cli.options import PATH, TRACE_PATH, reporting_options, weights_option
+from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.sizes import human_bytes
 from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 
 if TYPE_CHECKING:
     from neuralink_cli.bench.bench import BenchReport, BenchRow
+
+
+# What stands above the tables.
+_CAPTION = (
+    "Per token: hits are active neurons found in DRAM, length and max the neurons of a mean and of the longest read, "
+    "times those of all reads. gain: the time of the original order, read the same way, over that of the row; naive: "
+    "the same without reading across gaps. The rows of a layout come last."
+)
 
 
 @click.command(
@@ -34,7 +42,7 @@ Examples:
 """,
 )
 @click.argument("layouts", metavar="FLASH...", nargs=-1, required=True, type=PATH)
-@click.option("--trace", required=True, type=PATH, metavar="TRACE", help="Trace of the same model, to replay.")
+@click.option("--trace", required=True, type=TRACE_PATH, metavar="TRACE", help="Trace of the same model, to replay.")
 @click.option(
     "--device",
     "devices",
@@ -200,6 +208,7 @@ def _print_report(report: BenchReport) -> None:
     )
     if report.coverage is not None:
         click.echo(coverage_text(**report.coverage))
+    print_text(_CAPTION)
     groups: dict[tuple[str, int | None, str], list[BenchRow]] = {}
     for row in report.rows:
         groups.setdefault((row.way.device, row.way.bundle_bytes, row.way.cache), []).append(row)
@@ -216,6 +225,11 @@ def _print_report(report: BenchReport) -> None:
             if row.way.layout is not None and row.way.collapse:
                 name = row.way.name if len(letters) == 1 else f"{letters[row.way.layout]} {row.way.name}"
                 click.echo(f"{name}: gain {row.gain}, over naive reading {row.gain_over_naive}; 95% intervals")
+                own = row.figures.io_mean * scale
+                click.echo(
+                    f"  {own:.2f} {unit} a token; the original order, read the same way, "
+                    f"{own * row.gain.value:.2f}; naively {own * row.gain_over_naive.value:.2f}"
+                )
 
 
 def _layouts(report: BenchReport) -> list[str]:

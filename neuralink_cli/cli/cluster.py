@@ -9,7 +9,14 @@ import click
 
 from neuralink_cli.architectures.blocks import experts_of
 from neuralink_cli.architectures.coverage import coverage_text
-from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options, weights_option
+from neuralink_cli.cli.options import (
+    PATH,
+    TRACE_PATH,
+    output_option,
+    overwrite_option,
+    reporting_options,
+    weights_option,
+)
 from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
 from neuralink_cli.layout.names import RESIDENT_CHOICES
 from neuralink_cli.placement.gain import Gain, OrderFigures, block_gains, layer_gains, source_gains, total_gain
@@ -47,7 +54,7 @@ Examples:
       --order frequency --json
 """,
 )
-@click.argument("trace", type=PATH)
+@click.argument("trace", type=TRACE_PATH)
 @output_option("PLACEMENT", "Placement to write.")
 @click.option(
     "--order",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 
 import click
@@ -17,6 +18,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Prove that a layout holds its checkpoint."),
     "restore": ("restore", "Get the original checkpoint back from a layout."),
     "bench": ("bench", "Measure the read times of layouts and their gain."),
+    "inspect": ("inspect", "Say what a file or directory is, and what can be done with it."),
+    "diff": ("diff", "Compare two traces, placements or layouts."),
+    "drift": ("drift", "Tell whether a layout is still good on new traffic."),
     "run": ("run", "Generate text while FFN weights stay in flash."),
     "probe": ("probe", "Measure the storage under a directory."),
     "architectures": ("architectures", "List the built-in architectures."),
@@ -38,6 +42,16 @@ class LazyGroup(click.Group):
         command = module.command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but a name that is not known gets the nearest ones."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=2)
+            meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{meant}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands without importing them."""

@@ -20,7 +20,7 @@ TERMINATED = 143
 
 EXIT_CODE_MEANINGS = {
     0: "success",
-    VERIFICATION: "verification failed: the layout does not hold what it claims",
+    VERIFICATION: "verification failed: the layout does not hold what it claims, or misses a gate such as --fail-below",
     USAGE: "wrong usage: an unknown option, or options that cannot be combined",
     INPUT: "an input is missing, unreadable, truncated or malformed",
     UNSUPPORTED: "an input is not supported (architecture, quantised or pickled weights, ...)",

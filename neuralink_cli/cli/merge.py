@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from neuralink_cli.architectures.coverage import coverage_text
-from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
+from neuralink_cli.cli.options import TRACE_PATH, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, progress_bar
 
 
@@ -19,7 +19,7 @@ Examples:
       -o ab.trace.safetensors
 """,
 )
-@click.argument("traces", nargs=-1, required=True, type=PATH)
+@click.argument("traces", nargs=-1, required=True, type=TRACE_PATH)
 @output_option("TRACE", "Trace to write.")
 @overwrite_option
 @reporting_options

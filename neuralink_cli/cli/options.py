@@ -12,6 +12,7 @@ import click
 
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.output import set_verbosity
+from neuralink_cli.errors import InputError
 from neuralink_cli.weight_formats.formats import FORMAT_NAMES, SOURCE
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -38,6 +39,30 @@ class _Percent(click.ParamType):  # type: ignore[type-arg]
 
 
 PERCENT = _Percent()
+
+
+class _StageFilePath(click.Path):  # type: ignore[type-arg,unused-ignore]
+    """The path of a trace or placement. A directory is told for what it is; files are told when they are opened."""
+
+    def __init__(self, kind: str, made_by: str) -> None:
+        super().__init__(path_type=Path)
+        self._kind, self._made_by = kind, made_by
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path: Any = super().convert(value, param, ctx)
+        if isinstance(path, Path) and os.path.isdir(path):  # noqa: PTH112 - Path.is_dir refuses odd characters
+            from neuralink_cli.inspection.kinds import recognise
+
+            raise InputError(
+                f"is a {recognise(path).kind}, but a {self._kind} is needed",
+                where=path,
+                fix=f"pass the file that `neuralink {self._made_by}` wrote",
+            )
+        return path
+
+
+TRACE_PATH = _StageFilePath("trace", "profile")
+PLACEMENT_PATH = _StageFilePath("placement", "cluster")
 
 # A string, not a path: it may be a hub id, and a path would change how it was written.
 model_argument = click.argument("model")

@@ -8,17 +8,25 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import click
+
+from neuralink_cli.errors import printable, shorten
+from neuralink_cli.sizes import human_bytes, human_seconds
 
 _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
 # How what a locale cannot print is written on stdout.
 _ESCAPED = "neuralink-escaped"
+_LONGEST_WORD = 250
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 class _RemarkHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -139,23 +147,98 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
+def print_text(text: str, *, columns: int = 80) -> None:
+    """Sentences on stdout, wrapped."""
+    click.echo("\n".join(_wrapped(text, columns)))
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    # A path may be wider than the terminal; nothing is without end.
+    words = " ".join(shorten(word, _LONGEST_WORD) for word in printable(text).split(" "))
+    return textwrap.wrap(words, columns, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def print_pairs(pairs: Iterable[tuple[str, str]], *, columns: int = 80) -> None:
+    """Labels with their values on stdout, values wrapped and aligned; a label is not repeated on the next line."""
+    listed = list(pairs)
+    label = max(len(name) for name, _ in listed)
+    last = ""
+    for full, value in listed:
+        name, last = ("" if full == last else full), full
+        for k, line in enumerate(_wrapped(value, columns - label - 2)):
+            click.echo(f"{name if k == 0 else '':{label}}  {line}".rstrip())
+
+
+def print_command(command: str, *, columns: int = 80) -> None:
+    """A command line on stdout, indented, cut into lines that can be pasted."""
+    line = " "
+    for word in _words(command):
+        if len(line) + 1 + len(word) > columns - 2 and line.strip():
+            click.echo(f"{line} \\")
+            line = "     "
+        line += f" {word}"
+    click.echo(line)
+
+
+def _words(command: str) -> list[str]:
+    """The words of a command line as they were quoted, options with their values."""
+    words: list[str] = []
+    for word in map(shlex.quote, shlex.split(command)):
+        if words and words[-1].startswith("-") and " " not in words[-1] and not word.startswith("-"):
+            words[-1] += f" {word}"
+        else:
+            words.append(word)
+    return words
+
+
 @contextlib.contextmanager
 def progress_bar(stage: str, total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr, with the time left if the total is known; drawn rarely if stderr is not a terminal."""
+    """Progress on stderr, with the time left if the total is known: a bar on a terminal, else lines."""
+    if _state["quiet"] or sys.stderr is None:
+        yield lambda _count: None
+        return
+    if not sys.stderr.isatty():
+        with _progress_lines(stage, total, unit) as advance:
+            yield advance
+        return
     from tqdm import tqdm
 
-    interactive = sys.stderr is not None and sys.stderr.isatty()
     with tqdm(
         total=total,
         desc=stage,
         unit=unit,
         unit_scale=True,
         unit_divisor=1024 if unit == "B" else 1000,
-        disable=_state["quiet"] or sys.stderr is None,
-        leave=not interactive,
-        mininterval=0.1 if interactive else 10.0,
-        dynamic_ncols=interactive,
+        leave=False,
+        mininterval=0.1,
+        dynamic_ncols=True,
         bar_format=None if total is not None else "{desc}: {n_fmt} {unit} [{elapsed}]",
         file=sys.stderr,
     ) as bar:
         yield bar.update
+
+
+@contextlib.contextmanager
+def _progress_lines(stage: str, total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
+    """For logs: a line at the start, one now and then, and one at the end."""
+    began = last = monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = monotonic()
+            whole = "" if total is None else f" of {_amount(total, unit)}"
+            say(f"{_amount(done, unit)}{whole} after {human_seconds(last - began)}")
+
+    def say(what: str) -> None:
+        click.echo(f"{stage}: {what}", err=True)
+
+    say("started" if total is None else _amount(total, unit))
+    yield advance
+    say(f"done, {_amount(done, unit)} in {human_seconds(monotonic() - began)}")
+
+
+def _amount(count: int, unit: str) -> str:
+    return human_bytes(count) if unit == "B" else f"{count:,} {unit}{'' if count == 1 else 's'}"

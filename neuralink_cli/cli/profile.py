@@ -13,7 +13,7 @@ import click
 from neuralink_cli.activations.options import SIGNALS
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
-    PATH,
+    TRACE_PATH,
     allow_uncovered_option,
     architecture_options,
     ignore_remote_code_option,
@@ -98,7 +98,7 @@ Examples:
 )
 @click.option(
     "--thresholds-from",
-    type=PATH,
+    type=TRACE_PATH,
     metavar="TRACE",
     help="Use the thresholds of another trace, so that the two can be merged.",
 )

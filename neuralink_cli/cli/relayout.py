@@ -13,6 +13,7 @@ import click
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
+    PLACEMENT_PATH,
     allow_uncovered_option,
     architecture_options,
     model_argument,
@@ -55,7 +56,12 @@ Examples:
 @model_argument
 @revision_option
 @click.option(
-    "--placement", "placement_path", required=True, type=PATH, metavar="PLACEMENT", help="Placement from `cluster`."
+    "--placement",
+    "placement_path",
+    required=True,
+    type=PLACEMENT_PATH,
+    metavar="PLACEMENT",
+    help="Placement from `cluster`.",
 )
 @output_option("DIR", "Directory to write.")
 @click.option(

@@ -28,6 +28,8 @@ def open_layout(directory: Path) -> Layout:
         VerificationError: Its files do not fit each other.
     """
     require_reachable(directory)
+    if directory.exists() and not directory.is_dir():
+        raise InputError("is a file, not a layout", where=directory, fix="pass the directory that `relayout` wrote")
     if not directory.is_dir():
         raise InputError("no such directory", where=directory, fix="pass the directory that `relayout` wrote")
     with Unreplaced(directory):

@@ -142,26 +142,43 @@ def _measure(
     options: BlockOptions,
 ) -> tuple[HeldOutReads, SequenceCosts]:
     tokens = sum(stop - start for start, stop in held_out)
-    positions = np.concatenate([np.zeros(0, np.uint32), *(trace.tokens_of(block, *part) for part in held_out)])
-    routed = positions.size
+    routed = sum(trace.tokens_of(block, *part).size for part in held_out)
     bits = block_bits(trace, block, held_out)
     # Pinned neurons are never read from flash, wherever an order has them.
     bits[pinned] = 0
     figures = {name: _cost(bits, order.order, routed, options.operation_in_bundles) for name, order in orders.items()}
     active = int(activation_counts(bits).sum())
-    starts = sequence_starts_in(trace, held_out)
+    permutations = {name: order.order for name, order in orders.items()}
+    costs = cost_sequences(trace, block, held_out, bits, permutations, options.operation_in_bundles)
+    return HeldOutReads(source=source, tokens=tokens, routed=routed, active=active, orders=figures), costs
+
+
+def cost_sequences(
+    trace: Trace,
+    block: TraceBlock,
+    ranges: Sequence[Range],
+    bits: Bits,
+    orders: Mapping[str, Neurons],
+    operation_in_bundles: float,
+) -> SequenceCosts:
+    """What each sequence of some ranges of tokens costs in a block, in bundles.
+
+    Args:
+        ranges: Ascending.
+        bits: From `block_bits` of these ranges, without the neurons that are not read from flash.
+        orders: By name, each with all neurons of the block; one of them is the original order.
+    """
+    positions = np.concatenate([np.zeros(0, np.uint32), *(trace.tokens_of(block, *part) for part in ranges)])
+    starts = sequence_starts_in(trace, ranges)
     sequence = np.searchsorted(starts, positions, side="right") - 1
 
     def by_sequence(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.bincount(sequence, costs, starts.size).astype(np.float64)
 
-    costs = {
-        name: token_costs(bits, order.order, options.operation_in_bundles, routed) for name, order in orders.items()
-    }
-    in_sequences = SequenceCosts(
+    costs = {name: token_costs(bits, order, operation_in_bundles, positions.size) for name, order in orders.items()}
+    return SequenceCosts(
         {name: by_sequence(collapsed) for name, (collapsed, _) in costs.items()}, by_sequence(costs[ORIGINAL][1])
     )
-    return HeldOutReads(source=source, tokens=tokens, routed=routed, active=active, orders=figures), in_sequences
 
 
 def _cost(bits: Bits, order: npt.NDArray[np.int32], tokens: int, operation_in_bundles: float) -> OrderCost:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,9 @@ def cluster(
         own = _own_orders(opened, options)
         split = _split(opened, options)
         tell_needs(opened, split, options.pin_hot, options.jobs)
-        ordered = _order_blocks(opened, split, options, own, progress)
+        ordered = order_blocks(
+            opened, split, lambda block: _block_options(block, options, own), jobs=options.jobs, progress=progress
+        )
         header = _header(opened, split, ordered, options, own)
         seen = np.unique(np.concatenate([digests_in(opened, made) for made in split.ordering]), axis=0)
     placed = {block.id: result.placed for block, result in zip(header.blocks, ordered, strict=True)}
@@ -141,9 +143,20 @@ def _split(trace: Trace, options: ClusterOptions) -> TokenSplit:
     return split
 
 
-def _order_blocks(
-    trace: Trace, split: TokenSplit, options: ClusterOptions, own: tuple[OwnOrder, ...], progress: Progress
+def order_blocks(
+    trace: Trace,
+    split: TokenSplit,
+    options: Callable[[TraceBlock], BlockOptions],
+    *,
+    jobs: int | None = None,
+    progress: Progress = no_progress,
 ) -> list[OrderedBlock]:
+    """Order all blocks of a trace.
+
+    Args:
+        options: How to order each block.
+        jobs: Blocks to order at a time; by default as many as CPUs. The result does not depend on it.
+    """
     names = [source.name for source in trace.info.sources]
     stop = threading.Event()
 
@@ -154,11 +167,11 @@ def _order_blocks(
     with progress("cluster", len(trace.info.blocks), "block") as advance:
 
         def order(block: TraceBlock) -> OrderedBlock:
-            result = order_block(trace, block, split, names, _block_options(block, options, own), stop_if_told)
+            result = order_block(trace, block, split, names, options(block), stop_if_told)
             advance(1)
             return result
 
-        with ThreadPoolExecutor(options.jobs or available_cpus()) as pool:
+        with ThreadPoolExecutor(jobs or available_cpus()) as pool:
             running = [pool.submit(order, block) for block in trace.info.blocks]
             try:
                 return [task.result() for task in running]

@@ -183,7 +183,7 @@ class Placement(StageFile):
         super().__init__(path, PLACEMENT_SCHEMA)
         try:
             self.check_content()
-            self.info = _parse(self.document)
+            self.info = parse_placement(self.document)
             if len({block.id for block in self.info.blocks}) != len(self.info.blocks):
                 raise InputError("names a block twice", where=self.path)
             self.blocks = {block.id: self._read(block) for block in self.info.blocks}
@@ -220,7 +220,8 @@ def inverse(order: Order) -> Order:
     return slots
 
 
-def _parse(document: Mapping[str, Any]) -> PlacementHeader:
+def parse_placement(document: Mapping[str, Any]) -> PlacementHeader:
+    """Everything that the checked document of a placement says."""
     blocks = tuple(
         PlacementBlock(**{**block, "held_out": tuple(_parse_held_out(part) for part in block["held_out"])})
         for block in document["blocks"]

@@ -36,7 +36,7 @@ def tell_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None)
     programs = resident_bytes() + _KERNEL_BYTES
     jobs = min(jobs or available_cpus(), len(trace.info.blocks))
     blocks = sum(heapq.nlargest(jobs, (block_bytes(trace, block, split, pinned) for block in trace.info.blocks)))
-    disk = _PLACED_BYTES * sum(block.neurons for block in trace.info.blocks)
+    disk = placement_bytes(trace)
     logger.info(
         "takes about %s of memory (%s to order %s at a time, the rest for programs) and %s of disk",
         human_bytes(with_margin(programs + blocks)),
@@ -44,6 +44,11 @@ def tell_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None)
         f"{jobs} blocks" if jobs > 1 else "one block",
         human_bytes(disk),
     )
+
+
+def placement_bytes(trace: Trace) -> int:
+    """Roughly the bytes of a placement for a trace."""
+    return _PLACED_BYTES * sum(block.neurons for block in trace.info.blocks)
 
 
 def block_bytes(trace: Trace, block: TraceBlock, split: TokenSplit, pinned: float) -> int:

@@ -95,7 +95,8 @@ def test_other_wrong_placements(neuralink: Neuralink, tmp_path: Path, outputs: P
     truncated.write_bytes(placement.read_bytes()[:-1])
     cases: list[tuple[Path, int, str]] = [
         (tmp_path / "absent", 3, "cannot be opened (No such file or directory)"),
-        (model, 3, "is a directory, not a regular file"),
+        (model, 3, "is a checkpoint, but a placement is needed; pass the file that `neuralink cluster` wrote"),
+        (layouts.permuted().layout, 3, "is a permuted layout, but a placement is needed"),
         (model / "config.json", 3, "this is not a safetensors file"),
         (model / "model.safetensors", 3, "is not a placement file (no 'neuralink' metadata)"),
         (trace, 3, "is a 'neuralink-trace' file, but a 'neuralink-placement' file is needed"),
@@ -160,7 +161,7 @@ def test_wrong_layouts(
     (broken / FLASH).unlink()
     cases: list[tuple[Path, str]] = [
         (tmp_path / "absent", "no such directory; pass the directory that `relayout` wrote"),
-        (of_file, "no such directory; pass the directory that `relayout` wrote"),
+        (of_file, "is a file, not a layout; pass the directory that `relayout` wrote"),
         (empty, "has neither model.flash.json nor model.permuted.json, so it is not a layout"),
         (model, "has neither model.flash.json nor model.permuted.json, so it is not a layout"),
         (broken, "model.flash.safetensors: cannot be opened (No such file or directory)"),
@@ -332,3 +333,24 @@ def test_hostile_names_stay_on_one_line(neuralink: Neuralink, tmp_path: Path, la
     assert set(decode(model / "model.safetensors")) == set(tensors)
     weird = tmp_path / "a\nb"
     assert neuralink("verify", weird, weird).error.startswith(f"{tmp_path}/a b: no such directory")
+
+
+def test_a_directory_is_told_for_what_it_is_where_a_trace_is_needed(
+    neuralink: Neuralink, tmp_path: Path, outputs: Path, layouts: LayoutFactory
+) -> None:
+    made = layouts.bundled()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/notes.txt").touch()
+    for path, what in (
+        (made.layout, "is a bundled layout, but a trace is needed; pass the file that `neuralink profile` wrote"),
+        (made.model, "is a checkpoint, but a trace is needed"),
+        (tmp_path / "folder", "is a directory with notes.txt: neither a checkpoint"),
+    ):
+        for arguments in (
+            ("cluster", path, "-o", outputs / "out"),
+            ("merge", path, "-o", outputs / "out"),
+            ("bench", made.layout, "--trace", path),
+            ("drift", made.layout, "--trace", path),
+        ):
+            outcome = neuralink(*arguments)
+            assert (outcome.code, outcome.error.startswith(f"{path}: {what}")) == (3, True), outcome

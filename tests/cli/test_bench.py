@@ -34,6 +34,14 @@ def test_prints_a_table_that_fits(neuralink: Neuralink, made: Made, trace: Path)
     said = [line for line in lines if "95% intervals" in line]
     assert len(said) == 2
     assert all(line.startswith("linked: gain ") for line in said)
+    assert "gain: the time of the original order" in " ".join(lines)
+    for title, line in zip(("ufs4.0, no cache", "ufs4.0, cache"), said, strict=True):
+        table = lines[next(k for k, text in enumerate(lines) if text.startswith(title)) :]
+        # The mean times of the rows that the sentence below the table is about: of the original order, and of linked.
+        original = table.index(next(text for text in table if text.startswith("original")))
+        naive, same, own = (table[k].split()[-4] for k in (original, original + 1, original + 5))
+        words = f"  {own} us a token; the original order, read the same way, {same}; naively {naive}"
+        assert table[table.index(line) + 1] == words
     labels = [line[:14].strip() for line in lines if "%" in line and line not in said]
     assert (
         labels

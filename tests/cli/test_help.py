@@ -104,7 +104,8 @@ def test_the_version_is_that_of_the_package(neuralink: Neuralink) -> None:
     [
         (("relayout", "--colour"), "No such option '--colour'"),
         (("--colour",), "No such option '--colour'"),
-        (("relayot",), "No such command 'relayot'"),
+        (("relayot",), "No such command 'relayot'. Did you mean 'relayout'?"),
+        (("frobnicate", "x"), "No such command 'frobnicate'."),
         (("relayout",), "Missing argument 'MODEL'"),
         (("relayout", "model", "-o", "out"), "Missing option '--placement'"),
         (("relayout", "model", "--placement", "p"), "Missing option '-o' / '--output'"),

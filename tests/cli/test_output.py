@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from neuralink_cli.cli.output import print_table, progress_bar, remark, set_defaults
+from neuralink_cli.cli import output
+from neuralink_cli.cli.output import print_command, print_pairs, print_table, progress_bar, remark, set_defaults
 from neuralink_cli.sizes import human_bytes
 
 
@@ -38,6 +39,43 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str], total: int 
     assert out == ""
     assert "stage" in err
     assert err.endswith("\n")
+
+
+def test_progress_in_a_log_is_a_line_at_the_start_and_one_at_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_defaults()
+    with progress_bar("cluster", 3, "block") as advance:
+        advance(1)
+        advance(2)
+    with progress_bar("fetch", None, "B") as advance:
+        advance(2000)
+    assert capsys.readouterr().err.splitlines() == [
+        "cluster: 3 blocks", "cluster: done, 3 blocks in 1 s", "fetch: started", "fetch: done, 2.0 kB in 1 s",
+    ]  # fmt: skip
+    # A long run says now and then how far it is; one that fails does not say that it is done.
+    monkeypatch.setattr(output, "_SECONDS_BETWEEN_LINES", 0.0)
+    with pytest.raises(KeyError), progress_bar("cluster", 3, "block") as advance:
+        advance(1)
+        raise KeyError
+    assert capsys.readouterr().err.splitlines() == ["cluster: 3 blocks", "cluster: 1 block of 3 blocks after 1 s"]
+
+
+def test_values_are_wrapped_beside_their_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    print_pairs([("what", "one two three four five"), ("sizes", "6"), ("sizes", "7\n8")], columns=20)
+    assert capsys.readouterr().out.splitlines() == [
+        "what   one two three",
+        "       four five",
+        "sizes  6",
+        "       7 8",
+    ]
+
+
+def test_commands_are_cut_between_options(capsys: pytest.CaptureFixture[str]) -> None:
+    print_command("neuralink cluster 'a b' -o out.safetensors --effort fast", columns=40)
+    assert capsys.readouterr().out.splitlines() == [
+        "  neuralink cluster 'a b' \\", "      -o out.safetensors --effort fast",
+    ]  # fmt: skip
 
 
 def test_a_bar_on_a_terminal_goes_away_when_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,189 @@
+"""Says of any artefact what it is, what it gained, what the next stage needs, and what can be done next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from neuralink_cli.activations.trace import Trace
+from neuralink_cli.architectures.architecture import parse_architecture
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.devices.device import DeviceModel, device_record, find_device
+from neuralink_cli.files.input_file import digest_of
+from neuralink_cli.inspection.checkpoint_facts import CheckpointFacts, read_checkpoint
+from neuralink_cli.inspection.facts import Facts, read_facts
+from neuralink_cli.inspection.kinds import CHECKPOINT, DEVICE, FIO, PLACEMENT, TRACE, Found, recognise
+from neuralink_cli.inspection.next_steps import NextStep, after_checkpoint, after_document, after_stage
+from neuralink_cli.layout.companions import was_changed
+from neuralink_cli.layout.open_layout import check_weight_files, open_layout
+from neuralink_cli.placement.held_out import split_tokens
+from neuralink_cli.placement.placement import Placement
+from neuralink_cli.placement.preflight import block_bytes, placement_bytes
+from neuralink_cli.progress import Progress, no_progress
+
+# What `cluster` holds out if it is not told otherwise.
+_HELD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage needs, in bytes; `what` says for which stage and of which kind."""
+
+    stage: str
+    what: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """A device profile, or fio's output read as one.
+
+    Attributes:
+        operation_in_bundles: What a read operation costs in bundles of some sizes, by their bytes.
+    """
+
+    path: Path
+    device: Mapping[str, Any]
+    hot_rate: float | None
+    operation_in_bundles: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class ArchitectureFacts:
+    """A description of an architecture: its block ids, with the tensors of each role."""
+
+    path: Path
+    name: str
+    task: str
+    model_types: tuple[str, ...]
+    blocks: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an artefact is.
+
+    Attributes:
+        kind: One of the names of `kinds`.
+        facts: What it says of itself.
+        needs: What the next stages need, as far as that is known without running them.
+        next_steps: Commands that take it.
+        checked: What `check` has found to be right; None if it was not asked for.
+    """
+
+    kind: str
+    facts: CheckpointFacts | Facts | DeviceFacts | ArchitectureFacts
+    needs: tuple[Need, ...]
+    next_steps: tuple[NextStep, ...]
+    checked: tuple[str, ...] | None
+
+    def as_document(self) -> dict[str, Any]:
+        """Everything for JSON."""
+        facts = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self.facts).items()}
+        return {
+            "kind": self.kind,
+            **facts,
+            "needs": [asdict(need) for need in self.needs],
+            "next": [asdict(step) for step in self.next_steps],
+            "checked": None if self.checked is None else list(self.checked),
+        }
+
+
+def inspect(path: Path, *, check: bool = False, progress: Progress = no_progress) -> Inspection:
+    """Describe a checkpoint directory, trace, placement, layout, device profile, fio output or architecture.
+
+    Only headers, configs and indexes are read.
+
+    Args:
+        check: Also read everything that has a digest and compare it; compute the fingerprint of a checkpoint.
+
+    Raises:
+        InputError: It is none of these, damaged or malformed.
+        UnsupportedError: A checkpoint with weights that are not understood.
+        VerificationError: A layout that was changed after it was written.
+    """
+    found = recognise(path)
+    if found.kind == CHECKPOINT:
+        checkpoint = read_checkpoint(path)
+        checked = _check_checkpoint(path) if check else None
+        return Inspection(found.kind, checkpoint, _needs_of(checkpoint), after_checkpoint(checkpoint), checked)
+    if found.document is not None:
+        document = _device_facts(path) if found.kind in (DEVICE, FIO) else _architecture_facts(found)
+        return Inspection(
+            found.kind, document, (), after_document(path, found.kind), ("its schema",) if check else None
+        )
+    facts = read_facts(found)
+    checked = tuple(_check_stage(found, progress)) if check else None
+    return Inspection(found.kind, facts, tuple(_needs_after(facts)), after_stage(facts), checked)
+
+
+def _device_facts(path: Path) -> DeviceFacts:
+    device: DeviceModel = find_device(str(path))
+    sizes = (1024, 4096, 12288, 24576)
+    costs = {size: device.operation_in_bundles(size) for size in sizes}
+    return DeviceFacts(path, device_record(device), device.hot_rate, costs)
+
+
+def _architecture_facts(found: Found) -> ArchitectureFacts:
+    architecture = parse_architecture(dict(found.document or {}), found.path)
+    blocks: dict[str, dict[str, str]] = {}
+    for block in architecture.blocks:
+        blocks.setdefault(block.id, {}).update({role: part.weight for role, part in block.parts.items()})
+    return ArchitectureFacts(found.path, architecture.name, architecture.task, architecture.model_types, blocks)
+
+
+def _needs_of(facts: CheckpointFacts) -> tuple[Need, ...]:
+    if facts.problem is not None:
+        return ()
+    return (
+        Need("profile", "memory for weights (with less, --max-memory reads them again for every batch)", facts.bytes),
+        Need("profile", "disk for a trace of a million tokens", round(1_000_000 * facts.trace_bytes_per_token)),
+        Need("relayout", "disk for a layout as in the source", facts.bytes),
+        Need("relayout", "memory for the largest block", facts.largest_block_bytes),
+    )
+
+
+def _needs_after(facts: Facts) -> Iterator[Need]:
+    if facts.kind == TRACE:
+        with Trace(facts.path) as trace:
+            split = split_tokens(trace, _HELD_OUT)
+            largest = max(block_bytes(trace, block, split, 0.0) for block in trace.info.blocks)
+            yield Need("cluster", "memory for each block ordered at a time", largest)
+            yield Need("cluster", "disk for the placement", placement_bytes(trace))
+    elif facts.kind == PLACEMENT and facts.flash_bytes is not None:
+        sizes = [block.neurons * (block.bundle_bytes or 0) for block in facts.blocks]
+        yield Need("relayout", "disk for the bundles, beside all other weights", facts.flash_bytes)
+        yield Need("relayout", "memory for the largest block", max(sizes))
+    elif facts.dram_bytes:
+        kept = sum(facts.dram_bytes.values())
+        yield Need("a runtime", "DRAM for weights as they are stored, without a cache for bundles", kept)
+
+
+def _check_checkpoint(path: Path) -> tuple[str, ...]:
+    with Checkpoint(path) as checkpoint:
+        return (f"fingerprint {checkpoint.fingerprint} (computed; a checkpoint states no digest)",)
+
+
+def _check_stage(found: Found, progress: Progress) -> Iterator[str]:
+    if found.kind == TRACE:
+        with Trace(found.path) as trace, progress("check", None, "B"):
+            trace.check_content()
+        yield "content digest"
+    elif found.kind == PLACEMENT:
+        # Opening it compares the digest.
+        with Placement(found.path):
+            yield "content digest"
+        yield "every order is a permutation"
+    else:
+        with open_layout(found.path) as layout:
+            yield "index digest, header and ranges, every order is a permutation"
+            with progress("check", sum(file.size for file, _ in layout.weight_files), "B") as advance:
+                check_weight_files(layout, advance)
+            yield "digests of the weight files"
+            for companion in layout.companions:
+                beside = layout.directory / companion["name"]
+                if digest_of(beside) != companion["sha256"]:
+                    raise was_changed(beside)
+            yield f"digests of {len(layout.companions):,} files beside the weights"
