@@ -235,7 +235,8 @@ def choose_tokens(
     if total == 0:
         raise OptionError(
             f"every token of {trace.path} made the order, so none can measure it",
-            fix="pass a trace of other text, hold some out in `cluster --held-out 0.2`, or pass --all-tokens",
+            fix="pass a trace of other text, or hold some out in `cluster --held-out 0.2`; "
+            "`bench --all-tokens` measures them all the same",
         )
     share = min(1.0, most / total) if most is not None else 1.0
     return tuple(
