@@ -93,17 +93,18 @@ def dram_curve(
 ) -> DramCurve:
     """Replay tokens with every budget of `SHARES` that holds what the layout pins, each from an empty cache."""
     orders = ((ORIGINAL, None), (FREQUENCY, None), (contender.order, str(contender.path)))
-    lines = [(*orders[0], False), *((*order, True) for order in orders)]
+    lines = [(orders[0], False), *((order, True) for order in orders)]
     rooms = [(share, room) for share in SHARES if (room := _capacities(contender, share)) is not None]
 
-    def task(name: str, layout: str | None, collapse: bool, room: tuple[int, ...]) -> Task:
+    def task(order: tuple[str, str | None], collapse: bool, room: tuple[int, ...]) -> Task:
+        name, layout = order
         cache = policy if any(room) else NO_CACHE
         return Task(Way(name, layout, collapse, cache, device.name, None), contender, device, room)
 
-    tasks = [task(*line, room) for line in lines for _, room in rooms]
+    tasks = [task(order, collapse, room) for order, collapse in lines for _, room in rooms]
     empty = (0,) * len(contender.blocks)
     first_run = len(tasks)
-    tasks += [task(*order, False, empty) for order in orders]
+    tasks += [task(order, False, empty) for order in orders]
     longest = max(block.neurons for block in contender.blocks)
     counters = [_RunCounter(longest) for _ in orders]
     count = sum(part.tokens for part in tokens)
@@ -112,7 +113,7 @@ def dram_curve(
         replayed = replay_ways(trace, tokens, tasks, dict(enumerate(counters, first_run)), advance)
     figures = [summarise(each, "total", 0, count) for each in replayed.figures]
     found = []
-    for k, (name, _, collapse) in enumerate(lines):
+    for k, ((name, _), collapse) in enumerate(lines):
         of_line = figures[k * len(rooms) : (k + 1) * len(rooms)]
         points = [
             CurvePoint(share, each.io_mean, each.hit_rate) for (share, _), each in zip(rooms, of_line, strict=True)
