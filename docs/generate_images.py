@@ -19,8 +19,9 @@ def main(placement: Path, trace: Path) -> None:
     with Trace(trace) as opened:
         measured = measure(opened, read_contender(placement, opened), ReportOptions())
     with drawing_style():
-        drawn = render("fires", fires_in_both(measured.pictures))
+        drawn = render("fires", fires_in_both(measured.pictures), png=True)
     FOLDER.mkdir(exist_ok=True)
+    assert drawn.png is not None
     (FOLDER / "fires.png").write_bytes(drawn.png)
 
 

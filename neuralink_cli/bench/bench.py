@@ -63,6 +63,7 @@ class BenchOptions:
         bundle_bytes: Sizes of a bundle to model; by default those of the layouts.
         weights: Formats as `relayout --weights` takes them, whose bundle sizes to model too.
         baselines: Names of the orders to compare with; the original one, which gains are over, among them.
+        uncached: Whether to replay without a cache, too, if there is DRAM for one.
     """
 
     devices: tuple[DeviceModel, ...] = ()
@@ -74,6 +75,7 @@ class BenchOptions:
     bundle_bytes: tuple[int, ...] = ()
     weights: tuple[str, ...] = ()
     baselines: tuple[str, ...] = BASELINES
+    uncached: bool = True
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,9 @@ def _tasks(
     for device in devices:
         for size in options.bundle_bytes or (None,):
             dram = dram_bytes(contenders, options.dram if options.policy != NO_CACHE else DramBudget(bytes=0), size)
-            caches = [NO_CACHE, options.policy] if dram else [NO_CACHE]
+            caches = [options.policy] if dram else [NO_CACHE]
+            if options.uncached:
+                caches.insert(0, NO_CACHE)
             for cache in dict.fromkeys(caches):
                 for name, contender in _stored(contenders, options.baselines):
                     for collapse in (False, True):

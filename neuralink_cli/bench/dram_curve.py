@@ -22,7 +22,7 @@ from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import NO_CACHE
 
-SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ _STYLE = {
     "axes.axisbelow": True,
     "axes.labelcolor": LIGHT["ink"],
     "axes.labelsize": 10,
+    "axes.prop_cycle": f"cycler('color', ['{LIGHT['ink']}'])",
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlecolor": LIGHT["ink"],
@@ -44,6 +45,7 @@ _STYLE = {
     "legend.frameon": False,
     "legend.handlelength": 1.4,
     "legend.labelcolor": LIGHT["ink"],
+    "lines.color": LIGHT["ink"],
     "lines.linewidth": 1.8,
     "lines.markersize": 4,
     "svg.fonttype": "none",
@@ -59,11 +61,11 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as files: `svg` for a page or a paper, `png` on white."""
+    """A figure as files: `svg` for a page or a paper, `png` on white (None if it was not asked for)."""
 
     name: str
     svg: str
-    png: bytes
+    png: bytes | None = None
 
 
 def require_matplotlib() -> None:
@@ -101,11 +103,12 @@ def new_figure(height: float, *, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width / _POINTS, height / _POINTS))
 
 
-def render(name: str, figure: Figure) -> Drawn:
+def render(name: str, figure: Figure, *, png: bool = False) -> Drawn:
     """The bytes of a figure; within `drawing_style`.
 
     Args:
         name: Unique among the figures of a page: it keeps the ids in their SVGs apart.
+        png: Whether to draw it as PNG too.
     """
     import matplotlib
 
@@ -113,9 +116,11 @@ def render(name: str, figure: Figure) -> Drawn:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(svg, format="svg", metadata=nothing, transparent=True)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None}, facecolor="white")
-    return Drawn(name, svg.getvalue(), png.getvalue())
+    if not png:
+        return Drawn(name, svg.getvalue())
+    pixels = io.BytesIO()
+    figure.savefig(pixels, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None}, facecolor="white")
+    return Drawn(name, svg.getvalue(), pixels.getvalue())
 
 
 def inline_svg(drawn: Drawn, title: str) -> str:

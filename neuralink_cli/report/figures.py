@@ -59,7 +59,7 @@ def together(pictures: BlockPictures, *, stored: bool) -> Figure:
 
 
 def strongest_pair(pictures: BlockPictures) -> float:
-    """What the strongest colour of `together` stands for, as a share of tokens."""
+    """What the strongest colour of `together` stands for, see `co_activation`."""
     return float(max(pictures.original_pairs.max(initial=0), pictures.stored_pairs.max(initial=0)))
 
 
@@ -248,7 +248,7 @@ _FIGURES: Mapping[str, Callable[[Measurements], Figure]] = {
 FIGURE_NAMES = tuple(_FIGURES)
 
 
-def draw_all(measured: Measurements) -> dict[str, Drawn]:
-    """All figures of a report by name, in the order of the page."""
+def draw_all(measured: Measurements, *, png: bool = False) -> dict[str, Drawn]:
+    """All figures of a report by name, in the order of the page; as PNG too if asked."""
     with drawing_style():
-        return {name: render(name, draw(measured)) for name, draw in _FIGURES.items()}
+        return {name: render(name, draw(measured), png=png) for name, draw in _FIGURES.items()}

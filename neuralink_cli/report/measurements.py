@@ -19,8 +19,10 @@ from neuralink_cli.report.pictures import BlockPictures, block_pictures
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import DEFAULT_POLICY, NO_CACHE
 
-# The curve replays a token in some forty ways: a sample of the tokens, of about so many neurons that fire.
-_CURVE_TOKENS, _CURVE_FIRING = 2048, 30_000_000
+# So that a report of a 7B model takes about a minute, no more tokens are replayed than about so many neurons fire at.
+# The curve replays each in some thirty ways.
+_MOST_FIRING = 150_000_000
+_CURVE_TOKENS, _CURVE_FIRING = 2048, 8_000_000
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class ReportOptions:
         device: Device model to replay on; None for the one that the layout was made for.
         dram: DRAM for cached and pinned bundles and resident rows, as for the bench.
         policy: Name of the cache's policy.
-        tokens: Replay at most this many.
+        tokens: Replay at most this many; None for as many as take about half a minute.
     """
 
     device: DeviceModel | None = None
@@ -67,6 +69,7 @@ class Measurements:
         naive: That of the original order without access collapse.
         pictures: Of the block whose gain is the median.
         neurons: Of all blocks.
+        held_out: Tokens of the trace that made no order.
     """
 
     bench: BenchReport
@@ -79,10 +82,11 @@ class Measurements:
     pictures: BlockPictures
 
     neurons: int
+    held_out: int
 
     @property
     def tokens(self) -> int:
-        """Tokens that the gains are measured on."""
+        """Tokens that the gains are measured on: the first of the tokens that made no order, of each source."""
         return sum(part.tokens for part in self.bench.tokens)
 
 
@@ -95,16 +99,19 @@ def measure(
         OptionError: Every token made the order, or the DRAM does not hold what the layout keeps in it.
     """
     device = options.device or device_made_for(contender)
-    tokens = choose_tokens(trace, [contender], None, options.tokens)
-    bench = BenchOptions(devices=(device,), dram=options.dram, policy=options.policy, baselines=(ORIGINAL, FREQUENCY))
+    held_out = choose_tokens(trace, [contender], None, None)
+    # How many fire is taken from the tokens that made the order.
+    firing = max(sum(float(block.frequency.sum()) for block in contender.blocks), 1.0)
+    tokens = first_tokens(held_out, options.tokens or max(int(_MOST_FIRING / firing), 1))
+    bench = BenchOptions(
+        devices=(device,), dram=options.dram, policy=options.policy, baselines=(ORIGINAL, FREQUENCY), uncached=False
+    )
     benched = bench_contenders(trace, [contender], tokens, bench, progress=progress)
     rows = benched.report.rows
     stored = next(k for k in reversed(range(len(rows))) if rows[k].way.layout is not None and rows[k].way.collapse)
     ways = [row.way for row in rows]
     original, naive = ways.index(ways[stored].baseline), ways.index(ways[stored].naive)
-    most = sum(part.tokens for part in tokens)
-    firing = rows[stored].figures.active
-    sample = max(min(_CURVE_TOKENS, most, int(_CURVE_FIRING / max(firing, 1.0))), 1)
+    sample = max(min(_CURVE_TOKENS, int(_CURVE_FIRING / firing)), 1)
     policy = DEFAULT_POLICY if options.policy == NO_CACHE else options.policy
     curve = dram_curve(trace, contender, device, policy, first_tokens(tokens, sample), progress=progress)
     return Measurements(
@@ -117,6 +124,7 @@ def measure(
         curve=curve,
         pictures=_pictures(trace, contender, tokens, benched, stored, original),
         neurons=sum(block.neurons for block in contender.blocks),
+        held_out=sum(part.tokens for part in held_out),
     )
 
 

@@ -30,8 +30,7 @@ class BlockPictures:
         original: float32 `[raster_tokens, cells]`, the share of the cell's slots that fire, in original order.
         stored: The same in stored order.
         pair_tokens: Tokens of the co-activations.
-        original_pairs: float32 `[cells, cells]`, for what share of tokens two different neurons of the cells fire
-            together, in the mean, in original order.
+        original_pairs: float32 `[cells, cells]`, the `co_activation` in original order.
         stored_pairs: The same in stored order.
     """
 
@@ -93,7 +92,10 @@ def raster(fired: npt.NDArray[np.uint8], order: Order, per_cell: int) -> Picture
 
 
 def co_activation(fired: npt.NDArray[np.uint8], order: Order, cells: int) -> Picture:
-    """For what share of tokens two different neurons fire together, in the mean over the pairs of two cells of slots.
+    """How often two neurons fire together, for how often each fires, over the pairs of different neurons of two cells.
+
+    The sum of f(i, j) over that of sqrt(f(i) f(j)): 1 if all fire at the same tokens. By f(i, j) alone, hot neurons
+    would be everyone's partners.
 
     Args:
         fired: uint8 `[tokens, n]`, 0 or 1, by neuron.
@@ -101,12 +103,16 @@ def co_activation(fired: npt.NDArray[np.uint8], order: Order, cells: int) -> Pic
         cells: Cells that the slots are cut into, as equal as can be; no more than slots.
     """
     starts = (np.arange(min(cells, order.size)) * order.size) // min(cells, order.size)
-    sizes = np.diff(starts, append=order.size)
-    counts = np.add.reduceat(fired[:, order], starts, axis=1, dtype=np.float64)
+    ordered = fired[:, order]
+    counts = np.add.reduceat(ordered, starts, axis=1, dtype=np.float64)
+    frequency = ordered.sum(axis=0, dtype=np.float64)
     together = counts.T @ counts
-    pairs = np.outer(sizes, sizes).astype(np.float64)
+    roots = np.add.reduceat(np.sqrt(frequency), starts)
+    possible = np.outer(roots, roots)
     # A neuron is no pair with itself.
-    together[np.diag_indices_from(together)] -= counts.sum(axis=0)
-    pairs[np.diag_indices_from(pairs)] -= sizes
-    shares: Picture = (together / np.maximum(pairs * fired.shape[0], 1.0)).astype(np.float32)
+    own = np.add.reduceat(frequency, starts)
+    together[np.diag_indices_from(together)] -= own
+    possible[np.diag_indices_from(possible)] -= own
+    # What is left of a cell with one neuron that fires is rounding.
+    shares: Picture = np.where(possible > 0.5, together / np.maximum(possible, 0.5), 0.0).astype(np.float32)
     return shares

@@ -66,7 +66,7 @@ def write_report(
         contender = read_contender(layout, opened)
         provenance = read_provenance(layout, opened)
         measured = measure(opened, contender, options, progress=progress)
-    drawn = draw_all(measured)
+    drawn = draw_all(measured, png=figures is not None)
     page = render_page(measured, provenance, drawn)
     with new_file(output, overwrite=overwrite) as handle:
         write_all(handle, page)
@@ -80,7 +80,8 @@ def _write_figures(folder: Path, drawn: dict[str, Drawn], overwrite: bool) -> No
     with new_directory(folder, overwrite=overwrite, replaceable=_holds_figures) as partial:
         for name, figure in drawn.items():
             write_file(partial / f"{name}.svg", figure.svg.encode())
-            write_file(partial / f"{name}.png", figure.png)
+            if figure.png is not None:
+                write_file(partial / f"{name}.png", figure.png)
 
 
 def _holds_figures(folder: Path) -> bool:

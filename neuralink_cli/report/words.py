@@ -25,7 +25,7 @@ def summary(measured: Measurements, model: str) -> list[str]:
         f"Over naive reading, the gain is {stored.gain_over_naive}. Naive reading is the checkpoint's order with the "
         f"same DRAM, where every run of neurons that fire is a read of its own: {duration(naive.figures.io_mean)} a "
         f"token. This is what the order and reading across gaps are worth together.",
-        f"Measured on {measured.tokens:,} tokens of {sources} that made no order. In parentheses are 95 % intervals, "
+        f"Measured on {_tokens(measured)} of {sources} that made no order. In parentheses are 95 % intervals, "
         f"from a bootstrap over sequences. At a token, {stored.figures.active:,.1f} of {measured.neurons:,} neurons "
         "fire.",
     ]
@@ -53,6 +53,12 @@ def dram_text(row: BenchRow) -> str:
     return f"with {human_bytes(row.dram_bytes)} of DRAM (cache {row.way.cache}, room for {row.capacity:,} neurons)"
 
 
+def _tokens(measured: Measurements) -> str:
+    if measured.tokens == measured.held_out:
+        return f"{measured.tokens:,} tokens"
+    return f"{measured.tokens:,} of the {measured.held_out:,} tokens"
+
+
 def _in_dram(measured: Measurements) -> str:
     """How much DRAM there is, and how much of the FFN it holds."""
     row = measured.stored
@@ -72,24 +78,24 @@ def figure_texts(measured: Measurements) -> dict[str, tuple[str, str]]:
     pictures, curve = measured.pictures, measured.curve
     cells = "" if pictures.slots_per_cell == 1 else f" A cell stands for {pictures.slots_per_cell} slots."
     block = f"block {pictures.block}, whose gain is the median"
-    strongest = f"{100 * strongest_pair(pictures):.2g} % of {pictures.pair_tokens:,} held-out tokens"
-    sample = f"{curve.tokens:,} of the {measured.tokens:,} held-out tokens"
+    sample = f"{curve.tokens:,} of the {measured.held_out:,} held-out tokens"
     layers = "" if all(layer.blocks == 1 for layer in measured.layers) else " Experts of a layer are taken together."
     return {
         "fires-original": (
             "Which neurons fire: original order",
-            f"Rows are {pictures.raster_tokens} held-out tokens, columns the slots of {block}.{cells} What fires is "
-            "scattered, so it takes many short reads.",
+            f"Rows are {pictures.raster_tokens} held-out tokens, columns the slots of {block}.{cells} Dots that "
+            "are scattered take many short reads.",
         ),
         "fires-stored": (
             "Which neurons fire: stored order",
-            "The same tokens and neurons. Neurons that fire together lie side by side or close to each other, so that "
-            "fewer reads get them.",
+            "The same tokens and neurons. Where those that fire together lie side by side or close to each other, one "
+            "read gets them.",
         ),
         "together-original": (
             "Which neurons fire together: original order",
-            f"How often two neurons of {block} fire at the same token, in the mean over neighbouring slots. The "
-            f"strongest colour of the two pictures is {strongest}; the scale is that of square roots.",
+            f"How often two neurons of {block}, fire at the same token, for how often each of them fires: 1 if always "
+            f"together. Means over neighbouring slots and {pictures.pair_tokens:,} held-out tokens. The strongest "
+            f"colour of the two pictures is {strongest_pair(pictures):.2f}; the scale is that of square roots.",
         ),
         "together-stored": (
             "Which neurons fire together: stored order",
