@@ -50,7 +50,7 @@ def together(pictures: BlockPictures, *, stored: bool) -> Figure:
     axes = figure.subplots()
     pairs = pictures.stored_pairs if stored else pictures.original_pairs
     most = strongest_pair(pictures)
-    _show(axes, np.sqrt(pairs / most) if most else pairs, "stored" if stored else "original", pictures.neurons)
+    _show(axes, pairs / most if most else pairs, "stored" if stored else "original", pictures.neurons)
     axes.set_ylim(pictures.neurons, 0)
     axes.set_aspect("equal")
     axes.set_xlabel("slot")

@@ -95,7 +95,7 @@ def figure_texts(measured: Measurements) -> dict[str, tuple[str, str]]:
             "Which neurons fire together: original order",
             f"How often two neurons of {block}, fire at the same token, for how often each of them fires: 1 if always "
             f"together. Means over neighbouring slots and {pictures.pair_tokens:,} held-out tokens. The strongest "
-            f"colour of the two pictures is {strongest_pair(pictures):.2f}; the scale is that of square roots.",
+            f"colour of the two pictures stands for {strongest_pair(pictures):.2f}.",
         ),
         "together-stored": (
             "Which neurons fire together: stored order",
