@@ -54,7 +54,12 @@ Examples:
     show_default=True,
     help="Cache policy, as for `bench`.",
 )
-@click.option("--tokens", type=click.IntRange(min=1), metavar="N", help="Replay at most N tokens.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Replay at most N tokens.  [default: all; of large models, as many as take about half a minute]",
+)
 @overwrite_option
 @reporting_options
 def command(

@@ -21,8 +21,8 @@ from neuralink_cli.storage.policies import DEFAULT_POLICY, NO_CACHE
 
 # So that a report of a 7B model takes about a minute, no more tokens are replayed than about so many neurons fire at.
 # The curve replays each in some thirty ways.
-_MOST_FIRING = 100_000_000
-_CURVE_TOKENS, _CURVE_FIRING = 2048, 8_000_000
+_MOST_FIRING = 50_000_000
+_CURVE_TOKENS, _CURVE_FIRING = 2048, 5_000_000
 
 
 @dataclass(frozen=True)

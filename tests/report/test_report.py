@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -17,9 +16,11 @@ from neuralink_cli.bench.contenders import read_contender
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import MissingDependencyError, OptionError, OutputError
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
+from neuralink_cli.report import measurements
 from neuralink_cli.report.figures import FIGURE_NAMES
 from neuralink_cli.report.measurements import ReportOptions, measure
 from neuralink_cli.report.report import write_report
+from neuralink_cli.report.words import summary
 from tests.report.conftest import NASTY, Reported
 from tests.traces import write_clustered_trace, write_routed_trace
 
@@ -117,18 +118,6 @@ def test_only_tokens_that_made_no_order_are_measured(reported: Reported) -> None
     assert [(part.start, part.stop) for part in parts] == [(350, 400), (650, 700)]
 
 
-def test_the_same_input_gives_the_same_bytes_whatever_the_user_has_set(reported: Reported, tmp_path: Path) -> None:
-    import matplotlib
-
-    page, figures = tmp_path / "again.html", tmp_path / "figures"
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        write_report(reported.placement, reported.trace, page, figures=figures)
-        assert matplotlib.rcParams["font.size"] == 30
-    assert page.read_bytes() == reported.page.read_bytes()
-    for path in sorted(reported.figures.iterdir()):
-        assert (figures / path.name).read_bytes() == path.read_bytes(), path.name
-
-
 def test_it_names_no_path_and_no_time(reported: Reported) -> None:
     assert str(reported.placement.parent) not in reported.text
     assert not re.search(r"20\d\d-\d\d-\d\d", reported.text)
@@ -144,16 +133,29 @@ def test_every_figure_is_written_as_svg_and_png(reported: Reported) -> None:
 
 def test_outputs_are_replaced_only_if_asked(reported: Reported, tmp_path: Path) -> None:
     page, figures = tmp_path / "page.html", tmp_path / "figures"
-    shutil.copytree(reported.figures, figures)
-    page.write_text("an earlier one")
+    page.write_text("mine")
+    figures.mkdir()
+    (figures / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="exists"):
         write_report(reported.placement, reported.trace, page)
-    write_report(reported.placement, reported.trace, page, figures=figures, overwrite=True)
-    assert page.read_bytes() == reported.page.read_bytes()
-    (figures / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not an earlier output"):
         write_report(reported.placement, reported.trace, page, figures=figures, overwrite=True)
-    assert (figures / "notes.txt").read_text() == "mine"
+    assert page.read_text() == (figures / "notes.txt").read_text() == "mine"
+
+
+def test_the_same_input_gives_the_same_bytes_whatever_the_user_has_set(reported: Reported, tmp_path: Path) -> None:
+    import matplotlib
+
+    page, figures = tmp_path / "again.html", tmp_path / "figures"
+    page.write_text("an earlier one")
+    figures.mkdir()
+    (figures / "dram.svg").write_text("an earlier one")
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+        write_report(reported.placement, reported.trace, page, figures=figures, overwrite=True)
+        assert matplotlib.rcParams["font.size"] == 30
+    assert page.read_bytes() == reported.page.read_bytes()
+    for path in sorted(reported.figures.iterdir()):
+        assert (figures / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_without_matplotlib_it_says_what_to_install(
@@ -180,3 +182,18 @@ def test_experts_of_a_layer_are_one_layer(tmp_path: Path) -> None:
     assert [(layer.name, layer.blocks) for layer in measured.layers] == [("layers.0.experts", 2)]
     # Of the tokens that were routed to an expert, which are half of all.
     assert 120 / 2 * measured.layers[0].active_ratio == pytest.approx(measured.stored.figures.active)
+
+
+def test_of_a_large_model_fewer_tokens_are_replayed_and_the_page_says_so(
+    reported: Reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The 180 neurons fire about 25 times at a token.
+    monkeypatch.setattr(measurements, "_MOST_FIRING", 1000)
+    monkeypatch.setattr(measurements, "_CURVE_FIRING", 300)
+    with Trace(reported.trace) as trace:
+        measured = measure(trace, read_contender(reported.placement, trace), ReportOptions())
+    assert 0 < measured.curve.tokens < measured.tokens < measured.held_out == 100
+    assert f"Measured on {measured.tokens} of the 100 tokens of " in " ".join(summary(measured, "m"))
+    with Trace(reported.trace) as trace:
+        asked = measure(trace, read_contender(reported.placement, trace), ReportOptions(tokens=90))
+    assert asked.tokens == 90
