@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORK := build/demo
 BENCH := build/bench
+PICTURES := build/pictures
 MODEL := examples/tiny-relu
 # Which versions to install: constraints-oldest.txt, or /dev/null for the newest of everything.
 CONSTRAINTS ?= constraints.txt
@@ -21,7 +22,7 @@ help:
 	@echo "make sweep   send a tiny model of every model type of transformers through all stages"
 	@echo "make lint    check with ruff, mypy and import-linter"
 	@echo "make format  reformat the code"
-	@echo "make docs    regenerate docs/cli.md and docs/supported.md"
+	@echo "make docs    regenerate docs/cli.md, docs/supported.md and docs/images"
 	@echo "make clean   remove what make built, but keep the environment"
 
 # Two stamp files: the demo installs what users need; tests and lint also install the development tools.
@@ -85,6 +86,11 @@ format: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_supported.py
+	rm -rf $(PICTURES) && mkdir -p $(PICTURES)
+	$(BIN)/neuralink profile $(MODEL) --dataset examples/text/calibration.txt --num-samples 0 -q \
+		-o $(PICTURES)/tiny.trace.safetensors
+	$(BIN)/neuralink cluster $(PICTURES)/tiny.trace.safetensors -q -o $(PICTURES)/tiny.placement.safetensors
+	$(BIN)/python docs/generate_images.py $(PICTURES)/tiny.placement.safetensors $(PICTURES)/tiny.trace.safetensors
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -31,7 +31,13 @@ def clustered(tokens: int, neurons: int, *, clusters: int, seed: int) -> np.ndar
 
 
 def write_clustered_trace(
-    path: Path, *, blocks: int = 3, neurons: int = 60, tokens: tuple[int, ...] = (400, 300), shuffle: bool = True
+    path: Path,
+    *,
+    blocks: int = 3,
+    neurons: int = 60,
+    tokens: tuple[int, ...] = (400, 300),
+    shuffle: bool = True,
+    source: str = "source",
 ) -> dict[str, np.ndarray]:
     """Write a trace of several sources and return what fired, by block id; unshuffled, clusters lie side by side."""
     total = sum(tokens)
@@ -45,7 +51,7 @@ def write_clustered_trace(
         calibration=None,
         blocks=tuple(TraceBlock(name, neurons, 16, "relu", 0.0, {"up": 2048, "down": 2048}) for name in fired),
         sources=tuple(
-            TraceSource(f"source-{k}", f"{k:064x}", 0, -(-count // 50), -(-count // 50), count, {})
+            TraceSource(f"{source}-{k}", f"{k:064x}", 0, -(-count // 50), -(-count // 50), count, {})
             for k, count in enumerate(tokens)
         ),
     )

@@ -8,8 +8,7 @@ bundles by frequency. Pinned neurons live in the cache of every row that has one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -22,7 +21,6 @@ import numpy.typing as npt
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.bench.contenders import (
     Contender,
-    ContenderBlock,
     TokenRange,
     choose_tokens,
     device_made_for,
@@ -32,14 +30,13 @@ from neuralink_cli.bench.contenders import (
 from neuralink_cli.bench.dram import block_capacities, dram_bytes, resident_bytes
 from neuralink_cli.bench.figures import Figures, summarise
 from neuralink_cli.bench.preflight import tell_needs
-from neuralink_cli.bench.replay import BlockCache, BlockReads, TokenFigures, firing_slots, read_prices, replay_block
+from neuralink_cli.bench.replay import BlockReads, TokenFigures
+from neuralink_cli.bench.ways import BASELINES, Task, Way, replay_ways
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.devices.ratio import Ratio, bootstrap_ratios
 from neuralink_cli.errors import OptionError, VerificationError
-from neuralink_cli.kernels import available_cpus
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
 from neuralink_cli.placement.held_out import sequence_starts_in
-from neuralink_cli.placement.placement import FREQUENCY, ORIGINAL
 from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.cache import cache_policy
@@ -50,10 +47,6 @@ if TYPE_CHECKING:
 
 REAL = "real"
 REAL_TOKENS = 256
-
-
-# Each matrix stored on its own, as in a checkpoint.
-UNBUNDLED = "unbundled"
 
 
 @dataclass(frozen=True)
@@ -69,6 +62,8 @@ class BenchOptions:
         real: Read from the storage that the layouts lie on, instead of modelling it.
         bundle_bytes: Sizes of a bundle to model; by default those of the layouts.
         weights: Formats as `relayout --weights` takes them, whose bundle sizes to model too.
+        baselines: Names of the orders to compare with; the original one, which gains are over, among them.
+        uncached: Whether to replay without a cache, too, if there is DRAM for one.
     """
 
     devices: tuple[DeviceModel, ...] = ()
@@ -79,37 +74,8 @@ class BenchOptions:
     real: bool = False
     bundle_bytes: tuple[int, ...] = ()
     weights: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to store and read neurons.
-
-    Attributes:
-        name: Name of the order: "unbundled", "original", "frequency", or that of a layout.
-        layout: Path of the layout the order is from; None for a baseline.
-        collapse: Whether gaps are read across where that is cheaper.
-        cache: Name of the cache policy.
-        device: Name of the device.
-        bundle_bytes: Bundle size that the layout was scaled to; None if not scaled.
-    """
-
-    name: str
-    layout: str | None
-    collapse: bool
-    cache: str
-    device: str
-    bundle_bytes: int | None
-
-    @property
-    def baseline(self) -> Way:
-        """What its gain is over: bundles in original order, read the same way, with the same cache and device."""
-        return replace(self, name=ORIGINAL, layout=None)
-
-    @property
-    def naive(self) -> Way:
-        """What its gain over naive reading is over: bundles in original order, no gap read across, the same cache."""
-        return replace(self, name=ORIGINAL, layout=None, collapse=False)
+    baselines: tuple[str, ...] = BASELINES
+    uncached: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,6 +87,7 @@ class BenchRow:
         dram_bytes: What they take, and the rows that the layout keeps resident.
         gain: The mean I/O time of `way.baseline` over its own: what the order is worth.
         gain_over_naive: That of `way.naive` over its own: what order and access collapse are worth together.
+        gains_by_source: `gain` of each source alone, as in `by_source`.
     """
 
     way: Way
@@ -130,6 +97,7 @@ class BenchRow:
     by_source: tuple[Figures, ...]
     gain: Ratio
     gain_over_naive: Ratio
+    gains_by_source: tuple[Ratio, ...]
 
 
 @dataclass(frozen=True)
@@ -171,32 +139,6 @@ class BenchReport:
                     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """A way, with what replaying it needs besides the order."""
-
-    way: Way
-    contender: Contender
-    device: DeviceModel
-    capacities: tuple[int, ...]
-
-    def bundle_bytes(self, block: ContenderBlock) -> int:
-        return self.way.bundle_bytes or block.stride
-
-    def parts(self, block: ContenderBlock) -> int:
-        return block.parts if self.way.name == UNBUNDLED else 1
-
-    def order(self, block: ContenderBlock) -> npt.NDArray[np.int32]:
-        if self.way.layout is not None:
-            return block.order
-        if self.way.name == FREQUENCY:
-            # By descending frequency, ties by neuron: the stored frequencies are by slot.
-            by_neuron = np.empty(block.neurons, dtype=np.float32)
-            by_neuron[block.order] = block.frequency
-            return np.argsort(-by_neuron, kind="stable").astype(np.int32)
-        return np.arange(block.neurons, dtype=np.int32)
-
-
 def bench_layouts(
     layouts: Sequence[Path],
     trace: Path,
@@ -211,29 +153,59 @@ def bench_layouts(
         InputError: A layout, or the trace, is missing or malformed.
         MismatchError: A layout and the trace are of different models.
     """
-    with Trace(trace) as opened, ExitStack() as stack:
+    with Trace(trace) as opened:
         opened.check_content()
         contenders = [read_contender(path, opened) for path in layouts]
-        options = _with_sizes_of_weights(options, opened, contenders[0])
-        _check(contenders, options)
         tell_of_differences(contenders)
         most = options.tokens or (REAL_TOKENS if options.real else None)
         tokens = choose_tokens(opened, contenders, options.held_out, most)
+        return bench_contenders(opened, contenders, tokens, options, progress=progress).report
+
+
+@dataclass(frozen=True, eq=False)
+class BenchedBlocks:
+    """A bench with the modelled figures of every block.
+
+    Attributes:
+        block_seconds: float64 `[rows, blocks]`, the time of all tokens together.
+        block_active: int64 `[blocks]`, how often neurons fired, over all tokens.
+    """
+
+    report: BenchReport
+    block_seconds: npt.NDArray[np.float64]
+    block_active: npt.NDArray[np.int64]
+
+
+def bench_contenders(
+    trace: Trace,
+    contenders: Sequence[Contender],
+    tokens: tuple[TokenRange, ...],
+    options: BenchOptions = BenchOptions(),
+    *,
+    progress: Progress = no_progress,
+) -> BenchedBlocks:
+    """As `bench_layouts`, of an open trace and tokens that were chosen before.
+
+    Raises:
+        OptionError: As `bench_layouts`.
+    """
+    with ExitStack() as stack:
+        options = _with_sizes_of_weights(options, trace, contenders[0])
+        _check(contenders, options)
         readers = _open_readers(contenders, stack) if options.real else {}
         tasks = list(_tasks(contenders, options, readers))
         count = sum(part.tokens for part in tokens)
-        tell_needs(opened, contenders, count, len(tasks), record=options.real)
-        figures = [TokenFigures.empty(count) for _ in tasks]
+        tell_needs(trace, contenders, count, len(tasks), record=options.real)
         recorded: list[list[BlockReads]] = [[] for _ in tasks]
-        with progress("bench", len(opened.info.blocks) * len(tasks), "row") as advance:
-            for index in range(len(opened.info.blocks)):
-                _replay_block_of_all(opened, index, tokens, tasks, figures, recorded, options.real, advance)
+        recorders = {k: reads.append for k, reads in enumerate(recorded)} if options.real else {}
+        with progress("bench", len(trace.info.blocks) * len(tasks), "row") as advance:
+            replayed = replay_ways(trace, tokens, tasks, recorders, advance)
         direct = None
         if options.real:
-            direct = _read_for_real(tasks, readers, figures, recorded, count, progress)
-        starts = _sequence_starts(opened, tokens)
-        coverage = opened.info.coverage
-    return BenchReport(str(trace), tokens, options.real, direct, _rows(tasks, figures, tokens, starts), coverage)
+            direct = _read_for_real(tasks, readers, replayed.figures, recorded, count, progress)
+        rows = _rows(tasks, replayed.figures, tokens, _sequence_starts(trace, tokens))
+    report = BenchReport(str(trace.path), tokens, options.real, direct, rows, trace.info.coverage)
+    return BenchedBlocks(report, replayed.block_seconds, replayed.block_active)
 
 
 def _with_sizes_of_weights(options: BenchOptions, trace: Trace, first: Contender) -> BenchOptions:
@@ -263,63 +235,32 @@ def _check(contenders: Sequence[Contender], options: BenchOptions) -> None:
 
 def _tasks(
     contenders: Sequence[Contender], options: BenchOptions, readers: Mapping[Path, FlashReader]
-) -> Iterator[_Task]:
+) -> Iterator[Task]:
     devices = options.devices or (device_made_for(contenders[0]),)
     if readers:
         devices = (replace(devices[0], page_bytes=readers[contenders[0].path].block_bytes),)
     for device in devices:
         for size in options.bundle_bytes or (None,):
             dram = dram_bytes(contenders, options.dram if options.policy != NO_CACHE else DramBudget(bytes=0), size)
-            caches = [NO_CACHE, options.policy] if dram else [NO_CACHE]
+            caches = [options.policy] if dram else [NO_CACHE]
+            if options.uncached:
+                caches.insert(0, NO_CACHE)
             for cache in dict.fromkeys(caches):
-                for name, contender in _stored(contenders):
+                for name, contender in _stored(contenders, options.baselines):
                     for collapse in (False, True):
                         layout = str(contender.path) if name is None else None
                         label = REAL if options.real else device.name
                         way = Way(name or contender.order, layout, collapse, cache, label, size)
                         room = dram if cache != NO_CACHE else 0
-                        yield _Task(way, contender, device, block_capacities(contender, room, size))
+                        yield Task(way, contender, device, block_capacities(contender, room, size))
 
 
-def _stored(contenders: Sequence[Contender]) -> Iterator[tuple[str | None, Contender]]:
+def _stored(contenders: Sequence[Contender], baselines: Sequence[str]) -> Iterator[tuple[str | None, Contender]]:
     """The baselines, made from the first contender, then the contenders themselves."""
-    for name in (UNBUNDLED, ORIGINAL, FREQUENCY):
+    for name in baselines:
         yield name, contenders[0]
     for contender in contenders:
         yield None, contender
-
-
-def _replay_block_of_all(
-    trace: Trace,
-    index: int,
-    tokens: Sequence[TokenRange],
-    tasks: Sequence[_Task],
-    figures: Sequence[TokenFigures],
-    recorded: Sequence[list[BlockReads]],
-    record: bool,
-    advance: Callable[[int], object],
-) -> None:
-    """Replay one block in every way, as many ways at a time as there are CPUs."""
-    block = trace.info.blocks[index]
-    fired = np.concatenate([trace.fired_by_token(block, part.start, part.stop) for part in tokens])
-    orders = {task.order(task.contender.blocks[index]).tobytes() for task in tasks}
-    firing = {key: firing_slots(fired, np.frombuffer(key, dtype=np.int32)) for key in orders}
-
-    def replay(k: int) -> None:
-        task = tasks[k]
-        stored = task.contender.blocks[index]
-        order, parts, size = task.order(stored), task.parts(stored), task.bundle_bytes(stored)
-        pinned = np.flatnonzero(np.isin(order, stored.order[: stored.pinned])).astype(np.int32)
-        capacity = task.capacities[index]
-        cache = BlockCache(cache_policy(task.way.cache), capacity, pinned if capacity else pinned[:0])
-        prices = read_prices(task.device, stored.neurons, size, parts=parts, collapse=task.way.collapse)
-        reads = replay_block(firing[order.tobytes()], prices, cache, size, figures[k], parts=parts, record=record)
-        if reads is not None:
-            recorded[k].append(reads)
-        advance(1)
-
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        list(pool.map(replay, range(len(tasks))))
 
 
 def _open_readers(contenders: Sequence[Contender], stack: ExitStack) -> dict[Path, FlashReader]:
@@ -331,7 +272,7 @@ def _open_readers(contenders: Sequence[Contender], stack: ExitStack) -> dict[Pat
 
 
 def _read_for_real(
-    tasks: Sequence[_Task],
+    tasks: Sequence[Task],
     readers: Mapping[Path, FlashReader],
     figures: Sequence[TokenFigures],
     recorded: Sequence[Sequence[BlockReads]],
@@ -371,7 +312,7 @@ def _source_spans(tokens: Sequence[TokenRange]) -> Iterator[tuple[str, int, int]
 
 
 def _rows(
-    tasks: Sequence[_Task],
+    tasks: Sequence[Task],
     figures: Sequence[TokenFigures],
     tokens: Sequence[TokenRange],
     starts: npt.NDArray[np.int64],
@@ -380,6 +321,7 @@ def _rows(
     pairs = [(times[other], times[task.way]) for task in tasks for other in (task.way.baseline, task.way.naive)]
     ratios = bootstrap_ratios(pairs)
     spans = list(_source_spans(tokens))
+    by_source = [_gains_within(times, tasks, starts, first, last) for _, first, last in spans]
     rows = []
     for k, (task, figure) in enumerate(zip(tasks, figures, strict=True)):
         parts = tuple(summarise(figure, *span) for span in spans)
@@ -387,5 +329,19 @@ def _rows(
         sizes = [task.bundle_bytes(block) for block in task.contender.blocks]
         cached = sum(capacity * size for capacity, size in zip(task.capacities, sizes, strict=True))
         dram = cached + resident_bytes(task.contender, task.way.bundle_bytes)
-        rows.append(BenchRow(task.way, sum(task.capacities), dram, whole, parts, ratios[2 * k], ratios[2 * k + 1]))
+        gains = tuple(of_source[k] for of_source in by_source)
+        room = sum(task.capacities)
+        rows.append(BenchRow(task.way, room, dram, whole, parts, ratios[2 * k], ratios[2 * k + 1], gains))
     return tuple(rows)
+
+
+def _gains_within(
+    times: Mapping[Way, npt.NDArray[np.float64]],
+    tasks: Sequence[Task],
+    starts: npt.NDArray[np.int64],
+    first: int,
+    last: int,
+) -> list[Ratio]:
+    """The gain of every way over its baseline on the sequences that start from token `first` on and before `last`."""
+    span = slice(*np.searchsorted(starts, [first, last]).tolist())
+    return bootstrap_ratios([(times[task.way.baseline][span], times[task.way][span]) for task in tasks])

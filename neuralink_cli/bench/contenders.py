@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,8 @@ def choose_tokens(
     if total == 0:
         raise OptionError(
             f"every token of {trace.path} made the order, so none can measure it",
-            fix="pass a trace of other text, hold some out in `cluster --held-out 0.2`, or pass --all-tokens",
+            fix="pass a trace of other text, or hold some out in `cluster --held-out 0.2`; "
+            "`bench --all-tokens` measures them all the same",
         )
     share = min(1.0, most / total) if most is not None else 1.0
     return tuple(
@@ -263,6 +265,17 @@ def _first_tokens(ranges: Sequence[Range], share: float) -> Iterator[Range]:
         if taken:
             yield start, start + taken
         left -= taken
+
+
+def first_tokens(tokens: Sequence[TokenRange], most: int) -> tuple[TokenRange, ...]:
+    """At most about so many of some tokens, from the start of each source's, in proportion; at least one of each."""
+    share = min(1.0, most / sum(part.tokens for part in tokens))
+    by_source = groupby(tokens, lambda part: part.source)
+    return tuple(
+        TokenRange(source, *part)
+        for source, parts in by_source
+        for part in _first_tokens([(each.start, each.stop) for each in parts], share)
+    )
 
 
 def device_made_for(contender: Contender) -> DeviceModel:

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Prove that a layout holds its checkpoint."),
     "restore": ("restore", "Get the original checkpoint back from a layout."),
     "bench": ("bench", "Measure the read times of layouts and their gain."),
+    "report": ("report", "Show on a page what a layout gains."),
     "inspect": ("inspect", "Say what a file or directory is, and what can be done with it."),
     "diff": ("diff", "Compare two traces, placements or layouts."),
     "drift": ("drift", "Tell whether a layout is still good on new traffic."),
