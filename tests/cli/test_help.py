@@ -104,7 +104,7 @@ def test_the_version_is_that_of_the_package(neuralink: Neuralink) -> None:
     [
         (("relayout", "--colour"), "No such option '--colour'"),
         (("--colour",), "No such option '--colour'"),
-        (("relayot",), "No such command 'relayot'. Did you mean 'relayout'?"),
+        (("relayot",), "No such command 'relayot'. Did you mean 'relayout' or 'report'?"),
         (("frobnicate", "x"), "No such command 'frobnicate'."),
         (("relayout",), "Missing argument 'MODEL'"),
         (("relayout", "model", "-o", "out"), "Missing option '--placement'"),
