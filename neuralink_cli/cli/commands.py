@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Prove that a layout holds its checkpoint."),
     "restore": ("restore", "Get the original checkpoint back from a layout."),
     "bench": ("bench", "Measure the read times of layouts and their gain."),
+    "build": ("build", "Run the whole pipeline for a fleet of devices."),
     "run": ("run", "Generate text while FFN weights stay in flash."),
     "probe": ("probe", "Measure the storage under a directory."),
     "architectures": ("architectures", "List the built-in architectures."),
