@@ -198,6 +198,8 @@ def _saying_how_to_go_on(locked: bool) -> Iterator[None]:
 def _print_plan(
     planned: Sequence[PlannedStage], source: ModelInput, folder: Path, request: BuildRequest, as_json: bool
 ) -> None:
+    from neuralink_cli.pipeline.build import NOT_MADE
+
     needs = _needs(planned, source, folder, request)
     if as_json:
         print_json(
@@ -221,12 +223,12 @@ def _print_plan(
     rows = []
     for each in planned:
         memory, disk, seconds = needs.get(each.stage.output, _UNKNOWN).values()
-        verdict = "up to date" if each.why is None else ("runs" if each.certain else "may run")
+        verdict = "up to date" if each.why is None else ("would run" if each.certain else "may run")
         cells = ("" if memory is None else human_bytes(memory), "" if disk is None else human_bytes(disk))
         rows.append([each.stage.title, verdict, *cells, "" if seconds is None else human_seconds(seconds)])
     print_table(["stage", "", "memory", "disk", "time"], rows)
     for each in planned:
-        if each.why is not None:
+        if each.why not in (None, NOT_MADE):
             click.echo(f"{each.stage.title}: {each.why}")
     running = sum(each.why is not None and each.certain for each in planned)
     maybe = sum(not each.certain for each in planned)
@@ -290,7 +292,8 @@ def _print_summary(summary: BuildSummary) -> None:
     others = [cell for cell in summary.cells if cell.made_for != cell.device]
     if others:
         worst = min(others, key=lambda cell: cell.ratio_to_best)
+        more = 1 / worst.ratio_to_best - 1
         click.echo(
-            f"the most that a layout made for another device loses: {1 / worst.ratio_to_best - 1:.1%} more I/O time "
+            f"a layout made for another device costs at most {more:.1%} more I/O time than the best one "
             f"({worst.made_for} on {worst.device})"
         )

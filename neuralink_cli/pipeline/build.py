@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # What a run killed at its very start leaves behind.
 _LEFTOVERS = frozenset((f".{LOCK_FILE}.partial",))
 _SHOWN_DIFFERENCES = 3
+NOT_MADE = "not made yet"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def plan_build(
         if entry is not None and entry.digest is not None:
             digests[stage.output] = entry.digest
         known = all(name in digests for name in stage.after)
-        why = _why(stage, entry, digests, output, progress) if known else "not made yet"
+        why = _why(stage, entry, digests, output, progress) if known else NOT_MADE
         if why is None and before:
             planned.append(PlannedStage(stage, f"if {before[0]} comes out different", certain=False))
         else:
@@ -266,7 +267,7 @@ def _why(
 ) -> str | None:
     """Why a stage has to run; None if its output is what it would make."""
     if entry is None or entry.made_from is None:
-        return "not made yet"
+        return NOT_MADE
     found = list(differences(entry.made_from, stage.made_from(digests)))
     if found:
         return f"changed: {_listed(found)}"
