@@ -279,8 +279,8 @@ def _print_summary(summary: BuildSummary) -> None:
     run = sum(stage.why is not None for stage in summary.stages)
     click.echo(f"{summary.output}: {len(devices)} layouts verified; {run} of {len(summary.stages)} stages were run")
     click.echo(
-        f"on {summary.tokens:,} held-out tokens: gain over the original order, both with collapse and cache, and in "
-        "brackets\nthe I/O time of the best layout for the device over its own"
+        f"on {summary.tokens:,} held-out tokens: gain over the original order, both with collapse and cache; in\n"
+        "brackets the modelled I/O time of the best layout for the device, divided by that of the row"
     )
     rows = []
     for made_for in devices:
@@ -294,6 +294,6 @@ def _print_summary(summary: BuildSummary) -> None:
         worst = min(others, key=lambda cell: cell.ratio_to_best)
         more = 1 / worst.ratio_to_best - 1
         click.echo(
-            f"a layout made for another device costs at most {more:.1%} more I/O time than the best one "
-            f"({worst.made_for} on {worst.device})"
+            f"a layout made for another device takes at most {more:.1%} longer to read than the best one: "
+            f"{worst.made_for} on {worst.device}"
         )

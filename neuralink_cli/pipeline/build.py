@@ -278,8 +278,9 @@ def _make(stage: Stage, digests: Mapping[str, str], output: Path, progress: Prog
     if stage.device is not None:
         (output / stage.device).mkdir(exist_ok=True)
     stage.make(progress)
-    # A model is hundreds of objects in circles, which would stay in memory until the collector comes by.
-    gc.collect()
+    if stage.name == "profile":
+        # A model is objects in circles, which would stay in memory until the collector comes by.
+        gc.collect()
     files = digest_files(output, stage.output, progress)
     digest = content_digest(stage, output, files)
     made_from = stage.made_from(digests)
