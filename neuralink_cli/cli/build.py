@@ -136,7 +136,7 @@ def command(
         planned = plan_build(source, folder, request.options, locked=locked, progress=progress_bar)
         _print_plan(planned, source, folder, request, as_json)
         return
-    with _saying_how_to_go_on(locked):
+    with _saying_how_to_go_on():
         summary = build(request.model, folder, request.options, locked=locked, progress=progress_bar)
     if as_json:
         print_json(asdict(summary))
@@ -186,11 +186,11 @@ def _option(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _saying_how_to_go_on(locked: bool) -> Iterator[None]:
+def _saying_how_to_go_on() -> Iterator[None]:
     try:
         yield
     except BaseException as stop:
-        if not isinstance(stop, Exception) and not locked:
+        if not isinstance(stop, Exception):
             stop.args = ("what was done is kept; run the same command again to continue",)
         raise
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.errors import MismatchError, OutputError
-from neuralink_cli.files.durable import locked_directory, require_space
+from neuralink_cli.errors import MismatchError, OutputError, VerificationError
+from neuralink_cli.files.durable import leftover_bytes, locked_directory
 from neuralink_cli.pipeline.fleet import FleetCell, read_summary
 from neuralink_cli.pipeline.inputs import ModelInput, read_model
 from neuralink_cli.pipeline.lock import Lock, LockEntry, differences, read_lock, write_lock
@@ -227,8 +228,14 @@ def _require_room(
     layouts = [stage for stage in stages if stage.name == "relayout"]
     unmade = [stage for stage in layouts if not _is_made_from(lock[stage.output], stage.inputs)]
     if unmade:
-        absent = sum(not lock[stage.output].files for stage in unmade)
-        require_space(output / LOCK_FILE, absent * layout_needs(source, options, output).bytes_written)
+        needed = layout_needs(source, options, output).bytes_written
+        absent = [output / stage.output for stage in unmade if not lock[stage.output].files]
+        left = sum(needed - min(leftover_bytes(path), needed) for path in absent)
+        free = shutil.disk_usage(output).free
+        if free < left:
+            raise OutputError(
+                f"its layouts need {left:,} bytes of disk, {free:,} are free", where=output, fix="free some space"
+            )
 
 
 def _is_made_from(entry: LockEntry, inputs: Mapping[str, Any]) -> bool:
@@ -249,7 +256,12 @@ def _run_all(
         else:
             logger.info("%s: %s", title, why)
             started = time.monotonic()
-            made = _make(stage, digests, output, progress)
+            try:
+                made = _make(stage, digests, output, progress)
+            except VerificationError:
+                if stage.name == "verify" and not locked:
+                    _make_again(output, stage, lock)
+                raise
             if locked:
                 _require_same(output, stage, entry, made)
             else:
@@ -260,6 +272,13 @@ def _run_all(
         assert entry.digest is not None
         digests[stage.output] = entry.digest
         yield BuiltStage(stage.name, stage.device, stage.output, entry.digest, why)
+
+
+def _make_again(output: Path, stage: Stage, lock: Lock) -> None:
+    """Note that what a stage has found to be wrong is to be made again: the next run must not believe the digests."""
+    for name in stage.after:
+        lock[name] = replace(lock[name], made_from=None, digest=None)
+    write_lock(output / LOCK_FILE, lock)
 
 
 def _why(

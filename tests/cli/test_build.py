@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from neuralink_cli.cli.entry import run
+from neuralink_cli.errors import VerificationError
 from neuralink_cli.files.json_text import canonical
 from tests.cli.conftest import Neuralink
 from tests.conftest import ModelFactory
@@ -263,6 +264,23 @@ def test_what_is_damaged_or_missing_is_made_again(
     assert outcome.code == 0
     assert stages_run(outcome.stderr) == [again]
     assert content(fleet) == content(built)
+
+
+def test_a_layout_that_does_not_verify_is_made_again(
+    neuralink: Neuralink, arguments: list[str], fleet: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fleet / "nvme/verify.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("neuralink_cli.layout.verify.verify", refuse)
+        assert neuralink(*arguments, "-o", fleet).code == 1
+    outcome = neuralink(*arguments, "-o", fleet)
+    assert outcome.code == 0
+    assert stages_run(outcome.stderr) == ["relayout nvme", "verify nvme"]
+    assert content(fleet) == content(built)
+
+
+def refuse(*_arguments: object, **_options: object) -> None:
+    raise VerificationError("tensor 'x' differs", where="layout")
 
 
 def test_a_lock_file_alone_is_enough_to_build_the_same(
