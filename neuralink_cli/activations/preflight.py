@@ -61,6 +61,8 @@ def profile_needs(
     Raises:
         OptionError: The device or dtype is not available.
     """
+    # A run has opened its data before it tells what it takes.
+    importlib.import_module("datasets")
     weights, values = _memory_parts(data, execution, directory, blocks)
     disk = None if data.max_tokens is None else _most_disk(data, data.max_tokens, None, blocks)
     return with_margin(_program_bytes() + weights + values), disk

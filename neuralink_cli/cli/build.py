@@ -233,10 +233,11 @@ def _print_plan(
     running = sum(each.why is not None and each.certain for each in planned)
     maybe = sum(not each.certain for each in planned)
     disk = sum(each["disk_bytes"] or 0 for each in needs.values())
+    memory = max((each["memory_bytes"] or 0 for each in needs.values()), default=0)
     free = shutil.disk_usage(folder if folder.exists() else folder.absolute().parent).free
     click.echo(
-        f"{folder}: {running} of {len(planned)} stages would run, {maybe} more may; "
-        f"up to {human_bytes(disk)} of disk, {human_bytes(free)} are free"
+        f"{folder}: {running} of {len(planned)} stages would run, {maybe} more may; as far as known they take up to\n"
+        f"{human_bytes(memory)} of memory and {human_bytes(disk)} of disk, of which {human_bytes(free)} are free"
     )
 
 
@@ -252,6 +253,11 @@ def _needs(
 
     options, found = request.options, {}
     running = [each.stage for each in planned if each.why is not None]
+    traced = any(stage.name == "profile" for stage in running)
+    if traced:
+        # First: what it loads stays in memory, and so is part of what later stages take.
+        memory, disk = trace_needs(source, options)
+        found[TRACE_FILE] = {**_UNKNOWN, "memory_bytes": memory, "disk_bytes": disk}
     layouts = [stage for stage in running if stage.name == "relayout"]
     if layouts:
         expected = layout_needs(source, options, folder)
@@ -261,15 +267,11 @@ def _needs(
                 "disk_bytes": expected.bytes_written,
                 "seconds": expected.seconds,
             }
-    traced = any(stage.name == "profile" for stage in running)
     orders = [stage for stage in running if stage.name == "cluster"]
     if orders and not traced:
         expected_order = order_needs(folder / TRACE_FILE, options)
         for stage in orders:
             found[stage.output] = {**_UNKNOWN, **asdict(expected_order)}
-    if traced:
-        memory, disk = trace_needs(source, options)
-        found[TRACE_FILE] = {**_UNKNOWN, "memory_bytes": memory, "disk_bytes": disk}
     return found
 
 

@@ -136,9 +136,9 @@ def _path_or_name(folder: Path, text: str) -> str:
     """The path that a text is relative to a folder if there is one; else the text, if it may be a name."""
     if text.partition(":")[0] in builtin_devices():
         return text
-    path = folder / text
+    local = text if folder == Path() else str(folder / text)
     # What is here by chance and not beside the file is not meant.
-    return str(path) if path.exists() or Path(text).exists() or text.startswith((".", "/")) else text
+    return local if Path(local).exists() or Path(text).exists() or text.startswith((".", "/")) else text
 
 
 def _unknown_keys(document: Any, schema: Mapping[str, Any], place: str = "") -> Iterator[str]:

@@ -72,7 +72,7 @@ def trace_needs(model: ModelInput, options: BuildOptions) -> tuple[int, int | No
     from neuralink_cli.activations.preflight import profile_needs
     from neuralink_cli.models.hf_packages import require_hf_packages
 
-    require_hf_packages("torch", "transformers")
+    require_hf_packages("torch", "transformers", "datasets")
     return profile_needs(options.data, options.profile.execution, model.directory, model_blocks(model, options))
 
 

@@ -18,9 +18,12 @@ import pytest
 
 from neuralink_cli.cli.entry import run
 from neuralink_cli.errors import VerificationError
+from neuralink_cli.files.durable import locked_directory
 from neuralink_cli.files.json_text import canonical
+from tests.checkpoints import files_of
 from tests.cli.conftest import Neuralink
 from tests.conftest import ModelFactory
+from tests.hub import COMMIT, write_cached
 from tests.tiny_models import TEXT
 
 ROOT = Path(__file__).parents[2]
@@ -339,6 +342,12 @@ def test_files_in_a_build_that_it_did_not_write_are_left_alone(
     assert content(fleet) == before
 
 
+def test_two_builds_do_not_write_into_one_folder(neuralink: Neuralink, arguments: list[str], fleet: Path) -> None:
+    with locked_directory(fleet):
+        outcome = neuralink(*arguments, "-o", fleet, "--pin-hot", "0.02")
+    assert (outcome.code, outcome.error) == (6, f"{fleet}: another run is writing this output; wait for it to end")
+
+
 def test_a_build_in_the_folder_of_the_model_is_refused(
     neuralink: Neuralink, arguments: list[str], model: ModelFactory
 ) -> None:
@@ -419,6 +428,23 @@ def test_a_build_file_and_options_of_stages_exclude_each_other(
     assert outcome.code == 2
     assert outcome.error == f"-f takes the place of MODEL, --device, --pin-hot; set it in {path}, or do without -f"
     assert neuralink("build", "-f", path, "-o", tmp_path / "other").code == 2
+
+
+def test_models_and_data_of_the_hub_are_held_to_their_commits(
+    neuralink: Neuralink, hub_cache: Path, model: ModelFactory, tmp_path: Path
+) -> None:
+    write_cached(hub_cache, "model", "org/tiny", files_of(model("opt")), ref="v1")
+    rows = "".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines())
+    write_cached(hub_cache, "dataset", "org/text", {"train.jsonl": rows.encode()}, commit="d" * 40)
+    output = tmp_path / "fleet"
+    arguments = ("build", "org/tiny", "--revision", "v1", "--dataset", "org/text", "--max-seq-length", "16")
+    assert neuralink(*arguments, "--effort", "fast", "-o", output, "-q").code == 0
+    made_from = lock_of(output)["stages"][0]["made_from"]
+    assert made_from["datasets"] == [{"name": "org/text", "revision": "d" * 40}]
+    assert made_from["model"]["origin"] == {"id": "org/tiny", "revision": COMMIT}
+    index = json.loads((output / "ufs4.0/layout/model.flash.json").read_text())
+    assert index["origin"] == made_from["model"]["origin"]
+    assert neuralink(*arguments, "--effort", "fast", "-o", output, "--locked", "-q").code == 0
 
 
 @pytest.mark.parametrize(

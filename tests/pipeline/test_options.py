@@ -79,3 +79,9 @@ def test_a_dataset_is_its_bytes_and_its_name(tmp_path: Path) -> None:
         identify_dataset(str(tmp_path / "none.txt"))
     with pytest.raises(InputError, match="no such file"):
         identify_dataset("none.txt")
+
+
+def test_a_path_that_is_not_there_stays_a_path() -> None:
+    """It must not be looked for on the hub."""
+    document = {"model": {"path": "./gone"}, "profile": {"dataset": ["x"]}, "device": [{"device": "nvme"}]}
+    assert parse_build(document, "the command line", Path()).model == "./gone"
