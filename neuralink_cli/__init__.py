@@ -57,6 +57,12 @@ if TYPE_CHECKING:
     from neuralink_cli.layout.verify import VerifyReport as VerifyReport
     from neuralink_cli.layout.verify import verify as verify
     from neuralink_cli.models.execution import ExecutionOptions as ExecutionOptions
+    from neuralink_cli.pipeline.build import BuildSummary as BuildSummary
+    from neuralink_cli.pipeline.build import build as build
+    from neuralink_cli.pipeline.build_file import BuildRequest as BuildRequest
+    from neuralink_cli.pipeline.build_file import read_build_file as read_build_file
+    from neuralink_cli.pipeline.options import BuildDevice as BuildDevice
+    from neuralink_cli.pipeline.options import BuildOptions as BuildOptions
     from neuralink_cli.placement.cluster import ClusterOptions as ClusterOptions
     from neuralink_cli.placement.cluster import ClusterSummary as ClusterSummary
     from neuralink_cli.placement.cluster import cluster as cluster
@@ -83,6 +89,10 @@ _HOMES = {
     "ArchitectureChoice": "architectures.choice",
     "BenchOptions": "bench.bench",
     "BenchReport": "bench.bench",
+    "BuildDevice": "pipeline.options",
+    "BuildOptions": "pipeline.options",
+    "BuildRequest": "pipeline.build_file",
+    "BuildSummary": "pipeline.build",
     "CalibrationOptions": "calibration.options",
     "Checkpoint": "checkpoint.checkpoint",
     "ClusterOptions": "placement.cluster",
@@ -116,6 +126,7 @@ _HOMES = {
     "VerificationError": "errors",
     "VerifyReport": "layout.verify",
     "bench_layouts": "bench.bench",
+    "build": "pipeline.build",
     "builtin_architectures": "architectures.architecture",
     "builtin_devices": "devices.device",
     "choose_architecture": "architectures.choice",
@@ -139,6 +150,7 @@ _HOMES = {
     "probe_storage": "storage.probe",
     "profile": "activations.profile",
     "read_architecture": "architectures.architecture",
+    "read_build_file": "pipeline.build_file",
     "relayout": "layout.relayout",
     "restore": "layout.restore",
     "verify": "layout.verify",
@@ -150,6 +162,10 @@ __all__ = [
     "ArchitectureChoice",
     "BenchOptions",
     "BenchReport",
+    "BuildDevice",
+    "BuildOptions",
+    "BuildRequest",
+    "BuildSummary",
     "CalibrationOptions",
     "Checkpoint",
     "ClusterOptions",
@@ -183,6 +199,7 @@ __all__ = [
     "VerificationError",
     "VerifyReport",
     "bench_layouts",
+    "build",
     "builtin_architectures",
     "builtin_devices",
     "choose_architecture",
@@ -206,6 +223,7 @@ __all__ = [
     "probe_storage",
     "profile",
     "read_architecture",
+    "read_build_file",
     "relayout",
     "restore",
     "verify",

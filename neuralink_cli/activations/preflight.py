@@ -39,29 +39,63 @@ def tell_needs(
     Raises:
         OptionError: The device or dtype is not available.
     """
-    dtype = compute_dtype(execution.dtype, find_device(execution.device))
-    weights = weight_bytes(directory, dtype)
-    if execution.max_memory is not None:
-        weights = min(weights, execution.max_memory)
-    values = activation_bytes(data, blocks, FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
-    # Written once to the spool and once to the trace.
-    per_token = 2 * bytes_per_token(blocks)
+    weights, values = _memory_parts(data, execution, directory, blocks)
     if data.max_tokens is None:
-        disk = f"{human_bytes(round(1_000_000 * per_token))} of disk per million tokens"
+        disk = f"{human_bytes(round(1_000_000 * _disk_per_token(blocks)))} of disk per million tokens"
     else:
-        tokens = data.max_tokens * len(data.datasets) // (part[1] if part else 1)
-        disk = f"at most {human_bytes(round(tokens * per_token))} of disk"
-    # Both are needed in any case, and take more memory than a small model.
-    load_compiler()
-    importlib.import_module("transformers.modeling_utils")
-    programs = resident_bytes()
+        disk = f"at most {human_bytes(_most_disk(data, data.max_tokens, part, blocks))} of disk"
     logger.info(
         "takes about %s of memory (%s of weights, %s of activations, the rest for programs) and %s",
-        human_bytes(with_margin(programs + weights + values)),
+        human_bytes(with_margin(_program_bytes() + weights + values)),
         human_bytes(weights),
         human_bytes(values),
         disk,
     )
+
+
+def profile_needs(
+    data: CalibrationOptions, execution: ExecutionOptions, directory: Path, blocks: Sequence[FFNBlock]
+) -> tuple[int, int | None]:
+    """Bytes of memory, and at most so many of disk, that a run takes; None if the tokens have no limit.
+
+    Raises:
+        OptionError: The device or dtype is not available.
+    """
+    # A run has opened its data before it tells what it takes.
+    importlib.import_module("datasets")
+    weights, values = _memory_parts(data, execution, directory, blocks)
+    disk = None if data.max_tokens is None else _most_disk(data, data.max_tokens, None, blocks)
+    return with_margin(_program_bytes() + weights + values), disk
+
+
+def _memory_parts(
+    data: CalibrationOptions, execution: ExecutionOptions, directory: Path, blocks: Sequence[FFNBlock]
+) -> tuple[int, int]:
+    """Bytes of weights and of activations."""
+    dtype = compute_dtype(execution.dtype, find_device(execution.device))
+    weights = weight_bytes(directory, dtype)
+    if execution.max_memory is not None:
+        weights = min(weights, execution.max_memory)
+    return weights, activation_bytes(data, blocks, FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
+
+
+def _disk_per_token(blocks: Sequence[FFNBlock]) -> float:
+    # Written once to the spool and once to the trace.
+    return 2 * bytes_per_token(blocks)
+
+
+def _most_disk(
+    data: CalibrationOptions, max_tokens: int, part: tuple[int, int] | None, blocks: Sequence[FFNBlock]
+) -> int:
+    tokens = max_tokens * len(data.datasets) // (part[1] if part else 1)
+    return round(tokens * _disk_per_token(blocks))
+
+
+def _program_bytes() -> int:
+    # Both are needed in any case, and take more memory than a small model.
+    load_compiler()
+    importlib.import_module("transformers.modeling_utils")
+    return resident_bytes()
 
 
 def activation_bytes(data: CalibrationOptions, blocks: Sequence[FFNBlock], element_bytes: int) -> int:

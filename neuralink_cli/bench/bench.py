@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +111,20 @@ class BenchReport:
     rows: tuple[BenchRow, ...]
     coverage: Mapping[str, int] | None
 
+    def as_document(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return {
+            "trace": self.trace,
+            "real": self.real,
+            "direct": self.direct,
+            "tokens": [asdict(part) for part in self.tokens],
+            "coverage": None if self.coverage is None else dict(self.coverage),
+            "rows": [
+                {**asdict(row), "baseline": asdict(row.way.baseline), "naive": asdict(row.way.naive)}
+                for row in self.rows
+            ],
+        }
+
     def check_gain(self, least: float | None, least_over_naive: float | None = None) -> None:
         """Require a gain of every layout, read with collapse and with the cache there is.
 
@@ -156,7 +170,7 @@ def bench_layouts(
     with Trace(trace) as opened:
         opened.check_content()
         contenders = [read_contender(path, opened) for path in layouts]
-        tell_of_differences(contenders)
+        tell_of_differences(contenders, devices=not options.devices)
         most = options.tokens or (REAL_TOKENS if options.real else None)
         tokens = choose_tokens(opened, contenders, options.held_out, most)
         return bench_contenders(opened, contenders, tokens, options, progress=progress).report

@@ -284,8 +284,12 @@ def device_made_for(contender: Contender) -> DeviceModel:
     return builtin_devices()["ufs4.0"] if stated is None else recorded_device(stated, contender.path)
 
 
-def tell_of_differences(contenders: Sequence[Contender]) -> None:
-    """Say what else differs between contenders than their order: their gains are over the first one's baseline."""
+def tell_of_differences(contenders: Sequence[Contender], *, devices: bool) -> None:
+    """Say what else differs between contenders than their order: their gains are over the first one's baseline.
+
+    Args:
+        devices: Also say which devices they were made for: one of these is what they are replayed on.
+    """
     first = contenders[0]
     for other in contenders[1:]:
         sizes = [
@@ -299,7 +303,7 @@ def tell_of_differences(contenders: Sequence[Contender]) -> None:
                 other.path,
                 f"{sizes[1]:,}",
             )
-        if device_made_for(other) != device_made_for(first):
+        if devices and device_made_for(other) != device_made_for(first):
             _LOGGER.info(
                 "%s was made for %s, %s for %s",
                 first.path,

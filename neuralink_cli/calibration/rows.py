@@ -29,7 +29,7 @@ from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, f
 from neuralink_cli.files.input_file import require_reachable, require_regular
 from neuralink_cli.models.hf_packages import quiet_datasets, require_hf_packages
 
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<revision>.+))?")
+HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<revision>.+))?")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def open_rows(dataset: str, split: str = "train", wanted: Sequence[str] = ("text
     if path.exists():
         require_regular(path)
         return _open_file(path, wanted)
-    parts = _HUB_ID.fullmatch(dataset)
+    parts = HUB_ID.fullmatch(dataset)
     if parts is None or file_type(path) in SUFFIXES:
         raise InputError("no such file", where=dataset)
     return _open_hub(dataset, parts["id"], parts["config"], parts["revision"], split, wanted)

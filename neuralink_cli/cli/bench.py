@@ -153,23 +153,10 @@ def command(
     if csv_path is not None:
         _write_csv(csv_path, report, overwrite)
     if as_json:
-        print_json(_document(report))
+        print_json(report.as_document())
     else:
         _print_report(report)
     report.check_gain(fail_below, fail_below_total)
-
-
-def _document(report: BenchReport) -> dict[str, Any]:
-    return {
-        "trace": report.trace,
-        "real": report.real,
-        "direct": report.direct,
-        "tokens": [asdict(part) for part in report.tokens],
-        "coverage": report.coverage,
-        "rows": [
-            {**asdict(row), "baseline": asdict(row.way.baseline), "naive": asdict(row.way.naive)} for row in report.rows
-        ],
-    }
 
 
 def _write_csv(path: Path, report: BenchReport, overwrite: bool) -> None:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "Say what a file or directory is, and what can be done with it."),
     "diff": ("diff", "Compare two traces, placements or layouts."),
     "drift": ("drift", "Tell whether a layout is still good on new traffic."),
+    "build": ("build", "Run the whole pipeline for a fleet of devices."),
     "run": ("run", "Generate text while FFN weights stay in flash."),
     "probe": ("probe", "Measure the storage under a directory."),
     "architectures": ("architectures", "List the built-in architectures."),

@@ -149,6 +149,20 @@ def new_directory(
     sync_directory(path.absolute().parent)
 
 
+@contextlib.contextmanager
+def locked_directory(path: Path) -> Iterator[None]:
+    """Keep other runs from writing into a directory that several outputs are written into, one after the other.
+
+    Raises:
+        OutputError: Another run is writing into it.
+    """
+    descriptor = _open_locked(path, os.O_RDONLY | os.O_DIRECTORY, path)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def require_replaceable(path: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
     """As `require_free`, for a directory: what `--overwrite` would delete must be an earlier output or empty.
 

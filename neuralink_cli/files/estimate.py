@@ -29,6 +29,14 @@ _MOST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a stage takes: its peak of resident memory, and the disk that its output takes while it is written."""
+
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
 class Pass:
     """Files that are read once from start to end, while `written` bytes are written.
 

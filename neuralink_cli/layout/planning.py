@@ -68,7 +68,7 @@ def plan_relayout(
         MismatchError: The placement was made for another checkpoint.
         InputError, UnsupportedError: The checkpoint's tensors do not make FFN blocks.
     """
-    _check_options(options)
+    check_options(options)
     blocks = find_blocks(checkpoint, architecture)
     check_placement(checkpoint, blocks, placement)
     if options.layout == PERMUTED and checkpoint.scaled:
@@ -156,7 +156,12 @@ def check_placement(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], placemen
         raise MismatchError(f"does not fit the checkpoint's blocks (first at {differing})", where=placement.path)
 
 
-def _check_options(options: RelayoutOptions) -> None:
+def check_options(options: RelayoutOptions) -> None:
+    """Check what can be checked without a model.
+
+    Raises:
+        OptionError: An option is out of range, or options do not go together.
+    """
     if options.alignment < 1 or options.alignment > MAX_ALIGNMENT or options.alignment & (options.alignment - 1):
         raise OptionError(f"--alignment {options.alignment} is not a power of two up to {MAX_ALIGNMENT}")
     if options.layout == PERMUTED and options.resident != "none":

@@ -90,7 +90,7 @@ def cluster(
         InputError: The trace is damaged or malformed.
         OutputError: The output exists or cannot be written.
     """
-    _check_options(options)
+    check_options(options)
     require_free(output, overwrite)
     with Trace(trace) as opened:
         opened.check_content()
@@ -106,7 +106,12 @@ def cluster(
     return ClusterSummary(header, write_placement(output, header, placed, seen, overwrite=overwrite))
 
 
-def _check_options(options: ClusterOptions) -> None:
+def check_options(options: ClusterOptions) -> None:
+    """Check what can be checked without a trace.
+
+    Raises:
+        OptionError: An option is out of range, or options do not go together.
+    """
     if options.order == IMPORTED and options.order_from is None:
         raise OptionError(f"--order {IMPORTED} needs --order-from FILE")
     parse_weight_formats(options.weights, "--weights")

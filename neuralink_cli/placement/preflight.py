@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
+from neuralink_cli.files.estimate import Needs
 from neuralink_cli.files.free_memory import resident_bytes, with_margin
 from neuralink_cli.kernels import available_cpus, load_compiler
 from neuralink_cli.placement import refinement
@@ -32,23 +33,38 @@ def tell_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None)
         pinned: Share of neurons that are left out of the ordering.
         jobs: Blocks ordered at a time; None for one on each CPU.
     """
-    load_compiler()
-    programs = resident_bytes() + _KERNEL_BYTES
-    jobs = min(jobs or available_cpus(), len(trace.info.blocks))
-    blocks = sum(heapq.nlargest(jobs, (block_bytes(trace, block, split, pinned) for block in trace.info.blocks)))
-    disk = placement_bytes(trace)
+    jobs = _jobs(trace, jobs)
+    needs = cluster_needs(trace, split, pinned, jobs)
     logger.info(
         "takes about %s of memory (%s to order %s at a time, the rest for programs) and %s of disk",
-        human_bytes(with_margin(programs + blocks)),
-        human_bytes(blocks),
+        human_bytes(needs.memory_bytes),
+        human_bytes(_ordering_bytes(trace, split, pinned, jobs)),
         f"{jobs} blocks" if jobs > 1 else "one block",
-        human_bytes(disk),
+        human_bytes(needs.disk_bytes),
     )
 
 
 def placement_bytes(trace: Trace) -> int:
     """Roughly the bytes of a placement for a trace."""
     return _PLACED_BYTES * sum(block.neurons for block in trace.info.blocks)
+
+
+def cluster_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None) -> Needs:
+    """What it takes to order the blocks of a trace; arguments as `tell_needs`."""
+    load_compiler()
+    programs = resident_bytes() + _KERNEL_BYTES
+    return Needs(
+        with_margin(programs + _ordering_bytes(trace, split, pinned, _jobs(trace, jobs))), placement_bytes(trace)
+    )
+
+
+def _jobs(trace: Trace, jobs: int | None) -> int:
+    return min(jobs or available_cpus(), len(trace.info.blocks))
+
+
+def _ordering_bytes(trace: Trace, split: TokenSplit, pinned: float, jobs: int) -> int:
+    """Bytes that ordering so many of the largest blocks at a time takes."""
+    return sum(heapq.nlargest(jobs, (block_bytes(trace, block, split, pinned) for block in trace.info.blocks)))
 
 
 def block_bytes(trace: Trace, block: TraceBlock, split: TokenSplit, pinned: float) -> int:

@@ -1,0 +1,104 @@
+"""What the stages of a build are going to take, as far as it is known before they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from neuralink_cli.activations.trace import Trace
+from neuralink_cli.architectures.blocks import FFNBlock
+from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.files.estimate import Estimate, Needs, Pass, estimate
+from neuralink_cli.layout.companions import companions_to_copy
+from neuralink_cli.layout.names import BUNDLED
+from neuralink_cli.layout.planning import check_options, plan_bundled
+from neuralink_cli.pipeline.inputs import ModelInput
+from neuralink_cli.pipeline.options import BuildOptions
+from neuralink_cli.placement.held_out import split_tokens
+from neuralink_cli.placement.placement import ORIGINAL, PlacementBlock
+from neuralink_cli.placement.preflight import cluster_needs
+
+
+def model_blocks(model: ModelInput, options: BuildOptions) -> tuple[FFNBlock, ...]:
+    """The FFN blocks of the model.
+
+    Raises:
+        InputError, UnsupportedError: As `find_blocks`.
+    """
+    with Checkpoint(model.directory, model.origin) as checkpoint:
+        return find_blocks(checkpoint, choose_architecture(describe(checkpoint), options.profile.architecture))
+
+
+def layout_needs(model: ModelInput, options: BuildOptions, output: Path) -> Estimate:
+    """What writing one layout takes: all orders take the same, so none has to be known.
+
+    Args:
+        output: The folder of the build; a sample is written beside it if the model is so large that it takes time.
+
+    Raises:
+        InputError, UnsupportedError, OptionError: The model cannot be laid out with these options.
+    """
+    relayout = options.relayout
+    check_options(relayout)
+    with Checkpoint(model.directory, model.origin) as checkpoint:
+        blocks = find_blocks(checkpoint, choose_architecture(describe(checkpoint), options.profile.architecture))
+        beside = sum(file.nbytes for file in companions_to_copy(checkpoint, all_files=relayout.all_files).companions)
+        weights = sum(file.size for file in checkpoint.files)
+        largest = max((block.neurons * block.bundle_bytes for block in blocks), default=0)
+        if relayout.layout == BUNDLED:
+            plan = plan_bundled(
+                checkpoint,
+                blocks,
+                {block.id: _unordered(block) for block in blocks},
+                resident=relayout.resident,
+                alignment=relayout.alignment,
+                weights=relayout.formats,
+                rounding=relayout.rounding,
+                dense_weights=relayout.dense_format,
+            )
+            weights = plan.file_bytes
+            largest = max(largest, *(block.bundles.bytes for block in plan.blocks))
+        return estimate([Pass(checkpoint.files, weights + beside, other_read=beside)], largest, output)
+
+
+def trace_needs(model: ModelInput, options: BuildOptions) -> tuple[int, int | None]:
+    """Bytes of memory, and at most so many of disk, that recording takes; None if the tokens have no limit.
+
+    Raises:
+        OptionError: The device or dtype is not available.
+    """
+    from neuralink_cli.activations.preflight import profile_needs
+    from neuralink_cli.models.hf_packages import require_hf_packages
+
+    require_hf_packages("torch", "transformers", "datasets")
+    return profile_needs(options.data, options.profile.execution, model.directory, model_blocks(model, options))
+
+
+def order_needs(trace: Path, options: BuildOptions) -> Needs:
+    """What ordering the blocks of a trace takes.
+
+    Raises:
+        InputError: The trace cannot be read.
+    """
+    cluster = options.cluster
+    with Trace(trace) as opened:
+        return cluster_needs(opened, split_tokens(opened, cluster.held_out), cluster.pin_hot, cluster.jobs)
+
+
+def _unordered(block: FFNBlock) -> PlacementBlock:
+    """A block in the order of the checkpoint, of which nothing is known."""
+    return PlacementBlock(
+        id=block.id,
+        neurons=block.neurons,
+        activation=block.activation,
+        threshold=0.0,
+        tokens=0,
+        order=ORIGINAL,
+        pinned=0,
+        bundle_bytes=block.bundle_bytes,
+        operation_in_bundles=1.0,
+        collapse_gap=0,
+        held_out=(),
+    )

@@ -1,0 +1,87 @@
+"""What a build can be told, and what it is told by names and files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from neuralink_cli.calibration.identity import identify_dataset
+from neuralink_cli.calibration.options import CalibrationOptions
+from neuralink_cli.devices.device import find_device
+from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.pipeline.build_file import parse_build
+from neuralink_cli.pipeline.options import BuildDevice, BuildOptions, build_device
+
+PROFILE = Path(__file__).parents[2] / "neuralink_cli/devices/profiles/ufs3.1.json"
+DATA = CalibrationOptions(("text.txt",))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\n", "summary.json", "Trace.safetensors", "a."])
+def test_a_device_needs_the_name_of_a_folder(name: str) -> None:
+    with pytest.raises(OptionError, match="cannot be the name of a device's folder"):
+        BuildDevice(name, find_device("nvme"))
+
+
+def test_devices_are_named_after_their_profiles(tmp_path: Path) -> None:
+    assert build_device("ufs4.0").name == "ufs4.0"
+    assert build_device("oneplus-15r:hot").name == "oneplus-15r-hot"
+    path = Path(shutil.copy(PROFILE, tmp_path / "my phone.json"))
+    assert build_device(str(path)).name == "my-phone"
+    assert build_device(str(path), "theirs").name == "theirs"
+
+
+def test_no_two_devices_share_a_folder() -> None:
+    with pytest.raises(OptionError, match="two devices have the name 'nvme'"):
+        BuildOptions(DATA, (build_device("nvme"), BuildDevice("NVMe", find_device("ufs4.0"))))
+    with pytest.raises(OptionError, match="no device"):
+        BuildOptions(DATA, ())
+
+
+def test_paths_of_a_build_file_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    for name in ("model", "text.txt"):
+        (folder / name).touch()
+    shutil.copy(PROFILE, folder / "phone.json")
+    # By chance there is one here, which is not meant.
+    (tmp_path / "other.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    document = {
+        "output": "out",
+        "model": {"path": "model"},
+        "profile": {"dataset": ["text.txt", "other.txt", "org/name:config@main"], "num-samples": 0},
+        "device": [{"device": "phone.json"}, {"device": "ufs4.0", "dram": "10%"}],
+    }
+    request = parse_build(document, "file", folder)
+    assert request.model == str(folder / "model")
+    assert request.output == folder / "out"
+    assert request.options.data.datasets == (
+        str(folder / "text.txt"),
+        str(folder / "other.txt"),
+        "org/name:config@main",
+    )
+    assert (request.options.data.num_samples, request.options.data.max_tokens) == (None, 131072)
+    assert [device.name for device in request.options.devices] == ["phone", "ufs4.0"]
+    assert [request.options.dram_of(device).fraction for device in request.options.devices] == [0.05, 0.1]
+
+
+def test_a_dataset_is_its_bytes_and_its_name(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("same")
+    assert identify_dataset(str(tmp_path / "one/a.txt")) == identify_dataset(str(tmp_path / "two/a.txt"))
+    before = identify_dataset(str(tmp_path / "one"))
+    (tmp_path / "one/a.txt").rename(tmp_path / "one/b.txt")
+    assert identify_dataset(str(tmp_path / "one")) != before
+    with pytest.raises(InputError, match="no such file"):
+        identify_dataset(str(tmp_path / "none.txt"))
+    with pytest.raises(InputError, match="no such file"):
+        identify_dataset("none.txt")
+
+
+def test_a_path_that_is_not_there_stays_a_path() -> None:
+    """It must not be looked for on the hub."""
+    document = {"model": {"path": "./gone"}, "profile": {"dataset": ["x"]}, "device": [{"device": "nvme"}]}
+    assert parse_build(document, "the command line", Path()).model == "./gone"
