@@ -1,0 +1,32 @@
+"""What ordering takes, by blocks at a time, tokens and neurons; the whole command is measured elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from neuralink_cli.activations.trace import Trace
+from neuralink_cli.placement.held_out import split_tokens
+from neuralink_cli.placement.preflight import block_bytes, cluster_needs, placement_bytes
+from tests.traces import write_clustered_trace, write_routed_trace
+
+
+def test_a_block_takes_its_vectors_and_what_is_made_of_them(tmp_path: Path) -> None:
+    write_clustered_trace(tmp_path / "t", blocks=2, neurons=96, tokens=(6400,))
+    with Trace(tmp_path / "t") as trace:
+        split = split_tokens(trace, 0.0)
+        block = trace.info.blocks[0]
+        vectors = 96 * 6400 // 8
+        found = block_bytes(trace, block, split, 0.0)
+        # The vectors, a shuffled and a padded copy of them, and 48 partners of 16 bytes a neuron.
+        assert found == 3 * vectors + 48 * 16 * 96
+        assert block_bytes(trace, block, split, 0.1) == found + vectors
+        one, two = (cluster_needs(trace, split, 0.0, jobs) for jobs in (1, 2))
+        assert found < two.memory_bytes - one.memory_bytes < 1.2 * found + (1 << 20)
+        assert one.disk_bytes == two.disk_bytes == placement_bytes(trace) == 12 * 2 * 96
+
+
+def test_an_expert_takes_the_tokens_routed_to_it(tmp_path: Path) -> None:
+    write_routed_trace(tmp_path / "t", neurons=64, tokens=12_800)
+    with Trace(tmp_path / "t") as trace:
+        split = split_tokens(trace, 0.0)
+        assert block_bytes(trace, trace.info.blocks[0], split, 0.0) == 3 * 64 * 6400 // 8 + 48 * 16 * 64
