@@ -296,7 +296,7 @@ def test_progress_adds_up(model: ModelFactory, request_: ProfileRequest) -> None
         yield advance
 
     summary = profile(replace(request_, model=model("llama"), active_ratio=0.3), progress)
-    written = summary.tokens * 2 * -(-NEURONS["llama"] // 8) + (4 + 16) * summary.sources[0].sequences
+    written = summary.tokens * 2 * -(-NEURONS["llama"] // 8) + (4 + 4 + 16) * summary.sources[0].sequences
     assert done["tokenizing"] == done["recording"] == totals["recording"] == summary.tokens
     assert done["calibrating thresholds"] == totals["calibrating thresholds"] == summary.tokens
     assert done["writing"] == totals["writing"] == written

@@ -45,7 +45,7 @@ def test_the_pipeline_without_torch(neuralink: Neuralink, tmp_path: Path, layout
         "weights": "source", "dense_weights": "source", "alignment": 4096, "blocks": 2,
         "neurons": 74, "weight_bytes": (layout / "model.flash.safetensors").stat().st_size,
         "total_bytes": written["total_bytes"], "peak_block_bytes": 37 * 3 * 20 * 4,
-        "companions": 2, "left_out": 0, "left_out_bytes": 0, "origin": None,
+        "companions": 2, "left_out": 0, "left_out_bytes": 0, "origin": None, "gate_recall": None,
         "coverage": {"ffn_bytes": 2 * 3 * 37 * 20 * 4, "covered_bytes": 2 * 3 * 37 * 20 * 4, "left_alone": []},
     }  # fmt: skip
     small = sum((layout / name).stat().st_size for name in ("config.json", "tokenizer.json"))

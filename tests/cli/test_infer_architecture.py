@@ -65,8 +65,6 @@ def with_experts(*more: str, dense: int = 0, experts: int = 4) -> tuple[str, ...
 KINDS = {
     "olmo2": Kind(USUAL, "gate up down"),
     "gpt_bigcode": Kind(GPT, "up down"),
-    # Its attention is cut into four.
-    "codegen": Kind({**GPT, "n_head": 4, "rotary_dim": 4}, "up down"),
     "xglm": Kind(XGLM, "up down"),
     "glm": Kind({**USUAL, "head_dim": 8}, "gate up down"),
     "dots1": Kind(

@@ -145,7 +145,7 @@ def test_completion_for_the_shell_is_there() -> None:
     assert script.returncode == 0
     assert "_neuralink_completion" in script.stdout
     words = {"_NEURALINK_COMPLETE": "bash_complete", "COMP_WORDS": "neuralink re", "COMP_CWORD": "1"}
-    assert start(env=words).stdout.split() == ["plain,relayout", "plain,restore"]
+    assert start(env=words).stdout.split() == ["plain,relayout", "plain,restore", "plain,report"]
 
 
 def test_an_internal_error_is_one_line_that_asks_for_a_report() -> None:

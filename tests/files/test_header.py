@@ -279,7 +279,7 @@ def mutated_bytes(draw: st.DrawFn) -> tuple[bytes, int]:
 
 
 @given(st.one_of(mutated_documents(), mutated_bytes()))
-@settings(max_examples=600)
+@settings(max_examples=250)
 def test_agrees_with_the_reference_reader(header: tuple[bytes, int]) -> None:
     raw, data_bytes = header
     try:
