@@ -151,7 +151,7 @@ def gain_by_dataset(measured: Measurements) -> Figure:
     axes.barh(places, values, height=0.55, color=LIGHT["stored"], alpha=0.55)
     axes.errorbar(values, places, xerr=ends, fmt="none", ecolor=LIGHT["ink"], elinewidth=1.4, capsize=3)
     for place, (_, gain) in zip(places, gains, strict=True):
-        axes.annotate(f"{gain.value:.2f}", (gain.high, place), (5, 0), textcoords="offset points", va="center")
+        axes.annotate(f"{gain.value:.2f}", (gain.high, float(place)), (5, 0), textcoords="offset points", va="center")
     axes.axvline(1, color=LIGHT["ink"], linewidth=0.8)
     axes.set_xlim(0, 1.18 * max(1.0, max(gain.high for _, gain in gains)))
     axes.set_yticks(places, [name for name, _ in gains])
