@@ -29,9 +29,9 @@ CANDIDATES = {
 }
 
 # What numba compiles are numbers: of the formats, of the dtypes, and of what is wrong with a block.
-FORMAT_NUMBERS = {**{name: number for number, name in enumerate(CANDIDATES)}, "mxfp4": len(CANDIDATES)}
+FORMAT_NUMBERS = {name: number for number, name in enumerate(CANDIDATES)}
 DTYPE_NUMBERS = {"F32": 0, "F16": 1, "BF16": 2}
-_Q8_0, _Q4_0, _IQ4_NL, _MXFP4 = range(4)
+_Q8_0, _Q4_0, _IQ4_NL = range(3)
 _F32, _F16, _BF16 = range(3)
 NOT_FINITE, _TOO_LARGE = range(2)
 
@@ -40,8 +40,6 @@ _LANES = 128
 _TILE = 256
 
 _LEVELS = np.array(IQ4_NL_LEVELS, np.float32)
-# Twice the numbers of MXFP4, as ggml has them: without a negative zero.
-_MXFP4_DOUBLES = np.array((0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12), np.float32)
 _STEPS = _LEVELS[1:] - _LEVELS[:-1]
 _MIDDLES = (_LEVELS[1:] + _LEVELS[:-1]) / np.float32(2.0)
 _RATIOS = np.array(list(CANDIDATES.values()), np.float32)
@@ -430,9 +428,6 @@ def _step(i: int, value: Any) -> Any:
 @kernel
 def dequantise_blocks(data: Any, number: int, values: Any) -> None:
     """Decode blocks, uint8, to float32, 32 for each: scale times level, exactly rounded."""
-    if number == _MXFP4:
-        _dequantise_mxfp4(data, values)
-        return
     block_bytes = 34 if number == _Q8_0 else 18
     for block in range(values.size // BLOCK_WEIGHTS):
         first, last = np.uintp(block * block_bytes), np.uintp(block * BLOCK_WEIGHTS)
@@ -452,52 +447,3 @@ def dequantise_blocks(data: Any, number: int, values: Any) -> None:
             else:
                 values[last + j] = scale * _LEVELS[low]
                 values[last + np.uintp(16) + j] = scale * _LEVELS[high]
-
-
-@kernel
-def _dequantise_mxfp4(data: Any, values: Any) -> None:
-    for block in range(values.size // BLOCK_WEIGHTS):
-        first, last = np.uintp(block * 17), np.uintp(block * BLOCK_WEIGHTS)
-        exponent = np.uint32(data[first])
-        # Half of 2**(exponent - 127): below the smallest normal float32 for the two smallest.
-        low, normal = (
-            np.uint32(0x200000 if exponent == 0 else 0x400000),
-            np.uint32(np.uint32(exponent - 1) << np.uint32(23)),
-        )
-        half = np.uint32(low if exponent < 2 else normal).view(np.float32)
-        for j in range(np.uintp(BLOCK_WEIGHTS // 2)):
-            code = data[first + np.uintp(1) + j]
-            values[last + j] = half * _MXFP4_DOUBLES[code & np.uint8(15)]
-            values[last + np.uintp(16) + j] = half * _MXFP4_DOUBLES[code >> np.uint8(4)]
-
-
-@kernel
-def carry_mxfp4(
-    source: Any, pitch: int, line: int, exponents: Any, column: int, blocks: int, target: Any, place: Any
-) -> int:
-    """Move rows of MXFP4, with their neighbours in pairs, to blocks of ggml's, with weights 16 apart in a byte.
-
-    Args:
-        source: uint8, the codes from the first of the lines on, `pitch` bytes from one to the next.
-        line: The row of `exponents`, uint8 `[rows, columns / 32]`, that belongs to the first line; the first of its
-            `blocks` blocks is in column `column`.
-        target: uint8, the bundles.
-        place: Bytes of a bundle, where in it to write, int32 slots of the neurons, and the first neuron's number.
-
-    Returns:
-        -1, or the first block without a scale: (neuron << 32 | block) * 2.
-    """
-    stride, offset, slots, neuron = place
-    for i in range(slots.size):
-        for block in range(blocks):
-            at, to = np.uintp(i * pitch + block * 16), np.uintp(slots[i] * stride + offset + block * 17)
-            exponent = exponents[line + i, column + block]
-            if exponent == 255:
-                return _index(neuron + i, block, NOT_FINITE)
-            target[to] = exponent
-            for j in range(np.uintp(8)):
-                low, high = source[at + j], source[at + np.uintp(8) + j]
-                even, odd = to + np.uintp(1) + np.uintp(2) * j, to + np.uintp(2) + np.uintp(2) * j
-                target[even] = np.uint8((low & np.uint8(15)) | np.uint8((high & np.uint8(15)) << np.uint8(4)))
-                target[odd] = np.uint8((low >> np.uint8(4)) | np.uint8(high & np.uint8(240)))
-    return -1

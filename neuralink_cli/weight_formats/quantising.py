@@ -21,7 +21,16 @@ from neuralink_cli.weight_formats.block_kernels import (
     gather_columns,
     gather_rows,
 )
-from neuralink_cli.weight_formats.formats import BLOCK_WEIGHTS, IQ4_NL, NEAREST, ROUNDING_FORMATS, SEARCH, BlockFormat
+from neuralink_cli.weight_formats.formats import (
+    BLOCK_WEIGHTS,
+    IQ4_NL,
+    MXFP4,
+    NEAREST,
+    ROUNDING_FORMATS,
+    SEARCH,
+    BlockFormat,
+)
+from neuralink_cli.weight_formats.mxfp4_kernels import dequantise_mxfp4
 
 Values = npt.NDArray[np.float32]
 
@@ -160,5 +169,9 @@ def dequantise(rows: Bytes, weight_format: BlockFormat) -> Values:
     count, nbytes = rows.shape
     blocks = nbytes // weight_format.block_bytes
     values = np.empty((count, blocks * BLOCK_WEIGHTS), np.float32)
-    dequantise_blocks(np.ascontiguousarray(rows).reshape(-1), FORMAT_NUMBERS[weight_format.name], values.reshape(-1))
+    blocks, flat = np.ascontiguousarray(rows).reshape(-1), values.reshape(-1)
+    if weight_format == MXFP4:
+        dequantise_mxfp4(blocks, flat)
+    else:
+        dequantise_blocks(blocks, FORMAT_NUMBERS[weight_format.name], flat)
     return values

@@ -16,7 +16,7 @@ from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor
 from neuralink_cli.kernels import kernel
-from neuralink_cli.weight_formats.block_kernels import carry_mxfp4
+from neuralink_cli.weight_formats.mxfp4_kernels import carry_mxfp4
 from neuralink_cli.weight_formats.quantising import BadBlock, as_float32
 
 Values = npt.NDArray[np.float32]
@@ -142,7 +142,7 @@ def carry_quantised(
     some = slots[first : first + region.lines]
     pitch, blocks = region.pitch // 2, region.line_bytes // 32
     bad = carry_mxfp4(lines, pitch, row, scales.exponents, column // 32, blocks, bundles, (stride, offset, some, first))
-    return None if bad < 0 else BadBlock(bad >> 33, (bad >> 1 & 0xFFFFFFFF) * 32, finite=False)
+    return None if bad < 0 else BadBlock(bad >> 32, (bad & 0xFFFFFFFF) * 32, finite=False)
 
 
 @kernel

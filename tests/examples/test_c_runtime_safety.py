@@ -29,6 +29,25 @@ def answers(text: str, kind: str) -> list[dict[str, Any]]:
     return [json.loads(rest) for word, _, rest in lines if word == kind]
 
 
+def answer_after_a_cut(command: list[str], layout: Path, first: str, requests: str) -> str:
+    """What the program answers to requests after one that worked, when the file has been cut in between."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(first + "\n")
+            process.stdin.flush()
+            while not (line := process.stdout.readline()).startswith(("figures ", "logits ")):
+                assert line
+            with (layout / FLASH).open("r+b") as file:
+                file.truncate(1_000_000)
+            answer, _ = process.communicate(requests, timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    return answer
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A layout of some 17 MB of bundles, all of which fire now and then."""
@@ -124,20 +143,7 @@ def test_weights_that_cannot_be_read_anew_are_an_error(
         "--json",
         str(layout),
     ]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(first_request + "\n")
-            process.stdin.flush()
-            while not (line := process.stdout.readline()).startswith(("figures ", "logits ")):
-                assert line
-            with (layout / FLASH).open("r+b") as file:
-                file.truncate(1_000_000)
-            answer, _ = process.communicate("generate 30 4 5 6\ngenerate 3 4 5 6\n", timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 1
+    answer = answer_after_a_cut(command, layout, first_request, "generate 30 4 5 6\ngenerate 3 4 5 6\n")
     assert answer.count("error 4 ") == 2
 
 
@@ -195,20 +201,7 @@ def test_what_does_not_fit_is_refused_by_name(c_runtime: CRuntime, tiny_relu: Pa
 def test_a_file_that_is_cut_while_it_is_open_is_an_error(c_runtime: CRuntime, large: Path, tmp_path: Path) -> None:
     layout = Path(shutil.copytree(large, tmp_path / "layout"))
     command = [str(c_runtime.checked / "flash_run"), "--dram", "0%", "--json", str(layout)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write("generate 1 1 2 3\n")
-            process.stdin.flush()
-            while not (line := process.stdout.readline()).startswith("figures "):
-                assert line
-            with (layout / FLASH).open("r+b") as file:
-                file.truncate(1_000_000)
-            answer, _ = process.communicate("generate 3 4 5 6\ngenerate 3 4 5 6\n", timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 1
+    answer = answer_after_a_cut(command, layout, "generate 1 1 2 3", "generate 3 4 5 6\ngenerate 3 4 5 6\n")
     assert answer.count("error 4 the file ended while it was being read") == 2
 
 

@@ -9,7 +9,7 @@ import pytest
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.devices.ratio import bootstrap_ratios
 from neuralink_cli.errors import InputError, MismatchError, OptionError
-from neuralink_cli.inspection.diff import diff
+from neuralink_cli.inspection.diff import DiffReport, diff
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.placement import Placement
 from tests.layouts import LayoutFactory
@@ -79,8 +79,8 @@ def test_what_differs_is_named_and_nothing_else(tmp_path: Path) -> None:
     assert 0 < (report.neighbours_kept or 0) < 1
 
 
-def same_ids(report: object) -> list[str]:
-    return [block.id for block in report.blocks]  # type: ignore[attr-defined]
+def same_ids(report: DiffReport) -> list[str]:
+    return [block.id for block in report.blocks]
 
 
 def test_kinds_of_layouts_are_compared_by_what_both_say(layouts: LayoutFactory) -> None:
