@@ -10,8 +10,11 @@ void nl_sequence_carve(NlSequence *sequence, NlArena *arena, const NlShape *shap
     uint64_t wide = shape->heads * shape->head_size, half = shape->head_size / 2;
     uint64_t cached = shape->layers * sequence->context * shape->kv_heads * shape->head_size;
     sequence->width = shape->kv_heads * shape->head_size;
-    sequence->keys = nl_carve(arena, NL_SEQUENCE, cached * sizeof(float));
-    sequence->values = nl_carve(arena, NL_SEQUENCE, cached * sizeof(float));
+    sequence->value_bytes = sequence->kind == NL_F16 ? sizeof(uint16_t) : sizeof(float);
+    sequence->keys = nl_carve(arena, NL_SEQUENCE, cached * sequence->value_bytes);
+    sequence->values = nl_carve(arena, NL_SEQUENCE, cached * sequence->value_bytes);
+    sequence->new_keys = nl_carve(arena, NL_WORKING, batch * sequence->width * sizeof(float));
+    sequence->new_values = nl_carve(arena, NL_WORKING, batch * sequence->width * sizeof(float));
     sequence->queries = nl_carve(arena, NL_WORKING, batch * wide * sizeof(float));
     sequence->mixed = nl_carve(arena, NL_WORKING, batch * wide * sizeof(float));
     sequence->cosines = nl_carve(arena, NL_WORKING, batch * half * sizeof(float));
@@ -70,25 +73,27 @@ typedef struct {
     const NlSequence *sequence;
     const NlShape *shape;
     const NlKernels *kernels;
-    const float *keys, *values; /* of the layer */
+    const unsigned char *keys, *values; /* of the layer */
     uint64_t length, tokens, window;
 } Attend;
 
 /* One head of one token at position `last`. */
 static void attend_head(const Attend *job, uint64_t head, uint64_t last, const float *query, float *scores, float *out) {
     const NlShape *shape = job->shape;
-    const uint64_t size = shape->head_size, width = job->sequence->width;
+    const uint64_t size = shape->head_size, each = job->sequence->value_bytes, width = job->sequence->width * each;
+    const NlDot dot = job->kernels->dot[job->sequence->kind];
+    const NlAdd add = job->kernels->add[job->sequence->kind];
     const uint64_t first = job->window && last + 1 > job->window ? last + 1 - job->window : 0;
-    const uint64_t begin = head / (shape->heads / shape->kv_heads) * size;
+    const uint64_t begin = head / (shape->heads / shape->kv_heads) * size * each;
     float scale = 1 / sqrtf((float)size), most = -INFINITY, sum = 0;
     for (uint64_t p = first; p <= last; p++) {
-        scores[p] = scale * job->kernels->dot[NL_F32]((const unsigned char *)(job->keys + p * width + begin), size, query);
+        scores[p] = scale * dot(job->keys + p * width + begin, size, query);
         if (scores[p] > most) most = scores[p];
     }
     for (uint64_t p = first; p <= last; p++) sum += scores[p] = expf(scores[p] - most);
     memset(out, 0, size * sizeof *out);
     for (uint64_t p = first; p <= last; p++)
-        job->kernels->add[NL_F32]((const unsigned char *)(job->values + p * width + begin), size, scores[p] / sum, out);
+        add(job->values + p * width + begin, size, scores[p] / sum, out);
 }
 
 static void attend_part(void *argument, unsigned thread, unsigned part, unsigned parts) {
@@ -101,25 +106,41 @@ static void attend_part(void *argument, unsigned thread, unsigned part, unsigned
                     job->sequence->scores + thread * job->sequence->context, job->sequence->mixed + k * size);
 }
 
+static void store(const NlSequence *sequence, const float *from, uint64_t count, unsigned char *to) {
+    if (sequence->kind == NL_F32) {
+        memcpy(to, from, count * sizeof *from);
+        return;
+    }
+    for (uint64_t k = 0; k < count; k++) {
+        uint16_t half = nl_narrow_f16(from[k]);
+        to[2 * k] = (unsigned char)half;
+        to[2 * k + 1] = (unsigned char)(half >> 8);
+    }
+}
+
 void nl_attend(NlSequence *sequence, const NlShape *shape, const NlAttention *weights, uint64_t layer,
                const NlCompute *compute, uint64_t length, uint64_t tokens, const float *in, float *out) {
     const uint64_t wide = shape->heads * shape->head_size, narrow = sequence->width;
-    float *keys = sequence->keys + layer * sequence->context * narrow, *new_keys = keys + length * narrow;
-    float *values = sequence->values + layer * sequence->context * narrow;
+    const uint64_t row = narrow * sequence->value_bytes;
+    unsigned char *keys = sequence->keys + layer * sequence->context * row;
+    unsigned char *values = sequence->values + layer * sequence->context * row;
     Attend job = {sequence, shape, compute->kernels, keys, values, length, tokens, 0};
     if (shape->window && layer >= shape->first_windowed) job.window = shape->window;
     nl_linear(compute, &weights->queries, weights->query_bias.data, in, tokens, sequence->queries, wide);
-    nl_linear(compute, &weights->keys, weights->key_bias.data, in, tokens, new_keys, narrow);
-    nl_linear(compute, &weights->values, weights->value_bias.data, in, tokens, values + length * narrow, narrow);
+    nl_linear(compute, &weights->keys, weights->key_bias.data, in, tokens, sequence->new_keys, narrow);
+    nl_linear(compute, &weights->values, weights->value_bias.data, in, tokens, sequence->new_values, narrow);
     if (weights->of_queries.norm.data) {
         nl_norm(&weights->of_queries, 0, shape->epsilon, sequence->queries, tokens * shape->heads, shape->head_size,
                 sequence->queries);
-        nl_norm(&weights->of_keys, 0, shape->epsilon, new_keys, tokens * shape->kv_heads, shape->head_size, new_keys);
+        nl_norm(&weights->of_keys, 0, shape->epsilon, sequence->new_keys, tokens * shape->kv_heads, shape->head_size,
+                sequence->new_keys);
     }
     if (shape->family != NL_OPT) {
         turn(sequence, shape, sequence->queries, shape->heads, tokens);
-        turn(sequence, shape, new_keys, shape->kv_heads, tokens);
+        turn(sequence, shape, sequence->new_keys, shape->kv_heads, tokens);
     }
+    store(sequence, sequence->new_keys, tokens * narrow, keys + length * row);
+    store(sequence, sequence->new_values, tokens * narrow, values + length * row);
     if (tokens * (length + tokens) * wide < WORTH_SHARING) attend_part(&job, 0, 0, 1);
     else nl_workers_do(compute->workers, attend_part, &job);
     nl_linear(compute, &weights->output, weights->output_bias.data, sequence->mixed, tokens, out, shape->hidden);

@@ -4,9 +4,12 @@
 
 #include "linear.h"
 
-/* Keys and values of a sequence, `[layers, context, width]` each, and room for a batch. */
+/* Keys and values of a sequence, `[layers, context, width]` each in float32 or float16, and room for a batch. */
 typedef struct {
-    float *keys, *values;
+    int kind; /* of kernels.h */
+    uint64_t value_bytes;
+    unsigned char *keys, *values;
+    float *new_keys, *new_values; /* [tokens, width], before they are stored */
     uint64_t context, width;
     float *queries, *mixed;    /* [tokens, heads * head size] */
     float *cosines, *sines;    /* [tokens, head size / 2], of the batch's positions */

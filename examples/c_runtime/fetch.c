@@ -15,11 +15,12 @@ double nl_now(void) {
 
 uint64_t nl_fetch_least(uint64_t stride) { return (stride + NL_PAGE - 1) / NL_PAGE * NL_PAGE + 2 * NL_PAGE; }
 
-void nl_fetch_carve(NlFetch *fetch, NlArena *arena, uint64_t neurons) {
-    fetch->memory = nl_carve(arena, NL_WORKING, fetch->buffers * fetch->buffer_bytes);
-    fetch->requests = nl_carve(arena, NL_WORKING, fetch->buffers * sizeof *fetch->requests);
-    fetch->idle = nl_carve(arena, NL_WORKING, fetch->buffers * sizeof *fetch->idle);
-    fetch->ready = nl_carve(arena, NL_WORKING, fetch->buffers * sizeof *fetch->ready);
+void nl_fetch_carve(NlFetch *fetch, NlArena *arena, uint64_t neurons, uint64_t pages) {
+    const uint64_t requests = 2 * (uint64_t)fetch->depth;
+    nl_room_carve(&fetch->room, arena, pages);
+    fetch->requests = nl_carve(arena, NL_WORKING, requests * sizeof *fetch->requests);
+    fetch->idle = nl_carve(arena, NL_WORKING, requests * sizeof *fetch->idle);
+    fetch->ready = nl_carve(arena, NL_WORKING, requests * sizeof *fetch->ready);
     fetch->items = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->items);
     fetch->planned = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->planned);
     fetch->rows = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->rows);
@@ -28,6 +29,12 @@ void nl_fetch_carve(NlFetch *fetch, NlArena *arena, uint64_t neurons) {
     fetch->read_rows = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->read_rows);
     fetch->begins = nl_carve(arena, NL_WORKING, neurons * sizeof *fetch->begins);
     fetch->wanted = nl_carve(arena, NL_WORKING, neurons);
+}
+
+void nl_fetch_reset(NlFetch *fetch) {
+    fetch->idle_count = 2 * fetch->depth;
+    for (unsigned k = 0; k < fetch->idle_count; k++) fetch->idle[k] = &fetch->requests[k];
+    memset(fetch->room.taken, 0, fetch->room.pages);
 }
 
 /* The reads of one call. */
@@ -52,6 +59,7 @@ static int start(Call *call) {
         request->offset = offset - lead;
         request->needed = lead + (uint64_t)read->count * block->stride;
         request->bytes = (request->needed + fetch->unit - 1) / fetch->unit * fetch->unit;
+        if (!(request->buffer = nl_room_take(&fetch->room, request->bytes))) break;
         request->number = (uint32_t)call->started;
         nl_reads_add(fetch->reads, request);
         fetch->counters.reads++;
@@ -84,7 +92,7 @@ static int collect(Call *call, int wait) {
     return call->error->code != NL_OK ? -1 : start(call);
 }
 
-/* Uses the bundles that have arrived, keeps those that the cache takes, and gives the buffers back. */
+/* Uses the bundles that have arrived, keeps those that the cache takes, and gives their memory back. */
 static void use_ready(Call *call, NlUse use, void *context) {
     NlFetch *fetch = call->fetch;
     const uint64_t stride = call->store->block->stride;
@@ -104,17 +112,11 @@ static void use_ready(Call *call, NlUse use, void *context) {
         const unsigned char *from = (unsigned char *)request->buffer + request->needed - (uint64_t)read->count * stride;
         for (int32_t j = 0; j < read->count; j++, from += stride)
             if (rows[j] >= 0) memcpy(call->store->pool + (uint64_t)rows[j] * stride, from, (size_t)stride);
+        nl_room_give(&fetch->room, request->buffer, request->bytes);
         fetch->idle[fetch->idle_count++] = request;
         call->done++;
     }
     call->ready = 0;
-}
-
-/* After an error: waits for what is under way, whose buffers nobody may use before, and takes all buffers back. */
-static void drain(NlFetch *fetch) {
-    nl_reads_drain(fetch->reads);
-    for (unsigned k = 0; k < fetch->buffers; k++) fetch->idle[k] = &fetch->requests[k];
-    fetch->idle_count = fetch->buffers;
 }
 
 static int run(Call *call, const int32_t *slots, size_t count, size_t missing, NlUse use, void *context) {
@@ -123,7 +125,7 @@ static int run(Call *call, const int32_t *slots, size_t count, size_t missing, N
     const uint64_t stride = store->block->stride;
     size_t covered = 0, next = 0, items = 0;
     call->planned = nl_plan_reads(fetch->missing, missing, store->block->gap,
-                                  (int32_t)((fetch->buffer_bytes - 2 * NL_PAGE) / stride), fetch->planned);
+                                  (int32_t)((fetch->longest - 2 * NL_PAGE) / stride), fetch->planned);
     for (size_t k = 0; k < call->planned; k++) {
         const NlRead *read = &fetch->planned[k];
         fetch->begins[k] = (int32_t)covered;
@@ -163,6 +165,7 @@ int nl_fetch(NlFetch *fetch, NlStore *store, const int32_t *slots, size_t count,
     fetch->counters.hits += count - missing;
     fetch->counters.bytes_useful += missing * store->block->stride;
     if (run(&call, slots, count, missing, use, context) == 0) return 0;
-    drain(fetch);
+    nl_reads_drain(fetch->reads); /* nobody may use their memory before */
+    nl_fetch_reset(fetch);
     return -1;
 }

@@ -10,6 +10,7 @@
 #include "index.h"
 #include "planning.h"
 #include "reads.h"
+#include "room.h"
 
 /* The bundles of a block that are in memory. */
 typedef struct {
@@ -26,25 +27,28 @@ typedef struct {
 /* Uses some bundles, which are there until it returns. */
 typedef void (*NlUse)(void *context, const NlItem *items, size_t count);
 
-/* What all blocks share. Buffers are twice as many as reads in flight, so that some fill while others are used. */
+/* What all blocks share. Requests are twice as many as reads in flight, so that some are read while others are used. */
 typedef struct {
     NlReads *reads;
-    unsigned depth, buffers;
-    uint64_t buffer_bytes, unit; /* offsets and sizes of reads are multiples of `unit` */
-    unsigned char *memory;
+    unsigned depth, idle_count;
+    uint64_t longest, unit; /* bytes of a read at most; offsets and sizes are multiples of `unit` */
+    NlRoom room;
     NlRequest *requests, **idle, **ready;
     NlItem *items;
     NlRead *planned;
     int32_t *rows, *missing, *read_slots, *read_rows, *begins;
     uint8_t *wanted;
-    unsigned idle_count;
     NlCounters counters;
 } NlFetch;
 
-/* Gives it memory from an arena, for blocks of at most `neurons` neurons; `buffers` and `buffer_bytes` are set. */
-void nl_fetch_carve(NlFetch *fetch, NlArena *arena, uint64_t neurons);
+/* Gives it memory from an arena, for blocks of at most `neurons` neurons, with so many pages for
+ * reads; `depth` and `longest` are set, and the pages have room for the longest. */
+void nl_fetch_carve(NlFetch *fetch, NlArena *arena, uint64_t neurons, uint64_t pages);
 
-/* Bytes that a buffer needs for one bundle, wherever it lies. */
+/* Makes it as if nothing had been read; once before the first fetch. */
+void nl_fetch_reset(NlFetch *fetch);
+
+/* Bytes of a read of one bundle, wherever it lies. */
 uint64_t nl_fetch_least(uint64_t stride);
 
 /* Fetches the bundles in `slots`, ascending, and calls `use` with all of them in groups. After an error the cache may

@@ -12,9 +12,9 @@
 #include <unistd.h>
 
 static char *join(const char *directory, const char *name) {
-    size_t length = strlen(directory) + strlen(name) + 2;
+    size_t length = (directory ? strlen(directory) : 0) + strlen(name) + 2;
     char *path = malloc(length);
-    if (path) snprintf(path, length, "%s/%s", directory, name);
+    if (path) snprintf(path, length, "%s%s%s", directory ? directory : "", directory ? "/" : "", name);
     return path;
 }
 

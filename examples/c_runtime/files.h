@@ -6,6 +6,8 @@
 
 #include "json.h"
 
+/* Without a directory (NULL), a name is a path. */
+
 /* Opens DIRECTORY/NAME for reading, with more `flags` of open(2), and gives its size; -1 on failure. */
 int nl_open_file(const char *directory, const char *name, int flags, uint64_t *bytes, NlError *error);
 

@@ -24,11 +24,12 @@
 #include "neuralink.h"
 
 #define MOST_STOPS 64
+#define PROBE_SECONDS 1.0
 
 typedef struct {
     NlOptions options;
     NlSampling sampling;
-    const char *directory;
+    const char *directory, *probe; /* the layout; the name of the device to measure */
     uint32_t stops[MOST_STOPS], stop_count;
     int json, only_plan;
 } Settings;
@@ -117,9 +118,15 @@ static int parse_value(const char *name, char *value, Settings *settings) {
     if (!strcmp(name, "--top-p")) return parse_real(value, 1e-9f, 1, &settings->sampling.top_p);
     if (!strcmp(name, "--stop")) return parse_stops(value, settings);
     if (!strcmp(name, "--kernels")) return options->kernels = value, 0;
+    if (!strcmp(name, "--device")) return options->device = value, 0;
+    if (!strcmp(name, "--probe")) return settings->probe = value, 0;
     if (!strcmp(name, "--cache")) {
         options->plain_cache = !strcmp(value, "s3fifo");
         return options->plain_cache || !strcmp(value, "linked-s3fifo") ? 0 : -1;
+    }
+    if (!strcmp(name, "--keys-values")) {
+        options->half_sequence = !strcmp(value, "f16");
+        return options->half_sequence || !strcmp(value, "f32") ? 0 : -1;
     }
     if (!strcmp(name, "--reads")) {
         options->reads = !strcmp(value, "io_uring") ? 1 : 2;
@@ -347,6 +354,20 @@ static int serve(NlModel *model, Settings *settings) {
     return failed || ferror(stdout);
 }
 
+/* Measures the storage, and prints a profile of it. */
+static int measure(const Settings *settings) {
+    NlError error = {NL_OK, ""};
+    NlProbe probe;
+    char text[2000];
+    if (nl_probe(settings->directory, &settings->options, PROBE_SECONDS, &probe, &error) != 0 ||
+        nl_probe_profile(&probe, settings->probe, text, sizeof text, &error) != 0) {
+        fprintf(stderr, "flash_run: %s\n", error.text);
+        return 1;
+    }
+    if (!probe.direct) fputs("flash_run: reads went through the page cache: this is no figure of the storage\n", stderr);
+    return fputs(text, stdout) < 0 || fflush(stdout) != 0;
+}
+
 int main(int argc, char **argv) {
     NlError error = {NL_OK, ""};
     NlMemory memory;
@@ -356,11 +377,13 @@ int main(int argc, char **argv) {
     if (parse(argc, argv, &settings) != 0) {
         fputs("usage: flash_run [--dram SIZE|PERCENT] [--context N] [--batch N] [--threads N] [--queue-depth N]\n"
               "                 [--direct | --no-direct] [--reads io_uring|threads] [--cache linked-s3fifo|s3fifo]\n"
-              "                 [--map-dense] [--kernels scalar|avx2|neon] [--temperature T] [--top-k N] [--top-p P]\n"
-              "                 [--seed N] [--stop TOKEN,...] [--plan] [--json] DIRECTORY < REQUESTS\n",
+              "                 [--map-dense] [--keys-values f32|f16] [--kernels scalar|avx2|neon] [--temperature T] [--top-k N] [--top-p P]\n"
+              "                 [--seed N] [--stop TOKEN,...] [--device FILE] [--plan] [--json] DIRECTORY < REQUESTS\n"
+              "       flash_run --probe NAME [--queue-depth N] [--reads io_uring|threads] DIRECTORY > NAME.json\n",
               stderr);
         return 2;
     }
+    if (settings.probe) return measure(&settings);
     if (settings.only_plan) {
         failed = nl_plan(settings.directory, &settings.options, &memory, &error);
         if (memory.least) print_memory(&settings, &memory);

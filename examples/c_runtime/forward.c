@@ -127,8 +127,8 @@ void nl_facts(const NlModel *model, NlFacts *facts) {
     facts->type = model->shape.type;
     facts->kernels = model->compute.kernels->name;
     facts->reads = nl_reads_name(model->fetch.reads);
-    facts->direct = model->direct;
-    facts->note = model->note;
+    facts->direct = model->source.direct;
+    facts->note = model->source.note;
     facts->layers = (uint32_t)model->shape.layers;
     facts->hidden = (uint32_t)model->shape.hidden;
     facts->vocabulary = (uint32_t)model->vocabulary;

@@ -8,13 +8,17 @@
 /* What a thread touches of its stack, and the rings of io_uring. */
 #define THREAD_BYTES (24u << 10)
 #define READING_BYTES (256u << 10)
-#define USUAL_BUFFER (64u << 10)
-#define FEWEST_BUFFERS 4u
+/* Room for reads of bundles: enough of them to keep a device busy, or a few of the shortest where memory is scarce. */
+#define USUAL_ROOM (UINT64_C(4) << 20)
+#define FEWEST_READS 4u
+#define LONGEST_READ (UINT64_C(256) << 10)
 #define STEPS (UINT64_C(1) << 24)
 #define STREAM_BUFFER (UINT64_C(1) << 20)
-/* Where weights do not fit, this much of the memory is left to caches and batches, or caches of this share if less. */
-#define KEPT_FREE 8
-#define KEPT_CACHED 20
+/* Where weights do not fit, this part of the memory is left to batches and caches: a byte of a weight is read for every
+ * token, one of a bundle only when its neuron fires. */
+#define KEPT_FREE 32
+/* And of each kind of buffer this part at most. */
+#define SCARCE 64
 
 /* What reading weights anew takes, if any do not fit. */
 static void carve_stream(NlModel *model, NlArena *arena) {
@@ -35,7 +39,7 @@ static void carve_stream(NlModel *model, NlArena *arena) {
     model->stream_memory = nl_carve(arena, NL_WORKING, NL_STREAM_BUFFERS * model->stream_bytes);
 }
 
-void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch) {
+void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch, uint64_t pages) {
     const NlShape *shape = &model->shape;
     uint64_t most = 0, wide = shape->heads * shape->head_size, threads = model->compute.threads;
     uint64_t size = batch * shape->hidden * sizeof(float);
@@ -43,7 +47,7 @@ void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch) {
         if (model->weights.ffn[k].block.neurons > most) most = model->weights.ffn[k].block.neurons;
     nl_weights_carve(&model->weights, arena);
     nl_sequence_carve(&model->sequence, arena, shape, batch, model->compute.threads);
-    nl_fetch_carve(&model->fetch, arena, most);
+    nl_fetch_carve(&model->fetch, arena, most, pages);
     model->compute.widest = wide > shape->hidden ? wide : shape->hidden;
     if (shape->embedded > model->compute.widest) model->compute.widest = shape->embedded;
     model->compute.scratch = nl_carve(arena, NL_WORKING, 2 * threads * model->compute.widest * sizeof(float));
@@ -66,12 +70,11 @@ void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch) {
     model->candidates = nl_carve(arena, NL_WORKING, model->vocabulary * sizeof(NlCandidate));
 }
 
-/* What everything but the caches takes with a batch and a number of buffers. */
-static NlArena count(NlModel *model, uint64_t batch, unsigned buffers) {
+/* What everything but the caches takes with a batch and so many pages for reads. */
+static NlArena count(NlModel *model, uint64_t batch, uint64_t pages) {
     NlArena arena;
     memset(&arena, 0, sizeof arena);
-    model->fetch.buffers = buffers;
-    nl_model_carve(model, &arena, batch);
+    nl_model_carve(model, &arena, batch, pages);
     return arena;
 }
 
@@ -142,16 +145,16 @@ static int settle(NlModel *model, NlError *error) {
 
 /* Decides which weights are read anew for every token, so that the others and something of caches fit: none, if they all
  * do. Fills in the least that would do. */
-static void stream(NlModel *model, uint64_t flash) {
+static void stream(NlModel *model, uint64_t flash, uint64_t pages) {
     NlMemory *memory = &model->memory;
     const uint64_t dram = model->options.dram, held = memory->least;
-    const uint64_t kept = dram / KEPT_FREE < flash / KEPT_CACHED ? dram / KEPT_FREE : flash / KEPT_CACHED;
+    const uint64_t kept = dram / KEPT_FREE < flash ? dram / KEPT_FREE : flash;
     uint64_t read, spare;
     NlArena arena;
     model->stream_usual = NL_PAGE;
     nl_weights_stream(&model->weights, UINT64_MAX, &read);
     memory->programs += NL_STREAM_THREADS * THREAD_BYTES;
-    arena = count(model, 1, FEWEST_BUFFERS);
+    arena = count(model, 1, pages);
     enter(memory, &arena);
     set_capacities(model, 0);
     if (total_of(memory) < memory->least) memory->least = memory->total;
@@ -161,22 +164,30 @@ static void stream(NlModel *model, uint64_t flash) {
         return;
     }
     for (spare = dram > memory->total ? dram - memory->total : 0; model->stream_usual < STREAM_BUFFER; model->stream_usual *= 2)
-        if (2 * model->stream_usual * NL_STREAM_BUFFERS > (spare < dram / 16 ? spare : dram / 16)) break;
+        if (2 * model->stream_usual * NL_STREAM_BUFFERS > (spare < dram / SCARCE ? spare : dram / SCARCE)) break;
     /* What is marked saves less than its bytes: there are buffers to fill then. */
     for (uint64_t wanted = held + kept - dram;; wanted += memory->total + kept - dram) {
         uint64_t saved = nl_weights_stream(&model->weights, wanted, &memory->streamed);
-        arena = count(model, 1, FEWEST_BUFFERS);
+        arena = count(model, 1, pages);
         enter(memory, &arena);
         set_capacities(model, 0);
         if (total_of(memory) + kept <= dram || saved < wanted) break;
     }
 }
 
+/* Pages for reads of bundles, of blocks of at most `largest` bytes: no more than one block takes, and of little memory a
+ * small part. */
+static uint64_t room_pages(const NlModel *model, uint64_t largest, uint64_t fewest) {
+    const uint64_t dram = model->options.dram, most = model->memory.streamed ? dram / SCARCE : dram / 16, whole = largest / NL_PAGE + 4 * (uint64_t)model->fetch.depth;
+    uint64_t pages = USUAL_ROOM / NL_PAGE < whole ? USUAL_ROOM / NL_PAGE : whole;
+    while (dram && pages > fewest && pages * NL_PAGE > most) pages /= 2;
+    return pages > fewest && (!dram || model->memory.total + pages * NL_PAGE <= dram) ? pages : fewest;
+}
+
 int nl_plan_memory(NlModel *model, NlError *error) {
     NlMemory *memory = &model->memory;
     const NlOptions *options = &model->options;
-    uint64_t stride = 0, largest = 0, batch = options->batch ? options->batch : 64, dram = options->dram, usual;
-    unsigned buffers = 2 * options->queue_depth;
+    uint64_t stride = 0, largest = 0, batch = options->batch ? options->batch : 64, dram = options->dram, fewest, pages, most;
     NlArena arena;
     for (uint64_t k = 0; k < model->weights.blocks; k++) {
         const NlBlock *block = &model->weights.ffn[k].block;
@@ -185,34 +196,36 @@ int nl_plan_memory(NlModel *model, NlError *error) {
         memory->flash += block->stride * block->neurons;
         memory->bundles += block->neurons;
     }
-    usual = nl_fetch_least(largest) < USUAL_BUFFER ? nl_fetch_least(largest) : USUAL_BUFFER;
-    model->fetch.buffer_bytes = nl_fetch_least(stride) > usual ? nl_fetch_least(stride) : usual;
+    model->fetch.depth = options->queue_depth;
+    model->fetch.longest = nl_fetch_least(stride);
+    fewest = FEWEST_READS * model->fetch.longest / NL_PAGE;
     memory->context = model->sequence.context;
     memory->programs = nl_resident_bytes() + model->compute.threads * THREAD_BYTES + READING_BYTES;
     if (model->options.reads == NL_READS_THREADS) memory->programs += 16 * THREAD_BYTES;
-    arena = count(model, 1, FEWEST_BUFFERS);
+    arena = count(model, 1, fewest);
     enter(memory, &arena);
     set_capacities(model, 0);
     memory->least = total_of(memory);
     if (dram && model->weights.held) {
-        stream(model, memory->flash);
-        arena = count(model, 1, FEWEST_BUFFERS);
+        stream(model, memory->flash, fewest);
+        arena = count(model, 1, fewest);
         enter(memory, &arena);
         set_capacities(model, 0);
     }
     if (batch > model->sequence.context) batch = model->sequence.context;
-    /* Where memory is scarce, most of it is to be cache: an eighth for a batch, a sixteenth for buffers. */
-    while (dram && buffers > FEWEST_BUFFERS && buffers * model->fetch.buffer_bytes > dram / 16) buffers /= 2;
-    if (buffers < FEWEST_BUFFERS || (dram && total_of(memory) + buffers * model->fetch.buffer_bytes > dram))
-        buffers = FEWEST_BUFFERS;
+    /* Where memory is scarce, most of it is to be cache: an eighth for a batch at most. */
+    total_of(memory);
+    pages = room_pages(model, largest, fewest);
+    if (pages / FEWEST_READS * NL_PAGE > model->fetch.longest) model->fetch.longest = pages / FEWEST_READS * NL_PAGE;
+    if (model->fetch.longest > LONGEST_READ && LONGEST_READ > nl_fetch_least(stride)) model->fetch.longest = LONGEST_READ;
+    most = pages * NL_PAGE + (memory->streamed ? NL_STREAM_BUFFERS * model->stream_bytes + dram / SCARCE : dram / 8);
     for (;; batch = (batch + 1) / 2) {
-        arena = count(model, batch, buffers);
+        arena = count(model, batch, pages);
         if (!dram || batch == 1 || options->batch) break;
         enter(memory, &arena);
         set_capacities(model, 0);
-        if (memory->working <= dram / 8 + buffers * model->fetch.buffer_bytes && total_of(memory) <= dram) break;
+        if (memory->working <= most && total_of(memory) <= dram) break;
     }
-    model->fetch.depth = buffers / 2;
     memory->batch = batch;
     enter(memory, &arena);
     return settle(model, error);

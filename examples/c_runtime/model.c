@@ -1,6 +1,7 @@
 /* Opening and closing a model, and a batch of tokens through it. */
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
+#include "device.h"
 #include "model.h"
 
 #include <fcntl.h>
@@ -14,7 +15,6 @@
 #define USUAL_CONTEXT 1024u
 #define USUAL_DEPTH 32u
 #define MOST_THREADS 256u
-#define PROBED_BYTES (UINT64_C(64) << 10)
 /* Neurons of runs of two or more are admitted with this probability, see neuralink_cli/storage/cache.py. */
 #define LINKED_RUN 2
 #define LINKED_ADMISSION 0.1
@@ -36,8 +36,23 @@ static int settle_options(NlModel *model, const NlOptions *options, NlError *err
     if (own->context > model->shape.positions)
         return nl_fail(error, NL_BAD_OPTION, "a context of %u tokens is more than the %" PRIu64 " positions of the model",
                        own->context, model->shape.positions);
+    model->sequence.kind = own->half_sequence ? NL_F16 : NL_F32;
     model->sequence.context = own->context ? own->context : USUAL_CONTEXT;
     if (model->sequence.context > model->shape.positions) model->sequence.context = model->shape.positions;
+    return 0;
+}
+
+/* With a device profile its gaps take the place of those of the index. */
+static int settle_gaps(NlModel *model, NlError *error) {
+    NlDevice device;
+    if (!model->options.device) return 0;
+    if (nl_device_read(&device, model->options.device, error) != 0) return -1;
+    for (uint64_t k = 0; k < model->weights.blocks; k++) {
+        NlBlock *block = &model->weights.ffn[k].block;
+        block->gap = nl_device_gap(&device, block->stride);
+        if (block->gap > block->neurons) block->gap = block->neurons;
+    }
+    model->options.device = NULL; /* the caller's */
     return 0;
 }
 
@@ -50,7 +65,7 @@ static int find_all(NlModel *model, const char *directory, const NlOptions *opti
         nl_shape_read(directory, model->index.model_type, &model->shape, error) == 0 &&
         nl_tensors_open(&tensors, &model->index, error) == 0 &&
         nl_weights_find(&model->weights, &model->index, &tensors, &model->shape, error) == 0 &&
-        settle_options(model, options, error) == 0) {
+        settle_options(model, options, error) == 0 && settle_gaps(model, error) == 0) {
         model->weights.held = !options->map_dense;
         model->vocabulary = model->weights.embedding.at.rows;
         model->capacities = calloc((size_t)model->weights.blocks, sizeof *model->capacities);
@@ -62,57 +77,6 @@ static int find_all(NlModel *model, const char *directory, const NlOptions *opti
     free((char *)model->index.json.text);
     model->index.json.text = NULL;
     return result == 0 ? nl_plan_memory(model, error) : -1;
-}
-
-/* Whether direct reads give what reads through the page cache give: some file systems fall back silently, or wrongly. */
-static int compare_ways(NlModel *model, int direct, int *same, NlError *error) {
-    const NlBlock *block = &model->weights.ffn[0].block;
-    uint64_t bytes = block->stride * block->neurons, lead = block->bundles_offset % NL_PAGE, window;
-    unsigned char *memory;
-    ssize_t count;
-    int result = -1;
-    if (bytes > PROBED_BYTES) bytes = PROBED_BYTES;
-    window = (lead + bytes + NL_PAGE - 1) / NL_PAGE * NL_PAGE;
-    *same = 0;
-    if (!(memory = nl_map(2 * window))) return nl_fail(error, NL_NO_MEMORY, "out of memory");
-    count = pread(direct, memory, (size_t)window, (off_t)(block->bundles_offset - lead));
-    if (count < 0 || (uint64_t)count < lead + bytes) {
-        result = 0; /* no direct reads, or no whole ones */
-    } else if (nl_read_at(model->index.file, memory + window, lead + bytes, block->bundles_offset - lead, error) == 0) {
-        *same = memcmp(memory, memory + window, (size_t)(lead + bytes)) == 0;
-        result = 0;
-    }
-    nl_unmap(memory, 2 * window);
-    return result;
-}
-
-static int open_direct(NlModel *model, const char *directory, NlError *error) {
-    int same = 0, file = -1;
-    uint64_t bytes;
-    NlError ignored = {NL_OK, ""};
-    model->file = model->index.file;
-    model->fetch.unit = 1;
-    if (model->options.direct == 2) return 0;
-#ifdef O_DIRECT
-    file = nl_open_file(directory, model->index.name, O_DIRECT, &bytes, &ignored);
-    if (file >= 0 && compare_ways(model, file, &same, error) != 0) {
-        close(file);
-        return -1;
-    }
-#else
-    (void)directory, (void)bytes, (void)ignored;
-#endif
-    if (same) {
-        model->file = file;
-        model->direct = 1;
-        model->fetch.unit = NL_PAGE;
-        return 0;
-    }
-    if (file >= 0) close(file);
-    if (model->options.direct == 1)
-        return nl_fail(error, NL_NOT_SUPPORTED, "this file system has no direct reads that give what the page cache gives");
-    snprintf(model->note, sizeof model->note, "the file system has no direct reads: they go through the page cache");
-    return 0;
 }
 
 int nl_start_caches(NlModel *model, NlError *error) {
@@ -138,6 +102,7 @@ int nl_start_caches(NlModel *model, NlError *error) {
 }
 
 static int start(NlModel *model, const char *directory, NlError *error) {
+    const NlBlock *first = &model->weights.ffn[0].block;
     model->arena.bytes = model->memory.dense + model->memory.resident + model->memory.sequence + model->memory.working;
     if (!(model->arena.memory = nl_map(model->arena.bytes)))
         return nl_fail(error, NL_NO_MEMORY, "the system has no %" PRIu64 " bytes of memory", model->arena.bytes);
@@ -147,14 +112,14 @@ static int start(NlModel *model, const char *directory, NlError *error) {
         model->weights.mapping = mapping;
         model->weights.mapped = model->index.file_bytes;
     }
-    nl_model_carve(model, &model->arena, model->memory.batch);
+    nl_model_carve(model, &model->arena, model->memory.batch, model->fetch.room.pages);
     if (!model->candidates) return nl_fail(error, NL_NO_MEMORY, "the memory was planned wrongly");
-    if (open_direct(model, directory, error) != 0 || nl_weights_read(&model->weights, &model->index, error) != 0) return -1;
-    for (unsigned k = 0; k < model->fetch.buffers; k++) {
-        model->fetch.requests[k].buffer = model->fetch.memory + k * model->fetch.buffer_bytes;
-        model->fetch.idle[k] = &model->fetch.requests[k];
-    }
-    model->fetch.idle_count = model->fetch.buffers;
+    if (nl_source_open(&model->source, &model->index, directory, model->options.direct, first->bundles_offset,
+                       first->stride * first->neurons, error) != 0)
+        return -1;
+    model->fetch.unit = model->source.unit;
+    if (nl_weights_read(&model->weights, &model->index, error) != 0) return -1;
+    nl_fetch_reset(&model->fetch);
     for (uint64_t k = 0; k < model->weights.blocks; k++) {
         NlFfn *ffn = &model->ffn[k];
         ffn->weights = &model->weights.ffn[k];
@@ -169,20 +134,20 @@ static int start(NlModel *model, const char *directory, NlError *error) {
     if (!(model->compute.workers = nl_workers_open(model->compute.threads, error))) return -1;
     if (model->streamed_count) {
         model->compute.stream =
-            nl_stream_open(model->file, model->fetch.unit, model->stream_memory, model->stream_bytes,
+            nl_stream_open(model->source.file, model->source.unit, model->stream_memory, model->stream_bytes,
                            (const NlMatrix *const *)model->streamed_order, model->streamed_count, error);
         if (!model->compute.stream) return -1;
     }
     model->compute.failed = &model->error;
     model->compute.file = model->index.file;
-    model->fetch.reads = nl_reads_open(model->file, model->fetch.depth, model->options.reads, error);
+    model->fetch.reads = nl_reads_open(model->source.file, model->fetch.depth, model->options.reads, error);
     return model->fetch.reads ? 0 : -1;
 }
 
 static NlModel *new_model(NlError *error) {
     NlModel *model = calloc(1, sizeof *model);
     if (!model) nl_fail(error, NL_NO_MEMORY, "out of memory");
-    else model->file = model->index.file = -1;
+    else model->source.file = model->index.file = -1;
     return model;
 }
 
@@ -202,7 +167,7 @@ void nl_close(NlModel *model) {
     nl_reads_close(model->fetch.reads);
     nl_workers_close(model->compute.workers);
     nl_stream_close(model->compute.stream);
-    if (model->file >= 0 && model->file != model->index.file) close(model->file);
+    nl_source_close(&model->source, &model->index);
     nl_unmap(model->caches, model->cache_bytes);
     nl_unmap(model->arena.memory, model->arena.bytes);
     nl_weights_close(&model->weights);

@@ -3,6 +3,7 @@
 #define NL_MODEL_H
 
 #include "attention.h"
+#include "direct.h"
 #include "ffn.h"
 
 typedef struct {
@@ -26,9 +27,7 @@ struct NlModel {
     NlMemory memory;
     NlOptions options;
     NlError error; /* of nl_open, and of what made the model unusable */
-    char note[200], kernels_name[16];
-    int file; /* what bundles are read from */
-    int direct;
+    NlSource source; /* what bundles are read from */
     NlArena arena;
     NlCompute compute;
     NlFetch fetch;
@@ -49,11 +48,11 @@ struct NlModel {
     uint32_t length;
 };
 
-/* Decides batch, buffers and the capacity of every cache, and fills model->memory. Weights must be found. */
+/* Decides batch, room for reads and the capacity of every cache, and fills model->memory. Weights must be found. */
 int nl_plan_memory(NlModel *model, NlError *error);
 
-/* Gives everything but the caches its memory. */
-void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch);
+/* Gives everything but the caches its memory, with so many pages for reads of bundles. */
+void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch, uint64_t pages);
 
 /* The FFN of a layer: its block, or the experts that each token is routed to. `[tokens, hidden]` in and out. */
 int nl_layer_ffn(NlModel *model, uint64_t layer, const float *in, uint64_t tokens, float *out, NlError *error);

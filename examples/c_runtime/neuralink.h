@@ -16,6 +16,7 @@
 #ifndef NEURALINK_H
 #define NEURALINK_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 /* What went wrong. The numbers are stable. */
@@ -46,7 +47,9 @@ typedef struct {
     int reads;            /* 0 for io_uring where there is one, else threads; 1 insist on io_uring; 2 threads */
     int map_dense;        /* map dense weights from the file: pages the system may drop, but a file that is cut while it
                              is open then ends the process */
+    int half_sequence;    /* keys and values in float16: half the memory, and no longer quite exact */
     int plain_cache;      /* plain S3-FIFO, without admission aligned to linking */
+    const char *device;   /* path of a device profile: which gaps are worth reading across; NULL for those of the index */
     const char *kernels;  /* "scalar", "avx2" or "neon"; NULL for the best that the processor has */
 } NlOptions;
 
@@ -121,6 +124,31 @@ uint32_t nl_choose(NlModel *model, NlSampling *sampling);
 
 /* The FFN of a layer, its experts included: out and in are `[tokens, hidden]`, at most `batch` tokens at a time. */
 int nl_ffn(NlModel *model, uint32_t layer, const float *in, uint32_t tokens, float *out, NlError *error);
+
+/* Reads of `bytes` bytes at random places: `reads` of them took `seconds`. */
+#define NL_PROBED 5u
+typedef struct {
+    uint64_t bytes, reads;
+    double seconds;
+} NlProbePoint;
+
+/* What was measured on the storage of a layout. */
+typedef struct {
+    NlProbePoint points[NL_PROBED]; /* by ascending size; `count` of them */
+    uint32_t count, depth;          /* `depth` reads in flight */
+    double single_seconds;          /* of a read of the smallest size with nothing else in flight */
+    int direct;                     /* past the page cache: without, it is memory that was measured */
+    const char *reads;
+    uint64_t file_bytes;
+} NlProbe;
+
+/* Measures random reads of the layout's flash file for about `seconds` at each size, with the options' queue_depth,
+ * direct and reads. */
+int nl_probe(const char *directory, const NlOptions *options, double seconds, NlProbe *probe, NlError *error);
+
+/* Writes a device profile for `neuralink cluster --device` from what was measured, as a text of less than `size` bytes;
+ * 2,000 are enough. */
+int nl_probe_profile(const NlProbe *probe, const char *name, char *text, size_t size, NlError *error);
 
 /* Under memory pressure: a new, smaller limit, as `dram`. What is cached is lost, except for pinned bundles. */
 int nl_shrink(NlModel *model, uint64_t dram, NlError *error);

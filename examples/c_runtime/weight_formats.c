@@ -25,6 +25,24 @@ float nl_widen_f16(uint32_t half) {
     return from_bits(sign | ((magnitude << 13) + ((magnitude < 0x7c00 ? 112u : 224u) << 23)));
 }
 
+uint16_t nl_narrow_f16(float value) {
+    uint32_t bits, magnitude, sign, shift, half, rest;
+    memcpy(&bits, &value, sizeof bits);
+    sign = bits >> 16 & 0x8000;
+    magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) return (uint16_t)(sign | 0x7e00);  /* not a number */
+    if (magnitude >= 0x477ff000) return (uint16_t)(sign | 0x7bff); /* 65,520, which would round to infinity */
+    if (magnitude < 0x33000000) return (uint16_t)sign;             /* less than half of the smallest */
+    /* Bits to drop: those of the longer mantissa, and below the normal numbers more of them. */
+    shift = magnitude < 0x38800000 ? 126 - (magnitude >> 23) : 13;
+    if (shift > 13) magnitude = (magnitude & 0x7fffff) | 0x800000;
+    else magnitude -= 0x38000000; /* another bias of exponents */
+    half = magnitude >> shift;
+    rest = magnitude & ((1u << shift) - 1);
+    if (rest > 1u << (shift - 1) || (rest == 1u << (shift - 1) && half & 1)) half++;
+    return (uint16_t)(sign | half);
+}
+
 static void decode_f32(const unsigned char *row, uint64_t hidden, float *values) {
     for (uint64_t j = 0; j < hidden; j++, row += 4) values[j] = from_bits(little_16(row) | little_16(row + 2) << 16);
 }

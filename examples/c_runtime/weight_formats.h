@@ -28,4 +28,7 @@ const NlFormat *nl_find_format(const NlFormat *formats, const char *at);
 /* The value of a float16. */
 float nl_widen_f16(uint32_t half);
 
+/* The float16 nearest to a value, of two the even one; beyond the largest, the largest. */
+uint16_t nl_narrow_f16(float value);
+
 #endif

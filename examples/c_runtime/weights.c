@@ -295,6 +295,36 @@ uint64_t nl_weights_order(NlWeights *weights, NlMatrix **all) {
 
 static uint64_t bytes_of(const NlMatrix *matrix) { return matrix->at.rows * matrix->at.row_bytes; }
 
+/* Marks matrices that save `bytes`, hardly more, and spread evenly over a token: there is then always something to read
+ * while others are computed. Returns what they save. */
+static uint64_t mark_evenly(NlMatrix **all, uint64_t count, uint64_t bytes) {
+    uint64_t total = 0, passed = 0, marked = 0;
+    for (uint64_t k = 0; k < count; k++) total += bytes_of(all[k]);
+    for (uint64_t k = 0; k < count; k++) {
+        const uint64_t size = bytes_of(all[k]);
+        passed += size;
+        all[k]->streamed = bytes >= total || (double)marked + (double)size / 2 <= (double)bytes / (double)total * (double)passed;
+        if (all[k]->streamed) marked += size;
+    }
+    while (marked < bytes && marked < total) { /* the smallest that is enough, or else the largest */
+        const uint64_t missing = bytes - marked;
+        NlMatrix *best = NULL;
+        for (uint64_t k = 0; k < count; k++) {
+            const uint64_t size = bytes_of(all[k]), before = best ? bytes_of(best) : 0;
+            if (all[k]->streamed) continue;
+            if (!best || (size >= missing ? before < missing || size < before : before < missing && size > before)) best = all[k];
+        }
+        best->streamed = 1;
+        marked += bytes_of(best);
+    }
+    for (uint64_t k = 0; k < count; k++) { /* and none that is not needed */
+        if (!all[k]->streamed || marked - bytes_of(all[k]) < bytes) continue;
+        all[k]->streamed = 0;
+        marked -= bytes_of(all[k]);
+    }
+    return marked;
+}
+
 uint64_t nl_weights_stream(NlWeights *weights, uint64_t bytes, uint64_t *read) {
     NlMatrix **all = calloc((size_t)nl_weights_most(weights), sizeof *all);
     uint64_t saved = 0, count;
@@ -311,14 +341,9 @@ uint64_t nl_weights_stream(NlWeights *weights, uint64_t bytes, uint64_t *read) {
         weights->positions.streamed = 1;
         saved += bytes_of(&weights->positions);
     }
-    /* From the last one on: the first ones of the next token are then read while the last ones are computed. */
-    while (count-- > 0 && saved < bytes) {
-        all[count]->streamed = 1;
-        saved += bytes_of(all[count]);
-        *read += bytes_of(all[count]);
-    }
+    if (saved < bytes) *read = mark_evenly(all, count, bytes - saved);
     free(all);
-    return saved;
+    return saved + *read;
 }
 
 typedef struct {

@@ -67,7 +67,7 @@ int nl_weights_find(NlWeights *weights, const NlIndex *index, const NlTensors *t
 uint64_t nl_weights_most(const NlWeights *weights);
 uint64_t nl_weights_order(NlWeights *weights, NlMatrix **all);
 
-/* Marks matrices as streamed, as few as save `bytes` of memory, and fills in how many bytes a token then reads. Of what a
+/* Marks matrices as streamed, as few as save `bytes` of memory, evenly over a token, and fills in how many bytes a token then reads. Of what a
  * token only needs a row of, nothing else is read. Returns the bytes saved. */
 uint64_t nl_weights_stream(NlWeights *weights, uint64_t bytes, uint64_t *read);
 

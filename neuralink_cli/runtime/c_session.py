@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE
+from neuralink_cli.devices.device import DeviceModel, device_record
 from neuralink_cli.errors import OptionError
 from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.models.hf_packages import quiet_transformers
@@ -60,7 +64,8 @@ def generate_in_c(
         arguments += ["--stop", ",".join(map(str, stops))]
     stream = _Stream(tokenizer, on_text)
     started = time.perf_counter()
-    with quiet_transformers():
+    with quiet_transformers(), _profile(settings.device) as profile:
+        arguments += profile
         answer = run_engine(program, layout, arguments, tokens, options.max_new_tokens, stream.add)
         text = stream.end()
     first, rest = (_phase(answer.figures[name]) for name in ("prompt", "tokens"))
@@ -72,11 +77,6 @@ def _arguments(settings: RunSettings, options: GenerationOptions) -> list[str]:
     """The program's options; what it cannot do is refused."""
     if settings.dtype not in ("float32", "auto"):
         raise OptionError(f"the runtime in C computes in float32, not {settings.dtype}", fix="leave out --dtype")
-    if settings.device is not None:
-        raise OptionError(
-            "the runtime in C reads as the layout was made for, not for another device",
-            fix="leave out --device-profile",
-        )
     if settings.cache not in (LINKED_S3FIFO, S3FIFO):
         raise OptionError(
             f"the runtime in C has no cache {settings.cache!r}", fix=f"pass --cache {LINKED_S3FIFO} or {S3FIFO}"
@@ -90,6 +90,21 @@ def _arguments(settings: RunSettings, options: GenerationOptions) -> list[str]:
         found += ["--temperature", repr(options.temperature), "--top-k", str(options.top_k)]
         found += ["--top-p", repr(options.top_p), "--seed", str(options.seed % 2**64)]
     return found
+
+
+@contextlib.contextmanager
+def _profile(device: DeviceModel | None) -> Iterator[list[str]]:
+    """The option that names the storage, as a file that is there while the program runs."""
+    if device is None:
+        yield []
+        return
+    record = device_record(device)
+    kept = ("name", "queue_depth", "operation_seconds", "bytes_per_second", "page_bytes")
+    document = {"format": "neuralink-device", "version": 1} | {key: record[key] for key in kept}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(document, file)
+        file.flush()
+        yield ["--device", file.name]
 
 
 def _stop_tokens(layout: Path, config: dict[str, Any]) -> list[int]:

@@ -48,6 +48,17 @@ def test_it_gives_what_the_torch_engine_gives(
     assert by_c["comparison"]["masked"]["same"] == 50
 
 
+def test_reads_are_planned_for_a_device(neuralink: Neuralink, engine: tuple[object, ...], layout: Path) -> None:
+    command = ("run", layout, "--prompt", PROMPT, "--max-new-tokens", 20, "--dram", "0%", *engine, "--json")
+    found = [json.loads(neuralink(*command, *of).stdout) for of in ((), ("--device-profile", "oneplus-15r"))]
+    assert found[0]["new_tokens"] == found[1]["new_tokens"]
+    by_torch = json.loads(
+        neuralink(*command[:-3], *("--device-profile", "oneplus-15r"), "--json").stdout  # engine and --json
+    )
+    reads = [of["tokens"]["reads_per_token"] for of in (*found, by_torch)]
+    assert reads[0] != reads[1] == reads[2]
+
+
 def test_the_text_is_that_of_the_json(neuralink: Neuralink, engine: tuple[object, ...], layout: Path) -> None:
     command = ("run", layout, "--prompt", PROMPT, "--max-new-tokens", 30, "--dram", "10MB", *engine)
     spoken = neuralink(*command)
@@ -83,7 +94,6 @@ def test_text_ends_where_the_generation_config_says(
     ("options", "complaint"),
     [
         (("--dtype", "bfloat16"), "computes in float32, not bfloat16"),
-        (("--device-profile", "ufs3.1"), "not for another device"),
         (("--cache", "lru"), "has no cache 'lru'"),
         (("--perplexity", TINY_RELU / "README.md"), "measures no perplexity"),
         (("--dram", "1MB"), "1000000 bytes of memory are too few: this model takes at least"),
