@@ -36,8 +36,9 @@ void nl_cache_start(NlCache *cache, void *memory, uint64_t neurons, uint64_t row
     for (int64_t k = 0; k < evictable; k++) cache->free[k] = (int32_t)((int64_t)rows - 1 - k);
 }
 
+void nl_cache_next(NlCache *cache) { cache->token++; }
+
 void nl_cache_look_up(NlCache *cache, const int32_t *slots, size_t count, int32_t *rows) {
-    cache->token++;
     cache->looked_up += count;
     for (size_t k = 0; k < count; k++) {
         int32_t slot = slots[k];

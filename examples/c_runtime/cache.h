@@ -38,7 +38,10 @@ size_t nl_cache_bytes(uint64_t neurons, uint64_t rows, uint64_t pinned);
 void nl_cache_start(NlCache *cache, void *memory, uint64_t neurons, uint64_t rows, uint64_t pinned,
                     uint64_t run_length, double admission);
 
-/* Starts a token: the row of each slot that it uses, or -1. Slots are ascending. */
+/* Starts a token. */
+void nl_cache_next(NlCache *cache);
+
+/* The row of each slot that the token uses, or -1; in one go or in parts. Slots are ascending. */
 void nl_cache_look_up(NlCache *cache, const int32_t *slots, size_t count, int32_t *rows);
 
 /* Offers the slots that were read for the token, ascending; those with `wanted` 0 were only brought along. Gives the row

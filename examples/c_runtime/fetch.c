@@ -37,21 +37,12 @@ void nl_fetch_reset(NlFetch *fetch) {
     memset(fetch->room.taken, 0, fetch->room.pages);
 }
 
-/* The reads of one call. */
-typedef struct {
-    NlFetch *fetch;
-    NlStore *store;
-    size_t planned, started, done;
-    unsigned in_flight, ready;
-    NlError *error;
-} Call;
-
 /* Starts reads as long as there is room for them. */
-static int start(Call *call) {
-    NlFetch *fetch = call->fetch;
+static int start(NlFetch *fetch) {
+    NlCall *call = &fetch->call;
     const NlBlock *block = call->store->block;
     int any = 0;
-    while (call->started < call->planned && call->in_flight < fetch->depth && fetch->idle_count > 0) {
+    while (call->started < call->final && call->in_flight < fetch->depth && fetch->idle_count > 0) {
         NlRequest *request = fetch->idle[fetch->idle_count - 1];
         const NlRead *read = &fetch->planned[call->started];
         uint64_t offset = block->bundles_offset + (uint64_t)read->first * block->stride;
@@ -73,8 +64,8 @@ static int start(Call *call) {
 }
 
 /* Takes what is done, after waiting for the first if there is to be one; then starts more. */
-static int collect(Call *call, int wait) {
-    NlFetch *fetch = call->fetch;
+static int collect(NlFetch *fetch, int wait) {
+    NlCall *call = &fetch->call;
     NlRequest *request = NULL;
     while (call->in_flight > 0) {
         if (wait) {
@@ -89,12 +80,12 @@ static int collect(Call *call, int wait) {
         call->in_flight--;
         wait = 0;
     }
-    return call->error->code != NL_OK ? -1 : start(call);
+    return call->error->code != NL_OK ? -1 : start(fetch);
 }
 
 /* Uses the bundles that have arrived, keeps those that the cache takes, and gives their memory back. */
-static void use_ready(Call *call, NlUse use, void *context) {
-    NlFetch *fetch = call->fetch;
+static void use_ready(NlFetch *fetch, NlUse use, void *context) {
+    NlCall *call = &fetch->call;
     const uint64_t stride = call->store->block->stride;
     size_t count = 0;
     for (unsigned k = 0; k < call->ready; k++) {
@@ -119,53 +110,73 @@ static void use_ready(Call *call, NlUse use, void *context) {
     call->ready = 0;
 }
 
-static int run(Call *call, const int32_t *slots, size_t count, size_t missing, NlUse use, void *context) {
-    NlFetch *fetch = call->fetch;
-    NlStore *store = call->store;
-    const uint64_t stride = store->block->stride;
-    size_t covered = 0, next = 0, items = 0;
-    call->planned = nl_plan_reads(fetch->missing, missing, store->block->gap,
-                                  (int32_t)((fetch->longest - 2 * NL_PAGE) / stride), fetch->planned);
-    for (size_t k = 0; k < call->planned; k++) {
-        const NlRead *read = &fetch->planned[k];
-        fetch->begins[k] = (int32_t)covered;
-        for (int32_t slot = read->first; slot < read->first + read->count; slot++, covered++) {
-            fetch->read_slots[covered] = slot;
-            fetch->wanted[covered] = next < missing && fetch->missing[next] == slot;
-            next += fetch->wanted[covered];
+/* Enters what the first `final` reads bring, now that they become no longer. */
+static void settle(NlFetch *fetch, size_t final) {
+    NlCall *call = &fetch->call;
+    for (; call->final < final; call->final++) {
+        const NlRead *read = &fetch->planned[call->final];
+        fetch->begins[call->final] = (int32_t)call->covered;
+        for (int32_t slot = read->first; slot < read->first + read->count; slot++, call->covered++) {
+            fetch->read_slots[call->covered] = slot;
+            fetch->wanted[call->covered] = call->wanted < call->missing && fetch->missing[call->wanted] == slot;
+            call->wanted += fetch->wanted[call->covered];
         }
     }
-    if (start(call) != 0) return -1;
-    for (size_t k = 0; k < count; k++) {
+}
+
+void nl_fetch_begin(NlFetch *fetch, NlStore *store, const int32_t *slots, NlError *error) {
+    fetch->call = (NlCall){.store = store, .error = error, .slots = slots};
+    nl_cache_next(&store->cache);
+}
+
+int nl_fetch_more(NlFetch *fetch, size_t count) {
+    NlCall *call = &fetch->call;
+    const NlBlock *block = call->store->block;
+    const size_t before = call->count, missed = call->missing;
+    nl_cache_look_up(&call->store->cache, call->slots + before, count - before, fetch->rows + before);
+    for (size_t k = before; k < count; k++)
+        if (fetch->rows[k] < 0) fetch->missing[call->missing++] = call->slots[k];
+    call->count = count;
+    fetch->counters.looked_up += count - before;
+    fetch->counters.hits += count - before - (call->missing - missed);
+    fetch->counters.bytes_useful += (call->missing - missed) * block->stride;
+    call->planned = nl_plan_reads(fetch->missing + missed, call->missing - missed, block->gap,
+                                  (int32_t)((fetch->longest - 2 * NL_PAGE) / block->stride), fetch->planned, call->planned);
+    if (call->planned) settle(fetch, call->planned - 1); /* the last may become longer */
+    return collect(fetch, 0);
+}
+
+static int finish(NlFetch *fetch, NlUse use, void *context) {
+    NlCall *call = &fetch->call;
+    NlStore *store = call->store;
+    size_t items = 0;
+    settle(fetch, call->planned);
+    if (start(fetch) != 0) return -1;
+    for (size_t k = 0; k < call->count; k++) {
         if (fetch->rows[k] >= 0)
-            fetch->items[items++] = (NlItem){slots[k], store->pool + (uint64_t)fetch->rows[k] * stride};
-        if (items < CHUNK && k + 1 < count) continue;
+            fetch->items[items++] = (NlItem){call->slots[k], store->pool + (uint64_t)fetch->rows[k] * store->block->stride};
+        if (items < CHUNK && k + 1 < call->count) continue;
         use(context, fetch->items, items);
         items = 0;
-        if (collect(call, 0) != 0) return -1;
+        if (collect(fetch, 0) != 0) return -1;
     }
     /* From here on rows of the pool may be given to others: what was cached has been used. */
-    nl_cache_admit(&store->cache, fetch->read_slots, fetch->wanted, covered, fetch->read_rows);
+    nl_cache_admit(&store->cache, fetch->read_slots, fetch->wanted, call->covered, fetch->read_rows);
     while (call->done < call->planned) {
-        if (collect(call, call->ready == 0) != 0) return -1;
-        use_ready(call, use, context);
-        if (start(call) != 0) return -1;
+        if (collect(fetch, call->ready == 0) != 0) return -1;
+        use_ready(fetch, use, context);
+        if (start(fetch) != 0) return -1;
     }
     return 0;
 }
 
-int nl_fetch(NlFetch *fetch, NlStore *store, const int32_t *slots, size_t count, NlUse use, void *context,
-             NlError *error) {
-    Call call = {fetch, store, 0, 0, 0, 0, 0, error};
-    size_t missing = 0;
-    nl_cache_look_up(&store->cache, slots, count, fetch->rows);
-    for (size_t k = 0; k < count; k++)
-        if (fetch->rows[k] < 0) fetch->missing[missing++] = slots[k];
-    fetch->counters.looked_up += count;
-    fetch->counters.hits += count - missing;
-    fetch->counters.bytes_useful += missing * store->block->stride;
-    if (run(&call, slots, count, missing, use, context) == 0) return 0;
+int nl_fetch_finish(NlFetch *fetch, NlUse use, void *context) {
+    if (finish(fetch, use, context) == 0) return 0;
+    nl_fetch_give_up(fetch);
+    return -1;
+}
+
+void nl_fetch_give_up(NlFetch *fetch) {
     nl_reads_drain(fetch->reads); /* nobody may use their memory before */
     nl_fetch_reset(fetch);
-    return -1;
 }

@@ -27,6 +27,17 @@ typedef struct {
 /* Uses some bundles, which are there until it returns. */
 typedef void (*NlUse)(void *context, const NlItem *items, size_t count);
 
+/* Where a fetch is. */
+typedef struct {
+    NlStore *store;
+    NlError *error;
+    const int32_t *slots;
+    size_t count, missing;             /* slots so far, and those of them that are not cached */
+    size_t planned, final, started, done; /* reads: `final` of them become no longer */
+    size_t covered, wanted;            /* slots that final reads bring, and how many of them are missing */
+    unsigned in_flight, ready;
+} NlCall;
+
 /* What all blocks share. Requests are twice as many as reads in flight, so that some are read while others are used. */
 typedef struct {
     NlReads *reads;
@@ -39,6 +50,7 @@ typedef struct {
     int32_t *rows, *missing, *read_slots, *read_rows, *begins;
     uint8_t *wanted;
     NlCounters counters;
+    NlCall call;
 } NlFetch;
 
 /* Gives it memory from an arena, for blocks of at most `neurons` neurons, with so many pages for
@@ -51,10 +63,17 @@ void nl_fetch_reset(NlFetch *fetch);
 /* Bytes of a read of one bundle, wherever it lies. */
 uint64_t nl_fetch_least(uint64_t stride);
 
-/* Fetches the bundles in `slots`, ascending, and calls `use` with all of them in groups. After an error the cache may
- * hold bundles that never came: the store must not be used again. */
-int nl_fetch(NlFetch *fetch, NlStore *store, const int32_t *slots, size_t count, NlUse use, void *context,
-             NlError *error);
+/*
+ * A fetch: begun with a list of slots that grows, told how many there are so far, ascending, as they become known, so that
+ * reads start at once; and finished, when `use` is called with the bundles of all of them in groups. After an error the
+ * cache may hold bundles that never came: the store must not be used again.
+ */
+void nl_fetch_begin(NlFetch *fetch, NlStore *store, const int32_t *slots, NlError *error);
+int nl_fetch_more(NlFetch *fetch, size_t count);
+int nl_fetch_finish(NlFetch *fetch, NlUse use, void *context);
+
+/* Ends a fetch that is not to be finished. */
+void nl_fetch_give_up(NlFetch *fetch);
 
 /* Seconds of a clock that only goes forward. */
 double nl_now(void);

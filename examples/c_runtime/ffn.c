@@ -78,46 +78,54 @@ static void use_items(void *context, const NlItem *items, size_t count) {
     else nl_workers_do(run->compute->workers, compute_part, run);
 }
 
+/* Neurons of a block as their values become known. */
 typedef struct {
     const NlFfn *ffn;
-    float *values;
-    uint64_t count;
+    const NlCompute *compute;
+    NlFetch *fetch;
+    const NlFfnRoom *room;
+    uint64_t tokens, first, count; /* the neurons at hand */
+    size_t fired;
     int strange; /* whether a value is not a number */
+    NlError *error;
 } Decide;
 
 /* Activates values and sets those of neurons that do not fire to 0. */
 static void decide(void *argument, unsigned thread, unsigned part, unsigned parts) {
     Decide *job = argument;
-    const double threshold = job->ffn->weights->block.threshold;
+    const NlBlock *block = &job->ffn->weights->block;
     uint64_t begin, end;
     int strange = 0;
     (void)thread;
     nl_share(job->count, part, parts, &begin, &end);
-    nl_activate(&job->ffn->activation, job->values + begin, end - begin);
-    for (uint64_t k = begin; k < end; k++) {
-        float value = job->values[k];
-        strange |= isnan(value);
-        job->values[k] = (double)fabsf(value) > threshold ? value : 0;
+    for (uint64_t t = 0; t < job->tokens; t++) {
+        float *values = job->room->values + t * block->neurons + job->first;
+        nl_activate(&job->ffn->activation, values + begin, end - begin);
+        for (uint64_t k = begin; k < end; k++) {
+            strange |= isnan(values[k]);
+            values[k] = (double)fabsf(values[k]) > block->threshold ? values[k] : 0;
+        }
     }
     if (strange) __atomic_store_n(&job->strange, 1, __ATOMIC_RELAXED);
 }
 
-/* Lists the slots that fire for any token; -1 if a value is not a number. */
-static int64_t fired(const NlFfn *ffn, const NlCompute *compute, float *values, uint64_t tokens, int32_t *slots) {
-    const uint64_t neurons = ffn->weights->block.neurons;
-    Decide job = {ffn, values, tokens * neurons, 0};
-    int64_t count = 0;
-    if (job.count < WORTH_SHARING / 16) decide(&job, 0, 0, 1);
-    else nl_workers_do(compute->workers, decide, &job);
-    if (job.strange) return -1;
-    for (uint64_t slot = 0; slot < neurons; slot++) {
-        for (uint64_t t = 0; t < tokens; t++) {
-            if (values[t * neurons + slot] == 0) continue;
-            slots[count++] = (int32_t)slot;
+/* Some neurons' values are there: lists those that fire for any token, and has them fetched. */
+static int go_on(void *context, uint64_t first, uint64_t count) {
+    Decide *job = context;
+    const NlBlock *block = &job->ffn->weights->block;
+    job->first = first;
+    job->count = count;
+    if (job->tokens * count < WORTH_SHARING / 16) decide(job, 0, 0, 1);
+    else nl_workers_do(job->compute->workers, decide, job);
+    if (job->strange) return nl_fail(job->error, NL_BAD_LAYOUT, "a value of %s is not a number", block->id);
+    for (uint64_t slot = first; slot < first + count; slot++) {
+        for (uint64_t t = 0; t < job->tokens; t++) {
+            if (job->room->values[t * block->neurons + slot] == 0) continue;
+            job->room->slots[job->fired++] = (int32_t)slot;
             break;
         }
     }
-    return count;
+    return nl_fetch_more(job->fetch, job->fired);
 }
 
 int nl_ffn_run(NlFfn *ffn, const NlCompute *compute, NlFetch *fetch, const NlFfnRoom *room, const float *in,
@@ -126,12 +134,14 @@ int nl_ffn_run(NlFfn *ffn, const NlCompute *compute, NlFetch *fetch, const NlFfn
     const uint64_t hidden = weights->block.hidden, neurons = weights->block.neurons, size = tokens * hidden;
     const float *bias = weights->biases[weights->block.parts[NL_GATE].format ? NL_GATE : NL_UP].data;
     Run run = {ffn, compute, in, room->values, room->sums, tokens, NULL, 0};
-    int64_t count;
-    nl_linear(compute, &weights->rows, bias, in, tokens, room->values, neurons);
-    if ((count = fired(ffn, compute, room->values, tokens, room->slots)) < 0)
-        return nl_fail(error, NL_BAD_LAYOUT, "a value of %s is not a number", weights->block.id);
+    Decide job = {ffn, compute, fetch, room, tokens, 0, 0, 0, 0, error};
+    nl_fetch_begin(fetch, &ffn->store, room->slots, error);
+    if (nl_linear_parts(compute, &weights->rows, bias, in, tokens, room->values, neurons, go_on, &job) != 0) {
+        nl_fetch_give_up(fetch);
+        return -1;
+    }
     memset(room->sums, 0, compute->threads * size * sizeof *room->sums);
-    if (nl_fetch(fetch, &ffn->store, room->slots, (size_t)count, use_items, &run, error) != 0) return -1;
+    if (nl_fetch_finish(fetch, use_items, &run) != 0) return -1;
     for (uint64_t k = 0; k < size; k++) {
         float sum = room->sums[k];
         for (unsigned part = 1; part < compute->threads; part++) sum += room->sums[part * size + k];

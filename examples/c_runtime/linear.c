@@ -7,6 +7,8 @@
 
 /* Rows worth sharing between threads: below, handing out takes longer than computing. */
 #define WORTH_SHARING (1u << 15)
+/* Weights that are computed between two calls of `after`. */
+#define PART_BYTES (UINT64_C(2) << 20)
 
 typedef struct {
     const NlCompute *compute;
@@ -42,21 +44,31 @@ static void multiply(void *argument, unsigned thread, unsigned part, unsigned pa
 
 void nl_linear(const NlCompute *compute, const NlMatrix *matrix, const float *bias, const float *in, uint64_t tokens,
                float *out, uint64_t pitch) {
-    Linear job = {compute, matrix, bias, in, out, tokens, pitch, matrix->data, 0, matrix->at.rows};
-    for (uint64_t first = 0; first < matrix->at.rows; first += job.count) {
-        NlRows rows;
+    nl_linear_parts(compute, matrix, bias, in, tokens, out, pitch, NULL, NULL);
+}
+
+int nl_linear_parts(const NlCompute *compute, const NlMatrix *matrix, const float *bias, const float *in, uint64_t tokens,
+                    float *out, uint64_t pitch, NlAfter after, void *context) {
+    const uint64_t all = matrix->at.rows, part = after ? PART_BYTES / matrix->at.row_bytes + 1 : all;
+    Linear job = {compute, matrix, bias, in, out, tokens, pitch, matrix->data, 0, 0};
+    for (; job.first < all; job.first += job.count) {
+        job.count = all - job.first < part ? all - job.first : part;
         if (matrix->streamed) {
-            if (nl_stream_rows(compute->stream, matrix, first, &rows, compute->failed) != 0) {
-                for (uint64_t t = 0; t < tokens; t++) memset(out + t * pitch, 0, matrix->at.rows * sizeof *out);
-                return;
+            NlRows rows;
+            if (nl_stream_rows(compute->stream, matrix, job.first, &rows, compute->failed) != 0) {
+                for (uint64_t t = 0; t < tokens; t++) memset(out + t * pitch, 0, all * sizeof *out);
+                return 0;
             }
             job.data = rows.data;
-            job.first = first;
             job.count = rows.count;
+        } else {
+            job.data = matrix->data + job.first * matrix->at.row_bytes;
         }
         if (job.count * matrix->at.columns * tokens < WORTH_SHARING) multiply(&job, 0, 0, 1);
         else nl_workers_do(compute->workers, multiply, &job);
+        if (after && after(context, job.first, job.count) != 0) return -1;
     }
+    return 0;
 }
 
 void nl_row(const NlCompute *compute, const NlMatrix *matrix, uint64_t row, float *out) {

@@ -12,9 +12,9 @@ typedef struct {
 
 /*
  * The reads that bring `slots` (ascending, each once), across every gap of at most `gap` slots, in pieces of at most
- * `most` slots. Returns how many; `reads` has room for one per slot, or for as many as `most` makes of all slots in
- * between. A piece begins and ends with a slot that is asked for.
+ * `most` slots. `reads` has `planned` of them, for slots before these, and room for one more per slot; the last of them may
+ * become longer. Returns how many there are then. A piece begins and ends with a slot that is asked for.
  */
-size_t nl_plan_reads(const int32_t *slots, size_t count, uint64_t gap, int32_t most, NlRead *reads);
+size_t nl_plan_reads(const int32_t *slots, size_t count, uint64_t gap, int32_t most, NlRead *reads, size_t planned);
 
 #endif

@@ -37,9 +37,12 @@ class CCache:
 
     def look_up(self, slots: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         rows = np.empty_like(slots)
-        self._library.nl_cache_look_up(
-            _pointer(self._cache), _pointer(slots), ctypes.c_size_t(slots.size), _pointer(rows)
-        )
+        self._library.nl_cache_next(_pointer(self._cache))
+        # In two parts, as slots become known.
+        for part in (slice(slots.size // 3), slice(slots.size // 3, None)):
+            self._library.nl_cache_look_up(
+                _pointer(self._cache), _pointer(slots[part]), ctypes.c_size_t(slots[part].size), _pointer(rows[part])
+            )
         return rows
 
     def admit(self, slots: npt.NDArray[np.int32], wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
@@ -93,8 +96,9 @@ def test_every_decision_is_that_of_the_cache_in_python(
     assert theirs.hits > 0 or not capacity
 
 
+@pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("most", [1, 5, 1000])
-def test_reads_are_planned_as_in_python(c_runtime: CRuntime, most: int) -> None:
+def test_reads_are_planned_as_in_python(c_runtime: CRuntime, most: int, parts: int) -> None:
     library = c_runtime.library()
     library.nl_plan_reads.restype = ctypes.c_size_t
     random = np.random.default_rng(most)
@@ -102,13 +106,16 @@ def test_reads_are_planned_as_in_python(c_runtime: CRuntime, most: int) -> None:
         for share in (0.0, 0.05, 0.5, 1.0):
             slots = np.flatnonzero(random.random(500) < share).astype(np.int32)
             reads = np.zeros((500, 2), dtype=np.int32)
-            count = library.nl_plan_reads(
-                _pointer(slots),
-                ctypes.c_size_t(slots.size),
-                ctypes.c_uint64(gap),
-                ctypes.c_int32(most),
-                _pointer(reads),
-            )
+            count = 0
+            for part in np.split(slots, sorted(random.integers(0, slots.size + 1, parts - 1).tolist())):
+                count = library.nl_plan_reads(
+                    _pointer(part),
+                    ctypes.c_size_t(part.size),
+                    ctypes.c_uint64(gap),
+                    ctypes.c_int32(most),
+                    _pointer(reads),
+                    ctypes.c_size_t(count),
+                )
             expected = plan_with_gap(slots, gap)
             if most == 1000:
                 assert reads[:count].tolist() == np.stack([expected.first, expected.count], axis=1).tolist()
