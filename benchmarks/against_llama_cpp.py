@@ -7,7 +7,8 @@
 Both run the same model in the same formats, on as many threads, in turn, with nothing of their files in the page cache:
 a prompt of 16 tokens, then new tokens one by one. A limit is a share of the size of llama.cpp's file. It is set with a
 control group where this process may make one; llama.cpp gets what Python takes on top. `flash_run --dram` gets the
-limit itself. "all" is without a limit: llama.cpp then also repacks its weights.
+limit itself. "all" is without a limit: llama.cpp then also repacks its weights. Both keep keys and values in float16,
+as llama.cpp does unless told otherwise. `flash_run` first measures the storage, and reads across the gaps that pay on it.
 """
 
 from __future__ import annotations
@@ -182,16 +183,30 @@ def _read_bytes() -> int:
     return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
 
 
-def run_ours(group: Group, engine: Path, layout: Path, limit: int | None, threads: int, tokens: int) -> Run | str:
+def measure_storage(engine: Path, layout: Path, profile: Path) -> None:
+    """A device profile of what the layout lies on."""
+    done = subprocess.run([engine, "--probe", "benchmark", layout], stdout=subprocess.PIPE, check=True)
+    profile.write_bytes(done.stdout)
+    reads = json.loads(done.stdout)["reads"]
+    print("storage: " + ", ".join(f"{r['bytes'] // 1024} KiB {r['bytes_per_second'] / 1e6:.0f} MB/s" for r in reads))
+
+
+def run_ours(
+    group: Group, engine: Path, layout: Path, profile: Path, limit: int | None, threads: int, tokens: int
+) -> Run | str:
     """flash_run in a process of its own; the reason if it refuses."""
-    dram = str(limit) if limit else "100%"
-    command = [str(engine), "--dram", dram, "--context", "512", "--threads", str(threads), "--json", str(layout)]
+    command = [
+        *(engine, "--dram", limit or "100%", "--context", 512, "--threads", threads, "--keys-values", "f16"),
+        *("--device", profile, "--json", layout),
+    ]
     prompt = " ".join(str(300 + 7 * k) for k in range(PROMPT))
     forget(*(path for path in layout.iterdir() if path.is_file()))
     # Without a limit nothing is left to read once all that fires has been read: the second time is measured.
     requests = f"generate {tokens} {prompt}\n" * (1 if limit else 2)
     with group.limited(limit):
-        done = subprocess.run(command, input=requests, capture_output=True, text=True, preexec_fn=group.join)
+        done = subprocess.run(
+            [str(word) for word in command], input=requests, capture_output=True, text=True, preexec_fn=group.join
+        )
     figures = [line.removeprefix("figures ") for line in done.stdout.splitlines() if line.startswith("figures ")]
     if not figures:
         return (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
@@ -261,10 +276,12 @@ def main() -> None:
         for weights in options.weights:
             gguf, layout = prepare(folder, shape, weights, float(options.active.rstrip("%")) / 100, options.calibration,
                                    options.device)  # fmt: skip
+            profile = folder / f"storage-{weights}.json"
+            measure_storage(options.engine_path, layout, profile)
             for share in options.limit:
                 limit = round(share * gguf.stat().st_size) or None
                 theirs = run_llama(group, gguf, limit, options.threads, options.tokens, options.timeout)
-                ours = run_ours(group, options.engine_path, layout, limit, options.threads, options.tokens)
+                ours = run_ours(group, options.engine_path, layout, profile, limit, options.threads, options.tokens)
                 print(_row(f"{weights} {share:4.0%}" if share else f"{weights}  all", limit, theirs, ours), flush=True)
     finally:
         group.close()

@@ -1,4 +1,4 @@
-/* A device profile (docs/devices.md): what a read costs, and so which gaps are cheaper to read across than to skip. */
+/* A device profile (device.schema.json in the package): what a read costs, and so which gaps are cheaper to read across than to skip. */
 #ifndef NL_DEVICE_H
 #define NL_DEVICE_H
 

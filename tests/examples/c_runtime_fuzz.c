@@ -3,7 +3,7 @@
  *
  *     c_runtime_fuzz LAYOUT SCRATCH SEED CASES
  *
- * In turn the index, the config, the flash file and its header are changed by some flips, cuts and copies of bytes and by
+ * In turn the index, the config, a device profile, the flash file and its header are changed by some flips, cuts and copies of bytes and by
  * other numbers; or the file is cut while the model is open. Prints how many cases were refused, by code.
  */
 #define _GNU_SOURCE
@@ -69,7 +69,7 @@ static size_t damage(unsigned char *text, size_t size, size_t reach) {
 
 int main(int argc, char **argv) {
     static unsigned char source[ROOM], changed[ROOM];
-    static const char *const names[] = {"model.flash.json", "config.json", "model.flash.safetensors"};
+    static const char *const names[] = {"model.flash.json", "config.json", "model.flash.safetensors", "device.json"};
     uint64_t codes[6] = {0};
     if (argc != 5) return 2;
     state = strtoull(argv[3], NULL, 10);
@@ -78,7 +78,8 @@ int main(int argc, char **argv) {
         NlOptions options = {0};
         NlModel *model;
         const uint32_t tokens[] = {3, 1, 4, 1, 5};
-        const char *name = names[draw(3)];
+        char device[4096];
+        const char *name = names[draw(4)];
         int cut = draw(8) == 0, last = name == names[2];
         size_t size = read_file(argv[1], name, source), reach = size, now = size;
         uint64_t header = 0;
@@ -94,6 +95,9 @@ int main(int argc, char **argv) {
         options.threads = 1 + (uint32_t)draw(2);
         options.queue_depth = 4;
         options.context = draw(2) ? 16 : 0;
+        options.half_sequence = (int)draw(2);
+        snprintf(device, sizeof device, "%s/%s", argv[2], names[3]);
+        if (name == names[3] || draw(4) == 0) options.device = device;
         model = nl_open(argv[2], &options, &error);
         if (model) {
             char path[4096];

@@ -49,6 +49,10 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lay_out(tmp_path_factory.mktemp("tiny_relu"), TINY_RELU, threshold=0.0)
 
 
+def call(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, *map(str, arguments)], input="", capture_output=True, text=True, check=False)
+
+
 def require_same_gaps(runtime: CRuntime, device: Device, model: DeviceModel) -> None:
     library = runtime.library()
     library.nl_device_gap.restype = ctypes.c_uint64
@@ -86,7 +90,10 @@ def test_a_stated_cost_counts_before_measured_reads(c_runtime: CRuntime, tmp_pat
         ({"reads": []}, "no positive cost per read and per byte"),
         ({"reads": [{"bytes": 4096, "bytes_per_second": 1e8}]}, "no positive cost"),
         ({"reads": [{"bytes": 4096, "bytes_per_second": 1e8}] * 2}, "by ascending size"),
-        ({"reads": [{"bytes": 4096, "bytes_per_second": 1e8}, {"bytes": 8192, "bytes_per_second": 4e8}]}, "no positive"),
+        (
+            {"reads": [{"bytes": 4096, "bytes_per_second": 1e8}, {"bytes": 8192, "bytes_per_second": 4e8}]},
+            "no positive",
+        ),
         ({"reads": [{"bytes": 4096}, {"bytes": 8192}]}, "not sizes and rates"),
         ({"reads": 5}, "no positive cost"),
     ],
@@ -96,14 +103,12 @@ def test_profiles_that_cannot_be_right(
 ) -> None:
     path = tmp_path / "device.json"
     path.write_text(json.dumps(json.loads(PROFILES[0].read_bytes()) | changes))
-    command = [c_runtime.checked / "flash_run", "--device", path, layout]
-    result = subprocess.run(command, input="", capture_output=True, text=True, check=False)
+    result = call(c_runtime.checked / "flash_run", "--device", path, layout)
     assert (result.returncode, complaint in result.stderr) == (1, True), result.stderr
 
 
 def test_it_measures_a_profile_for_cluster(c_runtime: CRuntime, layout: Path) -> None:
-    command = [c_runtime.fast / "flash_run", "--probe", "my phone", "--queue-depth", "4", layout]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = call(c_runtime.fast / "flash_run", "--probe", "my phone", "--queue-depth", "4", layout)
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
     device = parse_device(document, "stdout")
@@ -117,8 +122,7 @@ def test_it_measures_a_profile_for_cluster(c_runtime: CRuntime, layout: Path) ->
 
 @pytest.mark.parametrize("name", ["", 'a"b', "a\\b", "a\nb", 300 * "x"])
 def test_names_that_no_profile_can_have(c_runtime: CRuntime, layout: Path, name: str) -> None:
-    command = [c_runtime.checked / "flash_run", "--probe", name, layout]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = call(c_runtime.checked / "flash_run", "--probe", name, layout)
     assert (result.returncode, result.stdout) == (1, "")
     assert "a device's name has" in result.stderr
 

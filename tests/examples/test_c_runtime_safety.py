@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from neuralink_cli import devices
 from tests.damage import FLASH
 from tests.examples.conftest import CRuntime
 from tests.examples.test_c_runtime_models import TINY_RELU, build, lay_out
 
+NVME = str(resources.files(devices) / "profiles/nvme.json")
 INDEX = "model.flash.json"
 PROMPT = " ".join(map(str, range(1, 30)))
 
@@ -165,6 +168,8 @@ def test_no_damage_crashes_it(c_runtime: CRuntime, small: Path, tmp_path: Path, 
         options = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
         model = build(tmp_path / "model", kind, "bfloat16", shared_expert_intermediate_size=32, **options)
         layout = lay_out(tmp_path, model, threshold=0.02)
+    layout = Path(shutil.copytree(layout, tmp_path / "with_device"))
+    shutil.copy(NVME, layout / "device.json")
     scratch = Path(shutil.copytree(layout, tmp_path / "scratch"))
     result = go(c_runtime.checked / "c_runtime_fuzz", layout, scratch, 1, 700)
     assert result.returncode == 0, result.stderr[-3000:]
