@@ -8,7 +8,7 @@ Both run the same model in the same formats, on as many threads, in turn, with n
 a prompt of 16 tokens, then new tokens one by one. A limit is a share of the size of llama.cpp's file. It is set with a
 control group where this process may make one; llama.cpp gets what Python takes on top. `flash_run --dram` gets the
 limit itself. "all" is without a limit: llama.cpp then also repacks its weights. Both keep keys and values in float16,
-as llama.cpp does unless told otherwise. `flash_run` first measures the storage, and reads across the gaps that pay on it.
+as llama.cpp does unless told otherwise. `flash_run` first measures the storage, and reads across gaps that pay on it.
 """
 
 from __future__ import annotations
