@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -22,6 +23,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # The same examples in every run, and no time limit for one: the machines that run this are shared.
 settings.register_profile("neuralink", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("neuralink")
+
+
+def pytest_collection_finish() -> None:
+    """What the tests have imported need not be searched for garbage whenever a model is let go."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
