@@ -18,7 +18,7 @@ from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.restore import restore_layout
 from tests.checkpoints import files_of
 from tests.damage import FLASH, INDEX, KINDS
-from tests.faults import deaths, faults, file_size_limit, flushed
+from tests.faults import deaths, faults, file_size_limit, flushed, hold_flushes
 from tests.layouts import LayoutFactory, Made, relayout, verify
 from tests.processes import Command
 
@@ -175,13 +175,13 @@ def run_in_background(tmp_path: Path, large: Made) -> Iterator[Callable[..., Com
     """Starts to overwrite `tmp_path / "out"`, and comes back when writing has begun."""
     started: list[Command] = []
 
-    def start(*options: str) -> Command:
+    def start(*options: str, prepare: Callable[[], object] = lambda: None) -> Command:
         partial = tmp_path / ".out.partial"
         if partial.exists() and "--resume" not in options:
             shutil.rmtree(partial)
         arguments = ["relayout", large.model, "--placement", large.placement, "-o", tmp_path / "out", "--overwrite"]
         arguments += ["--alignment", 512, "--quiet", *options]
-        process = Command(*arguments)
+        process = Command(*arguments, prepare=prepare)
         started.append(process)
         while not (partial / FLASH).exists():
             assert process.poll() is None, process.communicate()
@@ -195,7 +195,7 @@ def run_in_background(tmp_path: Path, large: Made) -> Iterator[Callable[..., Com
 
 
 def test_a_run_killed_at_any_moment_leaves_the_old_layout_or_the_new_one(
-    tmp_path: Path, large: Made, run_in_background: Callable[[], Command]
+    tmp_path: Path, large: Made, run_in_background: Callable[..., Command]
 ) -> None:
     output = Path(shutil.copytree(large.layout, tmp_path / "out"))
     for delay in np.random.default_rng(0).uniform(0, 0.12, 4):
@@ -221,13 +221,13 @@ def test_a_run_killed_at_any_moment_leaves_the_old_layout_or_the_new_one(
 def test_a_run_that_is_stopped_clears_up(
     tmp_path: Path,
     large: Made,
-    run_in_background: Callable[[], Command],
+    run_in_background: Callable[..., Command],
     number: signal.Signals,
     code: int,
     word: str,
 ) -> None:
     shutil.copytree(large.layout, tmp_path / "out")
-    process = run_in_background()
+    process = run_in_background(prepare=hold_flushes)
     process.send_signal(number)
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout) == (code, "")
@@ -250,7 +250,7 @@ def test_a_run_that_is_stopped_can_be_resumed(
     word: str,
 ) -> None:
     shutil.copytree(large.layout, tmp_path / "out")
-    process = run_in_background("--resume")
+    process = run_in_background("--resume", prepare=hold_flushes)
     process.send_signal(number)
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout) == (code, "")
