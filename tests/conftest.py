@@ -25,11 +25,6 @@ settings.register_profile("neuralink", derandomize=True, deadline=None, max_exam
 settings.load_profile("neuralink")
 
 
-def pytest_collection_finish() -> None:
-    """What the tests have imported need not be searched for garbage whenever a model is let go."""
-    gc.freeze()
-
-
 @pytest.fixture(scope="session")
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> LayoutFactory:
     return LayoutFactory(tmp_path_factory.mktemp("layouts"))
@@ -41,6 +36,12 @@ def undisturbed_logger() -> None:
     logger = logging.getLogger("neuralink_cli")
     logger.handlers[:], logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_search_of_what_is_loaded() -> None:
+    """What has been imported so far need not be searched for garbage whenever a model is let go: half a second."""
+    gc.freeze()
 
 
 @pytest.fixture
