@@ -82,7 +82,7 @@ def test_a_dataset_whose_name_is_no_text(neuralink: Neuralink, tmp_path: Path, m
 def test_a_run_that_is_stopped_leaves_nothing(
     tmp_path: Path, outputs: Path, model: Path, number: signal.Signals, code: int
 ) -> None:
-    text = write("long.txt", TEXT * 2000)(tmp_path)
+    text = write("long.txt", TEXT * 500)(tmp_path)
     process = Command(
         "profile", model, "--dataset", text, "--num-samples", 0, "--max-tokens", 0, "-o", outputs / "trace"
     )
