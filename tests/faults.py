@@ -187,7 +187,7 @@ def hold_flushes() -> None:
             time.sleep(0.001)
         fsync(descriptor)
 
-    os.fsync = held
+    pytest.MonkeyPatch().setattr(os, "fsync", held)
 
 
 @contextlib.contextmanager

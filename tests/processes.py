@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
 
 from neuralink_cli.__main__ import main
 
@@ -108,7 +108,7 @@ class Command:
                 os._exit(code)
 
 
-def _stream(descriptor: int, errors: str) -> TextIO | None:
+def _stream(descriptor: int, errors: str) -> TextIOWrapper | None:
     """What Python makes of a descriptor as it starts: nothing if it is closed."""
     try:
         return os.fdopen(descriptor, "w", encoding="utf-8", errors=errors)
@@ -120,4 +120,4 @@ def run_command(*arguments: object, prepare: Callable[[], object] = lambda: None
     """Run a command line, and wait for it."""
     command = Command(*arguments, prepare=prepare)
     stdout, stderr = command.communicate()
-    return subprocess.CompletedProcess(command.pid, command.wait(), stdout, stderr)
+    return subprocess.CompletedProcess([*map(str, arguments)], command.wait(), stdout, stderr)
