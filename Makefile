@@ -12,6 +12,9 @@ CONSTRAINTS ?= constraints.txt
 CASES := 5000
 SEED := 1
 
+# Python keeps what it compiles, or every process that a test starts would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test fuzz sweep bench lint format docs clean
 
 help:
@@ -45,8 +48,9 @@ demo: $(VENV)/.installed
 	$(BIN)/neuralink relayout $(MODEL) --placement $(WORK)/tiny.placement.safetensors -o $(WORK)/tiny-flash
 	$(BIN)/neuralink verify $(MODEL) $(WORK)/tiny-flash
 
+# With worksteal each of the two workers goes through the tests of whole rooms: what these share is mostly made once.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Small sizes, for a machine with two cores: `python benchmarks/NAME.py --help` says how to run each in full.
 bench: $(VENV)/.installed-dev

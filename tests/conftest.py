@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -35,6 +36,12 @@ def undisturbed_logger() -> None:
     logger = logging.getLogger("neuralink_cli")
     logger.handlers[:], logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_search_of_what_is_loaded() -> None:
+    """What has been imported so far need not be searched for garbage whenever a model is let go: half a second."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from neuralink_cli import signals
 from neuralink_cli.errors import OutputError
 from neuralink_cli.files import durable
 
@@ -172,6 +174,20 @@ def deaths(run: Callable[[], object], *, first: int = 1, step: int = 1) -> Itera
             return
         yield at
     raise AssertionError("no end of it")
+
+
+def hold_flushes() -> None:
+    """From here on this process flushes no large file before a signal has come, so that it is not done by then."""
+    fsync = os.fsync
+
+    def held(descriptor: int) -> None:
+        until = time.monotonic() + 60
+        large = os.fstat(descriptor).st_size > 2**20
+        while large and signals._state.first is None and time.monotonic() < until:
+            time.sleep(0.001)
+        fsync(descriptor)
+
+    pytest.MonkeyPatch().setattr(os, "fsync", held)
 
 
 @contextlib.contextmanager

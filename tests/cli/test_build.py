@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,14 @@ import pytest
 from neuralink_cli.cli.entry import run
 from neuralink_cli.errors import VerificationError
 from neuralink_cli.files.durable import locked_directory
+from neuralink_cli.files.journal import Journal
 from neuralink_cli.files.json_text import canonical
+from neuralink_cli.pipeline import build as pipeline_build
 from tests.checkpoints import files_of
 from tests.cli.conftest import Neuralink
 from tests.conftest import ModelFactory
 from tests.hub import COMMIT, write_cached
+from tests.processes import run_command
 from tests.tiny_models import TEXT
 
 ROOT = Path(__file__).parents[2]
@@ -135,41 +136,32 @@ def test_data_that_lies_elsewhere_is_the_same_data(
     assert stages_run(neuralink(*moved, "-o", fleet).stderr) == []
 
 
-# Kills the process when something of the package has been called so many times.
-KILL = """
-import importlib, os, signal, sys
-from neuralink_cli.cli.entry import run
-module, name, calls = sys.argv[1], sys.argv[2], int(sys.argv[3])
-owner = importlib.import_module(module)
-*path, last = name.split(".")
-for part in path:
-    owner = getattr(owner, part)
-original, count = getattr(owner, last), 0
-def killing(*arguments, **options):
-    global count
-    count += 1
-    result = original(*arguments, **options)
-    if count == calls:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-setattr(owner, last, killing)
-sys.exit(run(sys.argv[4:]))
-"""
+def kill_after(owner: object, name: str, calls: int, *arguments: object) -> str:
+    """Run in a process that is killed when a function of a module or class was called so often; what it had said."""
 
+    def prepare() -> None:
+        original, count = getattr(owner, name), 0
 
-def kill_after(module: str, name: str, calls: int, *arguments: object) -> str:
-    """What the killed process said on stderr."""
-    command = [sys.executable, "-c", KILL, module, name, str(calls), *map(str, arguments)]
-    process = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+        def killing(*of_call: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            result = original(*of_call, **options)
+            if count == calls:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, killing)
+
+    process = run_command(*arguments, prepare=prepare)
     assert process.returncode == -signal.SIGKILL, process.stderr
-    return process.stderr.decode()
+    return process.stderr
 
 
 def test_a_killed_build_goes_on_to_the_same_bytes(
     neuralink: Neuralink, arguments: list[str], built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "fleet"
-    # Ctrl-C just before the first order, so that the processes below need not load the model.
+    # Ctrl-C just before the first order.
     with monkeypatch.context() as patch:
         patch.setattr("neuralink_cli.placement.cluster.cluster", interrupt)
         outcome = neuralink(*arguments, "-o", output)
@@ -177,15 +169,15 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
         assert outcome.stderr.endswith("interrupted; what was done is kept; run the same command again to continue\n")
         assert stages_run(outcome.stderr) == ["profile"]
     # At the boundary after the first layout: the entries of the order and of the layout have been written.
-    kill_after("neuralink_cli.pipeline.build", "write_lock", 2, *arguments, "-o", output)
+    kill_after(pipeline_build, "write_lock", 2, *arguments, "-o", output)
     made = [stage["output"] for stage in lock_of(output)["stages"] if stage["digest"]]
     assert made == ["trace.safetensors", "ufs4.0/placement.safetensors", "ufs4.0/layout"]
     # In the midst of the second layout.
-    kill_after("neuralink_cli.files.journal", "Journal.add", 2, *arguments, "-o", output)
+    kill_after(Journal, "add", 2, *arguments, "-o", output)
     assert (output / "ufs3.1/.layout.partial").is_dir()
     assert not (output / "ufs3.1/layout").exists()
     # After an output has taken its place, and before the lock file says so.
-    said = kill_after("neuralink_cli.pipeline.build", "digest_files", 1, *arguments, "-o", output)
+    said = kill_after(pipeline_build, "digest_files", 1, *arguments, "-o", output)
     assert "neuralink: resuming from what an earlier run has written\n" in said
     assert (output / "ufs3.1/layout").is_dir()
     outcome = neuralink(*arguments, "-o", output)

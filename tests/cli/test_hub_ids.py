@@ -19,6 +19,7 @@ from tests.checkpoints import files_of
 from tests.cli.conftest import Neuralink
 from tests.hub import COMMIT, Hub, running_hub, write_cached
 from tests.layouts import LayoutFactory
+from tests.processes import run_command
 from tests.tiny_models import TEXT, build_model
 
 DATA_COMMIT = "d" * 40
@@ -182,7 +183,7 @@ def test_a_local_model_needs_no_hub_library(layouts: LayoutFactory, tmp_path: Pa
 
 
 class TestWithAHub:
-    """Processes of their own, since where the hub is must be known when its library is imported."""
+    """Processes of their own, with a library of their own, which learns where the hub is when it is imported."""
 
     @pytest.fixture
     def hub(self) -> Iterator[Hub]:
@@ -190,12 +191,12 @@ class TestWithAHub:
             yield hub
 
     def run(self, hub: Hub, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "neuralink_cli", *map(str, arguments)],
-            env={**os.environ, **hub.environment(folder / "cache")},
-            capture_output=True,
-            text=True,
-        )
+        def prepare() -> None:
+            os.environ.update(hub.environment(folder / "cache"))
+            for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+                del sys.modules[name]
+
+        return run_command(*arguments, prepare=prepare)
 
     def test_a_model_is_fetched_once_and_kept(
         self, neuralink: Neuralink, hub: Hub, layouts: LayoutFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

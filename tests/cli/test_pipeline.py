@@ -33,18 +33,14 @@ COMBINATIONS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_search_of_modules() -> None:
-    """What is imported need not be searched for garbage after every model that is run."""
-    gc.freeze()
-
-
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda c: f"{c[0]}-{c[1]}-{'sharded' if c[2] else 'single'}")
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stages:
     family, dtype, shards = request.param
     stages = make_layouts(family, tmp_path_factory.mktemp(family), dtype=dtype, shards=shards)
     assert (stages.model / "model.safetensors").exists() != shards
     assert set(stages.codes.values()) == {0}
+    # What this family had imported need not be searched for garbage either.
+    gc.freeze()
     return stages
 
 

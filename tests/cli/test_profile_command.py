@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Neuralink
+from tests.processes import Command
 from tests.tiny_models import TEXT, build_model
 
 
@@ -83,16 +82,10 @@ def test_a_dataset_whose_name_is_no_text(neuralink: Neuralink, tmp_path: Path, m
 def test_a_run_that_is_stopped_leaves_nothing(
     tmp_path: Path, outputs: Path, model: Path, number: signal.Signals, code: int
 ) -> None:
-    text = write("long.txt", TEXT * 2000)(tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "neuralink_cli", "profile", str(model), "--dataset", str(text), "--num-samples", "0",
-         "--max-tokens", "0", "-o", str(outputs / "trace")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # The runner of the tests may ignore what is sent here.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    text = write("long.txt", TEXT * 500)(tmp_path)
+    process = Command(
+        "profile", model, "--dataset", text, "--num-samples", 0, "--max-tokens", 0, "-o", outputs / "trace"
+    )
     try:
         # Until there is something to clear up: the spool, a file without a name in the folder of the output.
         while not any(target.startswith(str(outputs)) for target in open_files(process)):
@@ -109,7 +102,7 @@ def test_a_run_that_is_stopped_leaves_nothing(
     assert not any(outputs.iterdir())
 
 
-def open_files(process: subprocess.Popen[str]) -> list[str]:
+def open_files(process: Command) -> list[str]:
     found = []
     for link in Path(f"/proc/{process.pid}/fd").glob("*"):
         # It may be closed meanwhile.

@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.faults import hold_flushes
 from tests.layouts import LayoutFactory, Made
+from tests.processes import Command, run_command
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -20,6 +24,29 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return LayoutFactory(tmp_path_factory.mktemp("large")).bundled("opt", neurons=6144, hidden=512)
+
+
+def start_writing(made: Made, folder: Path, prepare: Callable[[], object]) -> Command:
+    arguments = ("relayout", made.model, "--placement", made.placement, "-o", folder / "out", "-q")
+    process = Command(*arguments, prepare=prepare)
+    while not any((folder / ".out.partial").glob("*.safetensors")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    return process
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_second_signal_does_not_stop_the_clearing_up(tmp_path: Path, large: Made, number: signal.Signals) -> None:
+    for delay in (0.0, 0.01, 0.04):
+        process = start_writing(large, tmp_path, hold_flushes)
+        process.send_signal(number)
+        time.sleep(delay)
+        process.send_signal(number)
+        stdout, stderr = process.communicate()
+        assert (process.returncode, stdout) == (CODES[number], "")
+        assert stderr.endswith("; nothing unfinished was left behind\n")
+        assert stderr.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
 
 
 def as_from_a_terminal() -> None:
@@ -35,31 +62,6 @@ def start(*arguments: object) -> subprocess.Popen[str]:
         text=True,
         preexec_fn=as_from_a_terminal,
     )
-
-
-def start_writing(made: Made, folder: Path) -> subprocess.Popen[str]:
-    process = start("relayout", made.model, "--placement", made.placement, "-o", folder / "out", "-q")
-    while not any((folder / ".out.partial").glob("*.safetensors")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    return process
-
-
-@pytest.mark.parametrize("number", CODES)
-def test_a_second_signal_does_not_stop_the_clearing_up(tmp_path: Path, large: Made, number: signal.Signals) -> None:
-    for delay in (0.0, 0.01, 0.04):
-        process = start_writing(large, tmp_path)
-        process.send_signal(number)
-        time.sleep(delay)
-        process.send_signal(number)
-        stdout, stderr = process.communicate()
-        if process.returncode == 0:
-            # It had been done before the signal came.
-            pytest.fail("the layout is too small for this test")
-        assert (process.returncode, stdout) == (CODES[number], "")
-        assert stderr.endswith("; nothing unfinished was left behind\n")
-        assert stderr.count("\n") == 1
-        assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_while_modules_are_imported_is_no_traceback() -> None:
@@ -81,15 +83,9 @@ def test_ctrl_c_while_modules_are_imported_is_no_traceback() -> None:
 
 
 def test_a_hangup_is_ignored_where_nohup_said_so(large: Made, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "neuralink_cli", "verify", str(large.model), str(large.layout), "-q"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
-    time.sleep(0.2)
+    process = start_writing(large, tmp_path, partial(signal.signal, signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)
-    assert (process.wait(), process.communicate()[1]) == (0, b"")
+    assert (process.wait(), process.communicate()[1]) == (0, "")
 
 
 @pytest.mark.parametrize("good", [True, False])
@@ -98,13 +94,10 @@ def test_a_stderr_that_cannot_be_written_changes_no_exit_code(layouts: LayoutFac
     reader, gone = os.pipe()
     os.close(reader)
     with Path("/dev/full").open("w") as full:
-        for stderr in (full, gone):
-            process = subprocess.run(
-                [sys.executable, "-m", "neuralink_cli", "verify", made.model, made.layout if good else made.model],
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                check=False,
+        for descriptor in (full.fileno(), gone):
+            process = run_command(
+                "verify", made.model, made.layout if good else made.model, prepare=partial(os.dup2, descriptor, 2)
             )
             assert process.returncode == (0 if good else 3)
-            assert process.stdout.startswith(b"verified") == good
+            assert process.stdout.startswith("verified") == good
     os.close(gone)

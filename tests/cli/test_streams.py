@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.layouts import LayoutFactory
+from tests.processes import run_command
 
 Result = subprocess.CompletedProcess[str]
 
@@ -44,7 +46,7 @@ def gone() -> int:
 
 def test_results_go_to_stdout_and_progress_to_stderr(tmp_path: Path, layouts: LayoutFactory) -> None:
     model, placement = layouts.checkpoint()
-    result = start("relayout", model, "--placement", placement, "-o", tmp_path / "out")
+    result = run_command("relayout", model, "--placement", placement, "-o", tmp_path / "out")
     assert result.returncode == 0
     assert result.stdout.startswith(f"{tmp_path / 'out'}: bundled layout of 2 blocks takes ")
     assert result.stdout.count("\n") == 1
@@ -54,7 +56,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(tmp_path: Path, layouts: La
 
 def test_quiet_is_quiet(tmp_path: Path, layouts: LayoutFactory) -> None:
     made = layouts.bundled()
-    result = start("verify", made.model, made.layout, "--quiet", "--json")
+    result = run_command("verify", made.model, made.layout, "--quiet", "--json")
     assert (result.returncode, result.stderr) == (0, "")
     assert json.loads(result.stdout)["verified"] is True
 
@@ -68,9 +70,10 @@ def test_a_reader_that_goes_away_is_no_failure_of_anything(gone: int, command: t
 
 def test_a_reader_that_goes_away_does_not_undo_what_was_done(tmp_path: Path, gone: int, layouts: LayoutFactory) -> None:
     model, placement = layouts.checkpoint()
-    result = start("relayout", model, "--placement", placement, "-o", tmp_path / "out", "-q", stdout=gone)
+    unread = partial(os.dup2, gone, 1)
+    result = run_command("relayout", model, "--placement", placement, "-o", tmp_path / "out", "-q", prepare=unread)
     assert (result.returncode, result.stderr) == (141, "")
-    assert start("verify", model, tmp_path / "out", "-q").returncode == 0
+    assert run_command("verify", model, tmp_path / "out", "-q").returncode == 0
 
 
 @pytest.mark.parametrize("command", ["architectures", "--help"])
@@ -83,9 +86,9 @@ def test_a_full_device_is_said(command: str) -> None:
 
 def test_works_without_stdout(layouts: LayoutFactory) -> None:
     made = layouts.bundled()
-    result = start("verify", made.model, made.layout, "-q", stdout=None, preexec_fn=closed(1))
+    result = run_command("verify", made.model, made.layout, "-q", prepare=closed(1))
     assert (result.returncode, result.stderr) == (0, "")
-    result = start("verify", made.model, made.model, stdout=None, preexec_fn=closed(1))
+    result = run_command("verify", made.model, made.model, prepare=closed(1))
     assert result.returncode == 3
     assert result.stderr.startswith("neuralink: error: ")
 
@@ -106,35 +109,32 @@ def test_a_library_finds_a_stderr_even_if_there_is_none() -> None:
 def test_works_without_stderr(tmp_path: Path, layouts: LayoutFactory) -> None:
     made = layouts.bundled()
     output = tmp_path / "out"
-    result = start(
-        "relayout", made.model, "--placement", made.placement, "-o", output, stderr=None, preexec_fn=closed(2)
-    )
+    result = run_command("relayout", made.model, "--placement", made.placement, "-o", output, prepare=closed(2))
     assert result.returncode == 0
     assert "bundled layout" in result.stdout
-    assert start("verify", made.model, made.model, stderr=None, preexec_fn=closed(2)).returncode == 3
+    assert run_command("verify", made.model, made.model, prepare=closed(2)).returncode == 3
 
 
 def test_a_name_that_is_no_text_is_no_trouble(tmp_path: Path, layouts: LayoutFactory) -> None:
     """A path of bytes that are not UTF-8, where stdout is strict about that."""
     model, placement = layouts.checkpoint()
     output = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
-    strict = {"PYTHONIOENCODING": "utf-8:strict"}
     arguments = ("relayout", model, "--placement", placement, "-o", output)
-    with (tmp_path / "stdout").open("wb") as stdout:
-        result = start(*arguments, "-q", env=strict, stdout=stdout)
+    result = run_command(*arguments, "-q")
     assert (result.returncode, result.stderr) == (0, "")
-    assert (tmp_path / "stdout").read_bytes().startswith(os.fsencode(output) + b": bundled layout")
-    assert start("verify", model, output, "-q", "--json", env=strict).returncode == 0
-    again = start(*arguments, env=strict)
+    assert os.fsencode(result.stdout).startswith(os.fsencode(output) + b": bundled layout")
+    assert run_command("verify", model, output, "-q", "--json").returncode == 0
+    again = run_command(*arguments)
     assert again.returncode == 6
     assert again.stderr.startswith("neuralink: error: ")
     assert again.stderr.count("\n") == 1
 
 
 def test_a_traceback_is_shown_only_if_asked_for(tmp_path: Path) -> None:
-    plain = start("verify", tmp_path / "absent", tmp_path)
+    plain = run_command("verify", tmp_path / "absent", tmp_path)
     assert plain.stderr.count("\n") == 1
-    debug = start("verify", tmp_path / "absent", tmp_path, env={"NEURALINK_DEBUG": "1"})
+    asked = partial(os.environ.update, NEURALINK_DEBUG="1")
+    debug = run_command("verify", tmp_path / "absent", tmp_path, prepare=asked)
     assert debug.stderr.startswith("Traceback (most recent call last):\n")
     assert debug.stderr.endswith(plain.stderr)
     assert plain.returncode == debug.returncode == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import subprocess
@@ -53,8 +54,18 @@ def compile_c(output: Path, sources: Sequence[Path], options: Sequence[str]) -> 
 
 @pytest.fixture(scope="session")
 def c_runtime(tmp_path_factory: pytest.TempPathFactory) -> CRuntime:
-    """The runtime in C."""
-    folder = tmp_path_factory.mktemp("c_runtime")
+    """The runtime in C, compiled by the first of the processes that run the tests."""
+    base = tmp_path_factory.getbasetemp()
+    # Each worker of pytest-xdist has a folder of its own in that of the run.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "c_runtime"
+    with Path(f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            _compile(tmp_path_factory.mktemp("compiling")).rename(folder)
+    return CRuntime(folder / "checked", folder / "fast")
+
+
+def _compile(folder: Path) -> Path:
     made = CRuntime(folder / "checked", folder / "fast")
     made.checked.mkdir()
     made.fast.mkdir()
@@ -71,7 +82,7 @@ def c_runtime(tmp_path_factory: pytest.TempPathFactory) -> CRuntime:
         assert (result.returncode, result.stderr) == (0, "")
     result = compile_c(made.fast / "libneuralink.so", fast[0], ("-shared",))
     assert (result.returncode, result.stderr) == (0, "")
-    return made
+    return folder
 
 
 def _objects(folder: Path, options: tuple[str, ...]) -> tuple[list[Path], tuple[str, ...]] | None:

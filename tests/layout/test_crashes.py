@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +18,9 @@ from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.restore import restore_layout
 from tests.checkpoints import files_of
 from tests.damage import FLASH, INDEX, KINDS
-from tests.faults import deaths, faults, file_size_limit, flushed
+from tests.faults import deaths, faults, file_size_limit, flushed, hold_flushes
 from tests.layouts import LayoutFactory, Made, relayout, verify
+from tests.processes import Command
 
 # Both kinds as they are written here; the old output is a bundled layout aligned otherwise.
 OPTIONS: dict[str, dict[str, Any]] = {"bundled": {"alignment": 512}, "permuted": {"layout": "permuted"}}
@@ -172,24 +171,17 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture
-def run_in_background(tmp_path: Path, large: Made) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def run_in_background(tmp_path: Path, large: Made) -> Iterator[Callable[..., Command]]:
     """Starts to overwrite `tmp_path / "out"`, and comes back when writing has begun."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Command] = []
 
-    def start(*options: str) -> subprocess.Popen[str]:
+    def start(*options: str, prepare: Callable[[], object] = lambda: None) -> Command:
         partial = tmp_path / ".out.partial"
         if partial.exists() and "--resume" not in options:
             shutil.rmtree(partial)
         arguments = ["relayout", large.model, "--placement", large.placement, "-o", tmp_path / "out", "--overwrite"]
         arguments += ["--alignment", 512, "--quiet", *options]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "neuralink_cli", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # The runner of the tests may ignore what is sent here.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        process = Command(*arguments, prepare=prepare)
         started.append(process)
         while not (partial / FLASH).exists():
             assert process.poll() is None, process.communicate()
@@ -203,7 +195,7 @@ def run_in_background(tmp_path: Path, large: Made) -> Iterator[Callable[..., sub
 
 
 def test_a_run_killed_at_any_moment_leaves_the_old_layout_or_the_new_one(
-    tmp_path: Path, large: Made, run_in_background: Callable[[], subprocess.Popen[str]]
+    tmp_path: Path, large: Made, run_in_background: Callable[..., Command]
 ) -> None:
     output = Path(shutil.copytree(large.layout, tmp_path / "out"))
     for delay in np.random.default_rng(0).uniform(0, 0.12, 4):
@@ -229,13 +221,13 @@ def test_a_run_killed_at_any_moment_leaves_the_old_layout_or_the_new_one(
 def test_a_run_that_is_stopped_clears_up(
     tmp_path: Path,
     large: Made,
-    run_in_background: Callable[[], subprocess.Popen[str]],
+    run_in_background: Callable[..., Command],
     number: signal.Signals,
     code: int,
     word: str,
 ) -> None:
     shutil.copytree(large.layout, tmp_path / "out")
-    process = run_in_background()
+    process = run_in_background(prepare=hold_flushes)
     process.send_signal(number)
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout) == (code, "")
@@ -252,13 +244,13 @@ def test_a_run_that_is_stopped_clears_up(
 def test_a_run_that_is_stopped_can_be_resumed(
     tmp_path: Path,
     large: Made,
-    run_in_background: Callable[..., subprocess.Popen[str]],
+    run_in_background: Callable[..., Command],
     number: signal.Signals,
     code: int,
     word: str,
 ) -> None:
     shutil.copytree(large.layout, tmp_path / "out")
-    process = run_in_background("--resume")
+    process = run_in_background("--resume", prepare=hold_flushes)
     process.send_signal(number)
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout) == (code, "")
@@ -273,7 +265,7 @@ def test_a_run_that_is_stopped_can_be_resumed(
 
 
 def test_a_run_killed_at_any_moment_can_be_resumed(
-    tmp_path: Path, large: Made, run_in_background: Callable[..., subprocess.Popen[str]]
+    tmp_path: Path, large: Made, run_in_background: Callable[..., Command]
 ) -> None:
     relayout(large.model, large.placement, tmp_path / "expected", alignment=512)
     shutil.copytree(large.layout, tmp_path / "out")
