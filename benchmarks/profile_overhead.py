@@ -104,7 +104,7 @@ def run(path: Path, dtype: str, options: argparse.Namespace) -> None:
         thresholds = [0.0] * len(blocks)
         if any(block.activation not in EXACT_AT_ZERO for block in subject.blocks):
             with HookedModel(model, blocks) as hooked:
-                thresholds = calibrate(hooked, [batch], options.active_ratio, lambda _tokens: None)
+                thresholds = calibrate(hooked, [batch], lambda _tokens: None).thresholds(options.active_ratio)
         active: Sequence[int] = ()
 
         def recorded() -> None:

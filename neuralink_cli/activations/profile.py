@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neuralink_cli import __version__
 from neuralink_cli.activations.options import (
     BlockSummary,
     ProfileOptions,
@@ -18,7 +19,8 @@ from neuralink_cli.activations.options import (
     SourceSummary,
     ThresholdOptions,
 )
-from neuralink_cli.activations.spool import Spool
+from neuralink_cli.activations.ranks import ALONE, Ranks, Rows
+from neuralink_cli.activations.spool import TOKEN_BYTES, Spool
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.activations.trace import (
     Trace,
@@ -40,7 +42,7 @@ from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scal
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.calibration.readers import ImageReader, TextReader
 from neuralink_cli.calibration.sequences import Batch
-from neuralink_cli.calibration.sources import CalibrationData
+from neuralink_cli.calibration.sources import CalibrationData, share_of
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.checkpoint.origin import Origin
@@ -88,7 +90,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class _Run:
-    """Everything that is known before recording starts."""
+    """Everything that is known before recording starts. `batches` are those of all ranks."""
 
     subject: Subject
     signal: str
@@ -96,6 +98,22 @@ class _Run:
     hooked: HookedModel
     data: CalibrationData
     batches: Sequence[Batch]
+    ranks: Ranks
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What a rank recorded.
+
+    Attributes:
+        active: For each block, the bits that are set.
+        rows: For each block, the rows.
+        of_sources: For each source by its number, the bits that are set and all of them.
+    """
+
+    active: Sequence[int]
+    rows: Sequence[int]
+    of_sources: Mapping[int, tuple[int, int]]
 
 
 def profile(
@@ -106,6 +124,7 @@ def profile(
     *,
     overwrite: bool = False,
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> ProfileSummary:
     """Record which FFN neurons fire for every token of the calibration data, and write the trace to `output`.
 
@@ -113,6 +132,7 @@ def profile(
 
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
+        ranks: The processes that share the work, all of which call this with the same arguments. Rank 0 writes.
 
     Raises:
         OptionError: The options do not go together, or not with this model.
@@ -121,25 +141,73 @@ def profile(
         MismatchError: The trace to take thresholds from has another model or signal.
         OutputError: The output exists, cannot be written or does not fit on the disk.
         MissingDependencyError: The packages of the extra `hf` are not installed.
+        RankError: Another rank failed or died.
     """
-    require_free(output, overwrite)
+    if ranks.rank == 0:
+        require_free(output, overwrite)
+    options = _of_rank(options, ranks)
     subject = _read_subject(model, options)
     subject = replace(subject, code=_settle_own_code(subject, options))
     known = _known_thresholds(options, subject)
     require_hf_packages("torch", "transformers", "datasets")
     with quiet_transformers(), ExitStack() as stack:
         # Beside the output: weights larger than memory may not fit in the system's temporary folder either.
-        offloaded = output.absolute().with_name(f".{output.name}.weights")
+        own = f"-{ranks.rank}" if ranks.rank else ""
+        offloaded = ranks.place(output).absolute().with_name(f".{output.name}.weights{own}")
         stack.callback(shutil.rmtree, offloaded, ignore_errors=True)
-        hooked, check, batched = _prepare(data, options, subject, offloaded, progress)
+        ranks.clear_after_death(offloaded, None if ranks.rank else output)
+        hooked, check, batched = _prepare(data, options, subject, offloaded, progress, ranks)
         stack.enter_context(hooked)
         stack.enter_context(check)
         batches = batched.batches if options.part is None else batched.part(options.part)
+        _require_same(ranks, subject, known, batched, batches, options)
         thresholds = known
         if thresholds is None:
-            thresholds = _calibrate(options.thresholds, hooked, batched, data.batch_size, progress)
-        run = _Run(subject, options.signal, thresholds, hooked, batched, batches)
+            thresholds = _calibrate(options.thresholds, hooked, batched, data.batch_size, progress, ranks)
+        run = _Run(subject, options.signal, thresholds, hooked, batched, batches, ranks)
         return _record(run, output, overwrite=overwrite, progress=progress)
+
+
+def _of_rank(options: ProfileOptions, ranks: Ranks) -> ProfileOptions:
+    """The options with the device of this rank."""
+    if options.part is not None and ranks.count > 1:
+        raise OptionError(
+            f"--part {options.part[0]}/{options.part[1]} and torchrun both share the data out", fix="drop one of them"
+        )
+    return replace(options, execution=replace(options.execution, device=ranks.device(options.execution.device)))
+
+
+def _require_same(
+    ranks: Ranks,
+    subject: Subject,
+    thresholds: Thresholds | None,
+    data: CalibrationData,
+    batches: Sequence[Batch],
+    options: ProfileOptions,
+) -> None:
+    """Check that the ranks run one model on the same data, and that there is something to do for each.
+
+    Raises:
+        MismatchError: They do not.
+        OptionError: There are fewer batches than ranks.
+    """
+    ranks.require_same(
+        {
+            "the package": __version__,
+            "the model": _identity(subject),
+            "the signal": options.signal,
+            "the thresholds": options.thresholds.active_ratio if thresholds is None else thresholds.values,
+            "the number of calibration tokens": options.thresholds.calibration_tokens,
+            "the number of datasets": len(data.sources),
+            **{f"the data of {source.name}": source.sha256 for source in data.sources},
+            **{f"how {source.name} is run": source.parameters for source in data.sources},
+        }
+    )
+    if len(batches) < ranks.count:
+        raise OptionError(
+            f"there are only {len(batches)} batches for {ranks.count} ranks",
+            fix="start fewer ranks or lower --batch-size",
+        )
 
 
 def _read_subject(model: str | Path, options: ProfileOptions) -> Subject:
@@ -219,7 +287,12 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
 
 
 def _prepare(
-    data: CalibrationOptions, options: ProfileOptions, subject: Subject, offloaded: Path, progress: Progress
+    data: CalibrationOptions,
+    options: ProfileOptions,
+    subject: Subject,
+    offloaded: Path,
+    progress: Progress,
+    ranks: Ranks,
 ) -> tuple[HookedModel, DescriptionCheck, CalibrationData]:
     """Load the model and read the data. The first sample of each dataset is checked before the model is loaded."""
     from neuralink_cli.activations.description_check import DescriptionCheck
@@ -235,14 +308,14 @@ def _prepare(
         reader = ImageReader(data, directory)
     else:
         reader = TextReader(data, directory, task, trust_remote_code=execution.trust_remote_code)
-    tell_needs(data, execution, options.part, directory, subject.blocks)
+    tell_needs(data, execution, options.part, directory, subject.blocks, ranks)
     with progress("loading the model", None, "B"):
         model = load_model(
             subject.directory,
             subject.architecture,
             device=execution.device,
             dtype=execution.dtype,
-            limit=MemoryLimit(execution.max_memory, offloaded),
+            limit=MemoryLimit(execution.max_memory, offloaded, ranks.memory),
             trust_remote_code=execution.trust_remote_code,
             ignore_remote_code=execution.ignore_remote_code,
         )
@@ -252,7 +325,12 @@ def _prepare(
 
 
 def _calibrate(
-    options: ThresholdOptions, hooked: HookedModel, data: CalibrationData, batch_size: int, progress: Progress
+    options: ThresholdOptions,
+    hooked: HookedModel,
+    data: CalibrationData,
+    batch_size: int,
+    progress: Progress,
+    ranks: Ranks,
 ) -> Thresholds:
     from neuralink_cli.activations.recorder import calibrate
 
@@ -262,16 +340,17 @@ def _calibrate(
     # Batches of the whole run, even if only a part is recorded: parts of one run must have the same thresholds.
     batches = data.spread_batches(options.calibration_tokens, batch_size)
     tokens = sum(batch.tokens for batch in batches)
-    with progress("calibrating thresholds", tokens, "token") as advance:
-        values = calibrate(hooked, data.spread_inputs(batches), ratio, advance)
-    return Thresholds(tuple(values), {"active_ratio": ratio, "tokens": tokens})
+    with ranks.progress(progress)("calibrating thresholds", tokens, "token") as advance:
+        histograms = calibrate(hooked, data.spread_inputs(ranks.share(batches)), advance)
+    histograms.add_up(ranks.add_up)
+    return Thresholds(tuple(histograms.thresholds(ratio)), {"active_ratio": ratio, "tokens": tokens})
 
 
 def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> ProfileSummary:
     from neuralink_cli.activations.preflight import telling_time
     from neuralink_cli.activations.recorder import record
 
-    subject, thresholds, data, batches = run.subject, run.thresholds, run.data, run.batches
+    subject, thresholds, data, batches, ranks = run.subject, run.thresholds, run.data, run.batches, run.ranks
     blocks = tuple(
         trace_block(block, threshold) for block, threshold in zip(subject.blocks, thresholds.values, strict=True)
     )
@@ -285,31 +364,58 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
         coverage={"covered_bytes": subject.coverage.covered_bytes, "ffn_bytes": subject.coverage.ffn_bytes},
     )
     row_bytes = [block.row_bytes for block in blocks]
-    # Written once to the spool and once to the trace.
-    require_space(output, round(2 * header.tokens * bytes_per_token(subject.blocks)))
-    with Spool(output, row_bytes) as spool:
-        with progress("recording", header.tokens, "token") as advance:
-            timed = telling_time(advance, header.tokens)
-            sources = [batch.source for batch in batches]
-            active, shares = record(run.hooked, thresholds.values, data.inputs(batches), spool, timed, sources)
-        header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
-        index_of = {block.id: index for index, block in enumerate(blocks)}
-        lengths, digests = data.sequence_lengths(batches), data.sequence_digests(batches)
-        carried = data.sequence_carried(batches)
-        rows = sum(spool.count(index) * size for index, size in enumerate(row_bytes))
-        with progress("writing", rows + lengths.nbytes + digests.nbytes + carried.nbytes, "B") as advance:
-            digest = write_trace(
-                output,
-                header,
-                lengths,
-                digests,
-                lambda block: spool.rows(index_of[block]),
-                lambda block: spool.tokens(index_of[block]),
-                sequence_carried=carried,
-                overwrite=overwrite,
-                progress=advance,
-            )
-    return _summarize(header, active, shares, digest, subject.coverage)
+    own = ranks.share(batches)
+    place = ranks.place(output)
+    require_space(place, _space_needed(subject, batches, ranks))
+    with Spool(place, row_bytes) as spool:
+        with ranks.progress(progress)("recording", header.tokens, "token") as advance:
+            timed = telling_time(advance, header.tokens, ranks.count)
+            before = _tokens(batches[: batches.index(own[0])])
+            sources = [batch.source for batch in own]
+            active, of_sources = record(run.hooked, thresholds.values, data.inputs(own), spool, timed, sources, before)
+        recorded = ranks.collect(_Recorded(active, [spool.count(k) for k in range(len(blocks))], of_sources))
+        counts = [each.rows for each in recorded]
+        header = replace(header, blocks=tuple(map(_routed, blocks, map(sum, zip(*counts, strict=True)))))
+        sizes = [(block.row_bytes, 0 if block.routed is None else TOKEN_BYTES) for block in blocks]
+        if ranks.rank:
+            ranks.send_rows(spool, sizes)
+            digest = ranks.tell("")
+        else:
+            rows = ranks.all_rows(spool, sizes, counts)
+            digest = ranks.tell(_write(run, output, header, rows, overwrite=overwrite, progress=progress))
+    return _summarize(header, recorded, digest, subject.coverage)
+
+
+def _write(run: _Run, output: Path, header: TraceHeader, rows: Rows, *, overwrite: bool, progress: Progress) -> str:
+    """Write the trace and return its digest."""
+    data, batches = run.data, run.batches
+    index_of = {block.id: index for index, block in enumerate(header.blocks)}
+    lengths, digests = data.sequence_lengths(batches), data.sequence_digests(batches)
+    carried = data.sequence_carried(batches)
+    size = sum((header.tokens if block.routed is None else block.routed) * block.row_bytes for block in header.blocks)
+    with progress("writing", size + lengths.nbytes + digests.nbytes + carried.nbytes, "B") as advance:
+        return write_trace(
+            output,
+            header,
+            lengths,
+            digests,
+            lambda block: rows.rows(index_of[block]),
+            lambda block: rows.tokens(index_of[block]),
+            sequence_carried=carried,
+            overwrite=overwrite,
+            progress=advance,
+        )
+
+
+def _space_needed(subject: Subject, batches: Sequence[Batch], ranks: Ranks) -> int:
+    """Bytes that the ranks on this machine write: what each records to its spool, and at rank 0 all to the trace."""
+    spooled = sum(_tokens(batches[share_of(len(batches), rank, ranks.count)]) for rank in ranks.here)
+    written = _tokens(batches) if 0 in ranks.here else 0
+    return round((spooled + written) * bytes_per_token(subject.blocks))
+
+
+def _tokens(batches: Iterable[Batch]) -> int:
+    return sum(batch.tokens for batch in batches)
 
 
 def trace_sources(data: CalibrationData, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
@@ -336,9 +442,16 @@ def _routed(block: TraceBlock, rows: int) -> TraceBlock:
     return block if block.routed is None else replace(block, routed=rows)
 
 
-def _summarize(
-    header: TraceHeader, active: Sequence[int], shares: Sequence[float], digest: str, coverage: Coverage
-) -> ProfileSummary:
+def _summarize(header: TraceHeader, recorded: Sequence[_Recorded], digest: str, coverage: Coverage) -> ProfileSummary:
+    active = map(sum, zip(*(each.active for each in recorded), strict=True))
+    # Ranks record one source after the other, so this is the order of the trace.
+    of_sources: dict[int, list[tuple[int, int]]] = {}
+    for each in recorded:
+        for source, counts in each.of_sources.items():
+            of_sources.setdefault(source, []).append(counts)
+    totals = [[sum(column) for column in zip(*counts, strict=True)] for counts in of_sources.values()]
+    shares = [fired / bits if bits else 0.0 for fired, bits in totals]
+
     def summarize_block(block: TraceBlock, fired: int) -> BlockSummary:
         tokens = header.tokens if block.routed is None else block.routed
         ratio = fired / (tokens * block.neurons) if tokens else 0.0

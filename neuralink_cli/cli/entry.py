@@ -7,16 +7,26 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import click
 
+from neuralink_cli.activations.launch import Launch, find_launch
 from neuralink_cli.cli import exit_codes
 from neuralink_cli.cli.commands import cli
 from neuralink_cli.cli.output import lenient_stderr, set_defaults
 from neuralink_cli.errors import NeuralinkError, printable, shorten
 from neuralink_cli.signals import HungUp, Terminated, stopping_signals, was_stopped_again
 
+# Of these it does not matter which rank of several tells.
+_OF_ALL = (
+    exit_codes.USAGE,
+    exit_codes.LOST_RANK,
+    exit_codes.HUNG_UP,
+    exit_codes.INTERRUPTED,
+    exit_codes.TERMINATED,
+)
 DEBUG_VARIABLE = "NEURALINK_DEBUG"
 COMPLETION_VARIABLE = "_NEURALINK_COMPLETE"
 
@@ -38,7 +48,7 @@ def _run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        _show(error)
+        _once(partial(_show, error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as stop:
         return _fail(f"interrupted; {_left_behind(stop)}", exit_codes.INTERRUPTED)
@@ -96,5 +106,32 @@ def _describe(error: OSError) -> str:
 def _fail(message: str, code: int) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
-    click.echo(shorten(f"neuralink: error: {printable(message)}"), err=True)
+    _once(lambda: click.echo(shorten(f"neuralink: error: {_rank(code)}{printable(message)}"), err=True))
     return code
+
+
+def _once(tell: Callable[[], object]) -> None:
+    """Tell of a failure. Of the ranks that torchrun started one tells for all."""
+    launch = _launch()
+    if launch is None:
+        tell()
+        return
+    try:
+        from neuralink_cli.activations.meeting import tell_once
+    except ImportError:
+        tell()
+        return
+    tell_once(launch, tell)
+
+
+def _rank(code: int) -> str:
+    """Which rank fails, if that matters."""
+    launch = None if code in _OF_ALL else _launch()
+    return "" if launch is None else f"rank {launch.rank}: "
+
+
+def _launch() -> Launch | None:
+    try:
+        return find_launch(os.environ)
+    except NeuralinkError:
+        return None
