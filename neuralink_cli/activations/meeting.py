@@ -37,8 +37,8 @@ _EXPLAIN_SECONDS = 3.0
 _TELL_SECONDS = 10.0
 _LEAVE_SECONDS = 2.0
 
-# Whether this process tells of the failure of the run; unknown as long as there is none.
-_teller: dict[str, bool] = {}
+# Whether a process tells of the failure of the run; unknown as long as there is none.
+_tells: dict[Launch, bool] = {}
 
 
 class Meeting:
@@ -81,6 +81,10 @@ class Meeting:
         with lost_connection():
             known = {"pid": os.getpid(), "node": self._launch.node, "leavings": leavings}
             self._store.set(f"process/{self._launch.rank}", json.dumps(known))
+
+    def round_of(self, what: str) -> int:
+        """How often all ranks have met for this so far."""
+        return self._rounds.get(what, 0)
 
     def add(self, key: str, count: int) -> int:
         """Add to a number that all ranks share, and return it."""
@@ -151,7 +155,7 @@ class Meeting:
                 shutil.rmtree(folder, ignore_errors=True)
             if output is not None:
                 remove_unfinished(Path(output))
-        if _claim(self._store) and dead and isinstance(error, (RankError, Terminated)):
+        if _claim(self._launch, self._store) and dead and isinstance(error, (RankError, Terminated)):
             raise _died(sorted(dead), self._launch.count) from error
 
     def _wait_for_explanation(self) -> None:
@@ -181,7 +185,7 @@ def tell_once(launch: Launch, tell: Callable[[], object]) -> None:
     # If nobody keeps the store any more: better twice than never.
     with contextlib.suppress(RankError, RuntimeError):
         store = _connect(launch)
-        if not _claim(store):
+        if not _claim(launch, store):
             _wait_until_told(store)
             return
     tell()
@@ -220,10 +224,10 @@ def _connect(launch: Launch) -> Any:
     return PrefixStore(f"neuralink/{launch.attempt}", store)
 
 
-def _claim(store: Any) -> bool:
-    if "tells" not in _teller:
-        _teller["tells"] = store.add("failed", 1) == 1
-    return _teller["tells"]
+def _claim(launch: Launch, store: Any) -> bool:
+    if launch not in _tells:
+        _tells[launch] = store.add("failed", 1) == 1
+    return _tells[launch]
 
 
 def _died(ranks: Sequence[int], count: int) -> RankError:

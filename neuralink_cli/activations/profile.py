@@ -377,6 +377,7 @@ def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> 
         counts = [each.rows for each in recorded]
         header = replace(header, blocks=tuple(map(_routed, blocks, map(sum, zip(*counts, strict=True)))))
         sizes = [(block.row_bytes, 0 if block.routed is None else TOKEN_BYTES) for block in blocks]
+        ranks.pass_on_remarks()
         if ranks.rank:
             ranks.send_rows(spool, sizes)
             digest = ranks.tell("")

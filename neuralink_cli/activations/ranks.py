@@ -106,6 +106,9 @@ class Ranks:
         """
         return rows
 
+    def pass_on_remarks(self) -> None:
+        """Log at rank 0 the warnings of other ranks that it did not log itself."""
+
     def tell(self, value: T) -> T:
         """The value that rank 0 has, for all ranks."""
         return value

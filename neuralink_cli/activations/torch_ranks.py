@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -31,6 +32,7 @@ from neuralink_cli.files.free_memory import available_memory
 from neuralink_cli.progress import Progress
 
 T = TypeVar("T")
+_LOGGER = logging.getLogger("neuralink_cli")
 # Ranks begin what they do together at the same time. But those that send rows wait for the disk of rank 0.
 _PATIENCE = timedelta(minutes=30)
 # Rows are sent in pieces of this size.
@@ -47,6 +49,7 @@ class TorchRanks(Ranks):
     def __init__(self, launch: Launch, meeting: Meeting) -> None:
         self._launch = launch
         self._meeting = meeting
+        self._remarks = _Remarks()
         self.rank = launch.rank
         self.count = launch.count
         first = launch.rank - launch.local_rank
@@ -54,36 +57,19 @@ class TorchRanks(Ranks):
         self.memory = available_memory() // launch.local_count
         # From here on the others may load their models, so the memory had to be looked at before.
         meeting.meet("start")
+        _LOGGER.addHandler(self._remarks)
         with lost_connection():
             dist.init_process_group(
                 "gloo", store=meeting.store_for("group"), rank=launch.rank, world_size=launch.count, timeout=_PATIENCE
             )
 
     def close(self) -> None:
-        """Leave the group."""
-        dist.destroy_process_group()
+        """Stop listening to the log."""
+        _LOGGER.removeHandler(self._remarks)
 
     def device(self, name: str) -> str:
-        """As `Ranks.device`: the GPUs of a machine are dealt to its ranks."""
-        kind, _, number = name.partition(":")
-        if kind == "auto" and torch.cuda.is_available():
-            kind = "cuda"
-        if kind != "cuda":
-            return name
-        here = self._launch.local_count
-        if number:
-            if here > 1:
-                raise OptionError(
-                    f"--device {name} is one GPU for {here} ranks", fix="pass --device cuda: one for each"
-                )
-            return name
-        # Without a GPU, the model's loader says so.
-        if torch.cuda.is_available() and torch.cuda.device_count() < here:
-            raise OptionError(
-                f"{here} ranks on this machine have {torch.cuda.device_count()} GPUs",
-                fix="start fewer ranks, or pass --device cpu",
-            )
-        return f"cuda:{self._launch.local_rank}"
+        """As `Ranks.device`: each has a GPU of its own."""
+        return device_of(self._launch, name)
 
     def place(self, output: Path) -> Path:
         """As `Ranks.place`: on another machine than that of rank 0 the folder of the output need not exist."""
@@ -97,15 +83,8 @@ class TorchRanks(Ranks):
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
         """As `Ranks.require_same`."""
-        of_all = self.collect({key: json.dumps(value, sort_keys=True, default=str) for key, value in facts.items()})
-        for rank, other in enumerate(of_all):
-            for key in dict.fromkeys((*of_all[0], *other)):
-                ours, theirs = (shorten(each.get(key, "none"), _DIFFERENCE_CHARACTERS) for each in (of_all[0], other))
-                if ours != theirs or of_all[0].get(key) != other.get(key):
-                    raise MismatchError(
-                        f"rank 0 and rank {rank} do not run the same: {key} is {ours} and {theirs}",
-                        fix="start all ranks with the same options, on the same model and data",
-                    )
+        facts = {**facts, "the version of torch": str(torch.__version__)}
+        require_equal(self.collect({key: json.dumps(value, sort_keys=True) for key, value in facts.items()}))
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """As `Ranks.share`: about as many for each rank."""
@@ -117,11 +96,11 @@ class TorchRanks(Ranks):
         @contextlib.contextmanager
         def of_all(stage: str, total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
             with self._shown(shown, stage, total, unit) as advance:
-                known = 0
+                known, key = 0, f"done/{stage}/{self._meeting.round_of(stage)}"
 
                 def refresh(count: int = 0) -> None:
                     nonlocal known
-                    done = self._meeting.add(f"done/{stage}", count)
+                    done = self._meeting.add(key, count)
                     self._meeting.require_all_well()
                     if done > known and self.rank == 0:
                         advance(done - known)
@@ -167,7 +146,13 @@ class TorchRanks(Ranks):
 
     def all_rows(self, rows: Rows, blocks: Sequence[tuple[int, int]], counts: Sequence[Sequence[int]]) -> Rows:
         """As `Ranks.all_rows`."""
-        return _RowsOfAll(rows, blocks, counts)
+        return RowsOfAll(rows, blocks, counts)
+
+    def pass_on_remarks(self) -> None:
+        """As `Ranks.pass_on_remarks`."""
+        logged = self.collect(self._remarks.messages)
+        for rank, message in new_remarks(logged) if self.rank == 0 else ():
+            _LOGGER.warning("rank %d: %s", rank, message)
 
     def tell(self, value: T) -> T:
         """As `Ranks.tell`."""
@@ -177,7 +162,7 @@ class TorchRanks(Ranks):
         return told[0]  # type: ignore[no-any-return]
 
 
-class _RowsOfAll:
+class RowsOfAll:
     """The rows of rank 0 and, as they arrive, those of the others."""
 
     def __init__(self, own: Rows, blocks: Sequence[tuple[int, int]], counts: Sequence[Sequence[int]]) -> None:
@@ -209,6 +194,70 @@ class _RowsOfAll:
                 left -= piece.size
 
 
+class _Remarks(logging.Handler):
+    """Keeps the warnings that this process logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
+        self.messages.append(record.getMessage())
+
+
+def new_remarks(logged: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
+    """What other ranks logged and rank 0 did not, each once, with the first rank that did."""
+    known = set(logged[0])
+    found = []
+    for rank, messages in enumerate(logged):
+        for message in messages:
+            if message not in known:
+                known.add(message)
+                found.append((rank, message))
+    return found
+
+
+def device_of(launch: Launch, name: str) -> str:
+    """The device of a rank, if `name` was asked for: the GPUs of a machine are dealt to its ranks.
+
+    Raises:
+        OptionError: A GPU would have several ranks.
+    """
+    kind, _, number = name.partition(":")
+    if kind == "auto" and torch.cuda.is_available():
+        kind = "cuda"
+    here = launch.local_count
+    if kind != "cuda" or (number and here == 1):
+        return name
+    if number:
+        raise OptionError(f"--device {name} is one GPU for {here} ranks", fix="pass --device cuda: one for each")
+    # Where there is none at all, loading the model says so.
+    if torch.cuda.is_available() and torch.cuda.device_count() < here:
+        raise OptionError(
+            f"the {here} ranks on this machine have {torch.cuda.device_count()} GPUs",
+            fix="start fewer ranks, or pass --device cpu",
+        )
+    return f"cuda:{launch.local_rank}"
+
+
+def require_equal(facts: Sequence[Mapping[str, str]]) -> None:
+    """Check that the facts of all ranks are those of rank 0.
+
+    Raises:
+        MismatchError: They differ.
+    """
+    for rank, other in enumerate(facts):
+        for key in dict.fromkeys((*facts[0], *other)):
+            ours, theirs = facts[0].get(key, "nothing"), other.get(key, "nothing")
+            if ours != theirs:
+                ours, theirs = (shorten(each, _DIFFERENCE_CHARACTERS) for each in (ours, theirs))
+                raise MismatchError(
+                    f"ranks 0 and {rank} do not run the same: {key} is {ours} and {theirs}",
+                    fix="start all with the same options, on the same model and data",
+                )
+
+
 def pieces(chunks: Iterator[npt.NDArray[Any]], size: int) -> Iterator[npt.NDArray[np.uint8]]:
     """The bytes of chunks, in pieces that are all of one size except for the last."""
     held = np.empty(size, dtype=np.uint8)
@@ -236,5 +285,9 @@ def joined_ranks(launch: Launch) -> Iterator[TorchRanks]:
     """
     with Meeting(launch) as meeting:
         ranks = TorchRanks(launch, meeting)
-        yield ranks
-        ranks.close()
+        try:
+            yield ranks
+        finally:
+            ranks.close()
+        # Not after a failure: that the connection breaks is what tells the others.
+        dist.destroy_process_group()
