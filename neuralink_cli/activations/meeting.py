@@ -23,6 +23,8 @@ from neuralink_cli.files.durable import remove_unfinished
 from neuralink_cli.signals import Terminated, deferred_signals
 
 _CONNECT = timedelta(seconds=30)
+# Later on it is there or gone.
+_CONNECT_AGAIN = timedelta(seconds=5)
 # Between two looks at whether all have come.
 _LOOK_SECONDS = 0.05
 # Python and torch are loaded from a disk that all ranks share.
@@ -50,7 +52,7 @@ class Meeting:
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
-        self._store = _connect(launch)
+        self._store = _connect(launch, _CONNECT)
         self._rounds: dict[str, int] = {}
         self._ended = threading.Event()
         self._beats: dict[int, tuple[int, float]] = {}
@@ -184,7 +186,7 @@ def tell_once(launch: Launch, tell: Callable[[], object]) -> None:
     store = None
     # If nobody keeps the store any more: better twice than never.
     with contextlib.suppress(RankError, RuntimeError):
-        store = _connect(launch)
+        store = _connect(launch, _CONNECT_AGAIN)
         if not _claim(launch, store):
             _wait_until_told(store)
             return
@@ -213,12 +215,14 @@ def lost_connection() -> Iterator[None]:
     except NeuralinkError:
         raise
     except RuntimeError as error:
-        raise RankError("the connection with the other ranks broke") from error
+        raise RankError(
+            "the connection with the other ranks broke", fix="what torchrun reports on each machine may say why"
+        ) from error
 
 
-def _connect(launch: Launch) -> Any:
+def _connect(launch: Launch, patience: timedelta) -> Any:
     try:
-        store: Store = next(rendezvous("env://", timeout=_CONNECT))[0]
+        store: Store = next(rendezvous("env://", timeout=patience))[0]
     except (RuntimeError, ValueError, OSError) as error:
         raise RankError("the store of torchrun cannot be reached") from error
     return PrefixStore(f"neuralink/{launch.attempt}", store)

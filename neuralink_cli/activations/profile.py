@@ -4,50 +4,33 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from neuralink_cli import __version__
 from neuralink_cli.activations.options import (
-    BlockSummary,
     ProfileOptions,
     ProfileSummary,
-    SourceSummary,
     ThresholdOptions,
 )
-from neuralink_cli.activations.ranks import ALONE, Ranks, Rows
-from neuralink_cli.activations.spool import TOKEN_BYTES, Spool
+from neuralink_cli.activations.ranks import ALONE, Ranks
+from neuralink_cli.activations.recording import Run, Thresholds, record_trace, routed
+from neuralink_cli.activations.subject import Subject, read_subject
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.activations.trace import (
     Trace,
-    TraceBlock,
-    TraceHeader,
-    TraceSource,
-    bytes_per_token,
     trace_block,
-    write_trace,
 )
 from neuralink_cli.architectures.activation_names import split_cut
-from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.architectures.blocks import FFNBlock
-from neuralink_cli.architectures.choice import choose_architecture
-from neuralink_cli.architectures.coverage import Coverage, require_coverage
-from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
-from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.calibration.readers import ImageReader, TextReader
 from neuralink_cli.calibration.sequences import Batch
-from neuralink_cli.calibration.sources import CalibrationData, share_of
-from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.hub import find_model
-from neuralink_cli.checkpoint.origin import Origin
+from neuralink_cli.calibration.sources import CalibrationData
 from neuralink_cli.errors import MismatchError, OptionError
-from neuralink_cli.files.durable import require_free, require_space
+from neuralink_cli.files.durable import require_free
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.progress import Progress, no_progress
 
@@ -57,63 +40,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model that is profiled, as its checkpoint describes it.
-
-    Attributes:
-        name: The model as the user wrote it.
-        shapes: The shapes of all tensors.
-        code: What becomes of the code that comes with the checkpoint: "run", "ignored", or None if there is none.
-    """
-
-    name: str
-    directory: Path
-    origin: Origin | None
-    identity: Mapping[str, str]
-    architecture: Architecture
-    blocks: tuple[FFNBlock, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-    coverage: Coverage
-    code: str | None = None
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The threshold of each block, and how they were found (None if they are all 0)."""
-
-    values: tuple[float, ...]
-    calibration: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Everything that is known before recording starts. `batches` are those of all ranks."""
-
-    subject: Subject
-    signal: str
-    thresholds: Thresholds
-    hooked: HookedModel
-    data: CalibrationData
-    batches: Sequence[Batch]
-    ranks: Ranks
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    """What a rank recorded.
-
-    Attributes:
-        active: For each block, the bits that are set.
-        rows: For each block, the rows.
-        of_sources: For each source by its number, the bits that are set and all of them.
-    """
-
-    active: Sequence[int]
-    rows: Sequence[int]
-    of_sources: Mapping[int, tuple[int, int]]
 
 
 def profile(
@@ -146,8 +72,7 @@ def profile(
     if ranks.rank == 0:
         require_free(output, overwrite)
     options = _of_rank(options, ranks)
-    subject = _read_subject(model, options)
-    subject = replace(subject, code=_settle_own_code(subject, options))
+    subject = read_subject(model, options)
     known = _known_thresholds(options, subject)
     require_hf_packages("torch", "transformers", "datasets")
     with quiet_transformers(), ExitStack() as stack:
@@ -164,8 +89,8 @@ def profile(
         thresholds = known
         if thresholds is None:
             thresholds = _calibrate(options.thresholds, hooked, batched, data.batch_size, progress, ranks)
-        run = _Run(subject, options.signal, thresholds, hooked, batched, batches, ranks)
-        return _record(run, output, overwrite=overwrite, progress=progress)
+        run = Run(subject, options.signal, thresholds, hooked, batched, batches, ranks)
+        return record_trace(run, output, overwrite=overwrite, progress=progress)
 
 
 def _of_rank(options: ProfileOptions, ranks: Ranks) -> ProfileOptions:
@@ -194,7 +119,7 @@ def _require_same(
     ranks.require_same(
         {
             "the package": __version__,
-            "the model": _identity(subject),
+            "the model": subject.stated_identity,
             "the signal": options.signal,
             "the thresholds": options.thresholds.active_ratio if thresholds is None else thresholds.values,
             "the number of calibration tokens": options.thresholds.calibration_tokens,
@@ -208,48 +133,6 @@ def _require_same(
             f"there are only {len(batches)} batches for {ranks.count} ranks",
             fix="start fewer ranks or lower --batch-size",
         )
-
-
-def _read_subject(model: str | Path, options: ProfileOptions) -> Subject:
-    source = find_model(model, options.revision)
-    with Checkpoint(source.directory, source.origin) as checkpoint:
-        description = describe(checkpoint)
-        refuse_scales(checkpoint)
-        architecture = choose_architecture(description, options.architecture)
-        identity = {
-            "fingerprint": checkpoint.fingerprint,
-            "model_type": checkpoint.model_type,
-            "architecture": architecture.name,
-        }
-        blocks = find_blocks(checkpoint, architecture)
-        refuse_scaled_blocks(checkpoint, blocks)
-        return Subject(
-            name=str(model),
-            directory=checkpoint.directory,
-            origin=checkpoint.origin,
-            identity=identity,
-            architecture=architecture,
-            blocks=blocks,
-            shapes=description.shapes,
-            coverage=require_coverage(checkpoint, blocks, allow_uncovered=options.allow_uncovered),
-        )
-
-
-def _settle_own_code(subject: Subject, options: ProfileOptions) -> str | None:
-    from neuralink_cli.models.own_code import settle_own_code
-
-    execution = options.execution
-    return settle_own_code(
-        subject.directory,
-        subject.architecture,
-        trust=execution.trust_remote_code,
-        ignore=execution.ignore_remote_code,
-    )
-
-
-def _identity(subject: Subject) -> Mapping[str, str]:
-    """What the trace says of the model: also what ran, where that was not the only possibility."""
-    return subject.identity if subject.code is None else {**subject.identity, "code": subject.code}
 
 
 def _known_thresholds(options: ProfileOptions, subject: Subject) -> Thresholds | None:
@@ -272,12 +155,12 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
     with Trace(path) as trace:
         trace.check_content()
         info = trace.info
-    if dict(info.model) != dict(_identity(subject)):
+    if dict(info.model) != dict(subject.stated_identity):
         raise MismatchError(f"was not made with the model {subject.name}", where=path)
     if info.signal != signal:
         raise MismatchError(f"has the thresholds of signal {info.signal!r}, not {signal!r}", where=path)
     for block, other in zip(subject.blocks, info.blocks, strict=False):
-        if trace_block(block, other.threshold) != _routed(other, 0):
+        if trace_block(block, other.threshold) != routed(other, 0):
             raise MismatchError(
                 f"its block {other.id!r} differs from the block of the model {subject.name}", where=path
             )
@@ -344,130 +227,3 @@ def _calibrate(
         histograms = calibrate(hooked, data.spread_inputs(ranks.share(batches)), advance)
     histograms.add_up(ranks.add_up)
     return Thresholds(tuple(histograms.thresholds(ratio)), {"active_ratio": ratio, "tokens": tokens})
-
-
-def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> ProfileSummary:
-    from neuralink_cli.activations.preflight import telling_time
-    from neuralink_cli.activations.recorder import record
-
-    subject, thresholds, data, batches, ranks = run.subject, run.thresholds, run.data, run.batches, run.ranks
-    blocks = tuple(
-        trace_block(block, threshold) for block, threshold in zip(subject.blocks, thresholds.values, strict=True)
-    )
-    header = TraceHeader(
-        model=_identity(subject),
-        origin=subject.origin,
-        signal=run.signal,
-        calibration=thresholds.calibration,
-        blocks=blocks,
-        sources=trace_sources(data, batches),
-        coverage={"covered_bytes": subject.coverage.covered_bytes, "ffn_bytes": subject.coverage.ffn_bytes},
-    )
-    row_bytes = [block.row_bytes for block in blocks]
-    own = ranks.share(batches)
-    place = ranks.place(output)
-    require_space(place, _space_needed(subject, batches, ranks))
-    with Spool(place, row_bytes) as spool:
-        with ranks.progress(progress)("recording", header.tokens, "token") as advance:
-            timed = telling_time(advance, header.tokens, ranks.count)
-            before = _tokens(batches[: batches.index(own[0])])
-            sources = [batch.source for batch in own]
-            active, of_sources = record(run.hooked, thresholds.values, data.inputs(own), spool, timed, sources, before)
-        recorded = ranks.collect(_Recorded(active, [spool.count(k) for k in range(len(blocks))], of_sources))
-        counts = [each.rows for each in recorded]
-        header = replace(header, blocks=tuple(map(_routed, blocks, map(sum, zip(*counts, strict=True)))))
-        sizes = [(block.row_bytes, 0 if block.routed is None else TOKEN_BYTES) for block in blocks]
-        ranks.pass_on_remarks()
-        if ranks.rank:
-            ranks.send_rows(spool, sizes)
-            digest = ranks.tell("")
-        else:
-            rows = ranks.all_rows(spool, sizes, counts)
-            digest = ranks.tell(_write(run, output, header, rows, overwrite=overwrite, progress=progress))
-    return _summarize(header, recorded, digest, subject.coverage)
-
-
-def _write(run: _Run, output: Path, header: TraceHeader, rows: Rows, *, overwrite: bool, progress: Progress) -> str:
-    """Write the trace and return its digest."""
-    data, batches = run.data, run.batches
-    index_of = {block.id: index for index, block in enumerate(header.blocks)}
-    lengths, digests = data.sequence_lengths(batches), data.sequence_digests(batches)
-    carried = data.sequence_carried(batches)
-    size = sum((header.tokens if block.routed is None else block.routed) * block.row_bytes for block in header.blocks)
-    with progress("writing", size + lengths.nbytes + digests.nbytes + carried.nbytes, "B") as advance:
-        return write_trace(
-            output,
-            header,
-            lengths,
-            digests,
-            lambda block: rows.rows(index_of[block]),
-            lambda block: rows.tokens(index_of[block]),
-            sequence_carried=carried,
-            overwrite=overwrite,
-            progress=advance,
-        )
-
-
-def _space_needed(subject: Subject, batches: Sequence[Batch], ranks: Ranks) -> int:
-    """Bytes that the ranks on this machine write: what each records to its spool, and at rank 0 all to the trace."""
-    spooled = sum(_tokens(batches[share_of(len(batches), rank, ranks.count)]) for rank in ranks.here)
-    written = _tokens(batches) if 0 in ranks.here else 0
-    return round((spooled + written) * bytes_per_token(subject.blocks))
-
-
-def _tokens(batches: Iterable[Batch]) -> int:
-    return sum(batch.tokens for batch in batches)
-
-
-def trace_sources(data: CalibrationData, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
-    """The part of each source in consecutive batches, for the trace."""
-    found = []
-    for index, group in groupby(batches, lambda batch: batch.source):
-        of_source = list(group)
-        source = data.sources[index]
-        found.append(
-            TraceSource(
-                name=source.name,
-                sha256=source.sha256,
-                first_sequence=of_source[0].first,
-                sequences=of_source[-1].stop - of_source[0].first,
-                total_sequences=len(source.lengths),
-                tokens=sum(batch.tokens for batch in of_source),
-                parameters=source.parameters,
-            )
-        )
-    return tuple(found)
-
-
-def _routed(block: TraceBlock, rows: int) -> TraceBlock:
-    return block if block.routed is None else replace(block, routed=rows)
-
-
-def _summarize(header: TraceHeader, recorded: Sequence[_Recorded], digest: str, coverage: Coverage) -> ProfileSummary:
-    active = map(sum, zip(*(each.active for each in recorded), strict=True))
-    # Ranks record one source after the other, so this is the order of the trace.
-    of_sources: dict[int, list[tuple[int, int]]] = {}
-    for each in recorded:
-        for source, counts in each.of_sources.items():
-            of_sources.setdefault(source, []).append(counts)
-    totals = [[sum(column) for column in zip(*counts, strict=True)] for counts in of_sources.values()]
-    shares = [fired / bits if bits else 0.0 for fired, bits in totals]
-
-    def summarize_block(block: TraceBlock, fired: int) -> BlockSummary:
-        tokens = header.tokens if block.routed is None else block.routed
-        ratio = fired / (tokens * block.neurons) if tokens else 0.0
-        return BlockSummary(block.id, block.neurons, block.threshold, tokens, ratio)
-
-    return ProfileSummary(
-        content_sha256=digest,
-        origin=header.origin,
-        tokens=header.tokens,
-        signal=header.signal,
-        calibration=header.calibration,
-        blocks=tuple(summarize_block(block, fired) for block, fired in zip(header.blocks, active, strict=True)),
-        sources=tuple(
-            SourceSummary(source.name, source.sequences, source.tokens, share)
-            for source, share in zip(header.sources, shares, strict=True)
-        ),
-        coverage=coverage,
-    )

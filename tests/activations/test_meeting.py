@@ -29,7 +29,7 @@ def launch_of(rank: int, count: int = 2) -> Launch:
 @pytest.fixture(autouse=True)
 def store(monkeypatch: pytest.MonkeyPatch) -> Any:
     kept = HashStore()
-    monkeypatch.setattr(meeting, "_connect", lambda _launch: PrefixStore("x", kept))
+    monkeypatch.setattr(meeting, "_connect", lambda _launch, _patience: PrefixStore("x", kept))
     monkeypatch.setattr(meeting, "_tells", {})
     monkeypatch.setattr(meeting, "_EXPLAIN_SECONDS", 0.2)
     monkeypatch.setattr(meeting, "_LEAVE_SECONDS", 0.0)
@@ -154,7 +154,7 @@ def test_one_rank_tells_and_the_others_wait_for_it() -> None:
 
 
 def test_without_a_store_every_rank_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(_launch: Launch) -> Any:
+    def nobody(_launch: Launch, _patience: object) -> Any:
         raise RankError("the store of torchrun cannot be reached")
 
     monkeypatch.setattr(meeting, "_connect", nobody)
