@@ -63,7 +63,7 @@ Examples:
   neuralink profile Qwen/Qwen2.5-0.5B --revision main --active-ratio 0.3 \\
       --dataset Salesforce/wikitext:wikitext-2-raw-v1@main \\
       -o model.trace.safetensors
-  torchrun --nproc-per-node 4 -m neuralink_cli profile MODEL \
+  torchrun --nproc-per-node 4 -m neuralink_cli profile MODEL \\
       --dataset calib.txt -o model.trace.safetensors
 """,
 )
