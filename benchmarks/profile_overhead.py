@@ -25,9 +25,9 @@ import transformers
 
 from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.options import ProfileOptions
-from neuralink_cli.activations.profile import _read_subject
 from neuralink_cli.activations.recorder import HookedModel, calibrate, record
 from neuralink_cli.activations.spool import Spool
+from neuralink_cli.activations.subject import read_subject
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.calibration.batches import ModelBatch, text_batch
 from neuralink_cli.models.hf_packages import quiet_transformers
@@ -93,7 +93,7 @@ def random_batch(sequences: int, length: int, vocabulary: int, padded: bool) -> 
 
 def run(path: Path, dtype: str, options: argparse.Namespace) -> None:
     """Measure one model and print its row."""
-    subject = _read_subject(path, ProfileOptions())
+    subject = read_subject(path, ProfileOptions())
     model = load_model(path, subject.architecture, device=options.device, dtype=dtype)
     length = min(options.length, max_positions(model) or options.length)
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
@@ -104,7 +104,7 @@ def run(path: Path, dtype: str, options: argparse.Namespace) -> None:
         thresholds = [0.0] * len(blocks)
         if any(block.activation not in EXACT_AT_ZERO for block in subject.blocks):
             with HookedModel(model, blocks) as hooked:
-                thresholds = calibrate(hooked, [batch], options.active_ratio, lambda _tokens: None)
+                thresholds = calibrate(hooked, [batch], lambda _tokens: None).thresholds(options.active_ratio)
         active: Sequence[int] = ()
 
         def recorded() -> None:

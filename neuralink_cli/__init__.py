@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from neuralink_cli.errors import NeuralinkError as NeuralinkError
     from neuralink_cli.errors import OptionError as OptionError
     from neuralink_cli.errors import OutputError as OutputError
+    from neuralink_cli.errors import RankError as RankError
     from neuralink_cli.errors import UnsupportedError as UnsupportedError
     from neuralink_cli.errors import VerificationError as VerificationError
     from neuralink_cli.inspection.diff import DiffReport as DiffReport
@@ -116,6 +117,7 @@ _HOMES = {
     "Probe": "storage.probe",
     "ProfileOptions": "activations.options",
     "ProfileSummary": "activations.options",
+    "RankError": "errors",
     "ReadPlan": "storage.read_planning",
     "RelayoutOptions": "layout.plan",
     "RelayoutSummary": "layout.relayout",
@@ -189,6 +191,7 @@ __all__ = [
     "Probe",
     "ProfileOptions",
     "ProfileSummary",
+    "RankError",
     "ReadPlan",
     "RelayoutOptions",
     "RelayoutSummary",

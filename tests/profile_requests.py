@@ -7,6 +7,7 @@ from pathlib import Path
 
 from neuralink_cli.activations import profile as library
 from neuralink_cli.activations.options import ProfileOptions, ProfileSummary, ThresholdOptions
+from neuralink_cli.activations.ranks import ALONE, Ranks
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.models.execution import ExecutionOptions
@@ -75,7 +76,7 @@ class ProfileRequest:
         )
 
 
-def profile(request: ProfileRequest, progress: Progress = no_progress) -> ProfileSummary:
+def profile(request: ProfileRequest, progress: Progress = no_progress, ranks: Ranks = ALONE) -> ProfileSummary:
     """Run it."""
     return library.profile(
         request.model,
@@ -84,4 +85,5 @@ def profile(request: ProfileRequest, progress: Progress = no_progress) -> Profil
         request.options,
         overwrite=request.overwrite,
         progress=progress,
+        ranks=ranks,
     )

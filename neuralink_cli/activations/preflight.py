@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 
+from neuralink_cli.activations.ranks import ALONE, Ranks
 from neuralink_cli.activations.trace import bytes_per_token
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
@@ -33,8 +34,11 @@ def tell_needs(
     part: tuple[int, int] | None,
     directory: Path,
     blocks: Sequence[FFNBlock],
+    ranks: Ranks = ALONE,
 ) -> None:
     """Log roughly how much memory and disk a run takes with the model in a directory.
+
+    Each rank holds the model.
 
     Raises:
         OptionError: The device or dtype is not available.
@@ -44,11 +48,14 @@ def tell_needs(
         disk = f"{human_bytes(round(1_000_000 * _disk_per_token(blocks)))} of disk per million tokens"
     else:
         disk = f"at most {human_bytes(_most_disk(data, data.max_tokens, part, blocks))} of disk"
+    memory, here = with_margin(_program_bytes() + weights + values), len(ranks.here)
     logger.info(
-        "takes about %s of memory (%s of weights, %s of activations, the rest for programs) and %s",
-        human_bytes(with_margin(_program_bytes() + weights + values)),
+        "%s about %s of memory (%s of weights, %s of activations, the rest for programs)%s and %s",
+        "takes" if ranks.count == 1 else f"each of {ranks.count} ranks takes",
+        human_bytes(memory),
         human_bytes(weights),
         human_bytes(values),
+        "" if ranks.count == 1 else f", together {human_bytes(here * memory)} on this machine",
         disk,
     )
 
@@ -105,10 +112,10 @@ def activation_bytes(data: CalibrationOptions, blocks: Sequence[FFNBlock], eleme
     return tokens * widest * element_bytes
 
 
-def telling_time(advance: Callable[[int], object], total: int) -> Callable[[int], object]:
+def telling_time(advance: Callable[[int], object], total: int, ranks: int = 1) -> Callable[[int], object]:
     """Wraps `advance`: after the second batch, logs once how long the rest takes, if that is long.
 
-    The first batch is not timed, because it warms up.
+    The first batch is not timed, because it warms up. Other ranks are taken to be as fast as this one.
     """
     done = 0
     first: tuple[float, int] | None = None
@@ -117,7 +124,7 @@ def telling_time(advance: Callable[[int], object], total: int) -> Callable[[int]
     def advance_and_tell(count: int) -> None:
         nonlocal done, first, told
         advance(count)
-        done += count
+        done += count * ranks
         if first is None:
             first = monotonic(), done
         elif not told:

@@ -4,48 +4,33 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from neuralink_cli import __version__
 from neuralink_cli.activations.options import (
-    BlockSummary,
     ProfileOptions,
     ProfileSummary,
-    SourceSummary,
     ThresholdOptions,
 )
-from neuralink_cli.activations.spool import Spool
+from neuralink_cli.activations.ranks import ALONE, Ranks
+from neuralink_cli.activations.recording import Run, Thresholds, record_trace, routed
+from neuralink_cli.activations.subject import Subject, read_subject
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.activations.trace import (
     Trace,
-    TraceBlock,
-    TraceHeader,
-    TraceSource,
-    bytes_per_token,
     trace_block,
-    write_trace,
 )
 from neuralink_cli.architectures.activation_names import split_cut
-from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.architectures.blocks import FFNBlock
-from neuralink_cli.architectures.choice import choose_architecture
-from neuralink_cli.architectures.coverage import Coverage, require_coverage
-from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
-from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.calibration.readers import ImageReader, TextReader
 from neuralink_cli.calibration.sequences import Batch
 from neuralink_cli.calibration.sources import CalibrationData
-from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.hub import find_model
-from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import MismatchError, OptionError
-from neuralink_cli.files.durable import require_free, require_space
+from neuralink_cli.files.durable import require_free
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.progress import Progress, no_progress
 
@@ -57,47 +42,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The model that is profiled, as its checkpoint describes it.
-
-    Attributes:
-        name: The model as the user wrote it.
-        shapes: The shapes of all tensors.
-        code: What becomes of the code that comes with the checkpoint: "run", "ignored", or None if there is none.
-    """
-
-    name: str
-    directory: Path
-    origin: Origin | None
-    identity: Mapping[str, str]
-    architecture: Architecture
-    blocks: tuple[FFNBlock, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-    coverage: Coverage
-    code: str | None = None
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The threshold of each block, and how they were found (None if they are all 0)."""
-
-    values: tuple[float, ...]
-    calibration: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Everything that is known before recording starts."""
-
-    subject: Subject
-    signal: str
-    thresholds: Thresholds
-    hooked: HookedModel
-    data: CalibrationData
-    batches: Sequence[Batch]
-
-
 def profile(
     model: str | Path,
     output: Path,
@@ -106,6 +50,7 @@ def profile(
     *,
     overwrite: bool = False,
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> ProfileSummary:
     """Record which FFN neurons fire for every token of the calibration data, and write the trace to `output`.
 
@@ -113,6 +58,7 @@ def profile(
 
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
+        ranks: The processes that share the work, all of which call this with the same arguments. Rank 0 writes.
 
     Raises:
         OptionError: The options do not go together, or not with this model.
@@ -121,67 +67,72 @@ def profile(
         MismatchError: The trace to take thresholds from has another model or signal.
         OutputError: The output exists, cannot be written or does not fit on the disk.
         MissingDependencyError: The packages of the extra `hf` are not installed.
+        RankError: Another rank failed or died.
     """
-    require_free(output, overwrite)
-    subject = _read_subject(model, options)
-    subject = replace(subject, code=_settle_own_code(subject, options))
+    if ranks.rank == 0:
+        require_free(output, overwrite)
+    options = _of_rank(options, ranks)
+    subject = read_subject(model, options)
     known = _known_thresholds(options, subject)
     require_hf_packages("torch", "transformers", "datasets")
     with quiet_transformers(), ExitStack() as stack:
         # Beside the output: weights larger than memory may not fit in the system's temporary folder either.
-        offloaded = output.absolute().with_name(f".{output.name}.weights")
+        own = f"-{ranks.rank}" if ranks.rank else ""
+        offloaded = ranks.place(output).absolute().with_name(f".{output.name}.weights{own}")
         stack.callback(shutil.rmtree, offloaded, ignore_errors=True)
-        hooked, check, batched = _prepare(data, options, subject, offloaded, progress)
+        ranks.clear_after_death(offloaded, None if ranks.rank else output)
+        hooked, check, batched = _prepare(data, options, subject, offloaded, progress, ranks)
         stack.enter_context(hooked)
         stack.enter_context(check)
         batches = batched.batches if options.part is None else batched.part(options.part)
+        _require_same(ranks, subject, known, batched, batches, options)
         thresholds = known
         if thresholds is None:
-            thresholds = _calibrate(options.thresholds, hooked, batched, data.batch_size, progress)
-        run = _Run(subject, options.signal, thresholds, hooked, batched, batches)
-        return _record(run, output, overwrite=overwrite, progress=progress)
+            thresholds = _calibrate(options.thresholds, hooked, batched, data.batch_size, progress, ranks)
+        run = Run(subject, options.signal, thresholds, hooked, batched, batches, ranks)
+        return record_trace(run, output, overwrite=overwrite, progress=progress)
 
 
-def _read_subject(model: str | Path, options: ProfileOptions) -> Subject:
-    source = find_model(model, options.revision)
-    with Checkpoint(source.directory, source.origin) as checkpoint:
-        description = describe(checkpoint)
-        refuse_scales(checkpoint)
-        architecture = choose_architecture(description, options.architecture)
-        identity = {
-            "fingerprint": checkpoint.fingerprint,
-            "model_type": checkpoint.model_type,
-            "architecture": architecture.name,
-        }
-        blocks = find_blocks(checkpoint, architecture)
-        refuse_scaled_blocks(checkpoint, blocks)
-        return Subject(
-            name=str(model),
-            directory=checkpoint.directory,
-            origin=checkpoint.origin,
-            identity=identity,
-            architecture=architecture,
-            blocks=blocks,
-            shapes=description.shapes,
-            coverage=require_coverage(checkpoint, blocks, allow_uncovered=options.allow_uncovered),
+def _of_rank(options: ProfileOptions, ranks: Ranks) -> ProfileOptions:
+    """The options with the device of this rank."""
+    if options.part is not None and ranks.count > 1:
+        raise OptionError(
+            f"--part {options.part[0]}/{options.part[1]} and torchrun both share the data out", fix="drop one of them"
         )
+    return replace(options, execution=replace(options.execution, device=ranks.device(options.execution.device)))
 
 
-def _settle_own_code(subject: Subject, options: ProfileOptions) -> str | None:
-    from neuralink_cli.models.own_code import settle_own_code
+def _require_same(
+    ranks: Ranks,
+    subject: Subject,
+    thresholds: Thresholds | None,
+    data: CalibrationData,
+    batches: Sequence[Batch],
+    options: ProfileOptions,
+) -> None:
+    """Check that the ranks run one model on the same data, and that there is something to do for each.
 
-    execution = options.execution
-    return settle_own_code(
-        subject.directory,
-        subject.architecture,
-        trust=execution.trust_remote_code,
-        ignore=execution.ignore_remote_code,
+    Raises:
+        MismatchError: They do not.
+        OptionError: There are fewer batches than ranks.
+    """
+    ranks.require_same(
+        {
+            "the package": __version__,
+            "the model": subject.stated_identity,
+            "the signal": options.signal,
+            "the thresholds": options.thresholds.active_ratio if thresholds is None else thresholds.values,
+            "the number of calibration tokens": options.thresholds.calibration_tokens,
+            "the number of datasets": len(data.sources),
+            **{f"the data of {source.name}": source.sha256 for source in data.sources},
+            **{f"how {source.name} is run": source.parameters for source in data.sources},
+        }
     )
-
-
-def _identity(subject: Subject) -> Mapping[str, str]:
-    """What the trace says of the model: also what ran, where that was not the only possibility."""
-    return subject.identity if subject.code is None else {**subject.identity, "code": subject.code}
+    if len(batches) < ranks.count:
+        raise OptionError(
+            f"there are only {len(batches)} batches for {ranks.count} ranks",
+            fix="start fewer ranks or lower --batch-size",
+        )
 
 
 def _known_thresholds(options: ProfileOptions, subject: Subject) -> Thresholds | None:
@@ -204,12 +155,12 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
     with Trace(path) as trace:
         trace.check_content()
         info = trace.info
-    if dict(info.model) != dict(_identity(subject)):
+    if dict(info.model) != dict(subject.stated_identity):
         raise MismatchError(f"was not made with the model {subject.name}", where=path)
     if info.signal != signal:
         raise MismatchError(f"has the thresholds of signal {info.signal!r}, not {signal!r}", where=path)
     for block, other in zip(subject.blocks, info.blocks, strict=False):
-        if trace_block(block, other.threshold) != _routed(other, 0):
+        if trace_block(block, other.threshold) != routed(other, 0):
             raise MismatchError(
                 f"its block {other.id!r} differs from the block of the model {subject.name}", where=path
             )
@@ -219,7 +170,12 @@ def _thresholds_of_trace(path: Path, signal: str, subject: Subject) -> Threshold
 
 
 def _prepare(
-    data: CalibrationOptions, options: ProfileOptions, subject: Subject, offloaded: Path, progress: Progress
+    data: CalibrationOptions,
+    options: ProfileOptions,
+    subject: Subject,
+    offloaded: Path,
+    progress: Progress,
+    ranks: Ranks,
 ) -> tuple[HookedModel, DescriptionCheck, CalibrationData]:
     """Load the model and read the data. The first sample of each dataset is checked before the model is loaded."""
     from neuralink_cli.activations.description_check import DescriptionCheck
@@ -235,14 +191,14 @@ def _prepare(
         reader = ImageReader(data, directory)
     else:
         reader = TextReader(data, directory, task, trust_remote_code=execution.trust_remote_code)
-    tell_needs(data, execution, options.part, directory, subject.blocks)
+    tell_needs(data, execution, options.part, directory, subject.blocks, ranks)
     with progress("loading the model", None, "B"):
         model = load_model(
             subject.directory,
             subject.architecture,
             device=execution.device,
             dtype=execution.dtype,
-            limit=MemoryLimit(execution.max_memory, offloaded),
+            limit=MemoryLimit(execution.max_memory, offloaded, ranks.memory),
             trust_remote_code=execution.trust_remote_code,
             ignore_remote_code=execution.ignore_remote_code,
         )
@@ -252,7 +208,12 @@ def _prepare(
 
 
 def _calibrate(
-    options: ThresholdOptions, hooked: HookedModel, data: CalibrationData, batch_size: int, progress: Progress
+    options: ThresholdOptions,
+    hooked: HookedModel,
+    data: CalibrationData,
+    batch_size: int,
+    progress: Progress,
+    ranks: Ranks,
 ) -> Thresholds:
     from neuralink_cli.activations.recorder import calibrate
 
@@ -262,98 +223,7 @@ def _calibrate(
     # Batches of the whole run, even if only a part is recorded: parts of one run must have the same thresholds.
     batches = data.spread_batches(options.calibration_tokens, batch_size)
     tokens = sum(batch.tokens for batch in batches)
-    with progress("calibrating thresholds", tokens, "token") as advance:
-        values = calibrate(hooked, data.spread_inputs(batches), ratio, advance)
-    return Thresholds(tuple(values), {"active_ratio": ratio, "tokens": tokens})
-
-
-def _record(run: _Run, output: Path, *, overwrite: bool, progress: Progress) -> ProfileSummary:
-    from neuralink_cli.activations.preflight import telling_time
-    from neuralink_cli.activations.recorder import record
-
-    subject, thresholds, data, batches = run.subject, run.thresholds, run.data, run.batches
-    blocks = tuple(
-        trace_block(block, threshold) for block, threshold in zip(subject.blocks, thresholds.values, strict=True)
-    )
-    header = TraceHeader(
-        model=_identity(subject),
-        origin=subject.origin,
-        signal=run.signal,
-        calibration=thresholds.calibration,
-        blocks=blocks,
-        sources=trace_sources(data, batches),
-        coverage={"covered_bytes": subject.coverage.covered_bytes, "ffn_bytes": subject.coverage.ffn_bytes},
-    )
-    row_bytes = [block.row_bytes for block in blocks]
-    # Written once to the spool and once to the trace.
-    require_space(output, round(2 * header.tokens * bytes_per_token(subject.blocks)))
-    with Spool(output, row_bytes) as spool:
-        with progress("recording", header.tokens, "token") as advance:
-            timed = telling_time(advance, header.tokens)
-            sources = [batch.source for batch in batches]
-            active, shares = record(run.hooked, thresholds.values, data.inputs(batches), spool, timed, sources)
-        header = replace(header, blocks=tuple(_routed(block, spool.count(k)) for k, block in enumerate(blocks)))
-        index_of = {block.id: index for index, block in enumerate(blocks)}
-        lengths, digests = data.sequence_lengths(batches), data.sequence_digests(batches)
-        carried = data.sequence_carried(batches)
-        rows = sum(spool.count(index) * size for index, size in enumerate(row_bytes))
-        with progress("writing", rows + lengths.nbytes + digests.nbytes + carried.nbytes, "B") as advance:
-            digest = write_trace(
-                output,
-                header,
-                lengths,
-                digests,
-                lambda block: spool.rows(index_of[block]),
-                lambda block: spool.tokens(index_of[block]),
-                sequence_carried=carried,
-                overwrite=overwrite,
-                progress=advance,
-            )
-    return _summarize(header, active, shares, digest, subject.coverage)
-
-
-def trace_sources(data: CalibrationData, batches: Iterable[Batch]) -> tuple[TraceSource, ...]:
-    """The part of each source in consecutive batches, for the trace."""
-    found = []
-    for index, group in groupby(batches, lambda batch: batch.source):
-        of_source = list(group)
-        source = data.sources[index]
-        found.append(
-            TraceSource(
-                name=source.name,
-                sha256=source.sha256,
-                first_sequence=of_source[0].first,
-                sequences=of_source[-1].stop - of_source[0].first,
-                total_sequences=len(source.lengths),
-                tokens=sum(batch.tokens for batch in of_source),
-                parameters=source.parameters,
-            )
-        )
-    return tuple(found)
-
-
-def _routed(block: TraceBlock, rows: int) -> TraceBlock:
-    return block if block.routed is None else replace(block, routed=rows)
-
-
-def _summarize(
-    header: TraceHeader, active: Sequence[int], shares: Sequence[float], digest: str, coverage: Coverage
-) -> ProfileSummary:
-    def summarize_block(block: TraceBlock, fired: int) -> BlockSummary:
-        tokens = header.tokens if block.routed is None else block.routed
-        ratio = fired / (tokens * block.neurons) if tokens else 0.0
-        return BlockSummary(block.id, block.neurons, block.threshold, tokens, ratio)
-
-    return ProfileSummary(
-        content_sha256=digest,
-        origin=header.origin,
-        tokens=header.tokens,
-        signal=header.signal,
-        calibration=header.calibration,
-        blocks=tuple(summarize_block(block, fired) for block, fired in zip(header.blocks, active, strict=True)),
-        sources=tuple(
-            SourceSummary(source.name, source.sequences, source.tokens, share)
-            for source, share in zip(header.sources, shares, strict=True)
-        ),
-        coverage=coverage,
-    )
+    with ranks.progress(progress)("calibrating thresholds", tokens, "token") as advance:
+        histograms = calibrate(hooked, data.spread_inputs(ranks.share(batches)), advance)
+    histograms.add_up(ranks.add_up)
+    return Thresholds(tuple(histograms.thresholds(ratio)), {"active_ratio": ratio, "tokens": tokens})

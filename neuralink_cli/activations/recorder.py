@@ -16,15 +16,13 @@ from neuralink_cli.activations.experts import experts_seen
 from neuralink_cli.activations.firing import FiringRule, magnitude_counts, not_a_number, require_numbers
 from neuralink_cli.activations.packing import FiredBits, pack_fired
 from neuralink_cli.activations.spool import Spool
-from neuralink_cli.activations.threshold import MagnitudeHistogram
+from neuralink_cli.activations.threshold import BlockHistograms, MagnitudeHistogram
 from neuralink_cli.calibration.batches import ModelBatch
 from neuralink_cli.errors import InputError, UnsupportedError, first_line
 from neuralink_cli.models.model_errors import explained_model_errors
 from neuralink_cli.models.offload import explained_offloading, input_device
 
 Advance = Callable[[int], object]
-# Experts with fewer tokens have too few values for their own threshold.
-_FEWEST_CALIBRATION_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -244,23 +242,23 @@ def record(
     spool: Spool,
     advance: Advance,
     sources: Sequence[int],
-) -> tuple[list[int], list[float]]:
+    before: int = 0,
+) -> tuple[list[int], dict[int, tuple[int, int]]]:
     """Run the batches and spool the bits of every block.
 
     Args:
         sources: The source that each batch is of, those of one source together.
+        before: The tokens of the trace that come before these batches.
 
     Returns:
-        How many bits each block has set, and the share of the bits of each source that are, in order.
+        How many bits each block has set; and of each source how many are set, and how many bits there are.
 
     Raises:
         InputError: A signal is NaN.
     """
     active = [0] * len(model.blocks)
-    # Of each source, the bits that are set and all bits.
     counts: dict[int, list[int]] = {}
     received: list[tuple[int, FiredBits, torch.Tensor | None]] = []
-    before = 0
 
     def receive(index: int, signal: torch.Tensor, tokens: torch.Tensor | None) -> None:
         received.append((index, pack_fired(signal, thresholds[index]), tokens))
@@ -281,24 +279,22 @@ def record(
         received.clear()
         before += batch.tokens
         advance(batch.tokens)
-    return active, [fired / bits if bits else 0.0 for fired, bits in counts.values()]
+    return active, {source: (fired, bits) for source, (fired, bits) in counts.items()}
 
 
 def calibrate(
     model: HookedModel,
     batches: Iterable[ModelBatch],
-    active_ratio: float,
     advance: Advance,
-) -> list[float]:
-    """Run the batches and return, for each block, the threshold at which its neurons fire at `active_ratio`.
-
-    An expert with too few tokens gets the common threshold of all experts of its layer.
+) -> BlockHistograms:
+    """Run the batches and count the magnitudes of the signal of every block.
 
     Raises:
         InputError: A signal is NaN.
     """
     histograms = [MagnitudeHistogram() for _ in model.blocks]
-    of_layers = {id(block.module): MagnitudeHistogram() for block in model.blocks if block.expert is not None}
+    of_modules = {id(block.module): MagnitudeHistogram() for block in model.blocks if block.expert is not None}
+    layers = [of_modules.get(id(block.module)) if block.expert is not None else None for block in model.blocks]
 
     def receive(index: int, signal: torch.Tensor, _tokens: torch.Tensor | None) -> None:
         block = model.blocks[index]
@@ -306,15 +302,10 @@ def calibrate(
         require_numbers(block.rule.block, magnitude)
         counts = magnitude_counts(magnitude)
         histograms[index].add(counts)
-        if block.expert is not None:
-            of_layers[id(block.module)].add(counts)
+        if (layer := layers[index]) is not None:
+            layer.add(counts)
 
     for batch in batches:
         model.run(batch, receive)
         advance(batch.tokens)
-
-    def histogram_of(index: int, block: HookedBlock) -> MagnitudeHistogram:
-        few = histograms[index].total < _FEWEST_CALIBRATION_TOKENS * block.neurons
-        return of_layers[id(block.module)] if few and block.expert is not None else histograms[index]
-
-    return [histogram_of(index, block).threshold(active_ratio) for index, block in enumerate(model.blocks)]
+    return BlockHistograms(histograms, layers, [block.neurons for block in model.blocks])

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from neuralink_cli.activations.trace import Bits
 from neuralink_cli.errors import OutputError
 
-_TOKEN_BYTES = 4
+TOKEN_BYTES = 4
 
 
 class Spool:
@@ -67,7 +67,7 @@ class Spool:
         Raises:
             OutputError: The disk is full.
         """
-        self._append(len(self._row_bytes) + block, tokens.view(np.uint8).reshape(tokens.size, _TOKEN_BYTES))
+        self._append(len(self._row_bytes) + block, tokens.view(np.uint8).reshape(tokens.size, TOKEN_BYTES))
 
     def count(self, block: int) -> int:
         """The number of rows of a block."""
@@ -79,7 +79,7 @@ class Spool:
 
     def tokens(self, block: int) -> Iterator[npt.NDArray[np.uint32]]:
         """The tokens of a block's rows, in chunks as they came."""
-        return (chunk.reshape(-1).view("<u4") for chunk in self._chunks(len(self._row_bytes) + block, _TOKEN_BYTES))
+        return (chunk.reshape(-1).view("<u4") for chunk in self._chunks(len(self._row_bytes) + block, TOKEN_BYTES))
 
     def _append(self, stream: int, rows: Bits) -> None:
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +14,11 @@ EXACT_AT_ZERO = frozenset({"relu", "relu2", "relu6", "fatrelu", "drelu"})
 BIN_SHIFT = 15
 BINS = 1 << 16
 _LARGEST_FINITE = 0x7F7FFFFF
+# Experts with fewer tokens have too few values for their own threshold.
+_FEWEST_TOKENS = 16
+
+# Adds to counts, in place, those that other processes have in their stead.
+AddUp = Callable[[npt.NDArray[np.int64]], None]
 
 
 class MagnitudeHistogram:
@@ -22,6 +30,10 @@ class MagnitudeHistogram:
     def add(self, counts: npt.NDArray[np.int64]) -> None:
         """Add counts per bin, int64 `[BINS]`."""
         self._counts += counts
+
+    def add_up(self, add_up: AddUp) -> None:
+        """Add the counts of other processes."""
+        add_up(self._counts)
 
     @property
     def total(self) -> int:
@@ -41,6 +53,37 @@ class MagnitudeHistogram:
         above = int(at_least[index] - self._counts[index])
         lower, upper = _edge(index), _edge(index + 1)
         return float(np.float32(upper - (upper - lower) * (wanted - above) / int(self._counts[index])))
+
+
+@dataclass(frozen=True)
+class BlockHistograms:
+    """The histograms of all blocks.
+
+    Attributes:
+        layers: For each block, the histogram of all experts of its layer; None if it is no expert.
+        neurons: For each block, its neurons.
+    """
+
+    blocks: Sequence[MagnitudeHistogram]
+    layers: Sequence[MagnitudeHistogram | None]
+    neurons: Sequence[int]
+
+    def add_up(self, add_up: AddUp) -> None:
+        """Add the counts of other processes, which have as many histograms."""
+        # One after the other, so that only one is in memory twice: thousands of experts have gigabytes of them.
+        for histogram in {id(each): each for each in (*self.blocks, *self.layers) if each is not None}.values():
+            histogram.add_up(add_up)
+
+    def thresholds(self, active_ratio: float) -> list[float]:
+        """For each block the threshold at which its neurons fire at `active_ratio`.
+
+        An expert with too few tokens gets the common threshold of all experts of its layer.
+        """
+        found = []
+        for own, layer, neurons in zip(self.blocks, self.layers, self.neurons, strict=True):
+            few = own.total < _FEWEST_TOKENS * neurons
+            found.append((layer if few and layer is not None else own).threshold(active_ratio))
+        return found
 
 
 def _edge(index: int) -> float:

@@ -108,7 +108,7 @@ class CalibrationData:
             OptionError: The part has no batches.
         """
         number, count = part
-        batches = self.batches[(number - 1) * len(self.batches) // count : number * len(self.batches) // count]
+        batches = self.batches[share_of(len(self.batches), number - 1, count)]
         if not batches:
             raise OptionError(
                 f"--part {number}/{count} has no batches: there are only {len(self.batches)}",
@@ -195,6 +195,11 @@ def tokenize_source(
     carried = [sequence.carried for sequence in sequences]
     ids = [sequence.ids for sequence in sequences]
     return TextSource(corpus.name, ids, {**own, **parameters}, to_batch, pad_id, carried)
+
+
+def share_of(items: int, number: int, count: int) -> slice:
+    """The consecutive items, of so many, in a part of `count` parts numbered from 0: about as many in each."""
+    return slice(number * items // count, (number + 1) * items // count)
 
 
 def plan(sources: Sequence[Source], batch_size: int, packing: bool) -> CalibrationData:

@@ -7,16 +7,26 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import click
 
+from neuralink_cli.activations.launch import Launch, find_launch
 from neuralink_cli.cli import exit_codes
 from neuralink_cli.cli.commands import cli
 from neuralink_cli.cli.output import lenient_stderr, set_defaults
 from neuralink_cli.errors import NeuralinkError, printable, shorten
 from neuralink_cli.signals import HungUp, Terminated, stopping_signals, was_stopped_again
 
+# Of these it does not matter which rank of several tells.
+_OF_ALL = (
+    exit_codes.USAGE,
+    exit_codes.LOST_RANK,
+    exit_codes.HUNG_UP,
+    exit_codes.INTERRUPTED,
+    exit_codes.TERMINATED,
+)
 DEBUG_VARIABLE = "NEURALINK_DEBUG"
 COMPLETION_VARIABLE = "_NEURALINK_COMPLETE"
 
@@ -28,6 +38,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    launch = _launch(arguments)
+    fail = partial(_fail, launch)
     try:
         with stopping_signals():
             set_defaults()
@@ -38,28 +50,28 @@ def _run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        _show(error)
+        _once(launch, partial(_show, error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as stop:
-        return _fail(f"interrupted; {_left_behind(stop)}", exit_codes.INTERRUPTED)
+        return fail(f"interrupted; {_left_behind(stop)}", exit_codes.INTERRUPTED)
     except Terminated as stop:
-        return _fail(f"terminated; {_left_behind(stop)}", exit_codes.TERMINATED)
+        return fail(f"terminated; {_left_behind(stop)}", exit_codes.TERMINATED)
     except HungUp as stop:
-        return _fail(f"the terminal went away; {_left_behind(stop)}", exit_codes.HUNG_UP)
+        return fail(f"the terminal went away; {_left_behind(stop)}", exit_codes.HUNG_UP)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): say nothing. Python would still complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.BROKEN_PIPE
     except NeuralinkError as error:
-        return _fail(str(error), exit_codes.exit_code(error))
+        return fail(str(error), exit_codes.exit_code(error))
     except MemoryError:
-        return _fail("out of memory; try smaller batches or fewer jobs", exit_codes.OUT_OF_MEMORY)
+        return fail("out of memory; try smaller batches or fewer jobs", exit_codes.OUT_OF_MEMORY)
     except OSError as error:
-        return _fail(_describe(error), exit_codes.OUTPUT)
+        return fail(_describe(error), exit_codes.OUTPUT)
     except Exception as error:
         kind = f"{type(error).__name__}: {shorten(' '.join(str(error).split()), 200)}"
         advice = f"this is a bug, please report it with the output of {DEBUG_VARIABLE}=1"
-        return _fail(f"internal error ({kind}); {advice}", exit_codes.INTERNAL)
+        return fail(f"internal error ({kind}); {advice}", exit_codes.INTERNAL)
 
 
 def _invoke(arguments: Sequence[str]) -> None:
@@ -93,8 +105,33 @@ def _describe(error: OSError) -> str:
     return f"{error.filename}: {what}" if error.filename else what
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(launch: Launch | None, message: str, code: int) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
-    click.echo(shorten(f"neuralink: error: {printable(message)}"), err=True)
+    rank = "" if launch is None or code in _OF_ALL else f"rank {launch.rank}: "
+    _once(launch, lambda: click.echo(shorten(f"neuralink: error: {rank}{printable(message)}"), err=True))
     return code
+
+
+def _launch(arguments: Sequence[str]) -> Launch | None:
+    """The place of this process among several that run one command, if there are. Only `profile` has several."""
+    if [*arguments[:1]] != ["profile"]:
+        return None
+    try:
+        return find_launch(os.environ)
+    except NeuralinkError:
+        # Of what is wrong the command tells.
+        return None
+
+
+def _once(launch: Launch | None, tell: Callable[[], object]) -> None:
+    """Tell of a failure. Of several processes that run one command one tells for all."""
+    if launch is None:
+        tell()
+        return
+    try:
+        from neuralink_cli.activations.meeting import tell_once
+    except ImportError:
+        tell()
+        return
+    tell_once(launch, tell)

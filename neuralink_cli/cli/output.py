@@ -128,6 +128,12 @@ def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
         _LOGGER.setLevel(logging.DEBUG)
 
 
+def show_nothing() -> None:
+    """Show neither progress nor remarks: another process does. What others listen to the log for goes on."""
+    _state["quiet"] = True
+    _LOGGER.handlers[:] = [logging.NullHandler()]
+
+
 def remark(message: str) -> None:
     """A line on stderr that `--quiet` silences."""
     _LOGGER.info(message)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neuralink_cli.activations.launch import find_launch
 from neuralink_cli.activations.options import SIGNALS
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
@@ -23,12 +26,13 @@ from neuralink_cli.cli.options import (
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.cli.output import print_json, print_table, progress_bar, show_nothing
 from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from neuralink_cli.activations.options import BlockSummary
+    from neuralink_cli.activations.ranks import Ranks
 
 
 class PartType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -59,6 +63,8 @@ Examples:
   neuralink profile Qwen/Qwen2.5-0.5B --revision main --active-ratio 0.3 \\
       --dataset Salesforce/wikitext:wikitext-2-raw-v1@main \\
       -o model.trace.safetensors
+  torchrun --nproc-per-node 4 -m neuralink_cli profile MODEL \\
+      --dataset calib.txt -o model.trace.safetensors
 """,
 )
 @model_argument
@@ -187,6 +193,8 @@ def command(
 
     Runs MODEL over the data and records which neurons fire for each token. Only padding is left out. MODEL is a local
     HuggingFace checkpoint directory (safetensors), or a hub model, which is fetched into the hub's cache.
+
+    Under torchrun the processes share the data, and the trace is the one that a single process writes.
     """
     from neuralink_cli.activations.options import ProfileOptions, ThresholdOptions
     from neuralink_cli.activations.profile import profile
@@ -200,19 +208,23 @@ def command(
 
     for name in ("num_samples", "max_tokens"):
         options[name] = options[name] or None
-    summary = profile(
-        model,
-        output,
-        CalibrationOptions(**some(CalibrationOptions)),
-        ProfileOptions(
-            thresholds=ThresholdOptions(**some(ThresholdOptions, trace="thresholds_from")),
-            execution=ExecutionOptions(**some(ExecutionOptions)),
-            architecture=architecture,
-            **some(ProfileOptions),
-        ),
-        overwrite=overwrite,
-        progress=progress_bar,
-    )
+    with _ranks() as ranks:
+        summary = profile(
+            model,
+            output,
+            CalibrationOptions(**some(CalibrationOptions)),
+            ProfileOptions(
+                thresholds=ThresholdOptions(**some(ThresholdOptions, trace="thresholds_from")),
+                execution=ExecutionOptions(**some(ExecutionOptions)),
+                architecture=architecture,
+                **some(ProfileOptions),
+            ),
+            overwrite=overwrite,
+            progress=progress_bar,
+            ranks=ranks,
+        )
+    if ranks.rank:
+        return
     if as_json:
         print_json({"output": str(output), **asdict(summary)})
         return
@@ -221,6 +233,20 @@ def command(
         f"{source.name} {source.tokens:,}, {source.active_ratio or 0:.1%} active" for source in summary.sources
     )
     click.echo(f"{output}: {summary.tokens:,} tokens ({recorded}); {summary.coverage}")
+
+
+def _ranks() -> AbstractContextManager[Ranks]:
+    """The processes that share the work: those that torchrun started, or this one alone. Only rank 0 shows anything."""
+    from neuralink_cli.activations.ranks import ALONE
+
+    launch = find_launch(os.environ)
+    if launch is None:
+        return nullcontext(ALONE)
+    from neuralink_cli.activations.torch_ranks import joined_ranks
+
+    if launch.rank:
+        show_nothing()
+    return joined_ranks(launch)
 
 
 def _rows(blocks: Sequence[BlockSummary]) -> Iterator[list[str]]:

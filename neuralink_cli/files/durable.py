@@ -199,6 +199,19 @@ def named_output(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot be written ({why(error)})", where=path) from error
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what a killed run left of the output file `path`, unless a run is writing it."""
+    partial = _partial(path)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same_file(descriptor, partial):
+                partial.unlink()
+        finally:
+            os.close(descriptor)
+
+
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write a whole new file inside an output directory, and flush it to the device."""
     with open_new(path) as handle, named_output(path):

@@ -36,10 +36,12 @@ class MemoryLimit:
         max_memory: Bytes; None for most of the free RAM.
         folder: For weights that do not fit and that transformers rearranges as it loads them (MoE experts). Without a
             folder, models with such weights cannot be offloaded.
+        free: Bytes of free RAM, where other processes are about to take some; None to look at what is free.
     """
 
     max_memory: int | None = None
     folder: Path | None = None
+    free: int | None = None
 
 
 def weight_bytes(directory: Path, dtype: str) -> int:
@@ -72,7 +74,8 @@ def placement_options(directory: Path, dtype: str, device: torch.device, limit: 
             raise OptionError(f"--max-memory works on CPUs and CUDA devices, not on {device.type!r}")
         return {}
     needed = weight_bytes(directory, dtype)
-    on_cpu = int(_SHARE * available_memory()) if limit.max_memory is None else limit.max_memory
+    free = available_memory() if limit.free is None else limit.free
+    on_cpu = int(_SHARE * free) if limit.max_memory is None else limit.max_memory
     # Weights pass through RAM on their way to a GPU.
     room: dict[int | str, int] = {"cpu": on_cpu}
     if device.type == "cuda":

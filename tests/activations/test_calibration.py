@@ -56,7 +56,7 @@ def test_an_expert_of_fewer_than_sixteen_tokens_shares_the_threshold_of_its_laye
     model = Signals(block(first, 0), block(first, 1), block(second, 0), block(object()))
     halves = [{index: part[k::2] for index, part in signals.items() if len(part) > k} for k in (0, 1)]
     done: list[int] = []
-    thresholds = calibrate(cast(HookedModel, model), [batch_of(half) for half in halves], RATIO, done.append)
+    thresholds = calibrate(cast(HookedModel, model), [batch_of(half) for half in halves], done.append).thresholds(RATIO)
     assert thresholds == [
         threshold_over(signals[0]) if own else threshold_over(signals[0], signals[1]),
         threshold_over(signals[1]),
@@ -71,8 +71,8 @@ def test_an_expert_without_tokens_has_the_threshold_of_its_layer() -> None:
     signal = signal_of(100, 2, 0)
     assert (
         calibrate(
-            cast(HookedModel, Signals(block(layer, 0), block(layer, 1))), [batch_of({1: signal})], RATIO, np.isfinite
-        )
+            cast(HookedModel, Signals(block(layer, 0), block(layer, 1))), [batch_of({1: signal})], np.isfinite
+        ).thresholds(RATIO)
         == [threshold_over(signal)] * 2
     )
 
@@ -80,4 +80,4 @@ def test_an_expert_without_tokens_has_the_threshold_of_its_layer() -> None:
 def test_no_threshold_is_made_of_what_is_not_a_number() -> None:
     signal = torch.full((3, NEURONS), float("nan"))
     with pytest.raises(InputError, match="NaN"):
-        calibrate(cast(HookedModel, Signals(block(object()))), [batch_of({0: signal})], RATIO, np.isfinite)
+        calibrate(cast(HookedModel, Signals(block(object()))), [batch_of({0: signal})], np.isfinite)

@@ -11,6 +11,7 @@ import pytest
 
 from neuralink_cli.activations import preflight
 from neuralink_cli.activations.preflight import activation_bytes, tell_needs, telling_time
+from neuralink_cli.activations.ranks import Ranks
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.files.free_memory import resident_bytes
@@ -97,6 +98,35 @@ def test_memory_is_that_of_weights_and_activations_and_disk_that_of_bits_twice(
         f"of memory ({human_bytes(weights)} of weights, {human_bytes(activations)} of activations, "
         f"the rest for programs) and {disk}"
     )
+
+
+class Four(Ranks):
+    count = 4
+    here = range(2)
+
+
+def test_ranks_are_told_what_each_takes_and_all_on_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remarks: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setattr(preflight, "weight_bytes", lambda _directory, _dtype: 5_000_000)
+    monkeypatch.setattr(preflight, "resident_bytes", lambda: 0)
+    data = CalibrationOptions(("x",), max_tokens=1000, max_seq_length=1, batch_size=1)
+    execution = ExecutionOptions(device="cpu", dtype="bfloat16")
+    tell_needs(data, execution, None, tmp_path, [ffn_block(8, 250), ffn_block(40, 250)], Four())
+    assert remarks() == [
+        "each of 4 ranks takes about 5.3 MB of memory (5.0 MB of weights, 3.3 kB of activations, the rest for "
+        "programs), together 10.6 MB on this machine and at most 12.0 kB of disk"
+    ]
+
+
+def test_the_time_left_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch, remarks: Callable[[], list[str]]) -> None:
+    now = 0.0
+    monkeypatch.setattr(preflight, "monotonic", lambda: now)
+    advance = telling_time(lambda _count: None, 2800, 4)
+    for _ in range(2):
+        now += 100
+        advance(100)
+    assert remarks() == ["recording the other 2,000 tokens takes about 8 min"]
 
 
 def told_after(seconds_of_batches: list[float], total: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,7 +253,7 @@ def test_a_disk_that_is_too_small_is_found_out_before_the_model_runs(
 def test_the_disk_must_hold_the_bits_twice(request_: ProfileRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     needs: list[tuple[Path, int]] = []
     monkeypatch.setattr(
-        "neuralink_cli.activations.profile.require_space", lambda path, size: needs.append((path, size))
+        "neuralink_cli.activations.recording.require_space", lambda path, size: needs.append((path, size))
     )
     summary = profile(request_)
     row_bytes = sum(-(-block.neurons // 8) for block in summary.blocks)

@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 
 from neuralink_cli.errors import OutputError
-from neuralink_cli.files.durable import new_directory, new_file, require_free, require_space, write_all
+from neuralink_cli.files.durable import (
+    new_directory,
+    new_file,
+    remove_unfinished,
+    require_free,
+    require_space,
+    write_all,
+)
 from tests.checkpoints import files_of
 
 Usage = namedtuple("Usage", "total used free")
@@ -53,6 +60,17 @@ def test_writes_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: 
         write_file(tmp_path / "file")
         write_directory(tmp_path / "folder")
     assert files_of(tmp_path) == {"file": b"content", "folder/x": b"content"}
+
+
+def test_what_a_killed_run_left_can_be_removed_unless_a_run_is_writing(tmp_path: Path) -> None:
+    remove_unfinished(tmp_path / "out")
+    with new_file(tmp_path / "out") as handle:
+        handle.write(b"content")
+        remove_unfinished(tmp_path / "out")
+    assert files_of(tmp_path) == {"out": b"content"}
+    (tmp_path / ".out.partial").write_bytes(b"half")
+    remove_unfinished(tmp_path / "out")
+    assert files_of(tmp_path) == {"out": b"content"}
 
 
 def test_says_what_is_wrong_with_the_folder_of_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

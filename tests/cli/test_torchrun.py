@@ -1,0 +1,89 @@
+"""`profile` under torchrun: two ranks on the CPU write what one process writes, or nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Neuralink
+from tests.conftest import ModelFactory
+from tests.tiny_models import TEXT
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What torchrun and its ranks gave. Only lines of ours are kept: torchrun's report of a failure is long."""
+
+    code: int
+    stdout: str
+    lines: list[str]
+    report: str
+
+
+def torchrun(*arguments: object) -> Ended:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    ours = ("neuralink: ", "loading ", "tokenizing: ", "calibrating ", "recording: ", "writing: ")
+    lines = [line for line in ended.stderr.splitlines() if line.startswith(ours)]
+    return Ended(ended.returncode, ended.stdout, lines, ended.stderr)
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "a.txt").write_text(TEXT)
+    (folder / "b.txt").write_text(TEXT[::-1])
+    return ["--dataset", str(folder / "a.txt"), "--dataset", str(folder / "b.txt")]
+
+
+def test_two_ranks_write_the_trace_of_one_process(
+    model: ModelFactory, neuralink: Neuralink, datasets: list[str], tmp_path: Path
+) -> None:
+    # Experts of SiLU: thresholds are calibrated, and tokens have numbers.
+    options = [model("mixtral"), *datasets, "--active-ratio", "0.25", "--calibration-tokens", "150"]
+    options += ["--batch-size", "2", "--max-seq-length", "16", "--device", "cpu", "--json"]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    alone = neuralink("profile", *options, "-o", tmp_path / "one/trace", "-q")
+    ranks = torchrun("neuralink_cli", "profile", *options, "-o", tmp_path / "two/trace")
+    assert (alone.code, ranks.code) == (0, 0), ranks.report
+    assert (tmp_path / "two/trace").read_bytes() == (tmp_path / "one/trace").read_bytes()
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["trace"]
+    told, expected = json.loads(ranks.stdout), json.loads(alone.stdout)
+    assert {**told, "output": None} == {**expected, "output": None}
+    # Each step is shown once, with what all ranks do.
+    remark, *steps = ranks.lines
+    assert remark.startswith("neuralink: each of 2 ranks takes about ")
+    assert f"recording: {told['tokens']:,} tokens" in steps
+    (done,) = (step for step in steps if step.startswith("recording: done"))
+    assert f"done, {told['tokens']:,} tokens in" in done
+    assert len(steps) == len(set(steps)) == 10
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "code"),
+    [
+        ("1:record:die", "rank 1 of 2 died without a word", "-9"),
+        # The unfinished trace of rank 0 is removed by the other.
+        ("0:write:die", "rank 0 of 2 died without a word", "-9"),
+        ("1:record:fail", "rank 1: ", "6"),
+    ],
+)
+def test_a_rank_that_fails_is_told_once_and_nothing_is_left(
+    model: ModelFactory, datasets: list[str], outputs: Path, failure: str, error: str, code: str
+) -> None:
+    options = [model("opt"), *datasets, "--batch-size", "1", "--device", "cpu", "-q", "-o", outputs / "trace"]
+    ended = torchrun("tests.failing_rank", failure, "profile", *options)
+    assert ended.code != 0
+    (line,) = ended.lines
+    assert line.startswith(f"neuralink: error: {error}"), line
+    assert ended.stdout == ""
+    # torchrun names what it takes for the cause, and has a traceback of its own.
+    assert f"failed (exitcode: {code})" in ended.report
+    assert ended.report.count("Traceback (most recent call last)") == 1
+    assert list(outputs.iterdir()) == []
