@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.devices.ratio import Ratio
-from neuralink_cli.files.header import LENGTH_BYTES, parse_header
+from neuralink_cli.files.header import LENGTH_BYTES, TensorEntry, parse_header
 from neuralink_cli.files.stage_file import StageFile
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.inspection.kinds import BUNDLED_LAYOUT, PERMUTED_LAYOUT, PLACEMENT, TRACE, Found
 from neuralink_cli.layout.index import FlashIndex, read_flash_index, read_permuted_index
 from neuralink_cli.layout.names import BUNDLED, FLASH_FILE, PERMUTED
-from neuralink_cli.layout.plan import BundlePart, ResidentTensor, SourceFile
+from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor, SourceFile
 from neuralink_cli.placement.gain import block_gains
 from neuralink_cli.placement.placement import (
     PLACEMENT_SCHEMA,
@@ -298,14 +298,23 @@ def _stored_formats(index: FlashIndex) -> dict[str, str]:
 
 
 def _dram_bytes(index: FlashIndex, file: TensorFile) -> dict[str, int]:
-    resident = {kept.place.tensor: kept.place.bytes for block in index.blocks for kept in block.resident}
-    # The file holds more than weights: orders, frequencies, padding. What has a name of the source is a weight.
     names = {name for source in index.sources if source.kind == "weights" for name in _tensor_names(source, file)}
-    dense = [entry for entry in file.header.entries if entry.name in names - resident.keys()]
+    return kept_in_dram(index.blocks, file.header.entries, names)
+
+
+def kept_in_dram(blocks: Sequence[FlashBlock], entries: Sequence[TensorEntry], names: Set[str]) -> dict[str, int]:
+    """What a runtime keeps in memory of a bundled layout, as `Facts.dram_bytes`.
+
+    Args:
+        entries: The tensors of its file.
+        names: Those of the source. The file holds more than weights: orders, frequencies, padding.
+    """
+    resident = {kept.place.tensor: kept.place.bytes for block in blocks for kept in block.resident}
+    dense = [entry for entry in entries if entry.name in names - resident.keys()]
     return {
         "dense": sum(entry.nbytes for entry in dense),
         "resident": sum(resident.values()),
-        "pinned": sum(block.pinned * block.stride for block in index.blocks),
+        "pinned": sum(block.pinned * block.stride for block in blocks),
     }
 
 
