@@ -122,7 +122,7 @@ def profile(
         OutputError: The output exists, cannot be written or does not fit on the disk.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
-    require_free(output, overwrite)
+    require_free(output, overwrite, inputs=[Path(name) for name in data.datasets])
     subject = _read_subject(model, options)
     subject = replace(subject, code=_settle_own_code(subject, options))
     known = _known_thresholds(options, subject)

@@ -61,8 +61,12 @@ class _StageFilePath(click.Path):  # type: ignore[type-arg,unused-ignore]
         if isinstance(path, Path) and os.path.isdir(path):  # noqa: PTH112 - Path.is_dir refuses odd characters
             from neuralink_cli.inspection.kinds import recognise
 
+            try:
+                what = recognise(path).kind
+            except InputError:
+                what = "directory"
             raise InputError(
-                f"is a {recognise(path).kind}, but a {self._kind} is needed",
+                f"is a {what}, but a {self._kind} is needed",
                 where=path,
                 fix=f"pass the file that `neuralink {self._made_by}` wrote",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,14 +13,22 @@ class ReadingTime:
     Attributes:
         device: Name of the device that was modelled.
         io_seconds: Mean of a token; pinned neurons cost nothing.
-        bytes_per_second: What the device reads at most.
         tokens_per_second: What is wanted; None if nothing is.
     """
 
     device: str
     io_seconds: float
-    bytes_per_second: float
     tokens_per_second: float | None
+
+    def as_document(self) -> dict[str, Any]:
+        """Everything for JSON."""
+        return {
+            "device": self.device,
+            "io_seconds": self.io_seconds,
+            "most_tokens_per_second": self.most_tokens_per_second,
+            "tokens_per_second": self.tokens_per_second,
+            "speed_needed": self.speed_needed,
+        }
 
     @property
     def most_tokens_per_second(self) -> float | None:
