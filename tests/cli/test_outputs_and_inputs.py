@@ -50,5 +50,7 @@ def test_what_is_needed_is_said_of_whatever_is_there(
         outcome = neuralink("cluster", path, "-o", tmp_path / "out", "-q")
         assert outcome.code == 3
         assert what in outcome.error
+    shown = neuralink("report", made.layout, "--trace", made.layout, "-o", tmp_path / "page.html", "-q")
+    assert "is a bundled layout, but a trace is needed" in shown.error
     swapped = neuralink("estimate", made.model, "--placement", trace, "-q")
     assert "but a 'neuralink-placement' file is needed; " + wrote.format("cluster") in swapped.error
