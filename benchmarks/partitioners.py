@@ -14,6 +14,7 @@ None of the packages is a dependency of neuralink; those that are not installed 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import time
 from collections.abc import Callable, Mapping
@@ -53,14 +54,21 @@ def leiden(bits: Bits) -> list[int]:
     return list(leidenalg.find_partition(graph_of(bits), kind, weights="weight", seed=1).membership)
 
 
+@functools.cache
+def initialised(mtkahypar: Any) -> Any:
+    """The partitioner, which can be started once in a process."""
+    tool = mtkahypar.initialize(2)
+    mtkahypar.set_seed(1)
+    return tool
+
+
 def hypergraph(bits: Bits) -> list[int]:
     mtkahypar: Any = importlib.import_module("mtkahypar")
     rows = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little").astype(bool)
     step = max(rows.shape[1] // HYPEREDGES, 1)
     edges = [np.flatnonzero(rows[:, token]).tolist() for token in range(0, rows.shape[1], step)]
     edges = [edge for edge in edges if len(edge) > 1]
-    tool = mtkahypar.initialize(2)
-    mtkahypar.set_seed(1)
+    tool = initialised(mtkahypar)
     context = tool.context_from_preset(mtkahypar.PresetType.DEFAULT)
     context.set_partitioning_parameters(max(bits.shape[0] // PART, 2), 0.1, mtkahypar.Objective.KM1)
     context.logging = False
