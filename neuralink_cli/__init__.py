@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from neuralink_cli.inspection.diff import diff as diff
     from neuralink_cli.inspection.drift import DriftReport as DriftReport
     from neuralink_cli.inspection.drift import drift as drift
+    from neuralink_cli.inspection.estimate import EstimateOptions as EstimateOptions
+    from neuralink_cli.inspection.estimate import EstimateReport as EstimateReport
+    from neuralink_cli.inspection.estimate import estimate as estimate
     from neuralink_cli.inspection.inspect import Inspection as Inspection
     from neuralink_cli.inspection.inspect import inspect as inspect
     from neuralink_cli.layout.open_layout import open_layout as open_layout
@@ -68,6 +71,9 @@ if TYPE_CHECKING:
     from neuralink_cli.placement.cluster import ClusterSummary as ClusterSummary
     from neuralink_cli.placement.cluster import cluster as cluster
     from neuralink_cli.placement.placement import Placement as Placement
+    from neuralink_cli.report.measurements import ReportOptions as ReportOptions
+    from neuralink_cli.report.report import WrittenReport as WrittenReport
+    from neuralink_cli.report.report import write_report as write_report
     from neuralink_cli.runtime.loading import load_flash_model as load_flash_model
     from neuralink_cli.storage.budget import DramBudget as DramBudget
     from neuralink_cli.storage.budget import parse_budget as parse_budget
@@ -102,6 +108,8 @@ _HOMES = {
     "DiffReport": "inspection.diff",
     "DramBudget": "storage.budget",
     "DriftReport": "inspection.drift",
+    "EstimateOptions": "inspection.estimate",
+    "EstimateReport": "inspection.estimate",
     "ExecutionOptions": "models.execution",
     "FlashReader": "storage.reader",
     "InputError": "errors",
@@ -121,12 +129,14 @@ _HOMES = {
     "ReadPlan": "storage.read_planning",
     "RelayoutOptions": "layout.plan",
     "RelayoutSummary": "layout.relayout",
+    "ReportOptions": "report.measurements",
     "RestoreSummary": "layout.restore",
     "ThresholdOptions": "activations.options",
     "Trace": "activations.trace",
     "UnsupportedError": "errors",
     "VerificationError": "errors",
     "VerifyReport": "layout.verify",
+    "WrittenReport": "report.report",
     "bench_layouts": "bench.bench",
     "build": "pipeline.build",
     "builtin_architectures": "architectures.architecture",
@@ -135,6 +145,7 @@ _HOMES = {
     "cluster": "placement.cluster",
     "diff": "inspection.diff",
     "drift": "inspection.drift",
+    "estimate": "inspection.estimate",
     "find_architecture": "architectures.architecture",
     "find_blocks": "architectures.find_blocks",
     "find_device": "devices.device",
@@ -157,6 +168,7 @@ _HOMES = {
     "restore": "layout.restore",
     "verify": "layout.verify",
     "write_profile": "storage.probe",
+    "write_report": "report.report",
 }
 
 __all__ = [
@@ -176,6 +188,8 @@ __all__ = [
     "DiffReport",
     "DramBudget",
     "DriftReport",
+    "EstimateOptions",
+    "EstimateReport",
     "ExecutionOptions",
     "FlashReader",
     "InputError",
@@ -195,12 +209,14 @@ __all__ = [
     "ReadPlan",
     "RelayoutOptions",
     "RelayoutSummary",
+    "ReportOptions",
     "RestoreSummary",
     "ThresholdOptions",
     "Trace",
     "UnsupportedError",
     "VerificationError",
     "VerifyReport",
+    "WrittenReport",
     "bench_layouts",
     "build",
     "builtin_architectures",
@@ -209,6 +225,7 @@ __all__ = [
     "cluster",
     "diff",
     "drift",
+    "estimate",
     "find_architecture",
     "find_blocks",
     "find_device",
@@ -231,6 +248,7 @@ __all__ = [
     "restore",
     "verify",
     "write_profile",
+    "write_report",
 ]
 
 

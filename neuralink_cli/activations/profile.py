@@ -70,7 +70,7 @@ def profile(
         RankError: Another rank failed or died.
     """
     if ranks.rank == 0:
-        require_free(output, overwrite)
+        require_free(output, overwrite, inputs=[Path(name) for name in data.datasets])
     options = _of_rank(options, ranks)
     subject = read_subject(model, options)
     known = _known_thresholds(options, subject)

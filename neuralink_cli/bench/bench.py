@@ -217,7 +217,7 @@ def bench_contenders(
         direct = None
         if options.real:
             direct = _read_for_real(tasks, readers, replayed.figures, recorded, count, progress)
-        rows = _rows(tasks, replayed.figures, tokens, _sequence_starts(trace, tokens))
+        rows = _rows(tasks, replayed.figures, tokens, sequence_starts(trace, tokens))
     report = BenchReport(str(trace.path), tokens, options.real, direct, rows, trace.info.coverage)
     return BenchedBlocks(report, replayed.block_seconds, replayed.block_active)
 
@@ -308,7 +308,7 @@ def _read_for_real(
     return all(reader.direct for reader in readers.values())
 
 
-def _sequence_starts(trace: Trace, tokens: Sequence[TokenRange]) -> npt.NDArray[np.int64]:
+def sequence_starts(trace: Trace, tokens: Sequence[TokenRange]) -> npt.NDArray[np.int64]:
     """Where sequences start among the replayed tokens, which are strung together: int64, ascending from 0."""
     starts, before = [], 0
     for part in tokens:

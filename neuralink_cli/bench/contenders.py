@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.files.input_file import require_reachable
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import open_layout
+from neuralink_cli.layout.plan import BundledPlan, FlashBlock
 from neuralink_cli.placement.gain import total_gain
 from neuralink_cli.placement.held_out import Range, sequence_starts_in, unseen_ranges
 from neuralink_cli.placement.placement import Placement
@@ -105,17 +106,7 @@ def read_contender(path: Path, trace: Trace) -> Contender:
 def _from_bundled(path: Path, layout: BundledLayout) -> Contender:
     document = layout.index.document
     blocks = tuple(
-        ContenderBlock(
-            id=block.id,
-            neurons=block.neurons,
-            threshold=block.threshold,
-            stride=block.stride,
-            parts=len(block.parts),
-            pinned=block.pinned,
-            order=layout.order(block.id),
-            frequency=layout.file.read(block.frequency.tensor).view("<f4"),
-            offset=block.bundles.offset,
-        )
+        _flash_block(block, layout.order(block.id), layout.file.read(block.frequency.tensor).view("<f4"))
         for block in layout.index.blocks
     )
     return Contender(
@@ -127,10 +118,52 @@ def _from_bundled(path: Path, layout: BundledLayout) -> Contender:
         parameters=document["provenance"].get("parameters", {}),
         blocks=blocks,
         seen=_digests(layout.ordering_sequences),
-        resident_bytes=sum(
-            kept.place.bytes for block in layout.index.blocks for kept in block.resident if kept.kind == "rows"
-        ),
+        resident_bytes=_resident_row_bytes(layout.index.blocks),
     )
+
+
+def planned_contender(path: Path, plan: BundledPlan, placement: Placement, trace: Trace) -> Contender:
+    """A bundled layout that is only planned: what `read_contender` would read once it is written.
+
+    Args:
+        path: What to call it by.
+
+    Raises:
+        MismatchError: The trace is of another model than the placement.
+    """
+    info = placement.info
+    blocks = [(block, placement.blocks[block.id]) for block in plan.blocks]
+    contender = Contender(
+        path=path,
+        order=total_gain(info).chosen,
+        fingerprint=info.model["fingerprint"],
+        signal=info.signal,
+        bundled=True,
+        parameters=info.parameters,
+        blocks=tuple(replace(_flash_block(block, by.order, by.frequency), offset=None) for block, by in blocks),
+        seen=_digests(placement.ordering_sequences),
+        resident_bytes=_resident_row_bytes(plan.blocks),
+    )
+    _check_same_model(replace(contender, path=placement.path), trace)
+    return contender
+
+
+def _flash_block(block: FlashBlock, order: Order, frequency: npt.NDArray[np.float32]) -> ContenderBlock:
+    return ContenderBlock(
+        id=block.id,
+        neurons=block.neurons,
+        threshold=block.threshold,
+        stride=block.stride,
+        parts=len(block.parts),
+        pinned=block.pinned,
+        order=order,
+        frequency=frequency,
+        offset=block.bundles.offset,
+    )
+
+
+def _resident_row_bytes(blocks: Sequence[FlashBlock]) -> int:
+    return sum(kept.place.bytes for block in blocks for kept in block.resident if kept.kind == "rows")
 
 
 def _from_placement(path: Path, placement: Placement, trace: Trace) -> Contender:

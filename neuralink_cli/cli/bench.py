@@ -138,7 +138,7 @@ def command(
     if all_tokens and held_out is not None:
         raise OptionError("--all-tokens and --held-out cannot be combined")
     if csv_path is not None:
-        require_free(csv_path, overwrite)
+        require_free(csv_path, overwrite, inputs=(*layouts, trace))
     options = BenchOptions(
         devices=tuple(find_device(name) for name in dict.fromkeys(devices)),
         dram=parse_budget(dram),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuralink_cli.cli.options import PATH, reporting_options, weights_option
-from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.layout.names import RESIDENT_CHOICES
 from neuralink_cli.placement.placement import EFFORT_NAMES
@@ -279,9 +279,10 @@ def _print_summary(summary: BuildSummary) -> None:
     devices = list(dict.fromkeys(cell.device for cell in summary.cells))
     cells = {(cell.made_for, cell.device): cell for cell in summary.cells}
     run = sum(stage.why is not None for stage in summary.stages)
-    click.echo(f"{summary.output}: {len(devices)} layouts verified; {run} of {len(summary.stages)} stages were run")
-    click.echo(
-        f"on {summary.tokens:,} held-out tokens: gain over the original order, both with collapse and cache; in\n"
+    layouts = "1 layout" if len(devices) == 1 else f"{len(devices)} layouts"
+    click.echo(f"{summary.output}: {layouts} verified; {run} of {len(summary.stages)} stages were run")
+    print_text(
+        f"On {summary.tokens:,} held-out tokens: gain over the original order, both with collapse and cache; in "
         "brackets the modelled I/O time of the best layout for the device, divided by that of the row"
     )
     rows = []

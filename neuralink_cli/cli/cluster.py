@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,21 +18,35 @@ from neuralink_cli.cli.options import (
     reporting_options,
     weights_option,
 )
-from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
+from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar, remark
 from neuralink_cli.layout.names import RESIDENT_CHOICES
-from neuralink_cli.placement.gain import Gain, OrderFigures, block_gains, layer_gains, source_gains, total_gain
+from neuralink_cli.placement.gain import (
+    OrderFigures,
+    block_gains,
+    source_gains,
+    stored_by_layer,
+    stored_by_source,
+    stored_in_total,
+    total_gain,
+)
 from neuralink_cli.placement.placement import (
     DEFAULT_ORDER,
     EFFORT_NAMES,
     ORDER_NAMES,
     ORIGINAL,
     STORED,
+    MeasuredGain,
     PlacementBlock,
     PlacementHeader,
 )
 
+if TYPE_CHECKING:
+    from neuralink_cli.devices.ratio import Ratio
+
 # How many experts a remark lists.
 _SHOWN_EXPERTS = 5
+# Of the name of a block or dataset in the table, and of an order there.
+_LONGEST_NAME, _LONGEST_ORDER = 24, 16
 
 
 def _order_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -207,29 +222,88 @@ def command(
         )
         return
     _warn_of_rare_experts(header, min_tokens)
-    print_gains([*layer_gains(header), *(sources if len(sources) > 1 else []), total])
-    _print_stored(header)
+    _print_result(header, options.device.name)
     kept = sum(block.order == ORIGINAL and not _is_rare(block, min_tokens) for block in header.blocks)
     if kept and order != ORIGINAL:
         click.echo(f"{kept} of {len(header.blocks)} blocks stay in original order, which costs less there")
     gaps = sorted({block.collapse_gap for block in header.blocks})
     if header.coverage is not None:
         click.echo(coverage_text(header.coverage["covered_bytes"], header.coverage["ffn_bytes"]))
-    click.echo(f"{options.device.name}: worth reading across gaps of up to {'/'.join(map(str, gaps))} neurons")
+    click.echo(f"{options.device.name}: worth reading across gaps of up to {_span(gaps)} neurons")
+    _say_result(header, output, options.device.name)
 
 
-def _cell(figures: OrderFigures) -> str:
-    read = f"{figures.mean_read_length:.2f} {figures.reads_per_token:6.1f}"
-    return f"{read} {figures.gain:.2f} {figures.gain_over_naive:.2f}"
+def _span(gaps: list[int]) -> str:
+    return str(gaps[0]) if len(gaps) == 1 else f"{gaps[0]} to {gaps[-1]}"
 
 
-def _print_stored(header: PlacementHeader) -> None:
-    """What is stored gains, with intervals."""
-    for gain in header.gains:
-        if gain.source is None and gain.order == STORED:
-            click.echo(
-                f"stored: gain {gain.gain}, over naive reading {gain.gain_over_naive}; 95% intervals over sequences"
-            )
+def _print_result(header: PlacementHeader, device: str) -> None:
+    """What was measured: by order, by block and dataset, and the result in words."""
+    total = total_gain(header)
+    if not total.orders:
+        click.echo("no held-out tokens: the gain of the order is not known")
+        return
+    held_out = sum(part.tokens for part in header.blocks[0].held_out)
+    print_text(
+        f"Measured on {held_out:,} held-out tokens. read: neurons per read, and reads: reads per token, both without "
+        f"reading across gaps. gain: the modelled cost on {device} of the original order, read across gaps, over that "
+        "of the row; naive: the same over the original order without."
+    )
+    click.echo()
+    intervals = {gain.order: gain for gain in header.gains if gain.source is None}
+    print_table(
+        ["order", "read", "reads", "gain", "naive"],
+        [[name, *_read(figures), *_gains(figures, intervals.get(name))] for name, figures in total.orders.items()],
+    )
+    click.echo()
+    sources = stored_by_source(header)
+    rows = [*stored_by_layer(header), *(sources if len(sources) > 1 else []), stored_in_total(header)]
+    print_table(
+        ["stored", "order", "active", "read", "reads", "gain", "naive"],
+        [
+            # A source too small to hold anything out has no figures.
+            [_short(row.name, _LONGEST_NAME), _short(row.order, _LONGEST_ORDER), f"{row.active_ratio:.1%}"]
+            + (4 * ["-"] if row.figures is None else [*_read(row.figures), *_gains(row.figures)])
+            for row in rows
+        ],
+    )
+    click.echo()
+
+
+def _short(name: str, longest: int) -> str:
+    """A name that leaves room for the figures: its beginning and its end."""
+    end = longest // 2
+    return name if len(name) <= longest else f"{name[: longest - end - 3]}...{name[-end:]}"
+
+
+def _read(figures: OrderFigures) -> tuple[str, str]:
+    return f"{figures.mean_read_length:.2f}", f"{figures.reads_per_token:,.1f}"
+
+
+def _gains(figures: OrderFigures, measured: MeasuredGain | None = None) -> tuple[str, str]:
+    if measured is None:
+        return f"{figures.gain:.2f}", f"{figures.gain_over_naive:.2f}"
+    return _interval(measured.gain), _interval(measured.gain_over_naive)
+
+
+def _interval(ratio: Ratio) -> str:
+    """Shorter than in sentences, for a terminal of 80 columns."""
+    return f"{ratio.value:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def _say_result(header: PlacementHeader, output: Path, device: str) -> None:
+    """The result in words: what is stored gains, with intervals."""
+    gain = next((gain for gain in header.gains if gain.source is None and gain.order == STORED), None)
+    name = stored_in_total(header).order
+    order = "orders of several kinds, a block its best," if name == "mixed" else f"the {name} order"
+    if gain is None:
+        print_text(f"{output} stores {order} of {len(header.blocks)} blocks.")
+        return
+    worth = "gains nothing" if gain.gain.high <= 1 else f"gains {gain.gain}"
+    print_text(
+        f"{output} stores {order} of {len(header.blocks)} blocks: on {device} it {worth} over the original order read "
+        f"the same way, and {gain.gain_over_naive} over naive reading; 95% intervals over sequences."
+    )
 
 
 def _warn_of_rare_experts(header: PlacementHeader, min_tokens: int) -> None:
@@ -245,19 +319,3 @@ def _warn_of_rare_experts(header: PlacementHeader, min_tokens: int) -> None:
 
 def _is_rare(block: PlacementBlock, min_tokens: int) -> bool:
     return experts_of(block.id) is not None and block.tokens < min_tokens
-
-
-def print_gains(gains: list[Gain]) -> None:
-    """Print the gain table."""
-    orders = list(gains[-1].orders)
-    if not orders:
-        click.echo("no held-out tokens: the gain of the order is not known")
-        return
-    rows = []
-    for gain in gains:
-        # A source too small to hold anything out has no figures.
-        figures = [gain.orders.get(order) for order in orders]
-        cells = [_cell(f) if f else "-" for f in figures]
-        rows.append([gain.name, f"{gain.active_ratio:.1%}", *cells])
-    click.echo("on held-out tokens: neurons per read, reads per token, gain, gain over naive reading")
-    print_table(["", "active", *orders], rows)

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("profile", "Record which FFN neurons fire on calibration data."),
     "merge": ("merge", "Join traces of one model into one."),
     "cluster": ("cluster", "Order the neurons of every block by co-activation."),
+    "estimate": ("estimate", "Say what a layout will gain and need."),
     "relayout": ("relayout", "Write a checkpoint in the order of a placement."),
     "verify": ("verify", "Prove that a layout holds its checkpoint."),
     "restore": ("restore", "Get the original checkpoint back from a layout."),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from neuralink_cli.architectures.coverage import coverage_text
-from neuralink_cli.cli.options import PATH, reporting_options
+from neuralink_cli.cli.options import reporting_options, revision_option, tokens_per_second_option
 from neuralink_cli.cli.output import print_command, print_json, print_pairs, progress_bar
 from neuralink_cli.sizes import human_bytes
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from neuralink_cli.inspection.checkpoint_facts import CheckpointFacts
     from neuralink_cli.inspection.facts import BlockFacts, Facts
     from neuralink_cli.inspection.inspect import ArchitectureFacts, DeviceFacts, Inspection, Need
+    from neuralink_cli.inspection.reading import ReadingTime
 
 Pairs = Iterator[tuple[str, str]]
 
@@ -29,28 +29,31 @@ Examples:
   neuralink inspect MODEL
   neuralink inspect model.trace.safetensors
   neuralink inspect model-flash/ --check
+  neuralink inspect model.placement.safetensors --tokens-per-second 10
   neuralink inspect my-phone.json --json
 """,
 )
-@click.argument("path", type=PATH)
+@click.argument("path")
+@revision_option
 @click.option(
     "--check",
     is_flag=True,
     help="Also read all data and compare it with the digests that the artefact states; compute the fingerprint of a "
     "checkpoint.",
 )
+@tokens_per_second_option
 @reporting_options
-def command(path: Path, check: bool, as_json: bool) -> None:
+def command(path: str, revision: str | None, check: bool, tokens_per_second: float | None, as_json: bool) -> None:
     """Say what a file or directory is, and what can be done with it.
 
-    PATH is a checkpoint directory, a trace, a placement, a layout, a device profile, the JSON output of fio, or an
-    architecture. Says of which model it is, from which data and with which options it was made, how large it is, what
-    its order gained, what the next stages need, and the commands that come next. Only headers, configs and indexes are
-    read, unless --check is given. Exit code 3 says what else is there.
+    PATH is a checkpoint (a directory or hub id, as for `profile`), a trace, a placement, a layout, a device profile,
+    the JSON output of fio, or an architecture. Says of which model it is, from which data and with which options it
+    was made, how large it is, what its order gained, what the next stages need, and the commands that come next. Only
+    headers, configs and indexes are read, unless --check is given. Exit code 3 says what else is there.
     """
     from neuralink_cli.inspection.inspect import inspect
 
-    found = inspect(path, check=check, progress=progress_bar)
+    found = inspect(path, revision=revision, check=check, tokens_per_second=tokens_per_second, progress=progress_bar)
     if as_json:
         print_json(found.as_document())
         return
@@ -77,6 +80,7 @@ def _pairs(found: Inspection) -> Pairs:
     else:
         yield from _of_architecture(facts)
     yield from _needs(found.needs)
+    yield from _reading(found.reading, facts)
     for check in found.checked or ():
         yield "checked", check
 
@@ -86,7 +90,27 @@ def _needs(needs: Sequence[Need]) -> Pairs:
         yield "needs", f"{need.stage}: {human_bytes(need.bytes)} of {need.what}"
 
 
+def _reading(reading: ReadingTime | None, facts: object) -> Pairs:
+    from neuralink_cli.inspection.facts import Facts
+
+    if reading is None:
+        if isinstance(facts, Facts) and facts.gains:
+            yield "reading", "not known: its order was measured for bundles of another size; `neuralink bench` tells"
+        return
+    most = reading.most_tokens_per_second
+    limit = "" if most is None else f": at most {most:,.3g} tokens/s"
+    yield "reading", f"{1e3 * reading.io_seconds:.3g} ms a token on {reading.device}, without a cache{limit}"
+    if reading.speed_needed is not None:
+        yield (
+            "needs",
+            f"a runtime: storage {reading.speed_needed:.2g} times as fast as {reading.device} for "
+            f"{reading.tokens_per_second:g} tokens/s without a cache, if computing is done while it reads",
+        )
+
+
 def _of_checkpoint(facts: CheckpointFacts) -> Pairs:
+    if facts.origin is not None:
+        yield "hub", f"{facts.origin.id} at commit {facts.origin.revision}"
     yield "model type", facts.model_type
     dtypes = ", ".join(f"{name} {human_bytes(size)}" for name, size in facts.dtypes.items())
     files = "1 file" if facts.files == 1 else f"{facts.files:,} files"

@@ -13,7 +13,15 @@ import click
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.output import set_verbosity
 from neuralink_cli.errors import InputError
-from neuralink_cli.weight_formats.formats import FORMAT_NAMES, SOURCE
+from neuralink_cli.layout.names import BUNDLED, LAYOUT_KINDS, RESIDENT_CHOICES
+from neuralink_cli.weight_formats.formats import (
+    DENSE_BESIDE_ROUNDED,
+    DENSE_FORMAT_NAMES,
+    FORMAT_NAMES,
+    NEAREST,
+    ROUNDINGS,
+    SOURCE,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -53,8 +61,12 @@ class _StageFilePath(click.Path):  # type: ignore[type-arg,unused-ignore]
         if isinstance(path, Path) and os.path.isdir(path):  # noqa: PTH112 - Path.is_dir refuses odd characters
             from neuralink_cli.inspection.kinds import recognise
 
+            try:
+                what = recognise(path).kind
+            except InputError:
+                what = "directory"
             raise InputError(
-                f"is a {recognise(path).kind}, but a {self._kind} is needed",
+                f"is a {what}, but a {self._kind} is needed",
                 where=path,
                 fix=f"pass the file that `neuralink {self._made_by}` wrote",
             )
@@ -69,6 +81,13 @@ model_argument = click.argument("model")
 
 revision_option = click.option(
     "--revision", metavar="REVISION", help="Branch, tag or commit of a hub MODEL.  [default: main]"
+)
+
+tokens_per_second_option = click.option(
+    "--tokens-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Also say how fast storage must be to read for N tokens a second.",
 )
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
@@ -116,6 +135,80 @@ allow_uncovered_option = click.option(
 def output_option(metavar: str, text: str) -> Callable[[Function], Function]:
     """`-o/--output`, required."""
     return click.option("-o", "--output", required=True, type=PATH, metavar=metavar, help=text)
+
+
+def layout_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that decide what a layout holds; they become the one parameter `options`, a `RelayoutOptions`."""
+
+    @click.option(
+        "--layout",
+        type=click.Choice(LAYOUT_KINDS),
+        default=BUNDLED,
+        show_default=True,
+        help="Bundles with an index for a sparse runtime, or an ordinary checkpoint (safetensors) with neurons "
+        "reordered.",
+    )
+    @click.option(
+        "--resident",
+        type=click.Choice(RESIDENT_CHOICES),
+        default="none",
+        show_default=True,
+        help="Keep the rows that decide firing out of the bundles, for DRAM; `run` needs gate.",
+    )
+    @weights_option("Format to store FFN weights in")
+    @click.option(
+        "--dense-weights",
+        type=click.Choice(DENSE_FORMAT_NAMES),
+        help="Format of the matrices outside the FFN blocks (attention, embeddings, output head).  [default: "
+        f"{DENSE_BESIDE_ROUNDED} if --weights rounds any, else {SOURCE}]",
+    )
+    @click.option(
+        "--rounding",
+        type=click.Choice(ROUNDINGS),
+        default=NEAREST,
+        show_default=True,
+        help="How rounding finds the scale of 32 weights: as ggml does, or by searching for the least squared error.",
+    )
+    @click.option(
+        "--alignment",
+        type=int,
+        default=4096,
+        show_default=True,
+        metavar="BYTES",
+        help="Start every tensor of bundles on a multiple of this, a power of two.",
+    )
+    @click.option(
+        "--all-files",
+        is_flag=True,
+        help="Also copy what is left out otherwise: other copies of the weights (ONNX, GGUF, pickles, ...), states of "
+        "training, hidden files.",
+    )
+    @functools.wraps(function)
+    def with_options(
+        *arguments: Any,
+        layout: str,
+        resident: str,
+        weights: str,
+        dense_weights: str | None,
+        rounding: str,
+        alignment: int,
+        all_files: bool,
+        **others: Any,
+    ) -> Any:
+        from neuralink_cli.layout.plan import RelayoutOptions
+
+        options = RelayoutOptions(
+            layout=layout,
+            resident=resident,
+            alignment=alignment,
+            all_files=all_files,
+            weights=weights,
+            dense_weights=dense_weights,
+            rounding=rounding,
+        )
+        return function(*arguments, options=options, **others)
+
+    return with_options
 
 
 def weights_option(text: str, **options: Any) -> Callable[[Function], Function]:

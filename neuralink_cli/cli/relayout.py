@@ -16,23 +16,21 @@ from neuralink_cli.cli.options import (
     PLACEMENT_PATH,
     allow_uncovered_option,
     architecture_options,
+    layout_options,
     model_argument,
     output_option,
     overwrite_option,
     read_text,
     reporting_options,
     revision_option,
-    weights_option,
 )
 from neuralink_cli.cli.output import print_json, print_table, progress_bar
-from neuralink_cli.layout.names import BUNDLED, LAYOUT_KINDS, RESIDENT_CHOICES
 from neuralink_cli.sizes import human_bytes
-from neuralink_cli.weight_formats.formats import DENSE_BESIDE_ROUNDED, DENSE_FORMAT_NAMES, NEAREST, ROUNDINGS, SOURCE
 
 if TYPE_CHECKING:
     from neuralink_cli.architectures.architecture import Architecture
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
-    from neuralink_cli.layout.plan import BundledPlan
+    from neuralink_cli.layout.plan import BundledPlan, RelayoutOptions
     from neuralink_cli.layout.recall import MeasuredRecall, MeasureRecall
     from neuralink_cli.placement.placement import Placement
 
@@ -64,48 +62,7 @@ Examples:
     help="Placement from `cluster`.",
 )
 @output_option("DIR", "Directory to write.")
-@click.option(
-    "--layout",
-    type=click.Choice(LAYOUT_KINDS),
-    default=BUNDLED,
-    show_default=True,
-    help="Bundles with an index for a sparse runtime, or an ordinary checkpoint (safetensors) with neurons reordered.",
-)
-@click.option(
-    "--resident",
-    type=click.Choice(RESIDENT_CHOICES),
-    default="none",
-    show_default=True,
-    help="Keep the rows that decide firing out of the bundles, for DRAM; `run` needs gate.",
-)
-@weights_option("Format to store FFN weights in")
-@click.option(
-    "--dense-weights",
-    type=click.Choice(DENSE_FORMAT_NAMES),
-    help="Format of the matrices outside the FFN blocks (attention, embeddings, output head).  [default: "
-    f"{DENSE_BESIDE_ROUNDED} if --weights rounds any, else {SOURCE}]",
-)
-@click.option(
-    "--rounding",
-    type=click.Choice(ROUNDINGS),
-    default=NEAREST,
-    show_default=True,
-    help="How rounding finds the scale of 32 weights: as ggml does, or by searching for the least squared error.",
-)
-@click.option(
-    "--alignment",
-    type=int,
-    default=4096,
-    show_default=True,
-    metavar="BYTES",
-    help="Start every tensor of bundles on a multiple of this, a power of two.",
-)
-@click.option(
-    "--all-files",
-    is_flag=True,
-    help="Also copy what is left out otherwise: other copies of the weights (ONNX, GGUF, pickles, ...), states of "
-    "training, hidden files.",
-)
+@layout_options
 @click.option(
     "--recall-text",
     type=PATH,
@@ -137,13 +94,7 @@ def command(
     revision: str | None,
     placement_path: Path,
     output: Path,
-    layout: str,
-    resident: str,
-    weights: str,
-    dense_weights: str | None,
-    rounding: str,
-    alignment: int,
-    all_files: bool,
+    options: RelayoutOptions,
     recall_text: Path | None,
     recall_tokens: int,
     architecture: ArchitectureChoice,
@@ -159,7 +110,6 @@ def command(
     --dense-weights asks for another format. Everything else in its folder comes along; a remark names what does not.
     The output appears only when it is complete.
     """
-    from neuralink_cli.layout.plan import RelayoutOptions
     from neuralink_cli.layout.relayout import relayout
 
     with _saying_how_to_go_on(resume):
@@ -167,15 +117,7 @@ def command(
             model,
             placement_path,
             output,
-            RelayoutOptions(
-                layout=layout,
-                resident=resident,
-                alignment=alignment,
-                all_files=all_files,
-                weights=weights,
-                dense_weights=dense_weights,
-                rounding=rounding,
-            ),
+            options,
             revision=revision,
             architecture=architecture,
             allow_uncovered=allow_uncovered,
@@ -194,7 +136,7 @@ def command(
         return
     verb = "would take" if dry_run else "takes"
     size = human_bytes(summary.total_bytes)
-    click.echo(f"{output}: {layout} layout of {summary.blocks} blocks {verb} {size}; {summary.coverage}")
+    click.echo(f"{output}: {options.layout} layout of {summary.blocks} blocks {verb} {size}; {summary.coverage}")
     if summary.gate_recall is not None:
         click.echo(f"rounded rows decide firing: {summary.gate_recall}")
     if dry_run:

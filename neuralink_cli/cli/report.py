@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, output_option, overwrite_option, reporting_options
+from neuralink_cli.cli.options import PATH, TRACE_PATH, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, progress_bar
 from neuralink_cli.sizes import human_bytes
 from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
@@ -30,7 +30,7 @@ Examples:
 """,
 )
 @click.argument("layout", metavar="FLASH", type=PATH)
-@click.option("--trace", required=True, type=PATH, metavar="TRACE", help="Trace of the same model, to replay.")
+@click.option("--trace", required=True, type=TRACE_PATH, metavar="TRACE", help="Trace of the same model, to replay.")
 @output_option("HTML", "Page to write.")
 @click.option(
     "--figures", type=PATH, metavar="DIR", help="Also write every figure as SVG and as PNG, into this folder."

@@ -15,7 +15,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -25,13 +25,20 @@ from neuralink_cli.files.input_file import kind_of, open_regular, pieces_of_inpu
 from neuralink_cli.signals import deferred_signals
 
 
-def require_free(path: Path, overwrite: bool, *, directory: bool = False) -> None:
+def require_free(path: Path, overwrite: bool, *, directory: bool = False, inputs: Iterable[Path | None] = ()) -> None:
     """Check, before any work is done, that an output file or directory may be created at `path`.
 
+    Args:
+        inputs: What the output is made from, which is never replaced by it.
+
     Raises:
-        OutputError: It exists and `overwrite` is false, it is of the wrong kind, or its folder does not exist.
+        OutputError: It exists and `overwrite` is false, it is an input or of the wrong kind, or its folder does not
+            exist.
     """
     _require_replaceable_kind(path)
+    made_from = [each for each in inputs if each is not None and each.exists()]
+    if overwrite and path.exists() and any(path.samefile(each) for each in made_from):
+        raise OutputError("is an input of this command", where=path, fix="choose another output")
     if path.is_symlink() or path.exists():
         if not overwrite:
             raise OutputError("already exists", where=path, fix="choose another output or pass --overwrite")

@@ -24,6 +24,8 @@ from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.files.tensor_file import TensorFile
 
 METADATA_KEY = "neuralink"
+# The commands whose outputs stage files are, by kind.
+_MADE_BY = {"trace": "profile", "placement": "cluster"}
 DIGEST_KEY = "content_sha256"
 FORMAT_VERSION = 1
 ALIGNMENT = 4096
@@ -159,7 +161,11 @@ class StageFile(TensorFile):
         expected = f"neuralink-{schema.kind}"
         if document.get("format") != expected:
             raise InputError(
-                f"is a {document.get('format')!r} file, but a {expected!r} file is needed", where=self.path
+                f"is a {document.get('format')!r} file, but a {expected!r} file is needed",
+                where=self.path,
+                fix=f"pass the file that `neuralink {_MADE_BY[schema.kind]}` wrote"
+                if schema.kind in _MADE_BY
+                else None,
             )
         if document.get("version") != FORMAT_VERSION:
             raise InputError(

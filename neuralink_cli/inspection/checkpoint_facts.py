@@ -17,6 +17,7 @@ from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, UnsupportedError
 
 
@@ -39,6 +40,7 @@ class CheckpointFacts:
     """What a checkpoint is.
 
     Attributes:
+        origin: The hub model that it is in the local cache; None for a local directory.
         bytes: Of all tensors.
         dtypes: Bytes of the tensors of each dtype.
         architecture: Name of the built-in description; None if there is none that fits.
@@ -55,6 +57,7 @@ class CheckpointFacts:
     """
 
     path: Path
+    origin: Origin | None
     model_type: str
     files: int
     tensors: int
@@ -78,13 +81,13 @@ class CheckpointFacts:
         return self.covered_bytes / self.bytes if self.bytes else 0.0
 
 
-def read_checkpoint(directory: Path) -> CheckpointFacts:
+def read_checkpoint(directory: Path, origin: Origin | None = None) -> CheckpointFacts:
     """Describe a checkpoint from its config and the headers of its weights.
 
     Raises:
         InputError, UnsupportedError: As `Checkpoint`.
     """
-    with Checkpoint(directory) as checkpoint:
+    with Checkpoint(directory, origin) as checkpoint:
         blocks: tuple[FFNBlock, ...] = ()
         architecture, coverage, problem = None, None, None
         try:
@@ -102,6 +105,7 @@ def read_checkpoint(directory: Path) -> CheckpointFacts:
         task = None if architecture is None else architecture.task
         return CheckpointFacts(
             path=directory,
+            origin=origin,
             model_type=checkpoint.model_type,
             files=len(checkpoint.files),
             tensors=len(checkpoint.tensors),

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.devices.ratio import Ratio
-from neuralink_cli.files.header import LENGTH_BYTES, parse_header
+from neuralink_cli.files.header import LENGTH_BYTES, TensorEntry, parse_header
 from neuralink_cli.files.stage_file import StageFile
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.inspection.kinds import BUNDLED_LAYOUT, PERMUTED_LAYOUT, PLACEMENT, TRACE, Found
 from neuralink_cli.layout.index import FlashIndex, read_flash_index, read_permuted_index
 from neuralink_cli.layout.names import BUNDLED, FLASH_FILE, PERMUTED
-from neuralink_cli.layout.plan import BundlePart, ResidentTensor, SourceFile
-from neuralink_cli.placement.gain import block_gains
+from neuralink_cli.layout.plan import BundlePart, FlashBlock, ResidentTensor, SourceFile
+from neuralink_cli.placement.gain import block_gains, total_gain
 from neuralink_cli.placement.placement import (
+    ORIGINAL,
     PLACEMENT_SCHEMA,
     STORED,
     MeasuredGain,
     PlacementHeader,
     parse_placement,
 )
-from neuralink_cli.weight_formats.formats import SOURCE, parse_weight_formats
+from neuralink_cli.weight_formats.formats import MXFP4, SOURCE, parse_weight_formats
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Facts:
         formats: How the weights of each role are stored, for layouts and placements; those outside the blocks as
             `dense`.
         gains: What the stored order gained on held-out tokens; empty if that was not measured.
+        read_bytes: What reading a token costs in the stored order without a cache, as the bytes that the device reads
+            in the same time; None if that was not measured for bundles of this size.
         dram_bytes: What a runtime keeps in memory of a bundled layout, as stored: `dense` weights outside the blocks,
             `resident` rows and biases, `pinned` bundles. Empty for other kinds.
         digests: SHA-256 digests that it states, by what they are of.
@@ -86,6 +89,7 @@ class Facts:
     formats: Mapping[str, str]
     blocks: tuple[BlockFacts, ...]
     gains: tuple[MeasuredGain, ...]
+    read_bytes: float | None
     dram_bytes: Mapping[str, int]
     digests: Mapping[str, str]
 
@@ -141,6 +145,7 @@ def _of_trace(path: Path) -> Facts:
                 for block in info.blocks
             ),
             gains=(),
+            read_bytes=None,
             dram_bytes={},
             digests={"content": trace.content_sha256},
             **_common(path, trace.document),
@@ -167,6 +172,7 @@ def _of_placement(path: Path) -> Facts:
             formats=_asked_formats(parameters),
             blocks=_placed_blocks(info),
             gains=tuple(gain for gain in info.gains if gain.order == STORED),
+            read_bytes=_read_bytes(total_gain(info).as_document(), info.gains),
             dram_bytes={},
             digests={"content": file.content_sha256, "trace": info.trace["content_sha256"]},
             **_common(path, file.document),
@@ -214,7 +220,7 @@ def _of_bundled(directory: Path) -> Facts:
             for block in index.blocks
         ),
         dram_bytes=dram_bytes,
-        **_of_layout(document, {"file": index.file_sha256}),
+        **_of_layout(document, {"file": index.file_sha256}, measured_so=_made_for_these_bundles(index)),
         **_common(directory, document),
     )
 
@@ -232,7 +238,7 @@ def _of_permuted(directory: Path) -> Facts:
         # Neurons lie in the tensors of the source, so there are no bundles.
         blocks=tuple(replace(block, bundle_bytes=None) for block in _placed_blocks(info)),
         dram_bytes={},
-        **_of_layout(document, {file["name"]: file["sha256"] for file in document["files"]}),
+        **_of_layout(document, {file["name"]: file["sha256"] for file in document["files"]}, measured_so=True),
         **_common(directory, document),
     )
 
@@ -258,20 +264,44 @@ def _common(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_layout(document: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
-    """What the indexes of both kinds of layout say in the same place; `files` are the digests of weight files."""
+def _of_layout(document: Mapping[str, Any], files: Mapping[str, str], *, measured_so: bool) -> dict[str, Any]:
+    """What the indexes of both kinds of layout say in the same place.
+
+    Args:
+        files: The digests of weight files.
+        measured_so: Whether the order was measured for the bundles that the layout has.
+    """
     provenance = document["provenance"]
+    gains = tuple(_parse_gain(gain) for gain in document["gain"].get("stored", ()))
     stated = {"placement": provenance["placement_sha256"], "trace": provenance.get("trace_sha256")}
     return {
         "data": tuple(provenance.get("sources", ())),
         "device": provenance["parameters"].get("device"),
-        "gains": tuple(_parse_gain(gain) for gain in document["gain"].get("stored", ())),
+        "gains": gains,
+        "read_bytes": _read_bytes(document["gain"].get("held_out", {}), gains) if measured_so else None,
         "digests": {**files, "index": document["document_sha256"], **{k: v for k, v in stated.items() if v}},
     }
 
 
 def _parse_gain(gain: Mapping[str, Any]) -> MeasuredGain:
     return MeasuredGain(gain["source"], gain["order"], Ratio(**gain["gain"]), Ratio(**gain["gain_over_naive"]))
+
+
+def _read_bytes(held_out: Mapping[str, Any], gains: Sequence[MeasuredGain]) -> float | None:
+    """What the stored order costs, from the cost of the original one and its gain over that."""
+    original = held_out.get("orders", {}).get(ORIGINAL)
+    gain = next((gain.gain for gain in gains if gain.source is None and gain.order == STORED), None)
+    return None if original is None or gain is None else float(original["bytes_per_token"]) / gain.value
+
+
+def _made_for_these_bundles(index: FlashIndex) -> bool:
+    """Whether the order was made for bundles of the size that the layout has, as far as options tell."""
+    asked = index.document["provenance"]["parameters"]
+    formats = parse_weight_formats(asked.get("weights", SOURCE), "weights")
+    parts = [part for block in index.blocks for part in block.parts]
+    # What is MXFP4 in the source stays so.
+    same = all(part.weights in (formats[part.role], MXFP4.name) for part in parts)
+    return same and asked.get("bundle_bytes") is None and asked.get("resident", "none") == index.resident
 
 
 def _without_device(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,14 +328,23 @@ def _stored_formats(index: FlashIndex) -> dict[str, str]:
 
 
 def _dram_bytes(index: FlashIndex, file: TensorFile) -> dict[str, int]:
-    resident = {kept.place.tensor: kept.place.bytes for block in index.blocks for kept in block.resident}
-    # The file holds more than weights: orders, frequencies, padding. What has a name of the source is a weight.
     names = {name for source in index.sources if source.kind == "weights" for name in _tensor_names(source, file)}
-    dense = [entry for entry in file.header.entries if entry.name in names - resident.keys()]
+    return kept_in_dram(index.blocks, file.header.entries, names)
+
+
+def kept_in_dram(blocks: Sequence[FlashBlock], entries: Sequence[TensorEntry], names: Set[str]) -> dict[str, int]:
+    """What a runtime keeps in memory of a bundled layout, as `Facts.dram_bytes`.
+
+    Args:
+        entries: The tensors of its file.
+        names: Those of the source. The file holds more than weights: orders, frequencies, padding.
+    """
+    resident = {kept.place.tensor: kept.place.bytes for block in blocks for kept in block.resident}
+    dense = [entry for entry in entries if entry.name in names - resident.keys()]
     return {
         "dense": sum(entry.nbytes for entry in dense),
         "resident": sum(resident.values()),
-        "pinned": sum(block.pinned * block.stride for block in index.blocks),
+        "pinned": sum(block.pinned * block.stride for block in blocks),
     }
 
 

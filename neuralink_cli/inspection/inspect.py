@@ -10,18 +10,24 @@ from typing import Any
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.architectures.architecture import parse_architecture
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.hub import ModelSource, find_model
 from neuralink_cli.devices.device import DeviceModel, device_record, find_device
+from neuralink_cli.errors import OptionError
 from neuralink_cli.files.input_file import digest_of
 from neuralink_cli.inspection.checkpoint_facts import CheckpointFacts, read_checkpoint
 from neuralink_cli.inspection.facts import Facts, read_facts
-from neuralink_cli.inspection.kinds import CHECKPOINT, DEVICE, FIO, PLACEMENT, TRACE, Found, recognise
+from neuralink_cli.inspection.kinds import CHECKPOINT, DEVICE, FIO, PLACED_KINDS, PLACEMENT, TRACE, Found, recognise
 from neuralink_cli.inspection.next_steps import NextStep, after_checkpoint, after_document, after_stage
+from neuralink_cli.inspection.reading import ReadingTime
 from neuralink_cli.layout.companions import was_changed
 from neuralink_cli.layout.open_layout import check_weight_files, open_layout
 from neuralink_cli.placement.held_out import split_tokens
 from neuralink_cli.placement.placement import Placement
 from neuralink_cli.placement.preflight import block_bytes, placement_bytes
 from neuralink_cli.progress import Progress, no_progress
+
+# What is a file even if it has a name that a model could have, and is not there.
+_FILE_ENDINGS = (".safetensors", ".json", ".toml", ".html")
 
 # What `cluster` holds out if it is not told otherwise.
 _HELD_OUT = 0.2
@@ -69,6 +75,7 @@ class Inspection:
         kind: One of the names of `kinds`.
         facts: What it says of itself.
         needs: What the next stages need, as far as that is known without running them.
+        reading: How long reading a token takes; None if it holds no order that was measured for its bundles.
         next_steps: Commands that take it.
         checked: What `check` has found to be right; None if it was not asked for.
     """
@@ -78,6 +85,7 @@ class Inspection:
     needs: tuple[Need, ...]
     next_steps: tuple[NextStep, ...]
     checked: tuple[str, ...] | None
+    reading: ReadingTime | None = None
 
     def as_document(self) -> dict[str, Any]:
         """Everything for JSON."""
@@ -86,27 +94,48 @@ class Inspection:
             "kind": self.kind,
             **facts,
             "needs": [asdict(need) for need in self.needs],
+            "reading": None if self.reading is None else self.reading.as_document(),
             "next": [asdict(step) for step in self.next_steps],
             "checked": None if self.checked is None else list(self.checked),
         }
 
 
-def inspect(path: Path, *, check: bool = False, progress: Progress = no_progress) -> Inspection:
-    """Describe a checkpoint directory, trace, placement, layout, device profile, fio output or architecture.
+def inspect(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    check: bool = False,
+    tokens_per_second: float | None = None,
+    progress: Progress = no_progress,
+) -> Inspection:
+    """Describe a checkpoint, trace, placement, layout, device profile, fio output or architecture.
 
     Only headers, configs and indexes are read.
 
     Args:
+        path: A file or directory; a string may also be the hub id of a checkpoint, see `find_model`.
+        revision: Branch, tag or commit of a hub model.
+        tokens_per_second: Also say how fast storage must be to read for so many.
         check: Also read everything that has a digest and compare it; compute the fingerprint of a checkpoint.
 
     Raises:
+        OptionError: Tokens per second of something that holds no order, or a revision of a local path.
         InputError: It is none of these, damaged or malformed.
         UnsupportedError: A checkpoint with weights that are not understood.
         VerificationError: A layout that was changed after it was written.
     """
+    source = ModelSource(Path(path), None)
+    if revision is not None or (isinstance(path, str) and not path.endswith(_FILE_ENDINGS)):
+        source = find_model(path, revision)
+    path = source.directory
     found = recognise(path)
+    if tokens_per_second is not None and found.kind not in PLACED_KINDS:
+        raise OptionError(
+            f"--tokens-per-second is told of the order in a placement or layout, and {path} is a {found.kind}",
+            fix="see what `neuralink estimate MODEL --trace TRACE` says",
+        )
     if found.kind == CHECKPOINT:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, source.origin)
         checked = _check_checkpoint(path) if check else None
         return Inspection(found.kind, checkpoint, _needs_of(checkpoint), after_checkpoint(checkpoint), checked)
     if found.document is not None:
@@ -116,7 +145,15 @@ def inspect(path: Path, *, check: bool = False, progress: Progress = no_progress
         )
     facts = read_facts(found)
     checked = tuple(_check_stage(found, progress)) if check else None
-    return Inspection(found.kind, facts, tuple(_needs_after(facts)), after_stage(facts), checked)
+    reading = _reading_time(facts, tokens_per_second)
+    return Inspection(found.kind, facts, tuple(_needs_after(facts)), after_stage(facts), checked, reading)
+
+
+def _reading_time(facts: Facts, tokens_per_second: float | None) -> ReadingTime | None:
+    if facts.read_bytes is None or facts.device is None:
+        return None
+    rate = float(facts.device["bytes_per_second"])
+    return ReadingTime(facts.device["name"], facts.read_bytes / rate, tokens_per_second)
 
 
 def _device_facts(path: Path) -> DeviceFacts:

@@ -24,11 +24,13 @@ def after_checkpoint(facts: CheckpointFacts) -> tuple[NextStep, ...]:
     """What to do with a checkpoint."""
     if facts.problem is not None:
         if facts.architecture is None:
-            return (_step("describe an unknown architecture", "architectures", "--infer", facts.path),)
+            return (_step("describe an unknown architecture", "architectures", "--infer", *_checkpoint(facts)),)
         return ()
     ratio = ("--active-ratio", "0.3") if facts.needs_ratio else ()
-    output = f"{_stem(facts.path)}.trace.safetensors"
-    return (_step("record which neurons fire", "profile", facts.path, "--dataset", "DATA", *ratio, "-o", output),)
+    output = f"{_stem(facts.path if facts.origin is None else Path(facts.origin.id))}.trace.safetensors"
+    return (
+        _step("record which neurons fire", "profile", *_checkpoint(facts), "--dataset", "DATA", *ratio, "-o", output),
+    )
 
 
 def after_stage(facts: Facts) -> tuple[NextStep, ...]:
@@ -45,6 +47,7 @@ def after_stage(facts: Facts) -> tuple[NextStep, ...]:
         chosen = [*(("--weights", weights) if weights != "source" else ())]
         chosen += ["--resident", resident] if resident != "none" else []
         return (
+            _step("see what the layout will need", "estimate", *model, "--placement", path, *chosen),
             _step("write the layout", "relayout", *model, "--placement", path, *chosen, "-o", f"{stem}-flash"),
             _step("measure it in detail", "bench", path, "--trace", "TRACE"),
         )
@@ -70,6 +73,12 @@ def _after_layout(facts: Facts, model: tuple[object, ...]) -> Iterator[NextStep]
         if facts.options["resident"] == "gate" and facts.signal == "gate":
             yield _step("generate text", "run", facts.path, "--prompt", "TEXT")
     yield _step("get the model back", "restore", facts.path, "-o", f"{_stem(facts.path)}-restored")
+
+
+def _checkpoint(facts: CheckpointFacts) -> tuple[object, ...]:
+    if facts.origin is None:
+        return (facts.path,)
+    return (facts.origin.id, "--revision", facts.origin.revision)
 
 
 def _model(facts: Facts) -> tuple[object, ...]:

@@ -107,9 +107,7 @@ def write_kept_files(directory: Path, checkpoint: Checkpoint, placement: Placeme
     Returns:
         The description of those that are files of the source, for the index.
     """
-    kept = {SHARD_INDEX: SHARD_INDEX} if checkpoint.sharded else {}
-    if (checkpoint.directory / MODEL_CARD).is_file():
-        kept[MODEL_CARD] = stored_name(MODEL_CARD)
+    kept = kept_files(checkpoint)
     own = directory / OWN_FOLDER
     for folder in (own, directory / ORIGINALS) if MODEL_CARD in kept else (own,):
         folder.mkdir(exist_ok=True)
@@ -124,6 +122,14 @@ def write_kept_files(directory: Path, checkpoint: Checkpoint, placement: Placeme
         if folder.is_dir():
             sync_directory(folder)
     return described
+
+
+def kept_files(checkpoint: Checkpoint) -> dict[str, str]:
+    """What a permuted layout keeps of the source beside its companions: where, by the name in the source."""
+    kept = {SHARD_INDEX: SHARD_INDEX} if checkpoint.sharded else {}
+    if (checkpoint.directory / MODEL_CARD).is_file():
+        kept[MODEL_CARD] = stored_name(MODEL_CARD)
+    return kept
 
 
 def names_of_originals(described: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -137,10 +137,15 @@ def permuted_document(
 
 def write_index(path: Path, schema: Schema, document: Mapping[str, Any]) -> None:
     """Write an index, the last file of a layout, with its own digest in it, flushed to the device."""
-    text = readable({**document, DIGEST_KEY: _digest(document)})
+    text = index_text(document)
     # What is written here can be read by the next stage.
     check_document(parse_object(text, path), schema, path)
     write_file(path, text.encode())
+
+
+def index_text(document: Mapping[str, Any]) -> str:
+    """An index as it is written, with its own digest in it."""
+    return readable({**document, DIGEST_KEY: _digest(document)})
 
 
 def read_flash_index(directory: Path) -> FlashIndex:

@@ -58,9 +58,17 @@ MAX_ALIGNMENT = 1 << 24
 
 
 def plan_relayout(
-    checkpoint: Checkpoint, architecture: Architecture, placement: Placement, options: RelayoutOptions
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    placement: Placement,
+    options: RelayoutOptions,
+    *,
+    read_samples: bool = True,
 ) -> RelayoutPlan:
     """Check that checkpoint and placement belong together and decide everything that will be written.
+
+    Args:
+        read_samples: Whether to compare fingerprints, which takes samples of the weights; else only headers are read.
 
     Raises:
         OptionError: An alignment that is not a power of two, `resident` or `weights` with a permuted layout, or a
@@ -70,7 +78,10 @@ def plan_relayout(
     """
     check_options(options)
     blocks = find_blocks(checkpoint, architecture)
-    check_placement(checkpoint, blocks, placement)
+    if read_samples:
+        check_placement(checkpoint, blocks, placement)
+    else:
+        check_placed_blocks(blocks, placement)
     if options.layout == PERMUTED and checkpoint.scaled:
         raise UnsupportedError(
             "has quantised weights, whose scales belong to blocks of neurons in the order of the checkpoint",
@@ -149,6 +160,15 @@ def check_placement(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], placemen
             where=placement.path,
             fix="profile and cluster this checkpoint",
         )
+    check_placed_blocks(blocks, placement)
+
+
+def check_placed_blocks(blocks: Sequence[FFNBlock], placement: Placement) -> None:
+    """Check that a placement has the blocks of a checkpoint.
+
+    Raises:
+        MismatchError: Blocks or their sizes differ.
+    """
     expected = {block.id: block.neurons for block in blocks}
     found = {block.id: block.neurons for block in placement.info.blocks}
     if expected != found:

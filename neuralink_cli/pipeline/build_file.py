@@ -16,7 +16,7 @@ from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.devices.device import builtin_devices
 from neuralink_cli.errors import InputError, MissingDependencyError
-from neuralink_cli.files.input_file import read_input
+from neuralink_cli.files.input_file import read_input, require_reachable
 from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.models.execution import ExecutionOptions
@@ -75,7 +75,7 @@ def parse_build(document: dict[str, Any], where: str | Path, folder: Path) -> Bu
         raise InputError(complaint, where=where)
     check_document(document, BUILD_SCHEMA, where)
     model, recorded = document["model"], document["profile"]
-    cluster, bench = document.get("cluster", {}), document.get("bench", {})
+    cluster, relayout, bench = (document.get(name, {}) for name in ("cluster", "relayout", "bench"))
     dram = parse_budget(bench.get("dram", "5%"))
     devices = tuple(
         build_device(
@@ -116,7 +116,9 @@ def parse_build(document: dict[str, Any], where: str | Path, folder: Path) -> Bu
             **_given(cluster, "order", "effort", "bundle-bytes", "pin-hot", "held-out", "jobs"),
             **({"fewest_tokens": cluster["min-tokens"]} if "min-tokens" in cluster else {}),
         ),
-        relayout=RelayoutOptions(**_given(document.get("relayout", {}), *document.get("relayout", {}))),
+        relayout=RelayoutOptions(**_given(relayout, *(key for key in relayout if not key.startswith("recall-")))),
+        recall_text=_path(folder, relayout.get("recall-text")),
+        **_given(relayout, "recall-tokens"),
         dram=dram,
     )
     output = _path(folder, document.get("output"))
@@ -133,10 +135,16 @@ def _path(folder: Path, text: str | None) -> Path | None:
 
 
 def _path_or_name(folder: Path, text: str) -> str:
-    """The path that a text is relative to a folder if there is one; else the text, if it may be a name."""
+    """The path that a text is relative to a folder if there is one; else the text, if it may be a name.
+
+    Raises:
+        InputError: The system has no such paths, as those that are too long.
+    """
     if text.partition(":")[0] in builtin_devices():
         return text
     local = text if folder == Path() else str(folder / text)
+    for each in (local, text):
+        require_reachable(Path(each))
     # What is here by chance and not beside the file is not meant.
     return local if Path(local).exists() or Path(text).exists() or text.startswith((".", "/")) else text
 

@@ -149,7 +149,15 @@ def relayout_inputs(model: ModelInput, options: BuildOptions) -> dict[str, Any]:
     return {
         "model": model.record(model.files_sha256),
         "options": {**asdict(options.relayout), **_blocks(profile.architecture, profile.allow_uncovered)},
+        **_recall(options),
     }
+
+
+def _recall(options: BuildOptions) -> dict[str, Any]:
+    """What measures recall; nothing if it is not measured."""
+    if options.recall_text is None:
+        return {}
+    return {"recall": {"text": digest_of(options.recall_text), "tokens": options.recall_tokens}}
 
 
 def bench_inputs(options: BuildOptions, device: BuildDevice) -> dict[str, Any]:

@@ -80,6 +80,9 @@ class BuildOptions:
             `relayout`.
         relayout: How the layouts are written.
         dram: DRAM for bundles when layouts are replayed.
+        recall_text: Text to run the model on before a layout is written, for its index to state what rounding the rows
+            that decide firing does; None to not measure that.
+        recall_tokens: How many tokens of it.
 
     Raises:
         OptionError: Options that do not go together.
@@ -91,6 +94,8 @@ class BuildOptions:
     cluster: ClusterOptions = field(default_factory=_default_cluster)
     relayout: RelayoutOptions = RelayoutOptions()  # noqa: RUF009 - it is frozen
     dram: DramBudget = field(default_factory=lambda: DramBudget(fraction=0.05))
+    recall_text: Path | None = None
+    recall_tokens: int = 1024
 
     def __post_init__(self) -> None:
         if not self.devices:

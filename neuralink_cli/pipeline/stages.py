@@ -9,7 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuralink_cli.files.durable import new_file, write_all
 from neuralink_cli.files.json_text import readable
@@ -18,6 +18,13 @@ from neuralink_cli.pipeline.inputs import ModelInput, bench_inputs, cluster_inpu
 from neuralink_cli.pipeline.lock import TOOL
 from neuralink_cli.pipeline.options import SUMMARY_FILE, TRACE_FILE, BuildDevice, BuildOptions
 from neuralink_cli.progress import Progress
+
+if TYPE_CHECKING:
+    from neuralink_cli.architectures.architecture import Architecture
+    from neuralink_cli.checkpoint.checkpoint import Checkpoint
+    from neuralink_cli.layout.plan import BundledPlan
+    from neuralink_cli.layout.recall import MeasuredRecall, MeasureRecall
+    from neuralink_cli.placement.placement import Placement
 
 # The packages that may change what a stage makes.
 _NUMERIC = ("numpy", "numba")
@@ -103,7 +110,9 @@ def _stages_of(model: ModelInput, output: Path, options: BuildOptions, device: B
     make = partial(_cluster, output, options, device)
     yield Stage("cluster", name, placement, (TRACE_FILE,), cluster_inputs(options, device), make)
     make = partial(_relayout, model, output, options, name)
-    yield Stage("relayout", name, layout, (placement,), relayout_inputs(model, options), make)
+    # Measuring recall runs the model.
+    packages = _NUMERIC if options.recall_text is None else _MODELS
+    yield Stage("relayout", name, layout, (placement,), relayout_inputs(model, options), make, packages)
     inputs = {"model": model.record(model.files_sha256)}
     yield Stage("verify", name, f"{name}/verify.json", (layout,), inputs, partial(_verify, model, output, name))
 
@@ -140,10 +149,33 @@ def _relayout(model: ModelInput, output: Path, options: BuildOptions, device: st
         revision=model.revision,
         architecture=options.profile.architecture,
         allow_uncovered=options.profile.allow_uncovered,
+        measure_recall=_measuring(options, progress),
         resume=True,
         overwrite=True,
         progress=progress,
     )
+
+
+def _measuring(options: BuildOptions, progress: Progress) -> MeasureRecall | None:
+    """Runs the model on the text of the build, when a layout is planned."""
+    if options.recall_text is None:
+        return None
+    from neuralink_cli.calibration.text_files import read_text
+    from neuralink_cli.models.hf_packages import require_hf_packages
+
+    require_hf_packages("torch", "transformers")
+    text = read_text(options.recall_text)
+
+    def measure(
+        plan: BundledPlan, checkpoint: Checkpoint, placement: Placement, architecture: Architecture
+    ) -> MeasuredRecall:
+        from neuralink_cli.runtime.gate_recall import measure_recall
+
+        return measure_recall(
+            plan, checkpoint, placement, architecture, text, tokens=options.recall_tokens, progress=progress
+        )
+
+    return measure
 
 
 def _verify(model: ModelInput, output: Path, device: str, progress: Progress) -> None:

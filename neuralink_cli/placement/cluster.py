@@ -91,7 +91,7 @@ def cluster(
         OutputError: The output exists or cannot be written.
     """
     check_options(options)
-    require_free(output, overwrite)
+    require_free(output, overwrite, inputs=(trace, options.order_from))
     with Trace(trace) as opened:
         opened.check_content()
         own = _own_orders(opened, options)

@@ -50,13 +50,17 @@ def block_gains(header: PlacementHeader) -> list[Gain]:
 
 def layer_gains(header: PlacementHeader) -> list[Gain]:
     """As `block_gains`, with the experts of a layer combined."""
+    return [
+        _gain(name if blocks[0].id == name else f"{name} ({len(blocks)})", [(b, b.held_out) for b in blocks])
+        for name, blocks in _layers(header).items()
+    ]
+
+
+def _layers(header: PlacementHeader) -> dict[str, list[PlacementBlock]]:
     groups: dict[str, list[PlacementBlock]] = {}
     for block in header.blocks:
         groups.setdefault(experts_of(block.id) or block.id, []).append(block)
-    return [
-        _gain(name if blocks[0].id == name else f"{name} ({len(blocks)})", [(b, b.held_out) for b in blocks])
-        for name, blocks in groups.items()
-    ]
+    return groups
 
 
 def source_gains(header: PlacementHeader) -> list[Gain]:
@@ -73,6 +77,50 @@ def total_gain(header: PlacementHeader) -> Gain:
     return _gain("total", [(block, block.held_out) for block in header.blocks])
 
 
+@dataclass(frozen=True)
+class StoredGain:
+    """Held-out figures of what is stored in a block, or in several together, which may have different orders.
+
+    Attributes:
+        order: Name of the stored order; "mixed" if blocks differ.
+        figures: None if nothing was held out.
+    """
+
+    name: str
+    order: str
+    active_ratio: float
+    figures: OrderFigures | None
+
+
+def stored_by_layer(header: PlacementHeader) -> list[StoredGain]:
+    """What is stored in each block; the experts of a layer together."""
+    found = []
+    for gain, blocks in zip(layer_gains(header), _layers(header).values(), strict=True):
+        found.append(_stored(gain, [(block, block.held_out) for block in blocks]))
+    return found
+
+
+def stored_by_source(header: PlacementHeader) -> list[StoredGain]:
+    """What is stored, on each source, all blocks together."""
+    return [
+        _stored(gain, [(block, block.held_out[index : index + 1]) for block in header.blocks])
+        for index, gain in enumerate(source_gains(header))
+    ]
+
+
+def stored_in_total(header: PlacementHeader) -> StoredGain:
+    """What is stored, all blocks and sources together."""
+    return _stored(total_gain(header), [(block, block.held_out) for block in header.blocks])
+
+
+def _stored(gain: Gain, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutReads]]]) -> StoredGain:
+    held_out = [part for _, parts in blocks for part in parts if part.tokens]
+    known = held_out and all(block.order in part.orders for block, parts in blocks for part in parts if part.tokens)
+    active = sum(part.active for part in held_out)
+    figures = _figures(None, blocks, active) if known else None
+    return StoredGain(gain.name, gain.chosen, gain.active_ratio, figures)
+
+
 def _gain(name: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutReads]]]) -> Gain:
     parts = [part for _, held_out in blocks for part in held_out if part.tokens]
     possible = sum(part.routed * (block.neurons - block.pinned) for block, held_out in blocks for part in held_out)
@@ -87,14 +135,18 @@ def _gain(name: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutRead
     )
 
 
-def _figures(order: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutReads]]], active: int) -> OrderFigures:
+def _figures(
+    order: str | None, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutReads]]], active: int
+) -> OrderFigures:
+    """Of one order; None for the one that each block stores."""
     reads_per_token, bytes_per_token, original_bytes, naive_bytes, reads = 0.0, 0.0, 0.0, 0.0, 0
     for block, held_out in blocks:
         tokens = sum(part.tokens for part in held_out)
         if not tokens:
             continue
-        block_reads = sum(part.orders[order].reads for part in held_out if part.tokens)
-        cost = sum(part.orders[order].cost for part in held_out if part.tokens)
+        name = order or block.order
+        block_reads = sum(part.orders[name].reads for part in held_out if part.tokens)
+        cost = sum(part.orders[name].cost for part in held_out if part.tokens)
         original = sum(part.orders[ORIGINAL].cost for part in held_out if part.tokens)
         reads += block_reads
         reads_per_token += block_reads / tokens

@@ -58,7 +58,7 @@ def write_report(
         OutputError: An output exists, or cannot be written.
     """
     require_matplotlib()
-    require_free(output, overwrite)
+    require_free(output, overwrite, inputs=(layout, trace))
     if figures is not None:
         require_replaceable(figures, overwrite, _holds_figures)
     with Trace(trace) as opened:

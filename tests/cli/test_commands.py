@@ -200,7 +200,7 @@ def test_a_dataset_too_small_to_hold_anything_out(neuralink: Neuralink, tmp_path
     rows = [line.split() for line in clustered.stdout.splitlines() if line.startswith("text.txt")]
     assert len(rows) == 2
     untold = [row for row in rows if "-" in row]
-    assert [set(row[2:]) for row in untold] == [{"-"}]
+    assert [set(row[3:]) for row in untold] == [{"-"}]
     assert neuralink("relayout", model, "--placement", placement, "-o", layout, "-q").code == 0
     cells = [line.strip("| ").split(" | ") for line in (layout / "README.md").read_text().splitlines() if "|" in line]
     table = {tuple(row[2:]) == ("-",) * (len(row) - 2) for row in cells if row[0] == "text.txt"}

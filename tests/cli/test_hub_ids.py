@@ -131,6 +131,22 @@ def test_traces_of_hub_and_local_copy_merge(neuralink: Neuralink, cached: Cached
             assert {s.parameters["revision"] for s in merged.info.sources} == {None, DATA_COMMIT}
 
 
+def test_inspect_takes_a_hub_id_and_says_how_to_go_on_with_it(neuralink: Neuralink, cached: Cached) -> None:
+    found = go(neuralink, "inspect", "org/tiny", "--revision", "v1")
+    local = go(neuralink, "inspect", cached.local)
+    assert (found["origin"], local["origin"]) == (ORIGIN, None)
+    assert found["path"] == str(cached.snapshot)
+    same = ("kind", "bytes", "blocks", "architecture", "needs")
+    assert [found[key] for key in same] == [local[key] for key in same]
+    assert found["next"][0]["command"].startswith(f"neuralink profile org/tiny --revision {COMMIT} --dataset")
+    assert f"org/tiny at commit {COMMIT}" in neuralink("inspect", "org/tiny", "--revision", "v1", "-q").stdout
+    refused = neuralink("inspect", cached.local, "--revision", "v1", "-q")
+    assert refused.code == 2
+    assert "is a local path" in refused.error
+    # What must be a file is not looked for on the hub.
+    assert "no such file" in neuralink("inspect", "model.trace.safetensors", "-q").error.lower()
+
+
 def test_another_hub_model_is_another_model(
     neuralink: Neuralink, cached: Cached, hub_cache: Path, placed: Path
 ) -> None:

@@ -15,7 +15,7 @@ from neuralink_cli.cli.commands import cli
 from neuralink_cli.files.json_text import canonical, parse_object
 from tests.checkpoints import write_checkpoint, write_random_trace
 from tests.cli.conftest import Neuralink
-from tests.layouts import LayoutFactory
+from tests.layouts import LayoutFactory, relayout
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,6 +131,36 @@ def test_check_sees_a_changed_file_beside_the_weights(
     failed = neuralink("inspect", tmp_path / "flash", "--check", "-q")
     assert failed.code == 1
     assert "config.json: was changed" in failed.error
+
+
+def test_says_how_fast_storage_must_be(neuralink: Neuralink, artefacts: dict[str, Path], tmp_path: Path) -> None:
+    model, trace, placement = artefacts["checkpoint"], artefacts["trace"], tmp_path / "placement"
+    assert neuralink("cluster", trace, "-o", placement, "--resident", "gate", "--order", "linked", "-q").code == 0
+    flash, other = tmp_path / "flash", tmp_path / "other"
+    relayout(model, placement, flash, resident="gate")
+    relayout(model, placement, other)
+    found = [
+        json.loads(neuralink("inspect", path, "--tokens-per-second", 100, "--json").stdout)["reading"]
+        for path in (placement, flash)
+    ]
+    assert found[0] == found[1]
+    assert sorted(found[0]) == [
+        "device", "io_seconds", "most_tokens_per_second", "speed_needed", "tokens_per_second",
+    ]  # fmt: skip
+    assert found[0]["speed_needed"] == 100 * found[0]["io_seconds"]
+    # As the bench replays it, but for pages: reads there begin where the stored neurons are.
+    arguments = ("bench", placement, "--trace", trace, "--cache", "none", "--json", "-q")
+    row = json.loads(neuralink(*arguments).stdout)["rows"][-1]
+    assert found[0]["io_seconds"] == pytest.approx(row["figures"]["io_mean"], rel=0.1)
+    words = " ".join(neuralink("inspect", flash, "--tokens-per-second", 100).stdout.split())
+    assert "ms a token on ufs4.0, without a cache: at most" in words
+    assert "times as fast as ufs4.0 for 100 tokens/s without a cache" in words
+    # Of the bundles of this layout nothing was measured.
+    assert json.loads(neuralink("inspect", other, "--json").stdout)["reading"] is None
+    assert "bundles of another size" in " ".join(neuralink("inspect", other).stdout.split())
+    refused = neuralink("inspect", trace, "--tokens-per-second", 100, "-q")
+    assert refused.code == 2
+    assert "told of the order in a placement or layout" in refused.error
 
 
 def test_what_is_none_of_these_is_named(neuralink: Neuralink, artefacts: dict[str, Path], tmp_path: Path) -> None:

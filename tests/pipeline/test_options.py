@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from neuralink_cli.calibration.identity import identify_dataset
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.pipeline.build_file import parse_build
+from neuralink_cli.pipeline.inputs import ModelInput, relayout_inputs
 from neuralink_cli.pipeline.options import BuildDevice, BuildOptions, build_device
 
 PROFILE = Path(__file__).parents[2] / "neuralink_cli/devices/profiles/ufs3.1.json"
@@ -65,6 +68,26 @@ def test_paths_of_a_build_file_are_relative_to_it(tmp_path: Path, monkeypatch: p
     assert (request.options.data.num_samples, request.options.data.max_tokens) == (None, 131072)
     assert [device.name for device in request.options.devices] == ["phone", "ufs4.0"]
     assert [request.options.dram_of(device).fraction for device in request.options.devices] == [0.05, 0.1]
+
+
+def test_recall_is_measured_on_the_text_that_the_file_names(tmp_path: Path) -> None:
+    document = {
+        "model": {"path": "./model"},
+        "profile": {"dataset": ["./text.txt"]},
+        "relayout": {"weights": "q4_0", "recall-text": "held-out.txt", "recall-tokens": 64},
+        "device": [{"device": "nvme"}],
+    }
+    options = parse_build(document, "file", tmp_path).options
+    assert (options.recall_text, options.recall_tokens) == (tmp_path / "held-out.txt", 64)
+    assert options.relayout == RelayoutOptions(weights="q4_0")
+    # Another text is another layout; none leaves the layouts of earlier lock files as they are.
+    model = ModelInput(tmp_path, tmp_path, None, "", "", "")
+    text, found = tmp_path / "held-out.txt", []
+    for content in ("The river rises.", "The river falls."):
+        text.write_text(content)
+        found.append(relayout_inputs(model, options))
+    assert found[0]["recall"] != found[1]["recall"]
+    assert "recall" not in relayout_inputs(model, replace(options, recall_text=None))
 
 
 def test_a_dataset_is_its_bytes_and_its_name(tmp_path: Path) -> None:

@@ -1,0 +1,408 @@
+"""What a layout will gain and need, before a byte is rewritten.
+
+Of the model only headers are read. The sizes are those of the plan that `relayout` follows, and the figures those of
+the replay that `bench` does, so both are what they will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from neuralink_cli.activations.trace import Trace
+from neuralink_cli.architectures.architecture import Architecture
+from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
+from neuralink_cli.architectures.coverage import require_coverage
+from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
+from neuralink_cli.bench.budgets import BudgetFigures, replay_budgets
+from neuralink_cli.bench.contenders import (
+    Contender,
+    choose_tokens,
+    first_tokens,
+    planned_contender,
+    read_contender,
+)
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.hub import find_model
+from neuralink_cli.checkpoint.origin import Origin
+from neuralink_cli.devices.device import DeviceModel, builtin_devices, recorded_device
+from neuralink_cli.devices.ratio import Ratio
+from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.inspection.facts import kept_in_dram
+from neuralink_cli.inspection.reading import speed_needed
+from neuralink_cli.layout.plan import RelayoutOptions, RelayoutPlan
+from neuralink_cli.layout.planned_size import PlannedSize, planned_size
+from neuralink_cli.layout.planning import check_options, plan_relayout
+from neuralink_cli.placement.cluster import ClusterOptions, cluster
+from neuralink_cli.placement.gain import total_gain
+from neuralink_cli.placement.placement import ORIGINAL, STORED, Placement
+from neuralink_cli.progress import Progress, no_progress
+from neuralink_cli.storage.budget import DramBudget
+from neuralink_cli.storage.policies import DEFAULT_POLICY
+
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+DEFAULT_EFFORT = "fast"
+# How the figures came about: by replaying held-out tokens, or as the placement states them.
+REPLAYED, STATED = "replayed", "stated"
+
+# So that large models take about a minute, no more tokens are replayed than about so many neurons fire at.
+_MOST_FIRING = 20_000_000
+
+
+@dataclass(frozen=True)
+class EstimateOptions:
+    """What to estimate.
+
+    Attributes:
+        layout: The options of `relayout`.
+        device: Device model to read from; None for the one that the placement was made for.
+        budgets: DRAM for cached and pinned bundles and resident rows, as for the bench.
+        policy: Name of the cache's policy.
+        tokens: Replay at most this many held-out tokens; None for all, or for as many as take about a minute.
+        tokens_per_second: What storage should be fast enough for.
+        effort: How long to refine the order that is made if there is no placement.
+        jobs: Blocks to order at a time; by default as many as CPUs.
+    """
+
+    layout: RelayoutOptions = field(default_factory=RelayoutOptions)
+    device: DeviceModel | None = None
+    budgets: tuple[DramBudget, ...] = tuple(DramBudget(fraction=share) for share in SHARES)
+    policy: str = DEFAULT_POLICY
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    effort: str = DEFAULT_EFFORT
+    jobs: int | None = None
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Neighbouring blocks that are alike: how many there are, the id of the first, and bytes of a neuron's bundle."""
+
+    first: str
+    count: int
+    neurons: int
+    source_bytes: int
+    bundle_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """What a runtime needs in memory for weights, as they are stored. Its program and attention cache come on top.
+
+    Attributes:
+        dense_bytes: Weights outside the FFN blocks; all weights of a permuted layout, which is loaded whole.
+        resident_bytes: Rows that decide firing, and biases.
+        pinned_bytes: Bundles that are always in DRAM.
+        token_bytes: Bundles of the neurons that fire at a token: with less cache, a token drives out what the next one
+            would have found.
+        least_bytes: Of what is above together; pinned bundles are part of those of a token.
+    """
+
+    dense_bytes: int
+    resident_bytes: int
+    pinned_bytes: int
+    token_bytes: int
+    least_bytes: int
+
+
+@dataclass(frozen=True)
+class BudgetNeeds:
+    """What reading takes per token with some DRAM, in the stored order with access collapse.
+
+    Attributes:
+        share: DRAM as a share of all bundles; None if it was given in bytes.
+        dram_bytes: What cached and pinned bundles and resident rows take.
+        hit_rate: Share of the active neurons that are in DRAM; None if it is not known, as `reads` and `read_bytes`.
+        io_seconds: Mean time of reading.
+        gain: The time of the original order, read the same way, over that of the stored one.
+        gain_over_naive: That of the original order, read without access collapse, over that of the stored one.
+        speed_needed: How many times as fast as the device storage must be for the tokens per second that are wanted;
+            None if none are.
+    """
+
+    share: float | None
+    dram_bytes: int
+    hit_rate: float | None
+    reads: float | None
+    read_bytes: float | None
+    io_seconds: float
+    gain: Ratio
+    gain_over_naive: Ratio
+    speed_needed: float | None
+
+
+@dataclass(frozen=True)
+class EstimateReport:
+    """What a layout will be.
+
+    Attributes:
+        order: Name of the order, "mixed" if blocks differ.
+        placement: The file of the order; None if it was made for this estimate, with `effort`.
+        source_bytes: Of the checkpoint's weight files.
+        device: Name of the device that is modelled.
+        figures: `replayed` or `stated`; None if there are none.
+        tokens: That were replayed, out of `held_out`; None if the figures are not replayed.
+        budgets: Ascending in the order they were asked for; one, without a cache, if figures are stated; empty if
+            there are none.
+    """
+
+    model: str
+    origin: Origin | None
+    layout: str
+    resident: str
+    weights: str
+    dense_weights: str
+    order: str
+    placement: str | None
+    effort: str | None
+    blocks: tuple[BlockSizes, ...]
+    source_bytes: int
+    size: PlannedSize
+    memory: MemoryNeeds
+    device: str
+    tokens_per_second: float | None
+    figures: str | None
+    tokens: int | None
+    held_out: int | None
+    budgets: tuple[BudgetNeeds, ...] = field(default=())
+
+    def as_document(self) -> dict[str, Any]:
+        """Everything for JSON."""
+        document = asdict(self)
+        document["size"] = {**document["size"], "total": self.size.total}
+        return document
+
+
+def estimate(
+    model: str | Path,
+    *,
+    placement: Path | None = None,
+    trace: Path | None = None,
+    options: EstimateOptions = EstimateOptions(),
+    revision: str | None = None,
+    architecture: ArchitectureChoice = BUILT_IN,
+    allow_uncovered: bool = False,
+    progress: Progress = no_progress,
+) -> EstimateReport:
+    """Say what the layout of a checkpoint will gain and need.
+
+    With a placement and a trace, held-out tokens are replayed as `bench` replays them. With a placement alone, the
+    gain is the one that it states. With a trace alone, an order is made first, in a temporary file.
+
+    Args:
+        model: As for `relayout`. Only the headers of its weights are read, so their fingerprint is not compared.
+
+    Raises:
+        OptionError: Neither placement nor trace, or options that make no sense for this layout.
+        MismatchError: They are of different models, as far as headers tell.
+        InputError, UnsupportedError: As `relayout`.
+    """
+    if placement is None and trace is None:
+        raise OptionError("there is nothing to estimate from", fix="pass --placement, --trace or both")
+    check_options(options.layout)
+    with ExitStack() as stack:
+        opened = None if placement is None else stack.enter_context(Placement(placement))
+        tokens = None if trace is None else stack.enter_context(Trace(trace))
+        source = find_model(model, revision, all_files=options.layout.all_files)
+        checkpoint = stack.enter_context(Checkpoint(source.directory, source.origin))
+        found = _architecture(checkpoint, architecture, allow_uncovered)
+        if opened is None:
+            assert tokens is not None
+            _check_model(checkpoint, found, tokens)
+            opened = stack.enter_context(_made_for_this(tokens, options, stack, progress))
+        elif tokens is not None:
+            tokens.check_content()
+        if opened.info.model["model_type"] != checkpoint.model_type:
+            raise _other_model(opened.path, opened.info.model["model_type"], checkpoint)
+        plan = plan_relayout(checkpoint, found, opened, options.layout, read_samples=False)
+        device = options.device or _device_of(opened)
+        memory = _memory(plan, checkpoint, opened)
+        replayed = None
+        if tokens is not None:
+            replayed = _replay(Path(str(model)), plan, opened, tokens, device, options, progress)
+            budgets = tuple(_needs(each, options) for each in replayed.budgets)
+        else:
+            budgets = tuple(_stated(plan, opened, memory, device, options))
+        return EstimateReport(
+            model=str(model),
+            origin=source.origin,
+            layout=options.layout.layout,
+            resident=options.layout.resident,
+            weights=options.layout.weights,
+            dense_weights=options.layout.dense_format,
+            order=_order_name(opened),
+            placement=None if placement is None else str(placement),
+            effort=options.effort if placement is None else None,
+            blocks=tuple(_block_sizes(plan, opened)),
+            source_bytes=sum(file.size for file in checkpoint.files),
+            size=planned_size(plan, checkpoint, opened),
+            memory=memory,
+            device=device.name,
+            tokens_per_second=options.tokens_per_second,
+            figures=REPLAYED if replayed is not None else STATED if budgets else None,
+            tokens=None if replayed is None else replayed.tokens,
+            held_out=None if replayed is None else replayed.held_out,
+            budgets=budgets,
+        )
+
+
+def _architecture(checkpoint: Checkpoint, choice: ArchitectureChoice, allow_uncovered: bool) -> Architecture:
+    """The architecture of a checkpoint that `relayout` takes."""
+    refuse_scales(checkpoint)
+    found = choose_architecture(describe(checkpoint), choice)
+    blocks = find_blocks(checkpoint, found)
+    refuse_scaled_blocks(checkpoint, blocks)
+    require_coverage(checkpoint, blocks, allow_uncovered=allow_uncovered)
+    return found
+
+
+def _check_model(checkpoint: Checkpoint, architecture: Architecture, trace: Trace) -> None:
+    """Check, before an order is made, that a trace has the blocks of a checkpoint."""
+    if trace.info.model["model_type"] != checkpoint.model_type:
+        raise _other_model(trace.path, trace.info.model["model_type"], checkpoint)
+    blocks = {block.id: (block.neurons, block.hidden) for block in find_blocks(checkpoint, architecture)}
+    traced = {block.id: (block.neurons, block.hidden) for block in trace.info.blocks}
+    if blocks != traced:
+        differing = sorted(set(blocks.items()) ^ set(traced.items()))[0][0]
+        raise MismatchError(f"does not fit the checkpoint's blocks (first at {differing})", where=trace.path)
+
+
+def _other_model(path: Path, model_type: str, checkpoint: Checkpoint) -> MismatchError:
+    return MismatchError(
+        f"is of a model of type {model_type}, but {checkpoint.directory} is {checkpoint.model_type}",
+        where=path,
+        fix="profile and cluster this checkpoint",
+    )
+
+
+def _made_for_this(trace: Trace, options: EstimateOptions, stack: ExitStack, progress: Progress) -> Placement:
+    """An order of the neurons of a trace, made as `cluster` makes it for this layout."""
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="neuralink-estimate-")))
+    made = ClusterOptions(
+        device=options.device or builtin_devices()["ufs4.0"],
+        weights=options.layout.weights,
+        resident=options.layout.resident,
+        effort=options.effort,
+        jobs=options.jobs,
+    )
+    cluster(trace.path, folder / "placement.safetensors", made, progress=progress)
+    return Placement(folder / "placement.safetensors")
+
+
+def _device_of(placement: Placement) -> DeviceModel:
+    record = placement.info.parameters.get("device")
+    return builtin_devices()["ufs4.0"] if record is None else recorded_device(record, placement.path)
+
+
+def _order_name(placement: Placement) -> str:
+    names = {block.order for block in placement.info.blocks}
+    return names.pop() if len(names) == 1 else "mixed"
+
+
+@dataclass(frozen=True)
+class _Replayed:
+    tokens: int
+    held_out: int
+    budgets: tuple[BudgetFigures, ...]
+
+
+def _replay(
+    name: Path,
+    plan: RelayoutPlan,
+    placement: Placement,
+    trace: Trace,
+    device: DeviceModel,
+    options: EstimateOptions,
+    progress: Progress,
+) -> _Replayed:
+    """Replay the tokens of a trace that made no order, as many as take about a minute if that is not stated."""
+    if plan.bundled is None:
+        contender = read_contender(placement.path, trace)
+    else:
+        contender = planned_contender(name, plan.bundled, placement, trace)
+    held_out = choose_tokens(trace, [contender], None, None)
+    tokens = first_tokens(held_out, options.tokens or _affordable(contender, len(options.budgets)))
+    budgets = replay_budgets(trace, contender, device, options.policy, tokens, options.budgets, progress=progress)
+    return _Replayed(sum(part.tokens for part in tokens), sum(part.tokens for part in held_out), budgets)
+
+
+def _affordable(contender: Contender, budgets: int) -> int:
+    # How many fire is taken from the tokens that made the order.
+    firing = max(sum(float(block.frequency.sum()) for block in contender.blocks), 1.0)
+    return max(int(_MOST_FIRING * len(SHARES) / max(budgets, 1) / firing), 1)
+
+
+def _needs(figures: BudgetFigures, options: EstimateOptions) -> BudgetNeeds:
+    means = figures.figures
+    return BudgetNeeds(
+        share=figures.budget.fraction,
+        dram_bytes=figures.dram_bytes,
+        hit_rate=means.hit_rate,
+        reads=means.reads,
+        read_bytes=means.bytes_read,
+        io_seconds=means.io_mean,
+        gain=figures.gain,
+        gain_over_naive=figures.gain_over_naive,
+        speed_needed=speed_needed(means.io_mean, options.tokens_per_second),
+    )
+
+
+def _stated(
+    plan: RelayoutPlan, placement: Placement, memory: MemoryNeeds, device: DeviceModel, options: EstimateOptions
+) -> Iterator[BudgetNeeds]:
+    """What a placement states: without a cache, for the device and the bundles that it was made for, if it is those."""
+    info = placement.info
+    gain = next((each for each in info.gains if each.source is None and each.order == STORED), None)
+    same_bundles = _strides(plan, placement) == [block.bundle_bytes for block in info.blocks]
+    if gain is None or not same_bundles or device != _device_of(placement):
+        return
+    seconds = total_gain(info).orders[ORIGINAL].bytes_per_token / gain.gain.value / device.bytes_per_second
+    yield BudgetNeeds(
+        share=0.0,
+        dram_bytes=memory.resident_bytes + memory.pinned_bytes,
+        hit_rate=None,
+        reads=None,
+        read_bytes=None,
+        io_seconds=seconds,
+        gain=gain.gain,
+        gain_over_naive=gain.gain_over_naive,
+        speed_needed=speed_needed(seconds, options.tokens_per_second),
+    )
+
+
+def _strides(plan: RelayoutPlan, placement: Placement) -> list[int]:
+    """Bytes of a bundle of each block; those of a permuted layout are as its order knows them."""
+    if plan.bundled is None:
+        return [block.bundle_bytes for block in placement.info.blocks]
+    return [block.stride for block in plan.bundled.blocks]
+
+
+def _block_sizes(plan: RelayoutPlan, placement: Placement) -> Iterator[BlockSizes]:
+    sizes: Sequence[tuple[str, int, int, int]] = [
+        (block.id, block.neurons, block.bundle_bytes, stride)
+        for block, stride in zip(plan.blocks, _strides(plan, placement), strict=True)
+    ]
+    for (neurons, source, stride), group in groupby(sizes, lambda each: each[1:]):
+        same = list(group)
+        yield BlockSizes(same[0][0], len(same), neurons, source, stride)
+
+
+def _memory(plan: RelayoutPlan, checkpoint: Checkpoint, placement: Placement) -> MemoryNeeds:
+    if plan.bundled is None:
+        whole = checkpoint.total_bytes
+        return MemoryNeeds(whole, 0, 0, 0, whole)
+    blocks = plan.bundled.blocks
+    names = {entry.name for file in checkpoint.files for entry in file.header.entries}
+    kept = kept_in_dram(blocks, plan.bundled.header.entries, names)
+    firing = sum(float(placement.blocks[block.id].frequency.sum()) * block.stride for block in blocks)
+    # A cache has room for a bundle beside those that are pinned.
+    smallest = sum(min(block.pinned + 1, block.neurons) * block.stride for block in blocks)
+    least = kept["dense"] + kept["resident"] + max(round(firing), smallest)
+    return MemoryNeeds(kept["dense"], kept["resident"], kept["pinned"], round(firing), least)

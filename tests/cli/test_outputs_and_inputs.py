@@ -1,0 +1,56 @@
+"""Paths that are mistaken for one another: an output that is an input, and inputs of the wrong kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import write_random_trace
+from tests.cli.conftest import Neuralink
+from tests.layouts import LayoutFactory
+
+
+@pytest.fixture
+def trace(layouts: LayoutFactory, tmp_path: Path) -> Path:
+    return write_random_trace(layouts.checkpoint()[0], tmp_path / "trace")
+
+
+def test_an_input_is_not_replaced_by_the_output_whatever_overwrite_says(
+    neuralink: Neuralink, layouts: LayoutFactory, trace: Path, tmp_path: Path
+) -> None:
+    made = layouts.bundled()
+    text = tmp_path / "text.txt"
+    text.write_text("The river rises.\n")
+    (tmp_path / "link").symlink_to(trace)
+    before = trace.read_bytes()
+    for arguments in (
+        ("cluster", trace, "-o", trace),
+        ("cluster", tmp_path / "link", "-o", trace),
+        ("bench", made.layout, "--trace", trace, "--csv", trace),
+        ("profile", made.model, "--dataset", text, "-o", text),
+    ):
+        outcome = neuralink(*arguments, "--overwrite", "-q")
+        assert outcome.code == 6
+        assert "is an input of this command; choose another output" in outcome.error
+    assert (trace.read_bytes(), text.read_text()) == (before, "The river rises.\n")
+
+
+def test_what_is_needed_is_said_of_whatever_is_there(
+    neuralink: Neuralink, layouts: LayoutFactory, trace: Path, tmp_path: Path
+) -> None:
+    made = layouts.bundled()
+    (tmp_path / "folder").mkdir()
+    wrote = "pass the file that `neuralink {}` wrote"
+    for path, what in (
+        (tmp_path / "folder", "is a directory, but a trace is needed; " + wrote.format("profile")),
+        (made.layout, "is a bundled layout, but a trace is needed; " + wrote.format("profile")),
+        (made.placement, "but a 'neuralink-trace' file is needed; " + wrote.format("profile")),
+    ):
+        outcome = neuralink("cluster", path, "-o", tmp_path / "out", "-q")
+        assert outcome.code == 3
+        assert what in outcome.error
+    shown = neuralink("report", made.layout, "--trace", made.layout, "-o", tmp_path / "page.html", "-q")
+    assert "is a bundled layout, but a trace is needed" in shown.error
+    swapped = neuralink("estimate", made.model, "--placement", trace, "-q")
+    assert "but a 'neuralink-placement' file is needed; " + wrote.format("cluster") in swapped.error
