@@ -672,6 +672,16 @@ FAMILY: dict[str, Family] = {
         layer_types=["linear_attention", "full_attention"],
         **_MAMBA,
     ),
+    "gpt_oss": _moe(
+        "gpt_oss",
+        "GptOss",
+        _experts(52),
+        activation_key=None,
+        head_dim=8,
+        num_local_experts=EXPERTS,
+        # Many values reach it.
+        swiglu_limit=0.75,
+    ),
     "nemotron_h": Family(
         "nemotron_h",
         ("NemotronHConfig", "NemotronHForCausalLM"),
