@@ -138,9 +138,10 @@ def _squared(model_type: str, name: str, **options: Any) -> Family:
 def _moe(model_type: str, name: str, blocks: Mapping[str, int], **options: Any) -> Family:
     """A family with gated experts."""
     key = options.pop("activation_key", "hidden_act")
+    config = options.pop("config_class", f"{name}Config")
     return Family(
         model_type,
-        (f"{name}Config", f"{name}ForCausalLM"),
+        (config, f"{name}ForCausalLM"),
         _usual(52, **{**_MOE, **options}),
         blocks,
         gated=True,
@@ -681,6 +682,31 @@ FAMILY: dict[str, Family] = {
         num_local_experts=EXPERTS,
         # Many values reach it.
         swiglu_limit=0.75,
+    ),
+    "minimax_m3_vl_text": _moe(
+        "minimax_m3_vl_text",
+        "MiniMaxM3VL",
+        {"layers.0": 37, **_experts(52, (1,)), "layers.1.shared_experts": 20},
+        activation_key=None,
+        config_class="MiniMaxM3VLTextConfig",
+        head_dim=8,
+        rotary_dim=8,
+        num_local_experts=EXPERTS,
+        dense_intermediate_size=37,
+        shared_intermediate_size=20,
+        mlp_layer_types=["dense", "sparse"],
+        layer_types=["full_attention", "full_attention"],
+        swiglu_limit=0.75,
+    ),
+    "openai_privacy_filter": Family(
+        "openai_privacy_filter",
+        ("OpenAIPrivacyFilterConfig", "OpenAIPrivacyFilterModel"),
+        _usual(52, **_MOE, head_dim=8, num_local_experts=EXPERTS, swiglu_limit=0.75),
+        _experts(52),
+        gated=True,
+        activation=(None, "silu"),
+        task="encoder",
+        tokenizer="bert",
     ),
     "nemotron_h": Family(
         "nemotron_h",

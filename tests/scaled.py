@@ -113,3 +113,26 @@ def mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]
     codes = (codes + 8 * torch.signbit(blocks)).to(torch.uint8).reshape(weight.shape)
     numbers = torch.cat([_E2M1, -_E2M1])[codes.long()].reshape(blocks.shape)
     return codes[:, ::2] | (codes[:, 1::2] << 4), exponents, (numbers * scales).reshape(weight.shape).numpy()
+
+
+def mxfp4_experts(model: Path, target: Path) -> dict[str, np.ndarray]:
+    """Copy a checkpoint with experts as gpt-oss has them, in its MXFP4; returns what they stand for, turned around.
+
+    The values are float32 `[experts, rows, columns]`, by the name of the codes.
+    """
+    shutil.copytree(model, target)
+    tensors, values = {}, {}
+    for name, weight in load_file(model / "model.safetensors").items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            tensors[name] = weight
+            continue
+        rows = weight.transpose(1, 2).contiguous()
+        codes, exponents, numbers = mxfp4(rows.reshape(-1, rows.shape[2]))
+        stack = (*rows.shape[:2], rows.shape[2] // 32)
+        tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = codes.reshape(*stack, 16), exponents.reshape(stack)
+        values[f"{name}_blocks"] = numbers.reshape(rows.shape)
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+    (target / "config.json").write_text(json.dumps(config))
+    return values
