@@ -35,6 +35,7 @@ class Family:
         positions: How many the model has, if it has a limit.
         fused_on_disk: Whether it is saved with the experts of a layer in one tensor, as they are in memory.
         renamed: A model type that is put into config.json instead: checkpoints with code of their own.
+        stripped: What transformers puts before the names of tensors, and the hub's checkpoints have not.
     """
 
     model_type: str
@@ -50,6 +51,7 @@ class Family:
     positions: int | None = MAX_POSITIONS
     fused_on_disk: bool = False
     renamed: str | None = None
+    stripped: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -138,7 +140,7 @@ def _squared(model_type: str, name: str, **options: Any) -> Family:
 def _moe(model_type: str, name: str, blocks: Mapping[str, int], **options: Any) -> Family:
     """A family with gated experts."""
     key = options.pop("activation_key", "hidden_act")
-    config = options.pop("config_class", f"{name}Config")
+    config, stripped = options.pop("config_class", f"{name}Config"), options.pop("stripped", "")
     return Family(
         model_type,
         (config, f"{name}ForCausalLM"),
@@ -146,6 +148,7 @@ def _moe(model_type: str, name: str, blocks: Mapping[str, int], **options: Any) 
         blocks,
         gated=True,
         activation=(key, "silu"),
+        stripped=stripped,
     )
 
 
@@ -696,6 +699,24 @@ FAMILY: dict[str, Family] = {
         shared_intermediate_size=20,
         mlp_layer_types=["dense", "sparse"],
         layer_types=["full_attention", "full_attention"],
+        swiglu_limit=0.75,
+    ),
+    "deepseek_v4": _moe(
+        "deepseek_v4",
+        "DeepseekV4",
+        _with_shared(52, "shared_experts", 52),
+        stripped="model.",
+        head_dim=8,
+        qk_rope_head_dim=4,
+        q_lora_rank=8,
+        o_lora_rank=8,
+        o_groups=2,
+        index_n_heads=2,
+        index_head_dim=8,
+        hc_mult=2,
+        moe_intermediate_size=52,
+        n_routed_experts=EXPERTS,
+        mlp_layer_types=["moe", "moe"],
         swiglu_limit=0.75,
     ),
     "openai_privacy_filter": Family(
