@@ -343,6 +343,6 @@ def _suspicion(
     if _difference(result, factor * expected.float()) <= allowed:
         return f"it is {factor:.4g} times as much: a scale inside the block is suspected, which cannot be described"
     return (
-        f"suspected are an activation other than {activation!r}, one with clamps or a sparsity of its own, or a norm "
-        "or scale inside the block; blocks of that kind are not supported"
+        f"suspected are an activation other than {activation!r}, one with clamps or a sparsity of its own, gate and up "
+        "that lie otherwise, or a norm or scale inside the block; docs/architectures.md says what can be described"
     )
