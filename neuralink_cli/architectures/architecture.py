@@ -77,7 +77,7 @@ class ConfigNumber:
 
 @dataclass(frozen=True)
 class UpPattern:
-    """What becomes of the values of up before they are multiplied: clamped to -limit and limit, then `plus` is added."""
+    """What becomes of values of up before they are multiplied: clamped to -limit and limit, then `plus` is added."""
 
     limit: ConfigNumber | None
     plus: float
@@ -203,9 +203,7 @@ def _parse_block(document: Mapping[str, Any], layer_keys: tuple[str, ...], where
         if part.share[0] > part.share[1]:
             raise InputError(f"tensor {part.weight!r} cannot be part {part.share[0]} of {part.share[1]}", where=where)
         if part.alternating and experts is None:
-            raise InputError(
-                f"tensor {part.weight!r} has alternating parts, which only experts may have", where=where
-            )
+            raise InputError(f"tensor {part.weight!r} has alternating parts, which only experts may have", where=where)
     return BlockPattern(
         id=document["id"],
         parts=parts,

@@ -22,7 +22,7 @@ class Region:
     With `neuron_axis` 0, each line is one neuron; with 1, each line has one element of every neuron.
 
     Attributes:
-        lane, lanes: With `neuron_axis` 1, the elements of a line belong to `lanes` matrices in turn, and this is the one
+        lane, lanes: With `neuron_axis` 1, the elements of a line belong to `lanes` matrices in turn, and this is that
             with number `lane`: element j of its line is element `lane + j * lanes` of the stretch.
     """
 
@@ -94,7 +94,7 @@ Piece = TypeVar("Piece", bound=Placed)
 
 @dataclass(frozen=True)
 class Slab(Generic[Piece]):
-    """Bytes `start` to `stop` of a tensor: lines of `pitch` bytes, each of one piece, or of several side by side or in turn."""
+    """Bytes `start` to `stop` of a tensor: lines of `pitch` bytes, each of one piece or of several, side by side or in turn."""
 
     start: int
     stop: int
@@ -151,6 +151,7 @@ def _slab(group: Sequence[Piece]) -> Slab[Piece]:
     """A slab of pieces side by side: they have the same lines and pitch, and their widths add up to the pitch."""
     first = group[0].region
     position, lane = first.start, 0
+    last = (first.lanes, first.line_bytes)
     for piece in group:
         region = piece.region
         if (region.start, region.pitch, region.lines, region.lane) != (position, first.pitch, first.lines, lane):

@@ -1,8 +1,8 @@
 """MXFP4 as gpt-oss has it: the matrices of all experts of a layer in one tensor, their scales in another.
 
-`x_blocks` is U8 `[experts, rows, columns / 32, 16]`, `x_scales` U8 `[experts, rows, columns / 32]`. Everything else sees
-`x_blocks` as I8 `[experts, rows, columns]`, a byte for each code. transformers turns the matrices around as it decodes
-them: its weight is `x`, `[experts, columns, rows]`.
+`x_blocks` is U8 `[experts, rows, columns / 32, 16]`, `x_scales` U8 `[experts, rows, columns / 32]`. Everything else
+sees `x_blocks` as I8 `[experts, rows, columns]`, a byte for each code. transformers turns the matrices around as it
+decodes them: its weight is `x`, `[experts, columns, rows]`.
 """
 
 from __future__ import annotations

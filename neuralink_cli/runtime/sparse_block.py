@@ -151,7 +151,7 @@ class SparseUp(Projection):
         return values.reshape(*hidden.shape[:-1], -1)
 
     def take_fetched(self) -> tuple[torch.Tensor, torch.Tensor, FetchedSlots | None]:
-        """Of the last call in this thread, the slots, int64 `[k]`, what fired, and the weights if they came in one piece.
+        """Of the last call in this thread: slots, int64 `[k]`, what fired, and the weights if they came in one piece.
 
         Raises:
             UnsupportedError: There was no call.

@@ -295,12 +295,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_descriptions_of_gpt_oss(model: ModelFactory, what: str, text_file: Path, tmp_path: Path) -> None:
     change, suspicion = WRONG[what]
-    asked = request(
-        model("gpt_oss"), text_file, tmp_path, architecture_file=gpt_oss_described(tmp_path, change)
-    )
+    asked = request(model("gpt_oss"), text_file, tmp_path, architecture_file=gpt_oss_described(tmp_path, change))
     if what == "no bias of down":
         # Found by its name already: an order could scramble what nobody speaks of.
-        with pytest.raises(UnsupportedError, match="down_proj_bias' .* lies in the module of block"):
+        with pytest.raises(UnsupportedError, match=r"down_proj_bias' .* lies in the module of block"):
             profile(asked)
         return
     assert suspicion in refusal(asked)

@@ -40,7 +40,9 @@ def test_clamps_and_slopes_are_part_of_the_name(number: float, written: str) -> 
     assert swish_slope(f"swish({written})") == number
 
 
-@pytest.mark.parametrize("name", ["silu", "swish", "swish()", "swish(-1)", "at_most(7)", "at_most(x) silu", "swish(nan)"])
+@pytest.mark.parametrize(
+    "name", ["silu", "swish", "swish()", "swish(-1)", "at_most(7)", "at_most(x) silu", "swish(nan)"]
+)
 def test_other_names_have_neither(name: str) -> None:
     assert split_most(name) == (None, name)
     assert swish_slope(name) is None

@@ -33,7 +33,7 @@ def bytes_of(region: Region) -> list[int]:
 
 @st.composite
 def tilings(draw: st.DrawFn) -> tuple[list[Piece], int]:
-    """A tensor that is whole: slabs one after the other, each of pieces side by side, some of whose elements alternate."""
+    """A tensor that is whole: slabs one after the other, each of pieces side by side, some of which alternate."""
     pieces, position = [], 0
     for _ in range(draw(st.integers(1, 4))):
         lines = draw(st.integers(1, 4))
@@ -42,8 +42,8 @@ def tilings(draw: st.DrawFn) -> tuple[list[Piece], int]:
         start = position
         for width, each in zip(widths, lanes, strict=True):
             axis = draw(st.sampled_from([0, 1])) if each == 1 else 1
-            for lane in range(each):
-                pieces.append(Piece(Region("t", axis, start, sum(widths), lines, width, lane, each)))
+            region = Region("t", axis, start, sum(widths), lines, width, 0, each)
+            pieces += [Piece(replace(region, lane=lane)) for lane in range(each)]
             start += width
         position += lines * sum(widths)
     return draw(st.permutations(pieces)), position
