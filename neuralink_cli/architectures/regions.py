@@ -94,7 +94,7 @@ Piece = TypeVar("Piece", bound=Placed)
 
 @dataclass(frozen=True)
 class Slab(Generic[Piece]):
-    """Bytes `start` to `stop` of a tensor: lines of `pitch` bytes, each of one piece or of several, side by side or in turn."""
+    """Bytes `start` to `stop` of a tensor: lines of `pitch` bytes, each of one piece or of several, in turn or not."""
 
     start: int
     stop: int
@@ -148,7 +148,7 @@ def cut_into_slabs(pieces: Iterable[Piece], nbytes: int) -> tuple[Slab[Piece], .
 
 
 def _slab(group: Sequence[Piece]) -> Slab[Piece]:
-    """A slab of pieces side by side: they have the same lines and pitch, and their widths add up to the pitch."""
+    """A slab of pieces side by side or in turn: with equal lines and pitch, and widths that add up to the pitch."""
     first = group[0].region
     position, lane = first.start, 0
     last = (first.lanes, first.line_bytes)
