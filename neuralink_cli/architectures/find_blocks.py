@@ -204,7 +204,8 @@ class _Search:
                     f"tensor {name!r} has dtype {self._entry(name).dtype}, whose columns are not whole bytes",
                     where=self.checkpoint.directory,
                 )
-        per_expert_bias = neurons * of if role != "down" else hidden
+        # That of down has an entry per output, whatever its weights share.
+        of_bias = (hidden, 0, 1) if role == "down" else (neurons * of, first, step)
         part = BlockPart(
             role=role,
             weight=weight,
@@ -213,8 +214,8 @@ class _Search:
             bias=bias,
             start=index * matrix[0] * matrix[1] + before,
             pitch=matrix[1] * (step if rows else 1),
-            bias_start=0 if bias is None else index * per_expert_bias + first,
-            bias_step=step,
+            bias_start=0 if bias is None else index * of_bias[0] + of_bias[1],
+            bias_step=of_bias[2],
             lane=lane,
             lanes=lanes,
             module=None if pattern.module is None else self._name(pattern.module, layer, expert),
@@ -224,7 +225,8 @@ class _Search:
     def _check_bias(self, part: BlockPart, entries: int, expert: int | None) -> None:
         assert part.bias is not None
         found = self._entry(part.bias).shape
-        if found[-1:] != (entries,) or len(found) > (1 if expert is None else 2):
+        fits = found[-1:] == (entries,) and len(found) <= (1 if expert is None else 2)
+        if not fits or math.prod(found[:-1]) <= part.bias_start // entries:
             raise InputError(
                 f"tensor {part.bias!r} has shape {list(found)}, not [{entries}]", where=self.checkpoint.directory
             )

@@ -293,3 +293,12 @@ def test_rows_that_alternate_do_not_fill_a_tensor_alone(tmp_path: Path) -> None:
     architecture = parse_architecture(document, "mine.json")
     with pytest.raises(UnsupportedError, match=r"gate_up_proj.*: its parts"):
         blocks(write_checkpoint(tmp_path / "model", "gpt_oss"), architecture)
+
+
+@pytest.mark.parametrize("shape", [(1, HIDDEN), (HIDDEN,), (2, 1, HIDDEN), (2, HIDDEN + 1)])
+def test_a_bias_of_down_must_have_a_row_for_every_expert(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    name = "model.layers.1.mlp.experts.down_proj_bias"
+    bias = random_tensor(np.random.default_rng(0), "F32", *shape)
+    model = write_checkpoint(tmp_path / "model", "gpt_oss", tensors={**tensors_of("gpt_oss"), name: bias})
+    with pytest.raises(InputError, match=rf"'{name}' has shape .* not \[{HIDDEN}\]"):
+        blocks(model)
