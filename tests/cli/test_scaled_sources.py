@@ -92,7 +92,8 @@ def test_gpt_oss_from_mxfp4_to_text(neuralink: Neuralink, tmp_path: Path) -> Non
     assert verified.code == 0, verified.stderr
     forward = json.loads(verified.stdout)["forward"]
     assert abs(forward["perplexity_increase"]) < 0.01
-    assert 0 < forward["mean_kl"] < 0.001
+    # A layout with gate and up exchanged would have 0.4.
+    assert 0 < forward["mean_kl"] < 0.02
     ran = neuralink(
         "run", layout, "--prompt", "The river", "--perplexity", tmp_path / "text.txt", "--perplexity-tokens", 200,
         "--json", "-q",
