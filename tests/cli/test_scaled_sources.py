@@ -95,16 +95,12 @@ def test_gpt_oss_from_mxfp4_to_text(neuralink: Neuralink, tmp_path: Path) -> Non
     # A layout with gate and up exchanged would have 0.4.
     assert 0 < forward["mean_kl"] < 0.02
     ran = neuralink(
-        "run", layout, "--prompt", "The river", "--perplexity", tmp_path / "text.txt", "--perplexity-tokens", 200,
-        "--json", "-q",
+        "run", layout, "--prompt", "The river", "--max-new-tokens", 8, "--perplexity", tmp_path / "text.txt",
+        "--perplexity-tokens", 200, "--json", "-q",
     )  # fmt: skip
     assert ran.code == 0, ran.stderr
-    inspected = neuralink("inspect", layout, "--json", "-q")
-    assert inspected.code == 0, inspected.stderr
-    for command, told in (
-        (("restore", layout, "-o", tmp_path / "out"), "has rounded weights"),
-        (("relayout", model, "--placement", placement, "-o", tmp_path / "out"), "its weights are quantised"),
-    ):
-        refused = neuralink(*command, "-q")
-        assert refused.code == 4
-        assert told in refused.error
+    assert neuralink("inspect", layout, "--json").code == 0
+    refused = neuralink("restore", layout, "-o", tmp_path / "out", "-q")
+    assert (refused.code, "has rounded weights" in refused.error) == (4, True)
+    refused = neuralink("relayout", model, "--placement", placement, "-o", tmp_path / "out", "-q")
+    assert (refused.code, "its weights are quantised" in refused.error) == (4, True)
