@@ -683,8 +683,8 @@ FAMILY: dict[str, Family] = {
         activation_key=None,
         head_dim=8,
         num_local_experts=EXPERTS,
-        # Many values reach it.
-        swiglu_limit=0.75,
+        # So that many values reach the limit of 7, which older versions of transformers do not take from the config.
+        initializer_range=2.0,
     ),
     "minimax_m3_vl_text": _moe(
         "minimax_m3_vl_text",
@@ -699,6 +699,7 @@ FAMILY: dict[str, Family] = {
         shared_intermediate_size=20,
         mlp_layer_types=["dense", "sparse"],
         layer_types=["full_attention", "full_attention"],
+        # Many values reach it.
         swiglu_limit=0.75,
     ),
     "deepseek_v4": _moe(
@@ -722,7 +723,7 @@ FAMILY: dict[str, Family] = {
     "openai_privacy_filter": Family(
         "openai_privacy_filter",
         ("OpenAIPrivacyFilterConfig", "OpenAIPrivacyFilterModel"),
-        _usual(52, **_MOE, head_dim=8, num_local_experts=EXPERTS, swiglu_limit=0.75),
+        _usual(52, **{**_MOE, "initializer_range": 2.0}, head_dim=8, num_local_experts=EXPERTS),
         _experts(52),
         gated=True,
         activation=(None, "silu"),

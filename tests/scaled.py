@@ -146,7 +146,9 @@ def mxfp4_experts(model: Path, target: Path) -> dict[str, np.ndarray]:
 def mxfp4_gpt_oss(folder: Path) -> tuple[Path, Path, dict[str, np.ndarray]]:
     """A gpt-oss that is wide enough for whole blocks, in bfloat16 and in MXFP4, and what the latter stands for."""
     known = FAMILY["gpt_oss"]
-    wide = replace(known, options={**known.options, "hidden_size": 64, "intermediate_size": 96})
+    # Weights so small that rounding them hardly routes tokens elsewhere.
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "initializer_range": 0.2}
+    wide = replace(known, options={**known.options, **sizes})
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAMILY, "gpt_oss", wide)
         plain = build_model(folder / "plain", "gpt_oss", dtype="bfloat16")

@@ -286,7 +286,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "nothing added": (lambda d: d["up_values"].pop("plus"), "one with clamps"),
     "up values as they are": (lambda d: d.pop("up_values"), "one with clamps"),
     "another slope": (lambda d: d["activation"].update(slope={"default": 1}), "one with clamps"),
-    "another limit": (lambda d: d["activation"].update(at_most={"default": 0.7}), "one with clamps"),
+    "another limit": (lambda d: d["activation"].update(at_most={"default": 6.5}), "one with clamps"),
     "gate and up one after the other": (one_after_the_other, "one with clamps"),
     "no bias of down": (lambda d: [block["down"].pop("bias") for block in d["blocks"]], ""),
 }

@@ -53,7 +53,7 @@ def routed_values(
         tokens = (chosen == place.index).any(dim=1).nonzero().squeeze(1)
         if family == "gpt_oss":
             both = hidden[tokens] @ module.gate_up_proj[place.index] + module.gate_up_proj_bias[place.index]
-            gate, up = both[:, ::2].clamp(max=0.75), both[:, 1::2].clamp(-0.75, 0.75) + 1
+            gate, up = both[:, ::2].clamp(max=7), both[:, 1::2].clamp(-7, 7) + 1
             gate = gate * torch.sigmoid(1.702 * gate)
         else:
             both = hidden[tokens] @ module.gate_up_proj[place.index].T

@@ -66,7 +66,7 @@ def test_mxfp4_is_carried_through_bit_by_bit(
     kind = weights[-4:]
     columns = np.ascontiguousarray(values[f"{STEM}down_proj_blocks"][EXPERT].T[order])
     assert np.array_equal(found["down"], gguf.quants.quantize(columns, REFERENCE[kind]))
-    assert (block.activation, block.up_values.limit, block.up_values.plus) == ("at_most(0.75) swish(1.702)", 0.75, 1)
+    assert (block.activation, block.up_values.limit, block.up_values.plus) == ("at_most(7) swish(1.702)", 7, 1)
     assert verify(model, tmp_path / "layout").mode == "full"
     with pytest.raises(UnsupportedError, match="rounded weights"):
         restore(tmp_path / "layout", tmp_path / "restored")
@@ -95,7 +95,7 @@ def test_the_decoded_checkpoint_is_what_transformers_makes_of_the_source(tmp_pat
     for (name, ours), (other, theirs) in zip(decoded.named_parameters(), source.named_parameters(), strict=True):
         assert name == other
         if name.endswith("experts.down_proj"):
-            assert 0 < (ours - theirs).abs().max() < 0.01
+            assert 0 < (ours - theirs).abs().max() < 0.02
         else:
             assert (ours == theirs).all(), name
 

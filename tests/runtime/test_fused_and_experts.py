@@ -255,7 +255,7 @@ def test_masked_experts_of_gpt_oss_are_those_of_the_definition(runnable: Runnabl
                 total = torch.zeros_like(state)
                 for expert, weight in zip(numbers, weights, strict=True):
                     both = state @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
-                    gate, up = both[::2].clamp(max=0.75), both[1::2].clamp(-0.75, 0.75)
+                    gate, up = both[::2].clamp(max=7), both[1::2].clamp(-7, 7)
                     signal = gate * torch.sigmoid(1.702 * gate)
                     fires = signal.abs() > thresholds[f"layers.{number}.experts.{expert}"]
                     given = ((up + 1) * signal * fires) @ experts.down_proj[expert]
