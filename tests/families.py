@@ -723,7 +723,15 @@ FAMILY: dict[str, Family] = {
     "openai_privacy_filter": Family(
         "openai_privacy_filter",
         ("OpenAIPrivacyFilterConfig", "OpenAIPrivacyFilterModel"),
-        _usual(52, **{**_MOE, "initializer_range": 2.0}, head_dim=8, num_local_experts=EXPERTS),
+        # The text has few tokens for an encoder: most experts get most of them.
+        _usual(
+            52,
+            num_key_value_heads=1,
+            num_experts_per_tok=3,
+            initializer_range=2.0,
+            head_dim=8,
+            num_local_experts=EXPERTS,
+        ),
         _experts(52),
         gated=True,
         activation=(None, "silu"),
