@@ -47,6 +47,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": LAYERS, "hidden_act": "silu", "hidden_size": HIDDEN},
     "gpt2": {"n_layer": LAYERS, "activation_function": "gelu_new", "n_embd": HIDDEN},
     "bert": {"num_hidden_layers": LAYERS, "hidden_act": "gelu", "hidden_size": HIDDEN},
+    "gpt_oss": {"num_hidden_layers": LAYERS, "hidden_act": "silu", "hidden_size": HIDDEN, "num_local_experts": 2},
 }
 README = b"---\nlicense: mit\n---\n# A model\n\nWith a card.\n"
 
@@ -118,6 +119,14 @@ def tensors_of(
 
     add("model.embed_tokens.weight", VOCABULARY, hidden)
     for layer in range(layers):
+        if family == "gpt_oss":
+            # Gate and up columns alternate, for 2 experts.
+            stem = f"model.layers.{layer}.mlp.experts."
+            add(f"{stem}down_proj", 2, neurons, hidden)
+            add(f"{stem}down_proj_bias", 2, hidden)
+            add(f"{stem}gate_up_proj", 2, hidden, 2 * neurons)
+            add(f"{stem}gate_up_proj_bias", 2, 2 * neurons)
+            continue
         match family:
             case "opt":
                 stem, up, down = f"model.decoder.layers.{layer}.", "fc1", "fc2"

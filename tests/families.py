@@ -35,6 +35,7 @@ class Family:
         positions: How many the model has, if it has a limit.
         fused_on_disk: Whether it is saved with the experts of a layer in one tensor, as they are in memory.
         renamed: A model type that is put into config.json instead: checkpoints with code of their own.
+        stripped: What transformers puts before the names of tensors, and the hub's checkpoints have not.
     """
 
     model_type: str
@@ -50,6 +51,7 @@ class Family:
     positions: int | None = MAX_POSITIONS
     fused_on_disk: bool = False
     renamed: str | None = None
+    stripped: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -138,13 +140,15 @@ def _squared(model_type: str, name: str, **options: Any) -> Family:
 def _moe(model_type: str, name: str, blocks: Mapping[str, int], **options: Any) -> Family:
     """A family with gated experts."""
     key = options.pop("activation_key", "hidden_act")
+    config, stripped = options.pop("config_class", f"{name}Config"), options.pop("stripped", "")
     return Family(
         model_type,
-        (f"{name}Config", f"{name}ForCausalLM"),
+        (config, f"{name}ForCausalLM"),
         _usual(52, **{**_MOE, **options}),
         blocks,
         gated=True,
         activation=(key, "silu"),
+        stripped=stripped,
     )
 
 
@@ -671,6 +675,68 @@ FAMILY: dict[str, Family] = {
         shared_intermediate_size=37,
         layer_types=["linear_attention", "full_attention"],
         **_MAMBA,
+    ),
+    "gpt_oss": _moe(
+        "gpt_oss",
+        "GptOss",
+        _experts(52),
+        activation_key=None,
+        head_dim=8,
+        num_local_experts=EXPERTS,
+        # So that many values reach the limit of 7, which older versions of transformers do not take from the config.
+        initializer_range=2.0,
+    ),
+    "minimax_m3_vl_text": _moe(
+        "minimax_m3_vl_text",
+        "MiniMaxM3VL",
+        {"layers.0": 37, **_experts(52, (1,)), "layers.1.shared_experts": 20},
+        activation_key=None,
+        config_class="MiniMaxM3VLTextConfig",
+        head_dim=8,
+        rotary_dim=8,
+        num_local_experts=EXPERTS,
+        dense_intermediate_size=37,
+        shared_intermediate_size=20,
+        mlp_layer_types=["dense", "sparse"],
+        layer_types=["full_attention", "full_attention"],
+        # Many values reach it.
+        swiglu_limit=0.75,
+    ),
+    "deepseek_v4": _moe(
+        "deepseek_v4",
+        "DeepseekV4",
+        _with_shared(52, "shared_experts", 52),
+        stripped="model.",
+        head_dim=8,
+        qk_rope_head_dim=4,
+        q_lora_rank=8,
+        o_lora_rank=8,
+        o_groups=2,
+        index_n_heads=2,
+        index_head_dim=8,
+        hc_mult=2,
+        moe_intermediate_size=52,
+        n_routed_experts=EXPERTS,
+        mlp_layer_types=["moe", "moe"],
+        swiglu_limit=0.75,
+    ),
+    "openai_privacy_filter": Family(
+        "openai_privacy_filter",
+        ("OpenAIPrivacyFilterConfig", "OpenAIPrivacyFilterModel"),
+        # The text has few tokens for an encoder: most experts get most of them.
+        _usual(
+            52,
+            num_key_value_heads=1,
+            num_experts_per_tok=3,
+            initializer_range=2.0,
+            head_dim=8,
+            num_local_experts=EXPERTS,
+        ),
+        _experts(52),
+        gated=True,
+        activation=(None, "silu"),
+        task="encoder",
+        tokenizer="bert",
     ),
     "nemotron_h": Family(
         "nemotron_h",

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from tests.families import FAMILY
+from tests.tiny_models import build_model
 
 FP8, INT8, PACKED4, PACKED8, MXFP4 = "fp8", "int8", "packed int4", "packed int8", "mxfp4"
 BITS = {PACKED4: 4, PACKED8: 8}
@@ -113,3 +118,38 @@ def mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]
     codes = (codes + 8 * torch.signbit(blocks)).to(torch.uint8).reshape(weight.shape)
     numbers = torch.cat([_E2M1, -_E2M1])[codes.long()].reshape(blocks.shape)
     return codes[:, ::2] | (codes[:, 1::2] << 4), exponents, (numbers * scales).reshape(weight.shape).numpy()
+
+
+def mxfp4_experts(model: Path, target: Path) -> dict[str, np.ndarray]:
+    """Copy a checkpoint with experts as gpt-oss has them, in its MXFP4; returns what they stand for, turned around.
+
+    The values are float32 `[experts, rows, columns]`, by the name of the codes.
+    """
+    shutil.copytree(model, target)
+    tensors, values = {}, {}
+    for name, weight in load_file(model / "model.safetensors").items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            tensors[name] = weight
+            continue
+        rows = weight.transpose(1, 2).contiguous()
+        codes, exponents, numbers = mxfp4(rows.reshape(-1, rows.shape[2]))
+        stack = (*rows.shape[:2], rows.shape[2] // 32)
+        tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = codes.reshape(*stack, 16), exponents.reshape(stack)
+        values[f"{name}_blocks"] = numbers.reshape(rows.shape)
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+    (target / "config.json").write_text(json.dumps(config))
+    return values
+
+
+def mxfp4_gpt_oss(folder: Path) -> tuple[Path, Path, dict[str, np.ndarray]]:
+    """A gpt-oss that is wide enough for whole blocks, in bfloat16 and in MXFP4, and what the latter stands for."""
+    known = FAMILY["gpt_oss"]
+    # Weights so small that rounding them hardly routes tokens elsewhere.
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "initializer_range": 0.2}
+    wide = replace(known, options={**known.options, **sizes})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILY, "gpt_oss", wide)
+        plain = build_model(folder / "plain", "gpt_oss", dtype="bfloat16")
+    return plain, folder / "model", mxfp4_experts(plain, folder / "model")

@@ -111,5 +111,7 @@ the FFN of one of these; [the last section](#all-model-types-of-transformers) sa
 
 `minicpm` (MiniCPM, MiniCPM-S) is also known. Profiling it needs the code that comes with the model
 (`--trust-remote-code`). `sparsellama` (ProSparse) and `bamboo` (TurboSparse-Mistral) do not need their own code.
+`deepseek_v4` is tested with the names of tensors that its checkpoints on the hub have: transformers 5.24 cannot load
+what it saves of that model, so the sweep of the last section cannot either. `gpt_oss` is also tested as MXFP4.
 
 """

@@ -65,6 +65,8 @@ def build_model(
         model.to(getattr(torch, dtype)).save_pretrained(
             directory, max_shard_size="16KB" if shards else "1GB", save_original_format=not known.fused_on_disk
         )
+        if known.stripped:
+            _strip(directory, known.stripped)
         if known.task == "image-encoder":
             _write_image_processor(directory)
         else:
@@ -97,6 +99,17 @@ def _model(family: Family, activation: str | None) -> Any:
         # FATReLU is not known to transformers.
         options[key] = activation or ("relu" if own == "fatrelu" else own)
     return getattr(hf, model_class)(getattr(hf, config_class)(**options))
+
+
+def _strip(directory: Path, prefix: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for path in directory.glob("*.safetensors"):
+        save_file({name.removeprefix(prefix): t for name, t in load_file(path).items()}, path, {"format": "pt"})
+    for path in directory.glob("*.index.json"):
+        index = json.loads(path.read_text())
+        index["weight_map"] = {name.removeprefix(prefix): shard for name, shard in index["weight_map"].items()}
+        path.write_text(json.dumps(index))
 
 
 def _rename(directory: Path, family: Family) -> None:

@@ -185,6 +185,10 @@ static int find_rules(const NlJson *json, const char *object, NlBlock *block) {
         return -1;
     if (block->gap > block->neurons) block->gap = block->neurons;
     block->expert = value && *value != 'n';
+    if (nl_json_find(json, object, "up_values", &value) != 0) return -1;
+    if (value)
+        return nl_fail(json->error, NL_NOT_SUPPORTED, "%s clamps the values of up or adds to them, which is not computed here",
+                       block->id);
     return 0;
 }
 

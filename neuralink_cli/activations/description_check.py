@@ -25,9 +25,10 @@ from neuralink_cli.activations.firing import firing_rule, has_parameters
 from neuralink_cli.activations.hooked_blocks import Shapes
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
-from neuralink_cli.architectures.regions import Region
+from neuralink_cli.architectures.regions import Region, elements_of
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.files.header import DTYPE_BITS
 from neuralink_cli.models.find_modules import find_activation, find_experts, find_module
 from neuralink_cli.weight_formats.scaled import read_scales, widen_scaled
 
@@ -228,7 +229,9 @@ class _Described:
 
     def output(self, function: Function, dtype: torch.dtype) -> torch.Tensor:
         """What the block gives with an activation."""
-        up = self._values["up"]
+        up, of_up = self._values["up"], self.block.up_values
+        if of_up is not None:
+            up = (up if of_up.limit is None else up.clamp(-of_up.limit, of_up.limit)) + of_up.plus
         if "gate" in self._values:
             values = function(self._values["gate"]) * (function(up) if self.up_activation else up)
         else:
@@ -266,9 +269,10 @@ class _Described:
         wanted = self.checkpoint.place(region.tensor).stretch(region.start, region.stop)
         wanted.file.read_at(wanted.offset, lines[: wanted.size])
         if scales is not None:
-            return torch.from_numpy(widen_scaled(lines, region, scales)[0].view(np.float32).reshape(region.lines, -1))
-        own = np.ascontiguousarray(lines.reshape(region.lines, region.pitch)[:, : region.line_bytes])
-        return torch.from_numpy(own).view(_DTYPES[dtype])
+            lines, region = widen_scaled(lines, region, scales)
+            dtype = "F32"
+        own = np.ascontiguousarray(elements_of(lines, region, DTYPE_BITS[dtype] // 8))
+        return torch.from_numpy(own.view(np.uint8)).view(_DTYPES[dtype])
 
 
 def _first_and_last(blocks: Sequence[FFNBlock]) -> list[list[FFNBlock]]:
@@ -339,6 +343,6 @@ def _suspicion(
     if _difference(result, factor * expected.float()) <= allowed:
         return f"it is {factor:.4g} times as much: a scale inside the block is suspected, which cannot be described"
     return (
-        f"suspected are an activation other than {activation!r}, one with clamps or a sparsity of its own, or a norm "
-        "or scale inside the block; blocks of that kind are not supported"
+        f"suspected are an activation other than {activation!r}, one with clamps or a sparsity of its own, gate and up "
+        "that lie otherwise, or a norm or scale inside the block; docs/architectures.md says what can be described"
     )

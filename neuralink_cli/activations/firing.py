@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.activations.threshold import BIN_SHIFT, BINS
-from neuralink_cli.architectures.activation_names import split_cut
+from neuralink_cli.architectures.activation_names import split_cut, split_most, swish_slope
 from neuralink_cli.errors import InputError, UnsupportedError
 
 # Only for these is out > 0 the same as act(out) > 0: they map no positive number to zero.
@@ -63,6 +63,28 @@ class _Cut:
         return signal
 
 
+@dataclass(frozen=True)
+class _Swish:
+    """x * sigmoid(slope * x)."""
+
+    slope: float
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        return values * torch.sigmoid(values * self.slope)
+
+
+@dataclass(frozen=True)
+class _AtMost:
+    """An activation of values that are clamped from above."""
+
+    most: float
+    function: Any
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        signal: torch.Tensor = self.function(values.clamp(max=self.most))
+        return signal
+
+
 def has_parameters(activation: str) -> bool:
     """Whether an activation has parameters in every block, so that its name does not say what it computes."""
     return activation in _PARAMETRIC
@@ -75,23 +97,35 @@ def firing_rule(block: str, activation: str, signal: str, own: Any = None) -> Fi
         own: The block's own activation module, for one that has parameters.
 
     Raises:
-        UnsupportedError: transformers has no such activation, or it is not a function of the value alone.
+        UnsupportedError: There is no such activation, or it is not a function of the value alone.
     """
     if signal == "intermediate":
         return FiringRule(block, None, False)
-    from transformers.activations import ACT2FN
 
     share, behind = split_cut(activation)
-    if share and behind in ACT2FN:
-        return FiringRule(block, _Cut(share, ACT2FN[behind]), False)
+    if share and (function := _function(behind)) is not None:
+        return FiringRule(block, _Cut(share, function), False)
     if has_parameters(activation) and own is not None:
         return FiringRule(block, own, False)
-    if activation not in ACT2FN or has_parameters(activation):
+    most, behind = split_most(activation)
+    function = _function(behind)
+    if function is None:
         raise UnsupportedError(
             f"activation {activation!r} of block {block!r} is not a function that transformers knows by name",
             fix="try --signal intermediate",
         )
-    return FiringRule(block, ACT2FN[activation], activation in _POSITIVE_FIRES)
+    # A clamp to a number above 0 does not change what is positive.
+    return FiringRule(block, function if most is None else _AtMost(most, function), behind in _POSITIVE_FIRES)
+
+
+def _function(activation: str) -> Any:
+    """An activation by its name; None if it is not known, or if the name does not say all."""
+    from transformers.activations import ACT2FN
+
+    slope = swish_slope(activation)
+    if slope is not None:
+        return _Swish(slope)
+    return None if activation not in ACT2FN or has_parameters(activation) else ACT2FN[activation]
 
 
 def require_numbers(block: str, values: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ from neuralink_cli.activations.trace import (
     Trace,
     trace_block,
 )
-from neuralink_cli.architectures.activation_names import split_cut
+from neuralink_cli.architectures.activation_names import split_cut, split_most
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.calibration.readers import ImageReader, TextReader
 from neuralink_cli.calibration.sequences import Batch
@@ -142,7 +142,7 @@ def _known_thresholds(options: ProfileOptions, subject: Subject) -> Thresholds |
     if options.thresholds.trace is not None:
         return _thresholds_of_trace(options.thresholds.trace, options.signal, subject)
     for block in subject.blocks:
-        if block.activation not in EXACT_AT_ZERO and not split_cut(block.activation)[0]:
+        if split_most(block.activation)[1] not in EXACT_AT_ZERO and not split_cut(block.activation)[0]:
             raise OptionError(
                 f"activation {block.activation!r} is hardly ever exactly zero, so every neuron would count as firing",
                 where=subject.directory,

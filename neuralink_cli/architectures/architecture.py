@@ -26,6 +26,7 @@ class WeightPattern:
 
     Attributes:
         share: (k, n) if the weight is the k-th of n weights stored one after the other in one tensor, counted from 1.
+        alternating: Whether these n weights have a neuron each in turn instead.
         module: The module that holds the weight in transformers, if its name differs from the tensor's.
     """
 
@@ -33,6 +34,7 @@ class WeightPattern:
     neuron_axis: int
     bias: str | None = None
     share: tuple[int, int] = (1, 1)
+    alternating: bool = False
     module: str | None = None
 
     @property
@@ -66,6 +68,22 @@ class BlockPattern:
 
 
 @dataclass(frozen=True)
+class ConfigNumber:
+    """A number that a config states under one of some keys, or else `default`; None if there is none then."""
+
+    keys: tuple[str, ...]
+    default: float | None
+
+
+@dataclass(frozen=True)
+class UpPattern:
+    """What becomes of values of up before they are multiplied: clamped to -limit and limit, then `plus` is added."""
+
+    limit: ConfigNumber | None
+    plus: float
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A parsed `descriptions/*.json`; see `architecture.schema.json` for the meaning of each field.
 
@@ -75,6 +93,8 @@ class Architecture:
         ignored: Name patterns of tensors in the modules of blocks that have nothing to do with their neurons.
         layers_without_blocks: Whether layers may have none of the blocks.
         cut_keys: Config keys for the share of neurons that each layer cuts off, see `activation_names`.
+        slope: Of an activation x * sigmoid(slope * x), in place of a name.
+        at_most: What the gate is clamped to from above before the activation.
     """
 
     name: str
@@ -91,6 +111,9 @@ class Architecture:
     ignored: tuple[str, ...] = ()
     layers_without_blocks: bool = False
     cut_keys: tuple[str, ...] = ()
+    slope: ConfigNumber | None = None
+    at_most: ConfigNumber | None = None
+    up_values: UpPattern | None = None
 
     def bare_name(self, name: str) -> str:
         """The name of a tensor or module without its prefix: the first in `prefixes` that it starts with."""
@@ -123,6 +146,9 @@ def parse_architecture(document: dict[str, Any], where: str | Path) -> Architect
         ignored=tuple(document.get("ignored", ())),
         layers_without_blocks=document.get("layers_without_blocks", False),
         cut_keys=tuple(activation.get("cut", ())),
+        slope=_parse_number(activation.get("slope")),
+        at_most=_parse_number(activation.get("at_most")),
+        up_values=_parse_up_values(document, where),
     )
 
 
@@ -176,12 +202,29 @@ def _parse_block(document: Mapping[str, Any], layer_keys: tuple[str, ...], where
             )
         if part.share[0] > part.share[1]:
             raise InputError(f"tensor {part.weight!r} cannot be part {part.share[0]} of {part.share[1]}", where=where)
+        if part.alternating and experts is None:
+            raise InputError(f"tensor {part.weight!r} has alternating parts, which only experts may have", where=where)
     return BlockPattern(
         id=document["id"],
         parts=parts,
         layer_keys=tuple(document.get("layers", layer_keys)),
         experts=None if experts is None else _parse_experts(experts),
     )
+
+
+def _parse_number(document: Mapping[str, Any] | None) -> ConfigNumber | None:
+    return None if document is None else ConfigNumber(tuple(document.get("config", ())), document.get("default"))
+
+
+def _parse_up_values(document: Mapping[str, Any], where: str | Path) -> UpPattern | None:
+    stated = document.get("up_values")
+    if stated is None:
+        return None
+    without = next((block["id"] for block in document["blocks"] if "gate" not in block), None)
+    if without is not None or document.get("runs_as", {}).get("up_activation"):
+        what = "an activated up projection" if without is None else f"block {without!r} without a gate"
+        raise InputError(f"describes `up_values` and {what}, which do not go together", where=where)
+    return UpPattern(_parse_number(stated.get("limit")), stated.get("plus", 0))
 
 
 def _parse_experts(document: Mapping[str, Any]) -> ExpertsPattern:
@@ -191,7 +234,8 @@ def _parse_experts(document: Mapping[str, Any]) -> ExpertsPattern:
 
 def _parse_part(document: Mapping[str, Any]) -> WeightPattern:
     share = document.get("share", {"part": 1, "of": 1})
-    return WeightPattern(**{**document, "share": (share["part"], share["of"])})
+    alternating = share.get("alternating", False)
+    return WeightPattern(**{**document, "share": (share["part"], share["of"]), "alternating": alternating})
 
 
 def _require_distinct(blocks: tuple[BlockPattern, ...], where: str | Path) -> None:

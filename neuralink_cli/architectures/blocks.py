@@ -25,6 +25,8 @@ class BlockPart:
         start: Elements of the tensor before the matrix.
         pitch: Elements from one line of the matrix to the next; 0 if the lines are contiguous.
         bias_start: Elements of the bias tensor before the first neuron.
+        bias_step: Elements of the bias tensor from one neuron to the next.
+        lane, lanes: Of columns that alternate with those of other parts, as in `Region`.
         module: The module that holds the weight in transformers; None if it has the tensor's name.
     """
 
@@ -37,6 +39,9 @@ class BlockPart:
     pitch: int = 0
     bias_start: int = 0
     module: str | None = None
+    bias_step: int = 1
+    lane: int = 0
+    lanes: int = 1
 
     @property
     def element_bytes(self) -> int:
@@ -57,10 +62,23 @@ class ExpertPlace:
 
 
 @dataclass(frozen=True)
+class UpValues:
+    """What becomes of the values of up before they are multiplied with the activated gate.
+
+    Attributes:
+        limit: They are clamped to -limit and limit; None for no clamp.
+        plus: Is added then.
+    """
+
+    limit: float | None
+    plus: float
+
+
+@dataclass(frozen=True)
 class FFNBlock:
     """One feed-forward block: `neurons` bundles of one vector of `hidden` weights per part (gate, up, down).
 
-    `expert` is None if the block runs on every token.
+    `expert` is None if the block runs on every token; `up_values` if the values of up are multiplied as they are.
     """
 
     id: str
@@ -69,6 +87,7 @@ class FFNBlock:
     activation: str
     parts: tuple[BlockPart, ...]
     expert: ExpertPlace | None = None
+    up_values: UpValues | None = None
 
     def part(self, role: str) -> BlockPart:
         """The part of a role. It must exist."""
@@ -87,15 +106,17 @@ class FFNBlock:
     def region(self, part: BlockPart) -> Region:
         """Where the weights of a part are in their tensor."""
         size = part.element_bytes
-        lines, width = (self.neurons, self.hidden) if part.neuron_axis == 0 else (self.hidden, self.neurons)
-        pitch = part.pitch or width
-        return Region(part.weight, part.neuron_axis, part.start * size, pitch * size, lines, width * size)
+        lines, width = (self.neurons, self.hidden)
+        if part.neuron_axis == 1:
+            lines, width = self.hidden, self.neurons * part.lanes
+        pitch, lanes = (part.pitch or width), (part.lane, part.lanes)
+        return Region(part.weight, part.neuron_axis, part.start * size, pitch * size, lines, width * size, *lanes)
 
     def bias_region(self, part: BlockPart, dtype: str) -> Region:
         """Where the bias of a gate or up part is in its tensor of this dtype."""
         assert part.bias is not None
         size = DTYPE_BITS[dtype] // 8
-        return Region(part.bias, 0, part.bias_start * size, size, self.neurons, size)
+        return Region(part.bias, 0, part.bias_start * size, part.bias_step * size, self.neurons, size)
 
 
 def experts_of(block_id: str) -> str | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from string import Template
 from typing import Any
 
-from neuralink_cli.architectures.activation_names import with_cut
-from neuralink_cli.architectures.architecture import Architecture, BlockPattern, WeightPattern
+from neuralink_cli.architectures.activation_names import swish, with_cut, with_most
+from neuralink_cli.architectures.architecture import Architecture, BlockPattern, ConfigNumber, WeightPattern
 from neuralink_cli.architectures.block_modules import module_patterns, require_described
-from neuralink_cli.architectures.blocks import BlockPart, ExpertPlace, FFNBlock, moved_pieces
+from neuralink_cli.architectures.blocks import BlockPart, ExpertPlace, FFNBlock, UpValues, moved_pieces
 from neuralink_cli.architectures.inference_names import take_numbers_out
 from neuralink_cli.architectures.regions import cut_into_slabs
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
@@ -42,11 +44,17 @@ def find_blocks(checkpoint: Checkpoint, architecture: Architecture) -> tuple[FFN
 
 
 def activation_name(checkpoint: Checkpoint, architecture: Architecture) -> str:
-    """The activation that decides firing, as the config names it.
+    """The activation that decides firing, as the config names it, with a clamp if there is one.
 
     Raises:
-        InputError: The config does not name it, and there is no default.
+        InputError: The config does not name it, and there is no default; or a number of it is none.
     """
+    slope, most = (_number(checkpoint, number) for number in (architecture.slope, architecture.at_most))
+    name = _name_in_config(checkpoint, architecture) if slope is None else swish(slope)
+    return name if most is None else with_most(name, most)
+
+
+def _name_in_config(checkpoint: Checkpoint, architecture: Architecture) -> str:
     for key in architecture.activation_keys:
         value = config_value(checkpoint.config, key)
         if isinstance(value, str):
@@ -93,6 +101,11 @@ class _Search:
                     for module in module_patterns(pattern):
                         self.modules.setdefault(self._name(module, layer, expert), block.id)
                     yield replace(block, expert=self._expert_place(pattern, layer, expert, len(experts)))
+
+    @cached_property
+    def _up_values(self) -> UpValues | None:
+        pattern = self.architecture.up_values
+        return None if pattern is None else UpValues(_number(self.checkpoint, pattern.limit), pattern.plus)
 
     def _layers(self, patterns: tuple[BlockPattern, ...]) -> Iterable[int]:
         """The numbers of the layers to look at."""
@@ -152,7 +165,8 @@ class _Search:
                 share = pattern.parts[part.role].share
                 self._check_bias(part, hidden if part.role == "down" else neurons * share[1], expert)
         block_id = _substitute(pattern.id, layer, expert)
-        return FFNBlock(block_id, neurons, hidden, activation, tuple(part for part, _ in built.values()))
+        parts = tuple(part for part, _ in built.values())
+        return FFNBlock(block_id, neurons, hidden, activation, parts, up_values=self._up_values)
 
     def _part(
         self, role: str, pattern: WeightPattern, layer: int, expert: int | None
@@ -176,7 +190,11 @@ class _Search:
                 where=self.checkpoint.directory,
             )
         index = expert if stacked and expert is not None else 0
-        before = (share - 1) * neurons * (hidden if pattern.neuron_axis == 0 else 1)
+        # Neurons before the first, and from each to the next.
+        first, step = (share - 1, of) if pattern.alternating else ((share - 1) * neurons, 1)
+        rows = pattern.neuron_axis == 0
+        lane, lanes = (0, 1) if rows or step == 1 else (first, step)
+        before = first * hidden if rows else first if lanes == 1 else 0
         bias = None if pattern.bias is None else self._name(pattern.bias, layer, expert)
         if bias is not None and bias not in self.checkpoint:
             bias = None
@@ -186,7 +204,8 @@ class _Search:
                     f"tensor {name!r} has dtype {self._entry(name).dtype}, whose columns are not whole bytes",
                     where=self.checkpoint.directory,
                 )
-        per_expert_bias = neurons * of if role != "down" else hidden
+        # That of down has an entry per output, whatever its weights share.
+        of_bias = (hidden, 0, 1) if role == "down" else (neurons * of, first, step)
         part = BlockPart(
             role=role,
             weight=weight,
@@ -194,8 +213,11 @@ class _Search:
             dtype=entry.dtype,
             bias=bias,
             start=index * matrix[0] * matrix[1] + before,
-            pitch=matrix[1],
-            bias_start=0 if bias is None else index * per_expert_bias + (share - 1) * neurons,
+            pitch=matrix[1] * (step if rows else 1),
+            bias_start=0 if bias is None else index * of_bias[0] + of_bias[1],
+            bias_step=of_bias[2],
+            lane=lane,
+            lanes=lanes,
             module=None if pattern.module is None else self._name(pattern.module, layer, expert),
         )
         return part, (neurons, hidden)
@@ -203,7 +225,8 @@ class _Search:
     def _check_bias(self, part: BlockPart, entries: int, expert: int | None) -> None:
         assert part.bias is not None
         found = self._entry(part.bias).shape
-        if found[-1:] != (entries,) or len(found) > (1 if expert is None else 2):
+        fits = found[-1:] == (entries,) and len(found) <= (1 if expert is None else 2)
+        if not fits or math.prod(found[:-1]) <= part.bias_start // entries:
             raise InputError(
                 f"tensor {part.bias!r} has shape {list(found)}, not [{entries}]", where=self.checkpoint.directory
             )
@@ -213,6 +236,22 @@ class _Search:
 
     def _name(self, pattern: str, layer: int, expert: int | None) -> str:
         return self.prefix + _substitute(pattern, layer, expert)
+
+
+def _number(checkpoint: Checkpoint, number: ConfigNumber | None) -> float | None:
+    """A number that an architecture looks for in the config.
+
+    Raises:
+        InputError: The config has something else there.
+    """
+    for key in () if number is None else number.keys:
+        value = config_value(checkpoint.config, key)
+        if value is None:
+            continue
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise InputError(f"{key} is no number above 0", where=checkpoint.directory / CONFIG_FILE)
+        return float(value)
+    return None if number is None else number.default
 
 
 def _share_cut(checkpoint: Checkpoint, architecture: Architecture, layer: int) -> float:

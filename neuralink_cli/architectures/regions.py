@@ -1,10 +1,15 @@
-"""Where neurons are in a tensor. A tensor may hold one matrix, several in sequence, or several side by side."""
+"""Where neurons are in a tensor. It may hold one matrix, several in sequence, several side by side, or alternating."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralink_cli.arrays import Bytes
 
 # Longer stretches of lines are multiples of this, because transposing works in tiles.
 _TILE = 256
@@ -15,6 +20,10 @@ class Region:
     """`lines` stretches of `line_bytes` bytes, `pitch` bytes from one to the next, the first at byte `start`.
 
     With `neuron_axis` 0, each line is one neuron; with 1, each line has one element of every neuron.
+
+    Attributes:
+        lane, lanes: With `neuron_axis` 1, the elements of a line belong to `lanes` matrices in turn, and this is that
+            with number `lane`: element j of its line is element `lane + j * lanes` of the stretch.
     """
 
     tensor: str
@@ -23,6 +32,13 @@ class Region:
     pitch: int
     lines: int
     line_bytes: int
+    lane: int = 0
+    lanes: int = 1
+
+    @property
+    def own_bytes(self) -> int:
+        """How many bytes of the tensor are its own."""
+        return self.lines * self.line_bytes // self.lanes
 
     @property
     def stop(self) -> int:
@@ -33,10 +49,35 @@ class Region:
         """The region of `count` of its lines, from line `first` on."""
         return replace(self, start=self.start + first * self.pitch, lines=count)
 
-    def line_at(self, byte: int) -> tuple[int, int] | None:
-        """The line, and the byte within it, of a byte of the tensor; None if the byte is outside the region."""
+    def neuron_at(self, byte: int, neurons: int) -> int | None:
+        """Which of `neurons` neurons a byte of the tensor belongs to; None if it is no byte of the region."""
         line, place = divmod(byte - self.start, self.pitch)
-        return (line, place) if 0 <= line < self.lines and place < self.line_bytes else None
+        if not 0 <= line < self.lines or place >= self.line_bytes:
+            return None
+        if self.neuron_axis == 0:
+            return line
+        neuron, lane = divmod(place * neurons * self.lanes // self.line_bytes, self.lanes)
+        return neuron if lane == self.lane else None
+
+
+def elements_of(data: Bytes, region: Region, element_bytes: int) -> npt.NDArray[Any]:
+    """The elements of a region as unsigned integers `[lines, elements of a line]`, in the memory of `data`.
+
+    Args:
+        data: Bytes of the tensor from the start of the region to its stop, or beyond.
+    """
+    pitch, width = region.pitch, region.line_bytes // element_bytes // region.lanes
+    elements = data[: data.size - data.size % element_bytes].view(f"<u{element_bytes}")[region.lane :]
+    strides = (pitch, region.lanes * element_bytes)
+    return np.lib.stride_tricks.as_strided(elements, (region.lines, width), strides)
+
+
+def taken_apart(data: Bytes, region: Region, element_bytes: int) -> tuple[Bytes, Region]:
+    """The bytes of a region whose elements alternate with others' as bytes of lines of its own, and where they lie."""
+    own = np.ascontiguousarray(elements_of(data, region, element_bytes))
+    width = own.shape[1] * element_bytes
+    apart = replace(region, start=0, pitch=width, line_bytes=width, lane=0, lanes=1)
+    return own.reshape(-1).view(np.uint8), apart
 
 
 class Placed(Protocol):
@@ -53,7 +94,7 @@ Piece = TypeVar("Piece", bound=Placed)
 
 @dataclass(frozen=True)
 class Slab(Generic[Piece]):
-    """Bytes `start` to `stop` of a tensor: lines of `pitch` bytes, each of one piece or of several side by side."""
+    """Bytes `start` to `stop` of a tensor: lines of `pitch` bytes, each of one piece or of several, in turn or not."""
 
     start: int
     stop: int
@@ -93,7 +134,7 @@ def cut_into_slabs(pieces: Iterable[Piece], nbytes: int) -> tuple[Slab[Piece], .
         ValueError: The pieces overlap, or do not fill the tensor.
     """
     groups: list[list[Piece]] = []
-    for piece in sorted(pieces, key=lambda piece: piece.region.start):
+    for piece in sorted(pieces, key=lambda piece: (piece.region.start, piece.region.lane)):
         first = groups[-1][0].region if groups else None
         if first is not None and piece.region.start < first.start + first.lines * first.pitch:
             groups[-1].append(piece)
@@ -107,14 +148,20 @@ def cut_into_slabs(pieces: Iterable[Piece], nbytes: int) -> tuple[Slab[Piece], .
 
 
 def _slab(group: Sequence[Piece]) -> Slab[Piece]:
-    """A slab of pieces side by side: they have the same lines and pitch, and their widths add up to the pitch."""
+    """A slab of pieces side by side or in turn: with equal lines and pitch, and widths that add up to the pitch."""
     first = group[0].region
-    position = first.start
+    position, lane = first.start, 0
+    last = (first.lanes, first.line_bytes)
     for piece in group:
         region = piece.region
-        if (region.start, region.pitch, region.lines) != (position, first.pitch, first.lines):
+        if (region.start, region.pitch, region.lines, region.lane) != (position, first.pitch, first.lines, lane):
             raise ValueError("its parts overlap")
-        position += region.line_bytes
-    if position - first.start != first.pitch:
+        if lane and (region.lanes, region.line_bytes) != last:
+            raise ValueError("its parts overlap")
+        last = (region.lanes, region.line_bytes)
+        # Those in turn lie in the same bytes.
+        lane = (lane + 1) % region.lanes
+        position += 0 if lane else region.line_bytes
+    if lane or position - first.start != first.pitch:
         raise ValueError("its parts do not fill it")
     return Slab(first.start, first.start + first.lines * first.pitch, tuple(group))

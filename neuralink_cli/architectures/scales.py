@@ -29,7 +29,7 @@ def refuse_scales(checkpoint: Checkpoint) -> None:
     Raises:
         UnsupportedError: There is one.
     """
-    known = checkpoint.scales
+    known = checkpoint.scales | checkpoint.scaled.keys()
     found = [name for name in checkpoint.tensors if _is_scale(name) and name not in known]
     if found:
         raise _refusal(checkpoint, found, "which belongs to quantised weights")

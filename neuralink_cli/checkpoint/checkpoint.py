@@ -15,6 +15,7 @@ from neuralink_cli.checkpoint.companions import left_out_files
 from neuralink_cli.checkpoint.config import quantised_error, read_config, stated_quantization
 from neuralink_cli.checkpoint.contents import missing_weights, refuse_dangling_link
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX, SINGLE_FILE
+from neuralink_cli.checkpoint.mxfp4_stacks import find_stacks
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.checkpoint.packed_tensors import PackedTensor, as_unpacked, find_packed_tensors, shapes_of
 from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor, Shape, find_scaled_tensors
@@ -193,6 +194,7 @@ class Checkpoint:
     def _find_scaled(self) -> Mapping[str, ScaledTensor]:
         quantization = stated_quantization(self.config)
         found = find_scaled_tensors(quantization, _shapes(self._places), self.directory, shapes_of(self.packed))
+        found |= find_stacks(quantization, _shapes(self._stored), self.directory)
         if quantization and not found:
             raise quantised_error(quantization, self.directory)
         return found

@@ -90,13 +90,6 @@ def _refuse_quantised(config: dict[str, Any], directory: Path) -> None:
 def quantised_error(quantization: Any, directory: Path) -> UnsupportedError:
     """What to raise for a checkpoint that is quantised in a way that is not understood."""
     method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-    if method == "mxfp4":
-        return UnsupportedError(
-            "is quantised (mxfp4) as gpt-oss is, whose experts clamp their values and have gate and up rows that "
-            "alternate: they cannot be described yet",
-            where=directory,
-            fix="see gpt-oss in docs/weight_formats.md",
-        )
     return UnsupportedError(
         f"is quantised ({method}): packed weights have no neuron rows to reorder", where=directory, fix=WAY_OUT
     )

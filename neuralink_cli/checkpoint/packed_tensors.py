@@ -1,8 +1,9 @@
-"""Weights whose codes are packed, as compressed-tensors does: `pack-quantized`, 4 or 8 bits a code, and MXFP4.
+"""Weights whose codes are packed: as compressed-tensors does, `pack-quantized`, 4 or 8 bits a code, or MXFP4.
 
 A checkpoint holds, in place of `x.weight`, a tensor `x.weight_packed`: I32 `[rows, columns * bits / 32]`, with the
 numbers of rows and columns in `x.weight_shape`; or U8 `[rows, columns / 2]` of MXFP4. Everything else sees the codes as
-they would be unpacked: a tensor `x.weight`, I8 `[rows, columns]`. Only who reads bytes of it has to know.
+they would be unpacked: a tensor `x.weight`, I8 `[rows, columns]`. Only who reads bytes of it has to know. Stacks of
+matrices (`mxfp4_stacks.py`) keep the name under which they are stored.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from neuralink_cli.arrays import Bytes
+from neuralink_cli.checkpoint.mxfp4_stacks import find_stacks, may_be_stack
 from neuralink_cli.checkpoint.scaled_tensors import MX_BLOCK, MXFP4_PACKED, WAY_OUT, Shape, stated_groups
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.files.header import TensorEntry
@@ -38,6 +40,7 @@ class PackedTensor:
         bits: 4 or 8. The first code of a byte is in its low bits.
         floats: Whether codes are the 16 numbers of MXFP4. Else a code is the number that is meant plus half of what
             `bits` bits can count.
+        stacked: How many matrices the rows are those of, one after the other; 0 if it is one matrix and no stack.
     """
 
     name: str
@@ -47,6 +50,12 @@ class PackedTensor:
     columns: int
     bits: int
     floats: bool = False
+    stacked: int = 0
+
+    @property
+    def entry_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor as it would be unpacked."""
+        return (self.stacked, self.rows // self.stacked, self.columns) if self.stacked else (self.rows, self.columns)
 
 
 def shapes_of(packed: Mapping[str, PackedTensor]) -> frozenset[str]:
@@ -57,7 +66,7 @@ def shapes_of(packed: Mapping[str, PackedTensor]) -> frozenset[str]:
 def find_packed_tensors(
     quantization: Any, tensors: Mapping[str, Shape], read: Callable[[str], Bytes], where: Path
 ) -> dict[str, PackedTensor]:
-    """The packed weights, by the name of the matrix; none if the config does not speak of any.
+    """The packed weights, by the name of the matrix or stack; none if the config does not speak of any.
 
     Args:
         quantization: The `quantization_config` of the config.
@@ -66,6 +75,11 @@ def find_packed_tensors(
     Raises:
         UnsupportedError: Weights that are not symmetric, or packed in another way than is understood here.
     """
+    if stacks := find_stacks(quantization, tensors, where):
+        return {
+            name: PackedTensor(name, name, None, stack.rows, stack.columns, 4, floats=True, stacked=stack.stacked)
+            for name, stack in stacks.items()
+        }
     every = list(stated_groups(quantization))
     groups = [weights for kind, weights in every if kind == _FORMAT]
     floats = any(kind == MXFP4_PACKED for kind, _ in every)
@@ -99,6 +113,11 @@ def find_packed_tensors(
     return found
 
 
+def may_be_packed(name: str) -> bool:
+    """Whether a tensor of this name may hold packed codes."""
+    return name.rpartition(".")[2] == PACKED or may_be_stack(name)
+
+
 def as_unpacked(entries: Iterable[TensorEntry], packed: Mapping[str, PackedTensor]) -> tuple[TensorEntry, ...]:
     """Entries of a header, those of packed codes as if the codes were unpacked, each at the place where it starts."""
     by_stored = {tensor.stored: tensor for tensor in packed.values()}
@@ -109,7 +128,7 @@ def _unpacked(entry: TensorEntry, tensor: PackedTensor | None) -> TensorEntry:
     if tensor is None:
         return entry
     size = tensor.rows * tensor.columns
-    return TensorEntry(tensor.name, "I8", (tensor.rows, tensor.columns), entry.start, entry.start + size)
+    return TensorEntry(tensor.name, "I8", tensor.entry_shape, entry.start, entry.start + size)
 
 
 def _size(

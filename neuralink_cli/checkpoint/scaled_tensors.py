@@ -1,7 +1,8 @@
 """Weights of at most eight bits that are numbers together with the scales of their blocks, in checkpoints that say so.
 
-Two kinds: FP8 with block scales, as DeepSeek and Qwen publish (`weight_scale_inv`), and the int8, FP8 and packed
-weights of compressed-tensors (`weight_scale`). A weight is its code times the scale of its block.
+Three kinds: FP8 with block scales, as DeepSeek and Qwen publish (`weight_scale_inv`), the int8, FP8 and packed
+weights of compressed-tensors (`weight_scale`), and the MXFP4 of gpt-oss (`mxfp4_stacks.py`). A weight is its code times
+the scale of its block.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ WAY_OUT = "lay out the unquantised checkpoint (--layout permuted) and quantise t
 
 @dataclass(frozen=True)
 class ScaledTensor:
-    """A matrix of codes `[rows, columns]` and where its scales are: one for `block_rows` x `block_columns` weights."""
+    """A matrix of codes `[rows, columns]` and where its scales are: one for `block_rows` x `block_columns` weights.
+
+    `stacked` is how many matrices its rows are those of, one after the other, if it is a stack of MXFP4; else 0.
+    """
 
     name: str
     scales: str
@@ -46,13 +50,19 @@ class ScaledTensor:
     columns: int
     block_rows: int
     block_columns: int
+    stacked: int = 0
+
+
+def is_stacked_mxfp4(quantization: Any) -> bool:
+    """Whether a config speaks of MXFP4 as gpt-oss has it."""
+    return isinstance(quantization, Mapping) and quantization.get("quant_method") == "mxfp4"
 
 
 def may_have_scales(quantization: Any) -> bool:
     """Whether what a config says of quantisation is of a kind whose scales are understood here."""
     if not isinstance(quantization, Mapping):
         return False
-    if quantization.get("quant_method") == "fp8":
+    if quantization.get("quant_method") == "fp8" or is_stacked_mxfp4(quantization):
         return True
     groups = [kind for kind, _ in stated_groups(quantization)]
     return bool(groups) and set(groups) <= _COMPRESSED_FORMATS
@@ -75,6 +85,8 @@ def find_scaled_tensors(
 ) -> dict[str, ScaledTensor]:
     """The weights that have scales, by name; none if the config says nothing of quantisation that is understood here.
 
+    Those of stacks of MXFP4 are found by `find_stacks`.
+
     Args:
         quantization: The `quantization_config` of the config.
         tensors: Those of the checkpoint, with packed codes as they would be unpacked.
@@ -84,7 +96,7 @@ def find_scaled_tensors(
         UnsupportedError: Scales of another shape or dtype than is understood here, codes without scales, or other
             tensors beside them that belong to their weights.
     """
-    if not may_have_scales(quantization):
+    if not may_have_scales(quantization) or is_stacked_mxfp4(quantization):
         return {}
     fp8 = quantization["quant_method"] == "fp8"
     ending = _FP8_SCALE if fp8 else _COMPRESSED_SCALE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.activations.trace import bytes_per_token
-from neuralink_cli.architectures.activation_names import split_cut
+from neuralink_cli.architectures.activation_names import split_cut, split_most
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.coverage import require_coverage
@@ -117,7 +117,7 @@ def read_checkpoint(directory: Path, origin: Origin | None = None) -> Checkpoint
             covered_bytes=0 if coverage is None else coverage.covered_bytes,
             blocks=_groups(blocks),
             problem=problem,
-            needs_ratio=any(block.activation not in EXACT_AT_ZERO for block in cut),
+            needs_ratio=any(split_most(block.activation)[1] not in EXACT_AT_ZERO for block in cut),
             permutable=problem is None and not checkpoint.scaled,
             runs=problem is None and task == "causal-lm",
             largest_block_bytes=max((block.neurons * block.bundle_bytes for block in blocks), default=0),

@@ -19,8 +19,15 @@ from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import TensorPlace
 from neuralink_cli.checkpoint.config import stated_quantization
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE
-from neuralink_cli.checkpoint.packed_tensors import PACKED, PackedTensor, as_unpacked, find_packed_tensors, shapes_of
-from neuralink_cli.checkpoint.scaled_tensors import find_scaled_tensors
+from neuralink_cli.checkpoint.mxfp4_stacks import find_stacks
+from neuralink_cli.checkpoint.packed_tensors import (
+    PackedTensor,
+    as_unpacked,
+    find_packed_tensors,
+    may_be_packed,
+    shapes_of,
+)
+from neuralink_cli.checkpoint.scaled_tensors import Shape, find_scaled_tensors
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.header import DTYPE_BITS, LENGTH_BYTES, Header, TensorEntry, parse_header
 from neuralink_cli.files.json_text import read_foreign_object
@@ -126,22 +133,27 @@ class BundledLayout:
     @cached_property
     def source_entries(self) -> dict[str, tuple[TensorEntry, ...]]:
         """The tensors of the source's weight files, those whose codes are packed as if they were not, by file name."""
-        return {name: as_unpacked(header.entries, self._packed) for name, header in self.source_headers.items()}
+        return {name: as_unpacked(header.entries, self.packed) for name, header in self.source_headers.items()}
 
     @cached_property
     def scales(self) -> frozenset[str]:
         """The tensors of the source that only weights need which the layout holds rounded: scales, and shapes."""
         tensors = {e.name: (e.dtype, e.shape) for entries in self.source_entries.values() for e in entries}
-        shapes = shapes_of(self._packed)
+        shapes = shapes_of(self.packed)
         found = find_scaled_tensors(self._quantization, tensors, self.directory, shapes)
+        found |= find_stacks(self._quantization, self._stored_shapes, self.directory)
         return frozenset(tensor.scales for tensor in found.values()) | shapes
 
     @cached_property
-    def _packed(self) -> dict[str, PackedTensor]:
-        stored = {e.name: (e.dtype, e.shape) for header in self.source_headers.values() for e in header.entries}
-        if not any(name.endswith(f".{PACKED}") for name in stored):
+    def packed(self) -> dict[str, PackedTensor]:
+        """The weights of the source whose codes are packed, by name."""
+        if not any(may_be_packed(name) for name in self._stored_shapes):
             return {}
-        return find_packed_tensors(self._quantization, stored, self._read_shape, self.directory)
+        return find_packed_tensors(self._quantization, self._stored_shapes, self._read_shape, self.directory)
+
+    @cached_property
+    def _stored_shapes(self) -> dict[str, Shape]:
+        return {e.name: (e.dtype, e.shape) for header in self.source_headers.values() for e in header.entries}
 
     def _read_shape(self, name: str) -> Bytes:
         entry = self.file.entry(name)
@@ -276,6 +288,8 @@ class BundledLayout:
         stored: tuple[BundlePart | ResidentTensor, ...] = (*block.parts, *block.resident)
         if any(part.weights == MXFP4.name and part.neuron_axis != 0 for part in stored):
             raise VerificationError(f"{block.id} has columns as {MXFP4.name}", where=self.directory)
+        if any(part.source_lanes > 1 and (part.neuron_axis != 1 or _is_bias(part)) for part in stored):
+            raise VerificationError(f"{block.id} has other parts than columns that alternate", where=self.directory)
         for weights in rows | {part.weights for part in block.parts}:
             scaled = weights != SOURCE and block.dtype in SCALED_DTYPES
             require_convertible(weights, block.id, block.hidden, block.dtype, scaled=scaled)
@@ -365,3 +379,7 @@ class BundledLayout:
         if not is_permutation(order, block.neurons):
             raise VerificationError(f"{block.order.tensor} is not a permutation", where=self.file.path)
         return order
+
+
+def _is_bias(part: BundlePart | ResidentTensor) -> bool:
+    return isinstance(part, ResidentTensor) and part.kind != "rows"

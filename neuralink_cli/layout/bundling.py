@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.architectures.regions import Region
+from neuralink_cli.architectures.regions import Region, elements_of, taken_apart
 from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.kernels import kernel
 
@@ -32,6 +32,8 @@ def gather_part(
         bundles: uint8 `[n * stride]`, written at `offset` of each stride. Stride and offset are in bytes and multiples
             of `element_bytes`.
     """
+    if region.lanes > 1:
+        lines, region = taken_apart(lines, region, element_bytes)
     source, target = _elements(lines, element_bytes), _elements(bundles, element_bytes)
     pitch, step, start = region.pitch // element_bytes, stride // element_bytes, offset // element_bytes
     if region.neuron_axis == 0:
@@ -44,7 +46,12 @@ def gather_part(
 def scatter_part(
     bundles: Bytes, stride: int, offset: int, slots: Order, region: Region, first: int, element_bytes: int, lines: Bytes
 ) -> None:
-    """The inverse of `gather_part`: restore lines of a matrix from the bundles; bytes between lines stay."""
+    """The inverse of `gather_part`: restore lines of a matrix from the bundles; bytes of others stay."""
+    if region.lanes > 1:
+        own, apart = taken_apart(lines, region, element_bytes)
+        scatter_part(bundles, stride, offset, slots, apart, first, element_bytes, own)
+        elements_of(lines, region, element_bytes)[:] = elements_of(own, apart, element_bytes)
+        return
     source, target = _elements(bundles, element_bytes), _elements(lines, element_bytes)
     pitch, step, start = region.pitch // element_bytes, stride // element_bytes, offset // element_bytes
     if region.neuron_axis == 0:
@@ -61,8 +68,15 @@ def move_lines(lines: Bytes, region: Region, first: int, to: Order, element_byte
         lines: Bytes of a tensor from the start of `region` to its stop.
         region: Where these lines lie, from line `first` of the matrix on.
         to: int32 `[n]`.
-        target: Bytes of the target matrix, from the start of line 0; bytes between lines stay.
+        target: Bytes of the target matrix, from the start of line 0; bytes of others stay.
     """
+    if region.lanes > 1:
+        own, apart = taken_apart(lines, region, element_bytes)
+        moved = np.empty_like(own)
+        move_lines(own, apart, 0, to, element_bytes, moved)
+        there = elements_of(target[first * region.pitch :], region, element_bytes)
+        there[:] = elements_of(moved, apart, element_bytes)
+        return
     if region.neuron_axis == 0:
         gather_part(lines, region, first, to, element_bytes, target, region.pitch, 0)
     else:

@@ -148,7 +148,7 @@ class Comparison:
                     lines[:] = expected
                 for piece in stretch.pieces:
                     scatter_piece(piece, whole, inverse(self._layout.order(piece.block.id)), slab, first, lines)
-                proved = sum(count * piece.region.line_bytes for piece in stretch.pieces)
+                proved = sum(piece.region.some_lines(first, count).own_bytes for piece in stretch.pieces)
                 self._compare(stretch.tensor, slab.start + first * slab.pitch, lines, expected, proved)
             for task in hashed:
                 task.result()
@@ -179,7 +179,7 @@ class Comparison:
                     where=self._layout.directory,
                 )
             for part in gathering.parts:
-                self._compared[part.region.tensor] += part.region.lines * part.region.line_bytes
+                self._compared[part.region.tensor] += part.region.own_bytes
             for task in hashed:
                 task.result()
 
@@ -301,9 +301,8 @@ def _equal(data: Bytes, expected: Bytes) -> bool:
 def neuron_at(layout: Layout, name: str, byte: int) -> str:
     """Block, neuron and slot that a byte of a source tensor belongs to, for a message; empty if none."""
     for block, region in layout.regions_of(name):
-        place = region.line_at(byte)
-        if place is not None:
-            (line, within), order = place, layout.order(block)
-            neuron = line if region.neuron_axis == 0 else within * order.size // region.line_bytes
+        order = layout.order(block)
+        neuron = region.neuron_at(byte, order.size)
+        if neuron is not None:
             return f": {block}, neuron {neuron}, slot {int(inverse(order)[neuron])}"
     return ""

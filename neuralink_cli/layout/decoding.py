@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.arrays import Bytes
 from neuralink_cli.checkpoint.config import plain_config
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE
+from neuralink_cli.checkpoint.mxfp4_stacks import decoded_name
 from neuralink_cli.files.durable import write_file
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header
 from neuralink_cli.files.json_text import read_foreign_object, readable
+from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.sections import Section, ready, write_sections
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.companions import restore_companions
@@ -51,7 +54,7 @@ def write_decoded(layout: BundledLayout, directory: Path, progress: Callable[[in
     wide = rounded | layout.dense.keys()
     for file, stated in layout.source_entries.items():
         entries = [entry for entry in stated if entry.name not in layout.scales]
-        specs = [(e.name, "F32" if e.name in wide else e.dtype, e.shape) for e in entries]
+        specs = [_spec(layout, entry, wide=entry.name in wide) for entry in entries]
         sections: list[Section] = [ready(build_header(specs, {"format": "pt"}).prelude)]
         for entry in entries:
             if entry.name in layout.dense:
@@ -59,6 +62,18 @@ def write_decoded(layout: BundledLayout, directory: Path, progress: Callable[[in
             else:
                 sections += [_decoded(layout, entry)] if entry.name in rounded else tensor_sections(layout, [entry])
         write_sections(directory / file, sections, progress)
+
+
+def _spec(layout: BundledLayout, entry: TensorEntry, *, wide: bool) -> tuple[str, str, tuple[int, ...]]:
+    """Name, dtype and shape of a decoded tensor; stacks of matrices are turned around, as transformers has them."""
+    if _is_stack(layout, entry):
+        experts, rows, columns = entry.shape
+        return decoded_name(entry.name), "F32", (experts, columns, rows)
+    return entry.name, "F32" if wide else entry.dtype, entry.shape
+
+
+def _is_stack(layout: BundledLayout, entry: TensorEntry) -> bool:
+    return entry.name in layout.packed and layout.packed[entry.name].stacked > 0
 
 
 def _write_plain_config(path: Path) -> None:
@@ -70,7 +85,16 @@ def _write_plain_config(path: Path) -> None:
 
 def _decoded(layout: BundledLayout, entry: TensorEntry) -> Section:
     size = entry.nbytes * 8 // DTYPE_BITS[entry.dtype] * 4
-    return Section(size, (), lambda output, _: output.write(decoded_tensor(layout, entry).view(np.uint8)))
+
+    def write(output: OutputFile, _pieces: Iterator[Bytes]) -> None:
+        values = decoded_tensor(layout, entry)
+        if not _is_stack(layout, entry):
+            output.write(values.view(np.uint8))
+            return
+        for matrix in values.reshape(entry.shape):
+            output.write(np.ascontiguousarray(matrix.T).reshape(-1).view(np.uint8))
+
+    return Section(size, (), write)
 
 
 def decoded_tensor(layout: BundledLayout, entry: TensorEntry) -> Values:
@@ -80,9 +104,11 @@ def decoded_tensor(layout: BundledLayout, entry: TensorEntry) -> Values:
     for slab in layout.made_slabs[entry.name]:
         for piece in slab.pieces:
             region = piece.region
-            pitch, width = region.pitch // element_bytes, region.line_bytes // element_bytes
+            pitch, width = region.pitch // element_bytes, region.line_bytes // element_bytes // region.lanes
             lines = np.lib.stride_tricks.as_strided(
-                values[region.start // element_bytes :], (region.lines, width), (4 * pitch, 4)
+                values[region.start // element_bytes + region.lane :],
+                (region.lines, width),
+                (4 * pitch, 4 * region.lanes),
             )
             neurons = lines if region.neuron_axis == 0 else lines.T
             neurons[layout.order(piece.block.id)] = rows_by_slot(layout, piece)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from neuralink_cli.architectures.regions import Region, stretches
+from neuralink_cli.architectures.regions import Region, stretches, taken_apart
 from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
@@ -93,6 +93,8 @@ class Gathering:
             if own_scales is not None:
                 lines, some = widen_scaled(lines, some, own_scales)
                 dtype = "F32"
+            if some.lanes > 1:
+                lines, some = taken_apart(lines, some, DTYPE_BITS[dtype] // 8)
             bad = gather_quantised(
                 lines, some, first, slots, dtype, kind, made, self.stride, part.offset, rounding=self.rounding
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli import __version__
-from neuralink_cli.architectures.blocks import MovedPiece
+from neuralink_cli.architectures.blocks import MovedPiece, UpValues
 from neuralink_cli.architectures.regions import Region
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, PERMUTED_INDEX
 from neuralink_cli.checkpoint.origin import Origin
@@ -126,7 +126,7 @@ def permuted_document(
                 "neurons": block.neurons,
                 "activation": block.activation,
                 "threshold": block.threshold,
-                "regions": [asdict(region) for region in regions[block.id]],
+                "regions": [_region_document(region) for region in regions[block.id]],
             }
             for block in placement.info.blocks
         ],
@@ -242,11 +242,22 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def _block_document(block: FlashBlock) -> dict[str, Any]:
-    """A block for the index; weights that are as in the source need no format."""
+    """A block for the index; weights that are as in the source need no format, those by themselves no lanes."""
     document = asdict(block)
     for stored in (*document["parts"], *document["resident"]):
         if stored["weights"] == SOURCE:
             del stored["weights"]
+        if stored["source_lanes"] == 1:
+            del stored["source_lane"], stored["source_lanes"]
+    if block.up_values is None:
+        del document["up_values"]
+    return document
+
+
+def _region_document(region: Region) -> dict[str, Any]:
+    document = asdict(region)
+    if region.lanes == 1:
+        del document["lane"], document["lanes"]
     return document
 
 
@@ -263,5 +274,6 @@ def _parse_block(spec: Mapping[str, Any]) -> FlashBlock:
         ),
         "order": _parse_range(spec["order"]),
         "frequency": _parse_range(spec["frequency"]),
+        "up_values": UpValues(**spec["up_values"]) if "up_values" in spec else None,
     }
     return FlashBlock(**{**spec, **parsed})

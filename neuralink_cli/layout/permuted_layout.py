@@ -174,10 +174,12 @@ class PermutedLayout:
                 )
             for region in block["regions"]:
                 entry = self.checkpoint.place(region["tensor"]).entry
+                lanes = region.get("lanes", 1)
                 found = region["lines"] * 8 if region["neuron_axis"] == 0 else 8 * region["line_bytes"]
                 size = DTYPE_BITS[entry.dtype] if region["neuron_axis"] else 8
                 whole = not any(region[key] * 8 % DTYPE_BITS[entry.dtype] for key in ("start", "pitch", "line_bytes"))
-                if found != neurons * size or DTYPE_BITS[entry.dtype] % 8 or not whole:
+                whole = whole and (lanes == 1 or region["neuron_axis"] == 1)
+                if found != neurons * size * lanes or DTYPE_BITS[entry.dtype] % 8 or not whole:
                     raise VerificationError(
                         f"tensor {entry.name!r} {entry.dtype} {list(entry.shape)} does not fit {block['id']}",
                         where=where,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuralink_cli.architectures.blocks import FFNBlock
+from neuralink_cli.architectures.blocks import FFNBlock, UpValues
 from neuralink_cli.architectures.regions import Region
 from neuralink_cli.checkpoint.companions import LeftOut
 from neuralink_cli.files.header import DTYPE_BITS, Header
@@ -36,7 +36,8 @@ class BundlePart:
     """A stretch of every bundle: `bytes` bytes at `offset`, from a row or column of a matrix in tensor `source`.
 
     The matrix starts at byte `source_start` of the tensor, its lines are `source_pitch` bytes apart. `weights` is the
-    format that they are rounded to, `source` if they are as in the source.
+    format that they are rounded to, `source` if they are as in the source. Of columns that alternate with those of
+    other parts, `source_lane` and `source_lanes` are as in `Region`.
     """
 
     role: str
@@ -47,6 +48,8 @@ class BundlePart:
     source_start: int
     source_pitch: int
     weights: str = SOURCE
+    source_lane: int = 0
+    source_lanes: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class ResidentTensor:
     source_start: int
     source_pitch: int
     weights: str = SOURCE
+    source_lane: int = 0
+    source_lanes: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ class FlashBlock:
 
     `expert` is its number among the experts of its layer; None if it runs on every token. Slots 0 to `pinned` - 1 hold
     the neurons to keep in DRAM; `collapse_gap` is the longest gap of slots worth reading across on the
-    device that the order was made for. `dtype` is that of the source's weights.
+    device that the order was made for. `dtype` is that of the source's weights. `up_values` is None if the values of up
+    are multiplied as they are.
     """
 
     id: str
@@ -91,6 +97,7 @@ class FlashBlock:
     resident: tuple[ResidentTensor, ...]
     order: TensorRange
     frequency: TensorRange
+    up_values: UpValues | None = None
 
     @property
     def exact(self) -> bool:
@@ -108,8 +115,9 @@ class FlashBlock:
         bias = isinstance(part, ResidentTensor) and part.kind != "rows"
         size = DTYPE_BITS[part.place.dtype if isinstance(part, ResidentTensor) and bias else self.dtype] // 8
         width = 1 if isinstance(part, ResidentTensor) and part.kind == "bias" else self.hidden
-        lines, line = (self.neurons, width) if part.neuron_axis == 0 else (width, self.neurons)
-        return Region(part.source, part.neuron_axis, part.source_start, part.source_pitch, lines, line * size)
+        lanes = (part.source_lane, part.source_lanes)
+        lines, line = (self.neurons, width) if part.neuron_axis == 0 else (width, self.neurons * part.source_lanes)
+        return Region(part.source, part.neuron_axis, part.source_start, part.source_pitch, lines, line * size, *lanes)
 
 
 @dataclass(frozen=True)

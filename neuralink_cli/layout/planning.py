@@ -313,7 +313,15 @@ def _flash_block(
     gap = placed.collapse_gap if device is None else collapse_gap(device.operation_in_bundles(stride))
     parts = tuple(
         BundlePart(
-            part.role, part.weight, part.neuron_axis, stop - size, size, *_place(block, part), weights[part.role]
+            part.role,
+            part.weight,
+            part.neuron_axis,
+            stop - size,
+            size,
+            *_place(block, part),
+            weights[part.role],
+            part.lane,
+            part.lanes,
         )
         for part, size, stop in zip(bundled, sizes, itertools.accumulate(sizes), strict=True)
     )
@@ -330,6 +338,8 @@ def _flash_block(
                 place,
                 *_place(block, firing),
                 weights[firing.role],
+                firing.lane,
+                firing.lanes,
             )
         )
     for part in block.parts:
@@ -357,6 +367,7 @@ def _flash_block(
         resident=tuple(kept),
         order=ranges[f"{block.id}.order"],
         frequency=ranges[f"{block.id}.frequency"],
+        up_values=block.up_values,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock, biases_by_neuron, moved_pieces
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
+from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.files.header import tensor_bytes
 from neuralink_cli.layout.names import MODEL_CARD
 from neuralink_cli.weight_formats.dense import may_be_rounded
@@ -98,6 +99,11 @@ def dense_specs(checkpoint: Checkpoint, others: Iterable[TensorSpec], weights: s
     found: dict[str, TensorSpec] = {}
     for name, dtype, shape in others:
         scaled = name in checkpoint.scaled
+        if scaled and len(shape) != 2:
+            raise UnsupportedError(
+                f"tensor {name!r} is a stack of quantised matrices that is in no block, which cannot be rounded",
+                where=checkpoint.directory,
+            )
         if scaled:
             require_convertible(weights, name, shape[1], dtype, scaled=True)
         if scaled or (weights != SOURCE and may_be_rounded(name, dtype, shape, weights)):

@@ -14,7 +14,7 @@ import torch
 
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.checkpoint.config import read_config, stated_quantization
-from neuralink_cli.checkpoint.scaled_tensors import may_have_scales
+from neuralink_cli.checkpoint.scaled_tensors import is_stacked_mxfp4, may_have_scales
 from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, UnsupportedError, first_line
 from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.models.model_class import activate_up_projections, model_class, stand_in_config
@@ -106,12 +106,16 @@ def load_model(
 
 
 def _dequantising(directory: Path) -> dict[str, Any]:
-    """Options that have transformers load the weights of compressed-tensors as numbers; FP8 it does by itself on CPUs.
+    """Options that have transformers load compressed-tensors and MXFP4 as numbers; FP8 it does by itself on CPUs.
 
     Raises:
         MissingDependencyError: transformers needs the package compressed-tensors for that, which is not installed.
     """
     quantization = stated_quantization(read_config(directory))
+    if is_stacked_mxfp4(quantization):
+        from transformers import Mxfp4Config
+
+        return {"quantization_config": Mxfp4Config(dequantize=True)}
     if not may_have_scales(quantization) or quantization["quant_method"] != "compressed-tensors":
         return {}
     if importlib.util.find_spec("compressed_tensors") is None:

@@ -68,7 +68,7 @@ def _attach_expert(experts: SparseExperts, number: int) -> Attach:
     def attach(weights: BlockWeights) -> None:
         rows = ResidentRows(gate=False)
         rows.attach(weights.rows, weights.bias)
-        experts.attach(number, Expert(rows, weights.up_bias, weights.neurons))
+        experts.attach(number, Expert(rows, weights.up_bias, weights.output_bias, weights.neurons))
 
     return attach
 
@@ -115,7 +115,7 @@ def block_weights(
     """
     block = store.block
     dtype: torch.dtype = getattr(torch, settings.dtype)
-    kept = {(each.role, each.kind): _stored(layout, block, each).to(dtype=dtype) for each in block.resident}
+    kept = {(each.role, each.kind): _loaded(layout, block, each, dtype) for each in block.resident}
     weights.resident_bytes += sum(tensor.nbytes for tensor in kept.values())
     role = next(role for role, kind in kept if kind == "rows")
     gated = len(block.parts) > 1
@@ -129,6 +129,13 @@ def block_weights(
         up_bias=kept.get(("up", "bias")) if gated else None,
         output_bias=kept.get(("down", "output_bias")),
     )
+
+
+def _loaded(layout: BundledLayout, block: FlashBlock, kept: ResidentTensor, dtype: torch.dtype) -> torch.Tensor:
+    loaded = _stored(layout, block, kept).to(dtype=dtype)
+    # Of a bias for all experts of a layer, an expert's own.
+    stacked = kept.kind == "output_bias" and loaded.dim() > 1
+    return loaded[block.expert or 0].clone() if stacked else loaded
 
 
 def _stored(layout: BundledLayout, block: FlashBlock, kept: ResidentTensor) -> StoredWeights:

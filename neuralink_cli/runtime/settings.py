@@ -107,12 +107,6 @@ def require_runnable(layout: Layout) -> BundledLayout:
             fix="write it again with `neuralink relayout --resident gate`",
         )
     for block in layout.index.blocks:
-        if block.expert is not None and any(kept.kind == "output_bias" for kept in block.resident):
-            raise UnsupportedError(
-                f"{block.id} is an expert whose down projection has a bias, which `run` does not support",
-                where=where,
-                fix="measure the layout with `neuralink bench`",
-            )
         if block.dtype not in _WEIGHTS and any(part.weights == SOURCE for part in _weights_of(block)):
             raise UnsupportedError(
                 f"{block.id} has weights of dtype {block.dtype}, which need scales that the layout does not have "

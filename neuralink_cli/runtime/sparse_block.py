@@ -147,16 +147,16 @@ class SparseUp(Projection):
             found = functional.linear(rows, part.weights[:, 0], bias)
             values[:, part.slots] = found.masked_fill_(~fired[:, part.slots], 0)
             kept = part if self.neurons.fits(slots) else None
-        self._last.call = (slots, kept)
+        self._last.call = (slots, fired, kept)
         return values.reshape(*hidden.shape[:-1], -1)
 
-    def take_fetched(self) -> tuple[torch.Tensor, FetchedSlots | None]:
-        """The slots of the last call in this thread, int64 `[k]`, and their weights if they came in one piece.
+    def take_fetched(self) -> tuple[torch.Tensor, torch.Tensor, FetchedSlots | None]:
+        """Of the last call in this thread: slots, int64 `[k]`, what fired, and the weights if they came in one piece.
 
         Raises:
             UnsupportedError: There was no call.
         """
-        call: tuple[torch.Tensor, FetchedSlots | None] | None = getattr(self._last, "call", None)
+        call: tuple[torch.Tensor, torch.Tensor, FetchedSlots | None] | None = getattr(self._last, "call", None)
         self._last.call = None
         if call is None:
             raise UnsupportedError("the model calls a down projection before its up projection")
@@ -202,10 +202,10 @@ class SparseDown(Projection):
         """Hidden states `[..., hidden]` of the activated values `[..., neurons]`, which are by slot."""
         assert self.neurons is not None
         rows = values.reshape(-1, values.shape[-1])
-        fired: torch.Tensor | None = None
         parts: Iterator[FetchedSlots]
         if self._up:
-            slots, kept = self._up[0].take_fetched()
+            # Where the model adds to the values of up, zeros among them are zeros no longer.
+            slots, fired, kept = self._up[0].take_fetched()
             parts = iter([kept]) if kept is not None else self.neurons.fetch(slots, rows)
         else:
             fired = self.neurons.fired(rows)
@@ -213,9 +213,7 @@ class SparseDown(Projection):
         hidden = self.neurons.store.block.hidden
         output = torch.zeros((rows.shape[0], hidden), dtype=values.dtype, device=values.device)
         for part in parts:
-            active = rows[:, part.slots]
-            if fired is not None:
-                active = active.masked_fill(~fired[:, part.slots], 0)
+            active = rows[:, part.slots].masked_fill_(~fired[:, part.slots], 0)
             output.addmm_(active, part.weights[:, -1])
         if self.bias is not None:
             output += self.bias

@@ -11,16 +11,20 @@ from torch.nn.functional import linear
 from neuralink_cli.activations.experts import require_routed, route_to_experts
 from neuralink_cli.runtime.sparse_block import FiringNeurons, ResidentRows
 
-# The weights of all experts, in every module of transformers that the experts' interface runs.
-_WEIGHTS = ("gate_up_proj", "up_proj", "down_proj")
+# The weights and biases of all experts, in every module of transformers that the experts' interface runs.
+_WEIGHTS = ("gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
 
 
 @dataclass(frozen=True)
 class Expert:
-    """The rows of an expert that decide firing, the bias `[neurons]` of its up projection by slot, and its neurons."""
+    """The rows of an expert that decide firing, its neurons, and biases.
+
+    `up_bias` `[neurons]` is that of its up projection, by slot, `output_bias` `[hidden]` that of its down projection.
+    """
 
     rows: ResidentRows
     up_bias: torch.Tensor | None
+    output_bias: torch.Tensor | None
     neurons: FiringNeurons
 
 
@@ -70,6 +74,8 @@ class SparseExperts:
                 up = linear(states, part.weights[:, 0], None if expert.up_bias is None else expert.up_bias[part.slots])
                 active = module._apply_gate(self._as_one(active, up))
             output.addmm_(active.masked_fill(~fired[:, part.slots], 0), part.weights[:, -1])
+        if expert.output_bias is not None:
+            output += expert.output_bias
         return output
 
     def _as_one(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -33,14 +33,14 @@ def dequantise_mxfp4(data: Any, values: Any) -> None:
 
 @kernel
 def carry_mxfp4(
-    source: Any, pitch: int, line: int, exponents: Any, column: int, blocks: int, target: Any, place: Any
+    source: Any, pitch: int, line: int, step: int, exponents: Any, column: int, blocks: int, target: Any, place: Any
 ) -> int:
     """Move rows of MXFP4, with their neighbours in pairs, to blocks of ggml's, with weights 16 apart in a byte.
 
     Args:
         source: uint8, the codes from the first of the lines on, `pitch` bytes from one to the next.
-        line: The row of `exponents`, uint8 `[rows, columns / 32]`, that belongs to the first line; the first of its
-            `blocks` blocks is in column `column`.
+        line: The row of `exponents`, uint8 `[rows, columns / 32]`, that belongs to the first line, and `step` how many
+            rows further that of the next line is; the first of its `blocks` blocks is in column `column`.
         target: uint8, the bundles.
         place: Bytes of a bundle, where in it to write, int32 slots of the neurons, and the first neuron's number.
 
@@ -51,7 +51,7 @@ def carry_mxfp4(
     for i in range(slots.size):
         for block in range(blocks):
             at, to = np.uintp(i * pitch + block * 16), np.uintp(slots[i] * stride + offset + block * 17)
-            exponent = exponents[line + i, column + block]
+            exponent = exponents[line + i * step, column + block]
             if exponent == 255:
                 return int((neuron + i) << 32 | block)
             target[to] = exponent

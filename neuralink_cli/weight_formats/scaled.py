@@ -98,13 +98,16 @@ def widen_scaled(lines: Bytes, region: Region, scales: Scales) -> tuple[Bytes, R
     """
     columns = scales.tensor.columns
     row, column = divmod(region.start, columns)
+    # Rows of several parts may alternate.
+    step = max(region.pitch // columns, 1)
     values = np.empty((region.lines, region.line_bytes), np.float32)
     block = (scales.tensor.block_rows, scales.tensor.block_columns)
     if scales.bits == 4:
         # The first code may be in the high bits of a byte.
-        _widen_nibbles(lines, region.start % 2, region.pitch, row, column, scales.levels, scales.values, *block, values)
+        odd, where = region.start % 2, (row, step, column)
+        _widen_nibbles(lines, odd, region.pitch, *where, scales.levels, scales.values, *block, values)
     else:
-        _widen(lines, region.pitch, row, column, scales.levels, scales.values, *block, values)
+        _widen(lines, region.pitch, row, step, column, scales.levels, scales.values, *block, values)
     width = 4 * region.line_bytes
     return values.reshape(-1).view(np.uint8), replace(region, start=0, pitch=width, line_bytes=width)
 
@@ -139,9 +142,11 @@ def carry_quantised(
     if scales.exponents is None or region.neuron_axis != 0 or region.start % 32 or region.line_bytes % 32:
         raise ValueError(f"{region.tensor} has no rows of MXFP4")
     row, column = divmod(region.start, scales.tensor.columns)
+    step = max(region.pitch // scales.tensor.columns, 1)
     some = slots[first : first + region.lines]
     pitch, blocks = region.pitch // 2, region.line_bytes // 32
-    bad = carry_mxfp4(lines, pitch, row, scales.exponents, column // 32, blocks, bundles, (stride, offset, some, first))
+    place = (stride, offset, some, first)
+    bad = carry_mxfp4(lines, pitch, row, step, scales.exponents, column // 32, blocks, bundles, place)
     return None if bad < 0 else BadBlock(bad >> 32, (bad & 0xFFFFFFFF) * 32, finite=False)
 
 
@@ -150,6 +155,7 @@ def _widen(
     codes: Any,
     pitch: int,
     row: int,
+    step: int,
     column: int,
     levels: Any,
     scales: Any,
@@ -158,7 +164,7 @@ def _widen(
     out: Any,
 ) -> None:
     for i in range(out.shape[0]):
-        r = (row + i) // block_rows
+        r = (row + i * step) // block_rows
         j = 0
         while j < out.shape[1]:
             # Up to the end of a block of columns.
@@ -176,6 +182,7 @@ def _widen_nibbles(
     odd: int,
     pitch: int,
     row: int,
+    step: int,
     column: int,
     levels: Any,
     scales: Any,
@@ -185,7 +192,7 @@ def _widen_nibbles(
 ) -> None:
     """As `_widen`, of codes of 4 bits: the even ones in the low half of a byte."""
     for i in range(out.shape[0]):
-        r = (row + i) // block_rows
+        r = (row + i * step) // block_rows
         first = np.uintp(odd + i * pitch)
         j = 0
         while j < out.shape[1]:

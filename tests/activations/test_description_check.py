@@ -263,3 +263,49 @@ def test_a_block_that_does_not_run_as_a_module_is_not_tested_and_it_says_so(
     monkeypatch.setattr(description_check.DescriptionCheck, "_watch", lambda *_: None)
     profile(request(model("llama"), text_file, tmp_path))
     assert "block 'layers.0' did not run as a module" in caplog.text
+
+
+def gpt_oss_described(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    path = described("gpt-oss", tmp_path)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    return path
+
+
+def one_after_the_other(document: dict[str, Any]) -> None:
+    for block in document["blocks"]:
+        for role in ("gate", "up"):
+            del block[role]["share"]["alternating"]
+
+
+# What is wrong in the description, and what gives it away.
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no clamp of the gate": (lambda d: d["activation"].pop("at_most"), "one with clamps"),
+    "no clamp of up": (lambda d: d["up_values"].pop("limit"), "one with clamps"),
+    "nothing added": (lambda d: d["up_values"].pop("plus"), "one with clamps"),
+    "up values as they are": (lambda d: d.pop("up_values"), "one with clamps"),
+    "another slope": (lambda d: d["activation"].update(slope={"default": 1}), "one with clamps"),
+    "another limit": (lambda d: d["activation"].update(at_most={"default": 6.5}), "one with clamps"),
+    "gate and up one after the other": (one_after_the_other, "one with clamps"),
+    "no bias of down": (lambda d: [block["down"].pop("bias") for block in d["blocks"]], ""),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_descriptions_of_gpt_oss(model: ModelFactory, what: str, text_file: Path, tmp_path: Path) -> None:
+    change, suspicion = WRONG[what]
+    asked = request(model("gpt_oss"), text_file, tmp_path, architecture_file=gpt_oss_described(tmp_path, change))
+    if what == "no bias of down":
+        # Found by its name already: an order could scramble what nobody speaks of.
+        with pytest.raises(UnsupportedError, match=r"down_proj_bias' .* lies in the module of block"):
+            profile(asked)
+        return
+    assert suspicion in refusal(asked)
+
+
+def test_the_description_of_gpt_oss_is_right(model: ModelFactory, text_file: Path, tmp_path: Path) -> None:
+    asked = request(
+        model("gpt_oss"), text_file, tmp_path, architecture_file=gpt_oss_described(tmp_path, lambda _: None)
+    )
+    assert profile(asked).blocks[0].id == "layers.0.experts.0"

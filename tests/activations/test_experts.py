@@ -26,7 +26,10 @@ from tests.families import EXPERTS, FAMILY
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import TEXT
 
-MIXTURES = ["mixtral", "mixtral-fused", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "granitemoe"]
+MIXTURES = [
+    "mixtral", "mixtral-fused", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "granitemoe",
+    "gpt_oss",
+]  # fmt: skip
 
 
 def routed_values(
@@ -48,9 +51,14 @@ def routed_values(
         module = modules[block.id]
         hidden, chosen = seen[module]
         tokens = (chosen == place.index).any(dim=1).nonzero().squeeze(1)
-        both = hidden[tokens] @ module.gate_up_proj[place.index].T
-        gate = torch.nn.functional.silu(both[:, : block.neurons])
-        found[block.id] = tokens, gate if signal == "gate" else gate * both[:, block.neurons :]
+        if family == "gpt_oss":
+            both = hidden[tokens] @ module.gate_up_proj[place.index] + module.gate_up_proj_bias[place.index]
+            gate, up = both[:, ::2].clamp(max=7), both[:, 1::2].clamp(-7, 7) + 1
+            gate = gate * torch.sigmoid(1.702 * gate)
+        else:
+            both = hidden[tokens] @ module.gate_up_proj[place.index].T
+            gate, up = torch.nn.functional.silu(both[:, : block.neurons]), both[:, block.neurons :]
+        found[block.id] = tokens, gate if signal == "gate" else gate * up
     return found
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GptOssConfig
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextMLP
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from neuralink_cli.activations.firing import firing_rule
 from neuralink_cli.activations.trace import Trace
@@ -93,3 +95,26 @@ def test_an_activation_with_parameters_is_recorded_with_those_of_the_model(
             found.append([trace.fired(block) for block in trace.info.blocks])
     for gate, intermediate in zip(*found, strict=True):
         np.testing.assert_array_equal(gate, intermediate)
+
+
+def test_a_clamp_and_a_slope_are_those_of_gpt_oss() -> None:
+    """Its own code, with an up projection that gives zeros, which become ones."""
+    experts = GptOssExperts(GptOssConfig(hidden_size=4, intermediate_size=44, num_local_experts=1, swiglu_limit=7.0))
+    values = gates()
+    expected = experts._apply_gate(torch.stack((values, torch.zeros_like(values)), dim=-1).flatten(-2))
+    rule = firing_rule("layers.0", "at_most(7) swish(1.702)", "gate")
+    assert torch.equal(rule.signal(values), expected)
+    assert torch.equal(rule.fires(values, 0.2), expected.abs() > 0.2)
+    assert (values > 7).sum() > 100
+
+
+@pytest.mark.parametrize("name", ["at_most(7) my-own", "at_most(7) xielu", "swish(x)", "at_most(7)"])
+def test_clamps_and_slopes_of_what_is_not_known(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="is not a function that transformers knows by name"):
+        firing_rule("layers.0", name, "gate")
+
+
+def test_a_clamped_relu_fires_where_its_input_is_positive() -> None:
+    rule = firing_rule("layers.0", "at_most(6) relu", "gate")
+    assert torch.equal(rule.signal(gates()), gates().clamp(0, 6))
+    assert torch.equal(rule.fires(gates(), 0.0), gates() > 0)

@@ -177,13 +177,21 @@ def matrix_of(checkpoint: Checkpoint, block: FFNBlock, part: BlockPart) -> torch
     """The weights of a part, `[neurons, hidden]`, from the bytes of the checkpoint alone."""
     data = checkpoint.place(part.weight).file.read(part.weight).view(np.float32)
     lines, width = (block.neurons, block.hidden) if part.neuron_axis == 0 else (block.hidden, block.neurons)
-    matrix = np.stack([data[part.start + k * part.pitch :][:width] for k in range(lines)])
+    first, every = part.start + part.lane, part.lanes
+    matrix = np.stack([data[first + k * part.pitch :][: width * every : every] for k in range(lines)])
     return torch.from_numpy(matrix if part.neuron_axis == 0 else matrix.T.copy())
 
 
 def expert_matrix(experts: Any, block: FFNBlock, role: str) -> torch.Tensor:
     """The same from where transformers keeps all experts of a layer."""
     assert block.expert is not None
+    if getattr(experts, "is_transposed", False):
+        if role == "down":
+            return experts.down_proj[block.expert.index]
+        both = experts.gate_up_proj[block.expert.index].T
+        if not experts.is_concatenated:
+            return both[0::2] if role == "gate" else both[1::2]
+        return both[: block.neurons] if role == "gate" else both[block.neurons :]
     if role == "down":
         return experts.down_proj[block.expert.index].T
     if len(block.parts) == 2:

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from neuralink_cli.architectures.activation_names import split_cut, with_cut
+from neuralink_cli.architectures.activation_names import (
+    split_cut,
+    split_most,
+    swish,
+    swish_slope,
+    with_cut,
+    with_most,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,3 +30,19 @@ def test_a_share_is_below_one(share: float) -> None:
 @pytest.mark.parametrize("name", ["silu", "gaussian_topk(0.5)", "gaussian_topk(2) silu", "gaussian_topk(x) silu"])
 def test_other_names_have_no_cut(name: str) -> None:
     assert split_cut(name) == (0.0, name)
+
+
+@pytest.mark.parametrize(("number", "written"), [(7.0, "7"), (1.702, "1.702"), (1e-7, "1e-07"), (1e20, "1e+20")])
+def test_clamps_and_slopes_are_part_of_the_name(number: float, written: str) -> None:
+    assert with_most("silu", number) == f"at_most({written}) silu"
+    assert split_most(f"at_most({written}) silu") == (number, "silu")
+    assert swish(number) == f"swish({written})"
+    assert swish_slope(f"swish({written})") == number
+
+
+@pytest.mark.parametrize(
+    "name", ["silu", "swish", "swish()", "swish(-1)", "at_most(7)", "at_most(x) silu", "swish(nan)"]
+)
+def test_other_names_have_neither(name: str) -> None:
+    assert split_most(name) == (None, name)
+    assert swish_slope(name) is None

@@ -14,7 +14,9 @@ import pytest
 from neuralink_cli.activations.trace import TRACE_SCHEMA
 from neuralink_cli.architectures.architecture import (
     ARCHITECTURE_SCHEMA,
+    ConfigNumber,
     ExpertsPattern,
+    UpPattern,
     builtin_architectures,
     find_architecture,
     parse_architecture,
@@ -167,7 +169,15 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str, Any]] = {
     "id of another form": (at("blocks", 0), "id", "block.${layer}"),
     "a name to ignore without a layer": (at(), "ignored", ["mlp.seen"]),
     "id with a slash": (at("blocks", 0), "id", "layers.${layer}/../x"),
-}
+    "a slope of nothing": (at("activation"), "slope", {}),
+    "a slope of 0": (at("activation"), "slope", {"default": 0}),
+    "a clamp that is no number": (at("activation"), "at_most", {"config": ["limit"], "default": "7"}),
+    "up values of which nothing is said": (at(), "up_values", {}),
+    "up values with another key": (at(), "up_values", {"plus": 1, "times": 2}),
+    "a share that alternates by a word": (
+        at("blocks", 0, "up"), "share", {"part": 1, "of": 2, "alternating": "yes"},
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -296,4 +306,39 @@ def test_refuses_an_expert_tensor_in_a_block_without_experts() -> None:
     document = copy.deepcopy(VALID)
     document["blocks"][0]["up"]["weight"] = "l.${layer}.${expert}.u"
     with pytest.raises(InputError, match=r"has \$\{expert\}, but its block 'layers.\$\{layer\}' has not"):
+        parse_architecture(document, "mine.json")
+
+
+def test_clamps_slopes_and_what_is_added_to_up() -> None:
+    number = {"config": ["limit"], "default": 7}
+    activation = {"slope": {"config": ["alpha"]}, "at_most": number}
+    document = {**VALID, "activation": activation, "up_values": {"limit": number, "plus": 1}}
+    found = parse_architecture(document, "x")
+    assert (found.slope, found.at_most) == (ConfigNumber(("alpha",), None), ConfigNumber(("limit",), 7))
+    assert found.up_values == UpPattern(ConfigNumber(("limit",), 7), 1)
+    assert parse_architecture({**document, "up_values": {"plus": 0.5}}, "x").up_values == UpPattern(None, 0.5)
+    plain = parse_architecture(VALID, "x")
+    assert (plain.slope, plain.at_most, plain.up_values) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"blocks": [{k: v for k, v in VALID["blocks"][0].items() if k != "gate"}]}, "block 'layers.${layer}' without"),
+        ({"runs_as": {"model_type": "mistral", "up_activation": True}}, "an activated up projection"),
+    ],
+)
+def test_up_values_are_multiplied_with_a_gate(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"describes `up_values` and {complaint}")):
+        parse_architecture({**VALID, "up_values": {"plus": 1}, **change}, "mine.json")
+
+
+def test_parts_of_experts_may_alternate_but_not_those_of_other_blocks() -> None:
+    share = {"part": 1, "of": 2, "alternating": True}
+    gate = {"weight": "l.${layer}.e.both", "neuron_axis": 0, "share": share}
+    experts = parse_architecture(with_experts(gate=gate), "x").blocks[1]
+    assert [part.alternating for part in experts.parts.values()] == [True, False, False]
+    document = copy.deepcopy(VALID)
+    document["blocks"][0]["gate"] |= {"share": share}
+    with pytest.raises(InputError, match=r"tensor 'l.\$\{layer\}.g' has alternating parts, which only experts may"):
         parse_architecture(document, "mine.json")

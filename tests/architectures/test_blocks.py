@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 
 from neuralink_cli.architectures.architecture import Architecture, parse_architecture
-from neuralink_cli.architectures.blocks import FFNBlock, module_of
+from neuralink_cli.architectures.blocks import FFNBlock, UpValues, module_of
 from neuralink_cli.architectures.find_blocks import find_blocks
+from neuralink_cli.architectures.regions import elements_of
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError
 from tests.checkpoints import HIDDEN, LAYERS, NEURONS, RawTensor, blocks_of, random_tensor, tensors_of, write_checkpoint
@@ -250,3 +253,52 @@ def test_the_share_of_tokens_that_an_expert_gets(tmp_path: Path, per_token: int 
     assert [(b.expert.module, b.expert.index, b.expert.share) for b in found if b.expert is not None] == [
         ("model.layers.0.mlp.experts", expert, share) for expert in range(4)
     ]
+
+
+def test_parts_that_alternate(tmp_path: Path) -> None:
+    """Of the second expert: where each neuron's weights and bias are, by numpy's own indexing."""
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    model = write_checkpoint(tmp_path / "model", "gpt_oss", config={"swiglu_limit": 5, "swiglu_alpha": 1.5})
+    with Checkpoint(model) as checkpoint:
+        found = blocks_of(checkpoint)
+        tensor = np.frombuffer(checkpoint.place(name).file.read(name), np.uint32).reshape(2, HIDDEN, 2 * NEURONS)
+        bias = np.frombuffer(checkpoint.place(name).file.read(f"{name}_bias"), np.uint32).reshape(2, -1)
+    assert [block.id for block in found][-2:] == ["layers.1.experts.0", "layers.1.experts.1"]
+    block = found[-1]
+    assert (block.activation, block.up_values) == ("at_most(5) swish(1.5)", UpValues(5.0, 1))
+    for role, first in (("gate", 0), ("up", 1)):
+        part = block.part(role)
+        region, of_bias = block.region(part), block.bias_region(part, "F32")
+        data = tensor.view(np.uint8).reshape(-1)
+        assert np.array_equal(elements_of(data[region.start : region.stop], region, 4), tensor[1, :, first::2])
+        data = bias.view(np.uint8).reshape(-1)
+        assert np.array_equal(
+            elements_of(data[of_bias.start : of_bias.stop], of_bias, 4), bias[1, first::2].reshape(-1, 1)
+        )
+
+
+@pytest.mark.parametrize("value", ["7", 0, -1, True, float("inf"), [7]])
+def test_a_clamp_must_be_a_number_above_0(tmp_path: Path, value: object) -> None:
+    model = write_checkpoint(tmp_path / "model", "gpt_oss", config={"swiglu_limit": value})
+    with pytest.raises(InputError, match=r"config.json: (swiglu_limit is no number above 0|.*Infinity)"):
+        blocks(model)
+
+
+def test_rows_that_alternate_do_not_fill_a_tensor_alone(tmp_path: Path) -> None:
+    """A description with gate and up from different halves of the columns, one of them alternating."""
+    document = json.loads(
+        resources.files("neuralink_cli.architectures").joinpath("descriptions/gpt-oss.json").read_text()
+    )
+    del document["blocks"][0]["up"]["share"]["alternating"]
+    architecture = parse_architecture(document, "mine.json")
+    with pytest.raises(UnsupportedError, match=r"gate_up_proj.*: its parts"):
+        blocks(write_checkpoint(tmp_path / "model", "gpt_oss"), architecture)
+
+
+@pytest.mark.parametrize("shape", [(1, HIDDEN), (HIDDEN,), (2, 1, HIDDEN), (2, HIDDEN + 1)])
+def test_a_bias_of_down_must_have_a_row_for_every_expert(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    name = "model.layers.1.mlp.experts.down_proj_bias"
+    bias = random_tensor(np.random.default_rng(0), "F32", *shape)
+    model = write_checkpoint(tmp_path / "model", "gpt_oss", tensors={**tensors_of("gpt_oss"), name: bias})
+    with pytest.raises(InputError, match=rf"'{name}' has shape .* not \[{HIDDEN}\]"):
+        blocks(model)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 
+from neuralink_cli.architectures.activation_names import split_most
 from neuralink_cli.architectures.architecture import Architecture, builtin_architectures, find_architecture
 from neuralink_cli.architectures.find_blocks import activation_name
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
@@ -38,6 +39,10 @@ READ_BY_THE_MODEL = {
 KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn", "feed_forward_proj")
 # Written into the code of the model, whatever the config says.
 FIXED = ("bloom", "mpt", "lfm2", "lfm2_moe", "lfm3")
+# x * sigmoid(slope * x), with a slope from the config.
+WITH_SLOPE = ("gpt_oss", "minimax_m3_vl_text", "openai_privacy_filter")
+# Those whose gate is clamped.
+CLAMPED = (*WITH_SLOPE, "deepseek_v4")
 # Models of images and text, whose text model has a config of its own.
 WITH_TEXT_CONFIG = ("gemma3", "gemma3n", "gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe")
 KNOWN = [
@@ -51,7 +56,12 @@ STAND_INS = [architecture for architecture in builtin_architectures() if archite
 
 
 def described(tmp_path: Path, model_type: str, config: dict[str, Any]) -> str:
-    """The activation as the description of a model type reads it from a config."""
+    """The activation as the description of a model type reads it from a config, without a clamp."""
+    return split_most(with_clamp(tmp_path, model_type, config))[1]
+
+
+def with_clamp(tmp_path: Path, model_type: str, config: dict[str, Any]) -> str:
+    """The same with its clamp."""
     tensors = {"unused": random_tensor(np.random.default_rng(0), "F32", 1)}
     directory = write_checkpoint(tmp_path / "model", tensors=tensors)
     (directory / "config.json").write_text(json.dumps({"model_type": model_type, **config}))
@@ -69,13 +79,13 @@ def in_text_config(model_type: str, values: dict[str, Any]) -> dict[str, Any]:
     return {"text_config": values} if model_type in WITH_TEXT_CONFIG else values
 
 
-@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name not in FIXED])
+@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name not in (*FIXED, *WITH_SLOPE)])
 def test_the_default_activation_is_that_of_the_config_class(tmp_path: Path, model_type: str) -> None:
     config = in_text_config(model_type, {})
     assert described(tmp_path, model_type, config) == computed(model_type, config)
 
 
-@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name not in FIXED])
+@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name not in (*FIXED, *WITH_SLOPE)])
 def test_keys_of_the_config_decide_where_the_model_class_reads_them(tmp_path: Path, model_type: str) -> None:
     for key in KEYS:
         for value in ("relu", "gated-gelu", "gated-silu"):
@@ -84,6 +94,18 @@ def test_keys_of_the_config_decide_where_the_model_class_reads_them(tmp_path: Pa
             config = in_text_config(model_type, {key: said})
             found = described(tmp_path / f"{key}-{value}", model_type, config)
             assert found == computed(model_type, config), (key, said)
+
+
+@pytest.mark.parametrize("model_type", CLAMPED)
+def test_clamps_and_slopes_are_those_of_the_config_class(tmp_path: Path, model_type: str) -> None:
+    own = CONFIG_MAPPING[model_type]()
+    # Older versions of transformers have these numbers in the code of the model.
+    alpha, limit = getattr(own, "swiglu_alpha", 1.702), getattr(own, "swiglu_limit", 7)
+    slope = f"swish({alpha:g})" if model_type in WITH_SLOPE else "silu"
+    assert with_clamp(tmp_path / "own", model_type, {}) == f"at_most({limit:g}) {slope}"
+    slope = "swish(1.5)" if model_type in WITH_SLOPE else "silu"
+    config = {"swiglu_limit": 3, "swiglu_alpha": 1.5}
+    assert with_clamp(tmp_path / "other", model_type, config) == f"at_most(3) {slope}"
 
 
 def test_gemma_calls_its_tanh_gelu_gelu(tmp_path: Path) -> None:

@@ -44,9 +44,12 @@ REFUSED = {
     "modernbert": "Wi.weight' .* do not fit",
     "nomic_bert": "no tensor names look like",
     "nemotron_h": "no FFN block is recognised in layer 0",
+    "gpt_oss": "gate and up columns, which may lie one after the other or alternate",
+    "openai_privacy_filter": "gate and up columns, which may lie one after the other or alternate",
+    "minimax_m3_vl_text": "no FFN block is recognised in layer 0",
 }
-# What is inferred for these differs, and profiling notices: a cut, an activation with parameters.
-DIFFERENT = ("gemma3n_text", "apertus")
+# What is inferred for these differs, and profiling notices: a cut, an activation with parameters, names of modules.
+DIFFERENT = ("gemma3n_text", "apertus", "deepseek_v4")
 
 
 def describe_model(shapes: Mapping[str, tuple[int, ...]], **config: Any) -> ModelDescription:

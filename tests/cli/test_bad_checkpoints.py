@@ -97,8 +97,8 @@ CHECKPOINTS: dict[str, tuple[Damage, int, str]] = {
     "quantised": (
         set_config(quantization_config={"quant_method": "awq", "bits": 4}), 4, "is quantised (awq): packed weights"
     ),
-    "gpt-oss": (
-        set_config(quantization_config={"quant_method": "mxfp4"}), 4, "is quantised (mxfp4) as gpt-oss is"
+    "no MXFP4": (
+        set_config(quantization_config={"quant_method": "mxfp4"}), 4, "is quantised (mxfp4): packed weights"
     ),
 }  # fmt: skip
 

@@ -11,7 +11,8 @@ import pytest
 
 from tests.checkpoints import write_random_placement
 from tests.cli.conftest import Neuralink
-from tests.scaled import FP8, PACKED4, quantised_copy
+from tests.scaled import FP8, PACKED4, mxfp4_gpt_oss, quantised_copy
+from tests.tiny_models import TEXT
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -73,3 +74,33 @@ def test_profile_says_what_packed_codes_need(
     assert done.code == 7
     assert done.stderr.endswith("package of that name; pip install compressed-tensors\n")
     assert not any(outputs.iterdir())
+
+
+def test_gpt_oss_from_mxfp4_to_text(neuralink: Neuralink, tmp_path: Path) -> None:
+    _, model, _ = mxfp4_gpt_oss(tmp_path)
+    trace, placement, layout = (tmp_path / name for name in ("t.safetensors", "p.safetensors", "layout"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    formats = ("--weights", "down=q8_0", "--resident", "gate")
+    for command in (
+        ("profile", model, "--dataset", tmp_path / "text.txt", "--active-ratio", 0.3, "-o", trace),
+        ("cluster", trace, "-o", placement, "--min-tokens", 20, *formats),
+        ("relayout", model, "--placement", placement, "-o", layout, *formats),
+    ):
+        done = neuralink(*command, "-q")
+        assert done.code == 0, done.stderr
+    verified = neuralink("verify", model, layout, "--forward", "--text", tmp_path / "text.txt", "--json", "-q")
+    assert verified.code == 0, verified.stderr
+    forward = json.loads(verified.stdout)["forward"]
+    assert abs(forward["perplexity_increase"]) < 0.01
+    # A layout with gate and up exchanged would have 0.4.
+    assert 0 < forward["mean_kl"] < 0.02
+    ran = neuralink(
+        "run", layout, "--prompt", "The river", "--max-new-tokens", 8, "--perplexity", tmp_path / "text.txt",
+        "--perplexity-tokens", 200, "--json", "-q",
+    )  # fmt: skip
+    assert ran.code == 0, ran.stderr
+    assert neuralink("inspect", layout, "--json").code == 0
+    refused = neuralink("restore", layout, "-o", tmp_path / "out", "-q")
+    assert (refused.code, "has rounded weights" in refused.error) == (4, True)
+    refused = neuralink("relayout", model, "--placement", placement, "-o", tmp_path / "out", "-q")
+    assert (refused.code, "its weights are quantised" in refused.error) == (4, True)

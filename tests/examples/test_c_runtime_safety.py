@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from neuralink_cli import devices
+from tests.checkpoints import write_checkpoint, write_random_placement
 from tests.damage import FLASH
 from tests.examples.conftest import CRuntime
 from tests.examples.test_c_runtime_models import TINY_RELU, build, lay_out
+from tests.layouts import relayout
 
 NVME = str(resources.files(devices) / "profiles/nvme.json")
 INDEX = "model.flash.json"
@@ -201,6 +203,26 @@ def test_what_does_not_fit_is_refused_by_name(c_runtime: CRuntime, tiny_relu: Pa
     assert complaint in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout.startswith("error ")
+
+
+def test_values_of_up_that_are_clamped_are_refused(c_runtime: CRuntime, tiny_relu: Path, tmp_path: Path) -> None:
+    """As those of gpt-oss: what it does not know of a block, it must not leave out."""
+    layout = Path(shutil.copytree(tiny_relu, tmp_path / "layout"))
+    index = json.loads((layout / INDEX).read_text())
+    index["blocks"][2]["up_values"] = {"limit": 7, "plus": 1}
+    (layout / INDEX).write_text(json.dumps(index))
+    result = go(c_runtime.checked / "flash_run", "--json", layout)
+    assert result.returncode == 1
+    assert "layers.2 clamps the values of up or adds to them, which is not computed here" in result.stderr
+
+
+def test_gpt_oss_is_refused_with_what_there_is(c_runtime: CRuntime, tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", "gpt_oss")
+    placement = write_random_placement(model, tmp_path / "placement")
+    relayout(model, placement, tmp_path / "layout", resident="gate")
+    result = go(c_runtime.checked / "flash_run", "--json", tmp_path / "layout")
+    assert result.returncode == 1
+    assert 'models of type "gpt_oss" are not supported: the attention of opt, llama' in result.stderr
 
 
 def test_a_file_that_is_cut_while_it_is_open_is_an_error(c_runtime: CRuntime, large: Path, tmp_path: Path) -> None:

@@ -122,6 +122,41 @@ def test_permuting_is_indexing(neurons: int, others: int, size: int, gap: int, m
         assert np.array_equal(back, data)
 
 
+@given(
+    neurons=lengths,
+    hidden=lengths,
+    lanes=st.sampled_from([2, 3]),
+    size=st.sampled_from(SIZES),
+    most=st.sampled_from([1, 1000, 100_000, 1 << 30]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60)
+def test_columns_that_alternate_are_those_of_their_matrices(
+    neurons: int, hidden: int, lanes: int, size: int, most: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    order = random.permutation(neurons).astype(np.int32)
+    slots = inverse(order)
+    matrices = random.integers(0, 256, (lanes, hidden, neurons, size), dtype=np.uint8)
+    data = np.ascontiguousarray(matrices.transpose(1, 2, 0, 3)).reshape(-1)
+    width = neurons * lanes * size
+    stride = hidden * size
+    permuted, back = np.full(data.size, 0xAB, np.uint8), np.full(data.size, 0xAB, np.uint8)
+    for lane, matrix in enumerate(matrices):
+        region = Region("t", 1, 0, width, hidden, width, lane, lanes)
+        bundles = np.full(neurons * stride, 0xEE, dtype=np.uint8)
+        for first, count in stretches(region.lines, region.pitch, most):
+            some = region.some_lines(first, count)
+            gather_part(data[some.start : some.stop], some, first, slots, size, bundles, stride, 0)
+            move_lines(data[some.start : some.stop], some, first, slots, size, permuted)
+        assert np.array_equal(bundles.reshape(neurons, hidden, size), matrix.transpose(1, 0, 2)[order])
+        for first, count in stretches(region.lines, region.pitch, most):
+            some = region.some_lines(first, count)
+            scatter_part(bundles, stride, 0, slots, some, first, size, back[some.start : some.stop])
+    assert np.array_equal(back, data)
+    assert np.array_equal(permuted.reshape(hidden, neurons, -1), data.reshape(hidden, neurons, -1)[:, order])
+
+
 def test_bytes_are_not_read_as_numbers() -> None:
     """Signalling NaNs and negative zeros, which arithmetic would change, come through."""
     patterns = np.array([0x7F800001, 0x80000000, 0xFFC00001, 0x7FBFFFFF], dtype="<u4")

@@ -41,14 +41,14 @@ def test_any_edited_number_of_the_index_is_found_at_once(
 
 
 # Numbers that nothing else in the layout says, so that an index sealed again may state what it likes.
-FREE = ("gain", "provenance", "calibration", "threshold", "pinned", "collapse_gap")
+FREE = ("gain", "provenance", "calibration", "threshold", "pinned", "collapse_gap", "up_values")
 
 
-@pytest.mark.parametrize("resident", ["none", "gate"])
+@pytest.mark.parametrize(("family", "resident"), [("opt", "none"), ("opt", "gate"), ("gpt_oss", "gate")])
 def test_quick_finds_contradictions_even_in_a_sealed_index(
-    layouts: LayoutFactory, copy_of: Callable[[Made], Path], resident: str
+    layouts: LayoutFactory, copy_of: Callable[[Made], Path], family: str, resident: str
 ) -> None:
-    made = layouts.bundled("opt", resident=resident)
+    made = layouts.bundled(family, resident=resident)
     copy = copy_of(made)
     path = copy / INDEX["bundled"]
     document = json.loads(path.read_text())
@@ -75,16 +75,18 @@ def test_quick_finds_contradictions_even_in_a_sealed_index(
     assert missed == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_index_breaks_verification(layouts: LayoutFactory, copy_of: Callable[[Made], Path], kind: str) -> None:
+@pytest.mark.parametrize(("kind", "family"), [*((kind, "opt") for kind in KINDS), ("permuted", "gpt_oss")])
+def test_no_index_breaks_verification(
+    layouts: LayoutFactory, copy_of: Callable[[Made], Path], kind: str, family: str
+) -> None:
     """Whatever a well-formed, sealed index says: it passes, or there is an expected error."""
-    made = getattr(layouts, kind)("opt")
+    made = getattr(layouts, kind)(family)
     copy = copy_of(made)
     path = copy / INDEX[kind]
     document = json.loads(path.read_text())
     every = list(leaves(document))
     names = sorted({value for way, value in every if isinstance(value, str) and way[0] == "blocks"})
-    tensors = sorted(tensors_of("opt"))
+    tensors = sorted(tensors_of(family))
     random = np.random.default_rng(0)
     outcomes = {"passed": 0, "found": 0}
     for way, value in every:

@@ -24,18 +24,21 @@ from neuralink_cli.runtime.session import RunRequest, run_layout
 from neuralink_cli.runtime.settings import GenerationOptions, RunSettings
 from neuralink_cli.runtime.sparse_block import FusedGateUp
 from neuralink_cli.storage.budget import parse_budget
+from tests.checkpoints import write_random_placement
 from tests.families import FAMILY
+from tests.layouts import relayout
 from tests.runtime.conftest import Runnable, RunnableFactory
 from tests.runtime.test_sparse_models import TOLERANCE, go_on, outputs_of, tokens_of
+from tests.scaled import mxfp4_gpt_oss
 from tests.tiny_models import TEXT
 
 FUSED = ["phi3", "glm4"]
 # Experts in tensors of their own or stacked, with a shared expert or dense layers beside them, without gates.
 EXPERTS = [
     "mixtral", "mixtral-fused", "qwen2_moe", "qwen3_moe", "qwen3_moe-fused", "olmoe", "deepseek_v3", "granitemoe",
-    "granitemoeshared", "nemotron_h", "lfm2_moe",
+    "granitemoeshared", "nemotron_h", "lfm2_moe", "gpt_oss", "minimax_m3_vl_text", "deepseek_v4",
 ]  # fmt: skip
-WITHOUT_ACTIVATION = ("lfm2_moe",)
+WITHOUT_ACTIVATION = ("lfm2_moe", "gpt_oss", "minimax_m3_vl_text")
 PROMPT = "The river rises in the hills"
 
 
@@ -217,3 +220,51 @@ def test_up_may_come_before_the_gate() -> None:
         values = torch.arange(1.0, 4)
         expected = [1, 2, 3, -1, -2, -3] if gate_first else [-1, -2, -3, 1, 2, 3]
         np.testing.assert_array_equal(fused(values[None])[0], expected)
+
+
+@pytest.mark.parametrize("weights", ["down=q8_0", "gate=q4_0,up=mxfp4,down=q4_0"])
+def test_mxfp4_runs_as_what_it_stands_for(tmp_path: Path, weights: str) -> None:
+    """A threshold of 0 lets all fire, so the layout computes what its weights decoded do."""
+    _, model, _ = mxfp4_gpt_oss(tmp_path)
+    placement = write_random_placement(model, tmp_path / "placement", threshold=0.0)
+    relayout(model, placement, tmp_path / "layout", weights=weights, resident="gate")
+    with loadable(tmp_path / "layout") as decoded:
+        dense = dense_of(decoded)
+    ids = torch.arange(3, 43)[None]
+    with load_flash_model(tmp_path / "layout", dram="30%") as flash:
+        found = outputs_of(flash, input_ids=ids)
+    torch.testing.assert_close(found, outputs_of(dense, input_ids=ids), **TOLERANCE)
+    assert found.std() > 0.1
+
+
+def test_masked_experts_of_gpt_oss_are_those_of_the_definition(runnable: RunnableFactory) -> None:
+    """With clamps, one added to up, and a bias of down also where nothing fires."""
+    made = runnable("gpt_oss", active_ratio=0.3)
+    index = json.loads((made.layout / "model.flash.json").read_text())
+    thresholds = {block["id"]: block["threshold"] for block in index["blocks"]}
+    dense, ids = dense_of(made.model), tokens_of(made)
+    whole = outputs_of(dense, input_ids=ids)
+    for number, layer in enumerate(dense.model.layers):
+
+        def masked(
+            states: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, experts: Any = layer.mlp.experts,
+            number: int = number,
+        ) -> torch.Tensor:  # fmt: skip
+            rows = []
+            for state, numbers, weights in zip(states, chosen.tolist(), shares, strict=True):
+                total = torch.zeros_like(state)
+                for expert, weight in zip(numbers, weights, strict=True):
+                    both = state @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
+                    gate, up = both[::2].clamp(max=7), both[1::2].clamp(-7, 7)
+                    signal = gate * torch.sigmoid(1.702 * gate)
+                    fires = signal.abs() > thresholds[f"layers.{number}.experts.{expert}"]
+                    given = ((up + 1) * signal * fires) @ experts.down_proj[expert]
+                    total = total + weight * (given + experts.down_proj_bias[expert])
+                rows.append(total)
+            return torch.stack(rows)
+
+        layer.mlp.experts.forward = masked
+    with load_flash_model(made.layout) as model:
+        found = outputs_of(model, input_ids=ids)
+    torch.testing.assert_close(found, outputs_of(dense, input_ids=ids), **TOLERANCE)
+    assert (found - whole).abs().max() > 0.01
