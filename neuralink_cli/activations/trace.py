@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -149,6 +149,23 @@ def write_trace(
     return write_stage_file(path, TRACE_SCHEMA, asdict(header), tensors, overwrite=overwrite, progress=progress)
 
 
+class FiredTokens(Protocol):
+    """What is read of a trace to order its blocks; see the methods of `Trace`."""
+
+    @property
+    def sequence_starts(self) -> npt.NDArray[np.int64]:
+        """The first token of each sequence."""
+
+    def fired(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Bits:
+        """Bits of the tokens from `start` to `stop` that a block ran on."""
+
+    def tokens_of(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Positions:
+        """The tokens from `start` to `stop` that a block ran on."""
+
+    def count_tokens(self, block: TraceBlock, start: int, stop: int) -> int:
+        """How many of the tokens from `start` to `stop` a block ran on."""
+
+
 class Trace(StageFile):
     """An open trace. Use as a context manager.
 
@@ -181,6 +198,11 @@ class Trace(StageFile):
             return np.arange(start, stop, dtype=np.uint32)
         first, last = self._rows(block, start, stop)
         return self._positions(block)[first:last]
+
+    def count_tokens(self, block: TraceBlock, start: int, stop: int) -> int:
+        """How many of the tokens from `start` to `stop` a block ran on."""
+        first, last = self._rows(block, start, stop)
+        return last - first
 
     def fired_by_token(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Bits:
         """Bits of all tokens from `start` to `stop`; no bit is set for tokens that a block did not run on."""
