@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from neuralink_cli.errors import OutputError as OutputError
     from neuralink_cli.errors import UnsupportedError as UnsupportedError
     from neuralink_cli.errors import VerificationError as VerificationError
+    from neuralink_cli.errors import WorkerError as WorkerError
     from neuralink_cli.inspection.diff import DiffReport as DiffReport
     from neuralink_cli.inspection.diff import diff as diff
     from neuralink_cli.inspection.drift import DriftReport as DriftReport
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from neuralink_cli.placement.cluster import ClusterOptions as ClusterOptions
     from neuralink_cli.placement.cluster import ClusterSummary as ClusterSummary
     from neuralink_cli.placement.cluster import cluster as cluster
+    from neuralink_cli.placement.dask_cluster import DaskOptions as DaskOptions
     from neuralink_cli.placement.placement import Placement as Placement
     from neuralink_cli.runtime.loading import load_flash_model as load_flash_model
     from neuralink_cli.storage.budget import DramBudget as DramBudget
@@ -97,6 +99,7 @@ _HOMES = {
     "Checkpoint": "checkpoint.checkpoint",
     "ClusterOptions": "placement.cluster",
     "ClusterSummary": "placement.cluster",
+    "DaskOptions": "placement.dask_cluster",
     "DeviceModel": "devices.device",
     "DiffReport": "inspection.diff",
     "DramBudget": "storage.budget",
@@ -125,6 +128,7 @@ _HOMES = {
     "UnsupportedError": "errors",
     "VerificationError": "errors",
     "VerifyReport": "layout.verify",
+    "WorkerError": "errors",
     "bench_layouts": "bench.bench",
     "build": "pipeline.build",
     "builtin_architectures": "architectures.architecture",
@@ -170,6 +174,7 @@ __all__ = [
     "Checkpoint",
     "ClusterOptions",
     "ClusterSummary",
+    "DaskOptions",
     "DeviceModel",
     "DiffReport",
     "DramBudget",
@@ -198,6 +203,7 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "VerifyReport",
+    "WorkerError",
     "bench_layouts",
     "build",
     "builtin_architectures",

@@ -57,6 +57,10 @@ class MissingDependencyError(NeuralinkError):
     """An optional package is needed and not installed."""
 
 
+class WorkerError(NeuralinkError):
+    """A process or machine that shares the work ended, failed or does not answer."""
+
+
 # No message is longer: a terminal shows it, and a log keeps it.
 LONGEST_MESSAGE = 500
 # A first line that is shorter, or ends in a colon, may be but the heading of what follows.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,7 @@ from neuralink_cli.cli.options import (
     weights_option,
 )
 from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
+from neuralink_cli.errors import OptionError
 from neuralink_cli.layout.names import RESIDENT_CHOICES
 from neuralink_cli.placement.gain import Gain, OrderFigures, block_gains, layer_gains, source_gains, total_gain
 from neuralink_cli.placement.placement import (
@@ -29,6 +31,9 @@ from neuralink_cli.placement.placement import (
     PlacementBlock,
     PlacementHeader,
 )
+
+if TYPE_CHECKING:
+    from neuralink_cli.placement.dask_cluster import DaskOptions
 
 # How many experts a remark lists.
 _SHOWN_EXPERTS = 5
@@ -52,6 +57,8 @@ Examples:
       --device my-phone-fio.json --resident gate
   neuralink cluster model.trace.safetensors -o p.safetensors \\
       --order frequency --json
+  neuralink cluster model.trace.safetensors -o p.safetensors \\
+      --scheduler tcp://10.0.0.1:8786
 """,
 )
 @click.argument("trace", type=TRACE_PATH)
@@ -133,7 +140,28 @@ Examples:
     metavar="DIR",
     help="Also write each block's strongest links as GraphML files into this new directory.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Blocks to order at a time.  [default: all CPUs]")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Blocks to order at a time, on Dask the threads of a worker.  [default: all CPUs, on Dask 1]",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS|FILE",
+    help="Order blocks on the workers of a Dask cluster: its address, such as tcp://HOST:8786, or its scheduler file.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Order blocks on N Dask workers on this machine, each a process.",
+)
+@click.option(
+    "--send-trace",
+    is_flag=True,
+    help="Send each block of TRACE to the worker that orders it, if workers do not see it under the same path.",
+)
 @overwrite_option
 @reporting_options
 def command(
@@ -151,6 +179,9 @@ def command(
     min_tokens: int,
     graphs: Path | None,
     jobs: int | None,
+    scheduler: str | None,
+    workers: int | None,
+    send_trace: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -176,6 +207,7 @@ def command(
         pin_hot=pin_hot,
         fewest_tokens=min_tokens,
         jobs=jobs,
+        dask=_dask(scheduler, workers, send_trace),
     )
     if graphs is not None:
         check_export(graphs, overwrite)
@@ -216,6 +248,16 @@ def command(
     if header.coverage is not None:
         click.echo(coverage_text(header.coverage["covered_bytes"], header.coverage["ffn_bytes"]))
     click.echo(f"{options.device.name}: worth reading across gaps of up to {'/'.join(map(str, gaps))} neurons")
+
+
+def _dask(scheduler: str | None, workers: int | None, send_trace: bool) -> DaskOptions | None:
+    from neuralink_cli.placement.dask_cluster import DaskOptions
+
+    if scheduler is None and workers is None:
+        if send_trace:
+            raise OptionError("--send-trace needs --scheduler or --workers")
+        return None
+    return DaskOptions(scheduler, workers, send_trace)
 
 
 def _cell(figures: OrderFigures) -> str:
