@@ -27,23 +27,18 @@ class BlockRows:
     tokens: int
     sequence_starts: npt.NDArray[np.int64]
 
-    def fired(self, _block: TraceBlock, start: int = 0, stop: int | None = None) -> Bits:
-        """See `Trace.fired`."""
-        return self.read(*self._rows(start, stop))
-
-    def tokens_of(self, _block: TraceBlock, start: int = 0, stop: int | None = None) -> Positions:
+    def tokens_of(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Positions:
         """See `Trace.tokens_of`."""
-        first, last = self._rows(start, stop)
+        first, last = self.rows(block, start, self.tokens if stop is None else stop)
         return np.arange(first, last, dtype=np.uint32) if self.positions is None else self.positions[first:last]
 
-    def count_tokens(self, _block: TraceBlock, start: int, stop: int) -> int:
-        """See `Trace.count_tokens`."""
-        first, last = self._rows(start, stop)
-        return last - first
-
-    def _rows(self, start: int, stop: int | None) -> tuple[int, int]:
-        stop = self.tokens if stop is None else stop
+    def rows(self, _block: TraceBlock, start: int, stop: int) -> tuple[int, int]:
+        """See `Trace.rows`."""
         if self.positions is None:
             return start, stop
         first, last = np.searchsorted(self.positions, [start, stop]).tolist()
         return first, last
+
+    def read_rows(self, _block: TraceBlock, first: int, last: int) -> Bits:
+        """See `Trace.read_rows`."""
+        return self.read(first, last)

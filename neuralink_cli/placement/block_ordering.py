@@ -96,7 +96,7 @@ def order_block(
     """
     bits = block_bits(trace, block, split.ordering)
     counts = activation_counts(bits)
-    tokens = sum(trace.count_tokens(block, *ordering) for ordering in split.ordering)
+    tokens = count_tokens(trace, block, split.ordering)
     too_few = block.routed is not None and tokens < options.fewest_tokens
     pinned = frequency_order(counts)[: 0 if too_few else options.pinned]
     rest = np.setdiff1d(np.arange(block.neurons, dtype=np.int32), pinned)
@@ -127,15 +127,22 @@ def order_block(
     return OrderedBlock(PlacedBlock(order.order, frequency, order.links), chosen, tokens, pinned.size, held_out, costs)
 
 
+def count_tokens(trace: FiredTokens, block: TraceBlock, ranges: Sequence[Range]) -> int:
+    """How many tokens of some ranges a block ran on."""
+    rows = [trace.rows(block, *part) for part in ranges]
+    return sum(last - first for first, last in rows)
+
+
 def block_bits(trace: FiredTokens, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
     """Bit vectors of a block over those tokens of some ranges that it ran on: uint64 `[neurons, words]`."""
-    bits = empty_bits(block.neurons, sum(trace.count_tokens(block, *part) for part in ranges))
+    parts = [trace.rows(block, *part) for part in ranges]
+    bits = empty_bits(block.neurons, sum(last - first for first, last in parts))
     rows = np.empty((STRETCH, block.row_bytes), dtype=np.uint8)
     filled = words = 0
     # In stretches of whole words, so that the rows are never in memory as a whole.
-    for start, stop in ranges:
+    for start, stop in parts:
         for first in range(start, stop, STRETCH):
-            left = trace.fired(block, first, min(first + STRETCH, stop))
+            left = trace.read_rows(block, first, min(first + STRETCH, stop))
             while left.shape[0]:
                 taken = left[: STRETCH - filled]
                 rows[filled : filled + taken.shape[0]] = taken
@@ -162,7 +169,7 @@ def _measure(
     options: BlockOptions,
 ) -> tuple[HeldOutReads, SequenceCosts]:
     tokens = sum(stop - start for start, stop in held_out)
-    routed = sum(trace.count_tokens(block, *part) for part in held_out)
+    routed = count_tokens(trace, block, held_out)
     bits = block_bits(trace, block, held_out)
     # Pinned neurons are never read from flash, wherever an order has them.
     bits[pinned] = 0

@@ -112,6 +112,8 @@ class _Processes:
         # The same modules as here, wherever they come from.
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
         options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0", "--death-timeout", "60"]
+        # Imported before a worker registers, since importing it blocks what answers the scheduler.
+        options += ["--preload", "neuralink_cli.placement.dask_worker"]
         with (self._folder / _LOG).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-c", _WORKER, self._address, *options, "--local-directory", str(self._folder)],

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from neuralink_cli.activations.trace import TraceBlock
@@ -67,6 +68,11 @@ def groups_of(blocks: Sequence[TraceBlock], tokens: int) -> Iterator[tuple[int, 
         work += size
     if group:
         yield tuple(group)
+
+
+def _seen_by_workers(trace: Path) -> Path:
+    """The path under which workers look for a trace."""
+    return trace.absolute()
 
 
 class _Tasks:
@@ -145,7 +151,7 @@ class _Tasks:
             positions = trace.tokens_of(block) if self._send and block.routed is not None else None
             tasks.append(BlockTask(block, options, rows, positions))
         return TaskGroup(
-            trace.path.absolute(),
+            _seen_by_workers(trace.path),
             trace.content_sha256,
             trace.info.tokens,
             work.split,

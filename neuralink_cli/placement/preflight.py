@@ -10,7 +10,7 @@ from neuralink_cli.files.estimate import Needs
 from neuralink_cli.files.free_memory import resident_bytes, with_margin
 from neuralink_cli.kernels import available_cpus, load_compiler
 from neuralink_cli.placement import refinement
-from neuralink_cli.placement.block_ordering import STRETCH
+from neuralink_cli.placement.block_ordering import STRETCH, count_tokens
 from neuralink_cli.placement.counting import STRIPE
 from neuralink_cli.placement.held_out import TokenSplit
 from neuralink_cli.placement.linking import BATCH
@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Of a slot in the placement: the neuron, how often it fires, and where a link starts.
 _PLACED_BYTES = 12
+# Of a held-out token: its place, its sequence, and what it costs, as a number of slots and with and without collapse.
+_MEASURED_BYTES = 4 + 8 + 8 + 16
 # An entry of a list of partners takes 16 bytes: neuron and count, and both again the other way round.
 _PARTNER_BYTES = 16 * refinement.PARTNERS
 # Compiled kernels, with what numba keeps beside them, and what threads keep of memory that was freed.
@@ -93,9 +95,11 @@ def block_bytes(trace: Trace, block: TraceBlock, split: TokenSplit, pinned: floa
 
     Its bit vectors are there all the time. Beside them are, one after the other: some rows of the trace that they are
     made from; the vectors selected to count, the counts and the pairs to link; the refinement's padded copy, while it
-    is made from another one. As many threads count as `threads` says, by default one on each CPU.
+    is made from another one; the vectors of the held-out tokens of a source, and what each token costs. As many threads
+    count as `threads` says, by default one on each CPU.
     """
-    tokens = sum(trace.count_tokens(block, *part) for part in split.ordering)
+    tokens = count_tokens(trace, block, split.ordering)
+    held = max((count_tokens(trace, block, part) for part in split.held_out), default=0)
     vectors = block.neurons * 8 * -(-tokens // 64)
     rows = block.row_bytes * 2 * min(STRETCH, tokens)
     stripes = (threads or available_cpus()) * STRIPE * block.neurons * (2 if tokens < 1 << 16 else 4)
@@ -103,4 +107,5 @@ def block_bytes(trace: Trace, block: TraceBlock, split: TokenSplit, pinned: floa
     partners = _PARTNER_BYTES * block.neurons
     beside = max(rows, vectors + pairs + stripes, 2 * vectors + partners, partners + stripes)
     selected = vectors if pinned else 0
+    beside = max(beside, block.neurons * 8 * -(-held // 64) + _MEASURED_BYTES * held)
     return vectors + selected + beside
