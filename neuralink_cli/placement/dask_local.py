@@ -47,7 +47,7 @@ def local_workers(count: int) -> Iterator[str]:
             processes=False,
             protocol="tcp://",
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=False,
         )
         processes = _Processes(cluster.scheduler_address, Path(folder), count)

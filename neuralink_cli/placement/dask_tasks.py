@@ -13,7 +13,7 @@ import pickle
 import queue
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +37,10 @@ logger = logging.getLogger(__name__)
 
 # Pairs of neurons times words of tokens that make a task worth sending: about a second on one core.
 GROUP_WORK = 1 << 31
-# More would wait long for the slowest of them.
+# What is lost with a worker, and how many results come at once.
 GROUP_BLOCKS = 64
+# Of the blocks that are left, a thread takes one in so many groups at a time.
+GROUPS_LEFT = 4.0
 # How long to wait for workers after the last one is gone, in seconds.
 _PATIENCE = 600.0
 _LOOK_SECONDS = 1.0
@@ -55,19 +57,19 @@ def on_dask(work: OrderingWork, options: DaskOptions) -> Ordered:
         yield from tasks.run()
 
 
-def groups_of(blocks: Sequence[TraceBlock], tokens: int) -> Iterator[tuple[int, ...]]:
-    """Places of blocks that are worth a task together: neighbours whose work is small."""
-    group: list[int] = []
-    work = 0
-    for index, block in enumerate(blocks):
-        size = block.neurons**2 * -(-(tokens if block.routed is None else block.routed) // 64)
-        if group and (work + size > GROUP_WORK or len(group) == GROUP_BLOCKS):
-            yield tuple(group)
-            group, work = [], 0
-        group.append(index)
-        work += size
-    if group:
-        yield tuple(group)
+def take_group(blocks: Sequence[TraceBlock], first: int, tokens: int, threads: int) -> range:
+    """Places of the blocks from `first` on that one task orders: neighbours whose work is small.
+
+    The fewer blocks are left for each thread, the smaller the groups, so that all threads end at about the same time.
+    """
+    most = min(GROUP_BLOCKS, max(int((len(blocks) - first) / (GROUPS_LEFT * threads)), 1))
+    work, end = 0, first
+    for block in blocks[first : first + most]:
+        work += block.neurons**2 * -(-(tokens if block.routed is None else block.routed) // 64)
+        if end > first and work > GROUP_WORK:
+            break
+        end += 1
+    return range(first, end)
 
 
 def _seen_by_workers(trace: Path) -> Path:
@@ -80,11 +82,12 @@ class _Tasks:
 
     def __init__(self, client: Any, work: OrderingWork, send: bool) -> None:
         self._client, self._work, self._send = client, work, send
-        self._waiting = groups_of(work.trace.info.blocks, work.trace.info.tokens)
+        # The first block that is in no task yet.
+        self._next = 0
         # Blocks to be ordered alone.
         self._suspects: deque[int] = deque()
         self._alone = False
-        self._running: dict[Any, tuple[int, ...]] = {}
+        self._running: dict[Any, Sequence[int]] = {}
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._software = software()
         self._threads = 0
@@ -126,21 +129,21 @@ class _Tasks:
                     self._submit((self._suspects.popleft(),))
             if self._running:
                 return True
-        while len(self._running) < max(self._threads, 1):
-            places = next(self._waiting, None)
-            if places is None:
-                break
+        trace, threads = self._work.trace.info, max(self._threads, 1)
+        while len(self._running) < threads and self._next < len(trace.blocks):
+            places = take_group(trace.blocks, self._next, trace.tokens, threads)
+            self._next = places.stop
             self._submit(places)
         return bool(self._running)
 
-    def _submit(self, places: tuple[int, ...]) -> None:
+    def _submit(self, places: Sequence[int]) -> None:
         group = pickle.dumps(self._group(places), protocol=pickle.HIGHEST_PROTOCOL)
         future = self._client.submit(order_on_worker, self._software, group, pure=False)
         del group
         self._running[future] = places
         future.add_done_callback(self._done.put)
 
-    def _group(self, places: tuple[int, ...]) -> TaskGroup:
+    def _group(self, places: Sequence[int]) -> TaskGroup:
         work, trace = self._work, self._work.trace
         tasks = []
         for place in places:
@@ -160,7 +163,7 @@ class _Tasks:
             trace.sequence_starts if self._send else None,
         )
 
-    def _result(self, future: Any, places: tuple[int, ...]) -> list[OrderedBlock] | None:
+    def _result(self, future: Any, places: Sequence[int]) -> list[OrderedBlock] | None:
         """The blocks of a task that has ended; None if its workers ended, and its blocks have to be tried alone."""
         from distributed.scheduler import KilledWorker
 

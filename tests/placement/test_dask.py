@@ -30,7 +30,7 @@ from neuralink_cli.errors import (
 from neuralink_cli.placement import dask_cluster, dask_tasks
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.dask_cluster import DaskOptions
-from neuralink_cli.placement.dask_tasks import GROUP_BLOCKS, GROUP_WORK, groups_of
+from neuralink_cli.placement.dask_tasks import GROUP_BLOCKS, GROUP_WORK, take_group
 from neuralink_cli.placement.dask_worker import require_same_software
 from neuralink_cli.progress import no_progress
 from tests.traces import write_clustered_trace, write_routed_trace
@@ -76,14 +76,17 @@ class Deaths(WorkerPlugin):  # type: ignore[misc]
 def scheduler() -> Iterator[str]:
     """Two processes, with what Dask starts again when one ends."""
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        # A cluster on this machine gives up a process that does not start again within some seconds.
+        dask.config.set(
+            {"distributed.scheduler.allowed-failures": 0, "distributed.deploy.lost-worker-timeout": "600s"}
+        ),
         LocalCluster(
             # What workers need is imported before they register: importing it later blocks them for seconds.
             preload=["neuralink_cli.placement.dask_worker"],
             n_workers=2,
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=50,
             memory_limit=0,
         ) as started,
@@ -104,11 +107,6 @@ def alone(trace: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return placed(trace, tmp_path_factory.mktemp("alone") / "p")
 
 
-@pytest.fixture
-def one_block_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_tasks, "GROUP_WORK", 1)
-
-
 def placed(trace: Path, output: Path, dask: DaskOptions | None = None, **options: Any) -> bytes:
     cluster(trace, output, replace(LINKED, dask=dask, **options), progress=no_progress)
     return output.read_bytes()
@@ -121,7 +119,7 @@ def with_plugin(scheduler: str, plugin: WorkerPlugin) -> Client:
 
 
 def test_a_worker_that_ends_in_mid_run_changes_nothing(
-    scheduler: str, trace: Path, alone: bytes, tmp_path: Path, one_block_a_task: None
+    scheduler: str, trace: Path, alone: bytes, tmp_path: Path
 ) -> None:
     with with_plugin(scheduler, Deaths("layers.2", tmp_path / "ended")) as client:
         assert placed(trace, tmp_path / "p", DaskOptions(scheduler)) == alone
@@ -130,8 +128,11 @@ def test_a_worker_that_ends_in_mid_run_changes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ended", "p"]
 
 
-def test_a_block_that_ends_every_worker_is_named(scheduler: str, trace: Path, tmp_path: Path) -> None:
+def test_a_block_that_ends_every_worker_is_named(
+    scheduler: str, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Though it is in a group with others, which end their workers as well."""
+    monkeypatch.setattr(dask_tasks, "GROUPS_LEFT", 0.5)
     with with_plugin(scheduler, Deaths("layers.3")) as client:
         with pytest.raises(WorkerError, match=r"^.*block 'layers.3' ended every worker that ordered it") as found:
             placed(trace, tmp_path / "p", DaskOptions(scheduler))
@@ -149,7 +150,7 @@ def test_experts_give_the_same_bytes_read_or_sent(scheduler: str, tmp_path: Path
 
 
 def test_a_sent_trace_gives_the_same_bytes_and_need_not_be_seen(
-    scheduler: str, trace: Path, alone: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_block_a_task: None
+    scheduler: str, trace: Path, alone: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dask_tasks, "_seen_by_workers", lambda _path: tmp_path / "nowhere")
     assert placed(trace, tmp_path / "p", DaskOptions(scheduler, send_trace=True)) == alone
@@ -206,7 +207,6 @@ def test_an_interruption_cancels_what_is_under_way(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("neuralink_cli.placement.ordered_spool.OrderedSpool.put", interrupted)
-    monkeypatch.setattr(dask_tasks, "GROUP_WORK", 1)
     with pytest.raises(KeyboardInterrupt):
         placed(trace, tmp_path / "p", DaskOptions(scheduler))
     assert not list(tmp_path.iterdir())
@@ -262,10 +262,17 @@ def test_small_blocks_share_a_task_and_large_ones_do_not(trace: Path) -> None:
     large = replace(block, neurons=11008)
     rare = replace(large, neurons=2048, routed=64)
     tokens = 1 << 20
-    assert large.neurons**2 * (tokens // 64) > GROUP_WORK
-    blocks = [large, *[rare] * 200, large, large]
-    groups = list(groups_of(blocks, tokens))
+    assert large.neurons**2 * (tokens // 64) > GROUP_WORK > 500 * rare.neurons**2
+    blocks = [large, *[rare] * 500, large, large]
+    groups = [range(0)]
+    while groups[-1].stop < len(blocks):
+        groups.append(take_group(blocks, groups[-1].stop, tokens, 2))
     assert [place for group in groups for place in group] == list(range(len(blocks)))
-    assert groups[0] == (0,) and groups[-2:] == [(201,), (202,)]
-    assert [len(group) for group in groups[1:-2]] == [GROUP_BLOCKS, GROUP_BLOCKS, GROUP_BLOCKS, 200 - 3 * GROUP_BLOCKS]
-    assert list(groups_of([], 5)) == []
+    assert groups[1] == range(1)
+    assert groups[-2:] == [range(501, 502), range(502, 503)]
+    sizes = [len(group) for group in groups[2:-2]]
+    assert sizes[0] == 502 // 8
+    assert sizes == sorted(sizes, reverse=True)
+    assert take_group([rare] * 10_000, 0, tokens, 2) == range(GROUP_BLOCKS)
+    # Of few blocks every thread gets some.
+    assert take_group([rare] * 6, 0, tokens, 2) == range(1)
