@@ -40,7 +40,7 @@ def local_workers(count: int) -> Iterator[str]:
 
     with (
         tempfile.TemporaryDirectory(prefix="neuralink-", ignore_cleanup_errors=True) as folder,
-        dask.config.set({"distributed.scheduler.allowed-failures": _ALLOWED_FAILURES}),
+        dask.config.set({"distributed.scheduler.allowed-failures": _ALLOWED_FAILURES, "temporary-directory": folder}),
     ):
         cluster = LocalCluster(
             n_workers=0,
