@@ -22,6 +22,9 @@ _CONNECT_SECONDS = 20
 # Libraries that write to the log of this process.
 _NOISY = ("distributed", "dask", "tornado", "asyncio", "bokeh")
 
+# Whether nobody else in this process had imported Dask.
+_state = {"ours": False}
+
 
 @dataclass(frozen=True)
 class DaskOptions:
@@ -50,6 +53,7 @@ def require_dask() -> None:
     Raises:
         MissingDependencyError: It cannot.
     """
+    _state["ours"] = _state["ours"] or "distributed" not in sys.modules
     try:
         import distributed  # noqa: F401
     except ImportError as error:
@@ -154,7 +158,7 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             # A program that uses Dask itself gets its log back. On the command line it would tell of the closing.
-            if not sys.argv[0].endswith(("neuralink", "__main__.py")):
+            if not _state["ours"]:
                 for noisy, handlers, propagate in before:
                     noisy.handlers[:] = handlers
                     noisy.propagate = propagate

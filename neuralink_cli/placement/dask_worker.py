@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -124,22 +125,18 @@ def _attempt(theirs: Mapping[str, str], pickled: bytes) -> list[OrderedBlock] | 
     try:
         require_same_software(theirs, software(), f"worker on {socket.gethostname()}")
         group: TaskGroup = pickle.loads(pickled)
-        return [_order(group, task) for task in group.blocks]
+        # A worker that is sent the rows need not see the file.
+        with nullcontext() if group.sequence_starts is not None else _open_trace(group) as trace:
+            return [_order(group, task, trace) for task in group.blocks]
     except NeuralinkError as error:
         return Failure(type(error).__name__, error.what, error.where, error.fix)
 
 
-def _order(group: TaskGroup, task: BlockTask) -> OrderedBlock:
+def _order(group: TaskGroup, task: BlockTask, trace: TensorFile | None) -> OrderedBlock:
     options = replace(task.options, own=tuple(map(_with_code, task.options.own)))
     block = task.block
     try:
-        if task.rows is None:
-            with _open_trace(group) as trace:
-                rows = _rows_on_disk(trace, group, block)
-                return order_block(rows, block, group.split, group.source_names, options, _stop_if_cancelled)
-        sent, starts = task.rows, group.sequence_starts
-        assert starts is not None
-        rows = BlockRows(lambda start, stop: sent[start:stop], task.positions, group.tokens, starts)
+        rows = _rows_sent(task, group) if trace is None else _rows_on_disk(trace, group, block)
         return order_block(rows, block, group.split, group.source_names, options, _stop_if_cancelled)
     except MemoryError:
         raise WorkerError(f"a worker on {socket.gethostname()} has too little memory for block {block.id!r}") from None
@@ -188,6 +185,13 @@ def _open_trace(group: TaskGroup) -> TensorFile:
         opened.close()
         raise MismatchError(f"a worker on {host} sees another file there", where=group.trace, fix=SHARE_OR_SEND)
     return opened
+
+
+def _rows_sent(task: BlockTask, group: TaskGroup) -> BlockRows:
+    sent, starts = task.rows, group.sequence_starts
+    assert sent is not None
+    assert starts is not None
+    return BlockRows(lambda start, stop: sent[start:stop], task.positions, group.tokens, starts)
 
 
 def _rows_on_disk(trace: TensorFile, group: TaskGroup, block: TraceBlock) -> BlockRows:

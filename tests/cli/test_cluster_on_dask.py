@@ -73,7 +73,7 @@ def test_ctrl_c_ends_the_workers_and_leaves_nothing(trace: Path, tmp_path: Path)
 
 
 def test_a_trace_is_sent_to_workers_only(trace: Path, tmp_path: Path) -> None:
-    command = [*COMMAND, trace, "-o", tmp_path / "p", "--send-trace"]
+    command: list[str | Path] = [*COMMAND, trace, "-o", tmp_path / "p", "--send-trace"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "neuralink: error: --send-trace needs --scheduler or --workers\n"

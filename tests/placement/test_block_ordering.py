@@ -157,4 +157,4 @@ def test_vectors_made_in_stretches_are_those_made_at_once(
         assert np.array_equal(block_bits(trace, block, ranges), whole)
         assert block_bits(trace, block, []).shape == (70, 0)
     on = np.isin(np.arange(313), made.routed.get(block.id, np.arange(313)))
-    assert np.array_equal(whole, bits_of(rows(made.fired[block.id], on, ranges)))
+    assert np.array_equal(whole, bits_of(rows(made.fired[block.id], on, *ranges)))
