@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from neuralink_cli.errors import NeuralinkError as NeuralinkError
     from neuralink_cli.errors import OptionError as OptionError
     from neuralink_cli.errors import OutputError as OutputError
-    from neuralink_cli.errors import RankError as RankError
     from neuralink_cli.errors import UnsupportedError as UnsupportedError
     from neuralink_cli.errors import VerificationError as VerificationError
+    from neuralink_cli.errors import WorkerError as WorkerError
     from neuralink_cli.inspection.diff import DiffReport as DiffReport
     from neuralink_cli.inspection.diff import diff as diff
     from neuralink_cli.inspection.drift import DriftReport as DriftReport
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from neuralink_cli.placement.cluster import ClusterOptions as ClusterOptions
     from neuralink_cli.placement.cluster import ClusterSummary as ClusterSummary
     from neuralink_cli.placement.cluster import cluster as cluster
+    from neuralink_cli.placement.dask_cluster import DaskOptions as DaskOptions
     from neuralink_cli.placement.placement import Placement as Placement
     from neuralink_cli.report.measurements import ReportOptions as ReportOptions
     from neuralink_cli.report.report import WrittenReport as WrittenReport
@@ -104,6 +105,7 @@ _HOMES = {
     "Checkpoint": "checkpoint.checkpoint",
     "ClusterOptions": "placement.cluster",
     "ClusterSummary": "placement.cluster",
+    "DaskOptions": "placement.dask_cluster",
     "DeviceModel": "devices.device",
     "DiffReport": "inspection.diff",
     "DramBudget": "storage.budget",
@@ -125,7 +127,6 @@ _HOMES = {
     "Probe": "storage.probe",
     "ProfileOptions": "activations.options",
     "ProfileSummary": "activations.options",
-    "RankError": "errors",
     "ReadPlan": "storage.read_planning",
     "RelayoutOptions": "layout.plan",
     "RelayoutSummary": "layout.relayout",
@@ -136,6 +137,7 @@ _HOMES = {
     "UnsupportedError": "errors",
     "VerificationError": "errors",
     "VerifyReport": "layout.verify",
+    "WorkerError": "errors",
     "WrittenReport": "report.report",
     "bench_layouts": "bench.bench",
     "build": "pipeline.build",
@@ -184,6 +186,7 @@ __all__ = [
     "Checkpoint",
     "ClusterOptions",
     "ClusterSummary",
+    "DaskOptions",
     "DeviceModel",
     "DiffReport",
     "DramBudget",
@@ -205,7 +208,6 @@ __all__ = [
     "Probe",
     "ProfileOptions",
     "ProfileSummary",
-    "RankError",
     "ReadPlan",
     "RelayoutOptions",
     "RelayoutSummary",
@@ -216,6 +218,7 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "VerifyReport",
+    "WorkerError",
     "WrittenReport",
     "bench_layouts",
     "build",

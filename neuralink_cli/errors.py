@@ -57,8 +57,8 @@ class MissingDependencyError(NeuralinkError):
     """An optional package is needed and not installed."""
 
 
-class RankError(NeuralinkError):
-    """Another rank of a run under torchrun failed or died, so that this one cannot go on."""
+class WorkerError(NeuralinkError):
+    """A process or machine that shares the work ended, failed or does not answer."""
 
 
 # No message is longer: a terminal shows it, and a log keeps it.

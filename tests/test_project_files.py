@@ -38,8 +38,8 @@ def read_yaml(name: str) -> Any:
 def lower_bounds() -> dict[str, str]:
     """The oldest version of every package that pyproject.toml asks for."""
     text = text_of("pyproject.toml")
-    lists = re.findall(r"^(?:dependencies|hf|plot|dev) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
-    assert len(lists) == 4
+    lists = re.findall(r"^(?:dependencies|hf|plot|dask|dev) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    assert len(lists) == 5
     lines = "".join(lists).splitlines()
     matches = [REQUIREMENT.fullmatch(line) for line in lines]
     without = [line for line, match in zip(lines, matches, strict=True) if match is None]

@@ -18,7 +18,7 @@ from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from neuralink_cli.activations.launch import Launch
-from neuralink_cli.errors import NeuralinkError, RankError
+from neuralink_cli.errors import NeuralinkError, WorkerError
 from neuralink_cli.files.durable import remove_unfinished
 from neuralink_cli.signals import Terminated, deferred_signals
 
@@ -47,7 +47,7 @@ class Meeting:
     """The ranks of a run as they see each other. Use as a context manager; a failure in it is known to all ranks.
 
     Raises:
-        RankError: The store cannot be reached.
+        WorkerError: The store cannot be reached.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -100,7 +100,7 @@ class Meeting:
             meanwhile: Called again and again.
 
         Raises:
-            RankError: A rank failed, or does not answer any more.
+            WorkerError: A rank failed, or does not answer any more.
         """
         number = self._rounds[what] = self._rounds.get(what, 0) + 1
         key = f"met/{what}/{number}"
@@ -109,7 +109,7 @@ class Meeting:
         while come < self._launch.count:
             self.require_all_well()
             if what == "start" and time.monotonic() - started > _JOIN_SECONDS:
-                raise RankError(
+                raise WorkerError(
                     f"only {come} of {self._launch.count} ranks came within {_JOIN_SECONDS / 60:.0f} minutes",
                     fix="if this is to be one process, unset TORCHELASTIC_RUN_ID",
                 )
@@ -122,10 +122,10 @@ class Meeting:
         """Check that no rank is known to have failed.
 
         Raises:
-            RankError: One has, or has not been heard of for minutes.
+            WorkerError: One has, or has not been heard of for minutes.
         """
         if self.add("failed", 0):
-            raise RankError("another rank failed")
+            raise WorkerError("another rank failed")
         now = time.monotonic()
         if now - self._looked < _BEAT_SECONDS:
             return
@@ -136,7 +136,7 @@ class Meeting:
                 self._beats[rank] = beats, now
             # Before the first beat a rank is still starting, and `meet` has the limit for that.
             elif beats and now - self._beats[rank][1] > _SILENT_SECONDS:
-                raise RankError(f"rank {rank} has not been heard of for {_SILENT_SECONDS / 60:.0f} minutes")
+                raise WorkerError(f"rank {rank} has not been heard of for {_SILENT_SECONDS / 60:.0f} minutes")
 
     def _beat(self) -> None:
         with contextlib.suppress(RuntimeError):
@@ -147,9 +147,9 @@ class Meeting:
         """Clear up after ranks that were killed, and decide who tells.
 
         Raises:
-            RankError: They are why this rank failed, and it is the one that tells.
+            WorkerError: They are why this rank failed, and it is the one that tells.
         """
-        if isinstance(error, RankError):
+        if isinstance(error, WorkerError):
             self._wait_for_explanation()
         dead = self._dead()
         for folder, output in dead.values():
@@ -157,7 +157,7 @@ class Meeting:
                 shutil.rmtree(folder, ignore_errors=True)
             if output is not None:
                 remove_unfinished(Path(output))
-        if _claim(self._launch, self._store) and dead and isinstance(error, (RankError, Terminated)):
+        if _claim(self._launch, self._store) and dead and isinstance(error, (WorkerError, Terminated)):
             raise _died(sorted(dead), self._launch.count) from error
 
     def _wait_for_explanation(self) -> None:
@@ -185,7 +185,7 @@ def tell_once(launch: Launch, tell: Callable[[], object]) -> None:
     """
     store = None
     # If nobody keeps the store any more: better twice than never.
-    with contextlib.suppress(RankError, RuntimeError):
+    with contextlib.suppress(WorkerError, RuntimeError):
         store = _connect(launch, _CONNECT_AGAIN)
         if not _claim(launch, store):
             _wait_until_told(store)
@@ -208,14 +208,14 @@ def lost_connection() -> Iterator[None]:
     """Turns errors of torch.distributed in the block into one of ours.
 
     Raises:
-        RankError: The connection with another rank broke.
+        WorkerError: The connection with another rank broke.
     """
     try:
         yield
     except NeuralinkError:
         raise
     except RuntimeError as error:
-        raise RankError(
+        raise WorkerError(
             "the connection with the other ranks broke", fix="what torchrun reports on each machine may say why"
         ) from error
 
@@ -224,7 +224,7 @@ def _connect(launch: Launch, patience: timedelta) -> Any:
     try:
         store: Store = next(rendezvous("env://", timeout=patience))[0]
     except (RuntimeError, ValueError, OSError) as error:
-        raise RankError("the store of torchrun cannot be reached") from error
+        raise WorkerError("the store of torchrun cannot be reached") from error
     return PrefixStore(f"neuralink/{launch.attempt}", store)
 
 
@@ -234,9 +234,9 @@ def _claim(launch: Launch, store: Any) -> bool:
     return _tells[launch]
 
 
-def _died(ranks: Sequence[int], count: int) -> RankError:
+def _died(ranks: Sequence[int], count: int) -> WorkerError:
     numbers = ", ".join(map(str, ranks))
-    return RankError(
+    return WorkerError(
         f"rank{'s' if len(ranks) > 1 else ''} {numbers} of {count} died without a word (killed, perhaps for want of "
         "memory); nothing unfinished was left behind"
     )

@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from neuralink_cli.activations.options import SourceSummary
-from neuralink_cli.activations.trace import Bits, Positions, Trace, TraceBlock, TraceSource, write_trace
+from neuralink_cli.activations.trace import (
+    Bits,
+    Positions,
+    Trace,
+    TraceBlock,
+    TraceSource,
+    require_countable,
+    write_trace,
+)
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.files.durable import require_free
 from neuralink_cli.progress import Progress, no_progress
@@ -49,6 +57,7 @@ def merge_traces(
         InputError: An input is not a trace, or damaged.
         MismatchError: The inputs differ in model, signal, thresholds or blocks, or hold the same sequences twice.
         OptionError: There is no input.
+        UnsupportedError: Together they have more tokens than 32 bits count.
         OutputError: As `write_trace`.
     """
     if not inputs:
@@ -58,6 +67,7 @@ def merge_traces(
         traces = [stack.enter_context(closing(Trace(path))) for path in inputs]
         for trace in traces[1:]:
             _require_same_run(traces[0], trace)
+        require_countable(sum(trace.info.tokens for trace in traces), output)
         _require_distinct(traces)
         for trace in traces:
             trace.check_content()
@@ -206,14 +216,20 @@ def _all_bits(traces: Sequence[Trace], index: int) -> Iterator[Bits]:
     for trace in traces:
         block = trace.info.blocks[index]
         rows = max(_CHUNK_BYTES // block.row_bytes, 1)
-        for start in range(0, trace.info.tokens, rows):
-            yield trace.fired(block, start, min(start + rows, trace.info.tokens))
+        count = trace.info.tokens if block.routed is None else block.routed
+        for first in range(0, count, rows):
+            yield trace.read_rows(block, first, min(first + rows, count))
 
 
 def _all_tokens(traces: Sequence[Trace], index: int) -> Iterator[Positions]:
     before = 0
     for trace in traces:
-        yield (trace.tokens_of(trace.info.blocks[index]).astype(np.int64) + before).astype(np.uint32)
+        block = trace.info.blocks[index]
+        count, rows = block.routed or 0, max(_CHUNK_BYTES // 4, 1)
+        for first in range(0, count, rows):
+            part = trace.read_positions(block, first, min(first + rows, count))
+            # No place is beyond 32 bits, see `require_countable`.
+            yield part + np.uint32(before)
         before += trace.info.tokens
 
 

@@ -67,7 +67,7 @@ def profile(
         MismatchError: The trace to take thresholds from has another model or signal.
         OutputError: The output exists, cannot be written or does not fit on the disk.
         MissingDependencyError: The packages of the extra `hf` are not installed.
-        RankError: Another rank failed or died.
+        WorkerError: Another rank failed or died.
     """
     if ranks.rank == 0:
         require_free(output, overwrite, inputs=[Path(name) for name in data.datasets])

@@ -72,7 +72,7 @@ def record_trace(run: Run, output: Path, *, overwrite: bool, progress: Progress)
     Raises:
         InputError: A signal is NaN.
         OutputError: The trace cannot be written or does not fit on the disk.
-        RankError: Another rank failed or died.
+        WorkerError: Another rank failed or died.
     """
     from neuralink_cli.activations.preflight import telling_time
     from neuralink_cli.activations.recorder import record

@@ -280,7 +280,7 @@ def joined_ranks(launch: Launch) -> Iterator[TorchRanks]:
     """Within the block this process is one of those that torchrun started.
 
     Raises:
-        RankError: Other ranks did not come, failed, or died.
+        WorkerError: Other ranks did not come, failed, or died.
         Exception: What the block raises. Of all ranks only one is to tell of a failure, see `tells_of_failure`.
     """
     with Meeting(launch) as meeting:

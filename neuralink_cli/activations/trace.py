@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.arrays import Bytes
 from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.origin import Origin, parse_origin
-from neuralink_cli.errors import InputError
+from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.files.schema import Schema
 from neuralink_cli.files.stage_file import StageFile, StreamedTensor, array_tensor, write_stage_file
 
@@ -24,6 +24,7 @@ Positions = npt.NDArray[np.uint32]
 TRACE_SCHEMA = Schema("trace", __package__, "trace.schema.json")
 SEQUENCE_LENGTHS = "sequence_lengths"
 SEQUENCE_DIGESTS = "sequence_digests"
+MOST_TOKENS = 2**32 - 1
 SEQUENCE_CARRIED = "sequence_carried"
 
 
@@ -109,6 +110,20 @@ def bytes_per_token(blocks: Iterable[FFNBlock]) -> float:
     )
 
 
+def require_countable(tokens: int, where: Path) -> None:
+    """Refuse more tokens than 32 bits count: places of tokens have as many, and counts of what fired together.
+
+    Raises:
+        UnsupportedError: There are more.
+    """
+    if tokens > MOST_TOKENS:
+        raise UnsupportedError(
+            f"would have {tokens:,} tokens, but the places of tokens in a trace have 32 bits: at most {MOST_TOKENS:,}",
+            where=where,
+            fix="profile or merge less text: an order needs far fewer tokens",
+        )
+
+
 def write_trace(
     path: Path,
     header: TraceHeader,
@@ -134,7 +149,9 @@ def write_trace(
 
     Raises:
         OutputError: As `write_stage_file`.
+        UnsupportedError: As `require_countable`.
     """
+    require_countable(header.tokens, path)
     tensors = []
     for block in header.blocks:
         rows = header.tokens if block.routed is None else block.routed
@@ -147,6 +164,23 @@ def write_trace(
     tensors.append(array_tensor(SEQUENCE_LENGTHS, sequence_lengths))
     tensors.append(array_tensor(SEQUENCE_DIGESTS, sequence_digests))
     return write_stage_file(path, TRACE_SCHEMA, asdict(header), tensors, overwrite=overwrite, progress=progress)
+
+
+class FiredTokens(Protocol):
+    """What is read of a trace to order its blocks; see the methods of `Trace`."""
+
+    @property
+    def sequence_starts(self) -> npt.NDArray[np.int64]:
+        """The first token of each sequence."""
+
+    def tokens_of(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Positions:
+        """The tokens from `start` to `stop` that a block ran on."""
+
+    def rows(self, block: TraceBlock, start: int, stop: int) -> tuple[int, int]:
+        """First row and end of a block's rows for the tokens from `start` to `stop`."""
+
+    def read_rows(self, block: TraceBlock, first: int, last: int) -> Bits:
+        """Rows of a block by their numbers."""
 
 
 class Trace(StageFile):
@@ -170,17 +204,23 @@ class Trace(StageFile):
 
     def fired(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Bits:
         """Bits of the tokens from `start` to `stop` that a block ran on: uint8 `[tokens, ceil(neurons / 8)]`."""
-        start, stop = self._rows(block, start, self.info.tokens if stop is None else stop)
-        rows = self.read(f"{block.id}.fired", start * block.row_bytes, stop * block.row_bytes)
-        return rows.reshape(stop - start, block.row_bytes)
+        return self.read_rows(block, *self.rows(block, start, self.info.tokens if stop is None else stop))
+
+    def read_rows(self, block: TraceBlock, first: int, last: int) -> Bits:
+        """Rows `first` to `last` of a block, by their numbers: for an expert not the tokens of the trace."""
+        rows = self.read(f"{block.id}.fired", first * block.row_bytes, last * block.row_bytes)
+        return rows.reshape(last - first, block.row_bytes)
+
+    def read_positions(self, block: TraceBlock, first: int, last: int) -> Positions:
+        """The tokens of rows `first` to `last` of an expert."""
+        return self.read(f"{block.id}.tokens", 4 * first, 4 * last).view("<u4")
 
     def tokens_of(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Positions:
         """The tokens from `start` to `stop` that a block ran on: uint32, ascending."""
         stop = self.info.tokens if stop is None else stop
         if block.routed is None:
             return np.arange(start, stop, dtype=np.uint32)
-        first, last = self._rows(block, start, stop)
-        return self._positions(block)[first:last]
+        return self.read_positions(block, *self.rows(block, start, stop))
 
     def fired_by_token(self, block: TraceBlock, start: int = 0, stop: int | None = None) -> Bits:
         """Bits of all tokens from `start` to `stop`; no bit is set for tokens that a block did not run on."""
@@ -208,8 +248,8 @@ class Trace(StageFile):
         counts = [source.sequences for source in self.info.sources]
         return tuple(np.split(self.sequence_lengths, np.cumsum(counts)[:-1]))
 
-    def _rows(self, block: TraceBlock, start: int, stop: int) -> tuple[int, int]:
-        """The rows of a block for the tokens `start` to `stop`."""
+    def rows(self, block: TraceBlock, start: int, stop: int) -> tuple[int, int]:
+        """First row and end of the rows of a block for the tokens from `start` to `stop`."""
         if block.routed is None:
             return start, stop
         first, last = np.searchsorted(self._positions(block), [start, stop]).tolist()
@@ -220,6 +260,8 @@ class Trace(StageFile):
 
     def _check(self) -> None:
         info = self.info
+        if info.tokens > MOST_TOKENS:
+            raise InputError(f"says that it has {info.tokens:,} tokens, more than 32 bits count", where=self.path)
         if len({block.id for block in info.blocks}) != len(info.blocks):
             raise InputError("lists a block twice", where=self.path)
         for block in info.blocks:

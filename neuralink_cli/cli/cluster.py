@@ -19,6 +19,7 @@ from neuralink_cli.cli.options import (
     weights_option,
 )
 from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar, remark
+from neuralink_cli.errors import OptionError
 from neuralink_cli.layout.names import RESIDENT_CHOICES
 from neuralink_cli.placement.gain import (
     OrderFigures,
@@ -42,6 +43,7 @@ from neuralink_cli.placement.placement import (
 
 if TYPE_CHECKING:
     from neuralink_cli.devices.ratio import Ratio
+    from neuralink_cli.placement.dask_cluster import DaskOptions
 
 # How many experts a remark lists.
 _SHOWN_EXPERTS = 5
@@ -67,6 +69,8 @@ Examples:
       --device my-phone-fio.json --resident gate
   neuralink cluster model.trace.safetensors -o p.safetensors \\
       --order frequency --json
+  neuralink cluster model.trace.safetensors -o p.safetensors \\
+      --scheduler tcp://10.0.0.1:8786
 """,
 )
 @click.argument("trace", type=TRACE_PATH)
@@ -148,7 +152,28 @@ Examples:
     metavar="DIR",
     help="Also write each block's strongest links as GraphML files into this new directory.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Blocks to order at a time.  [default: all CPUs]")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Blocks to order at a time, on Dask the threads of a worker.  [default: all CPUs, on Dask 1]",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS|FILE",
+    help="Order blocks on the workers of a Dask cluster: its address, such as tcp://HOST:8786, or its scheduler file.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Order blocks on N Dask workers on this machine, each a process.",
+)
+@click.option(
+    "--send-trace",
+    is_flag=True,
+    help="Send each block of TRACE to the worker that orders it, if workers do not see it under the same path.",
+)
 @overwrite_option
 @reporting_options
 def command(
@@ -166,6 +191,9 @@ def command(
     min_tokens: int,
     graphs: Path | None,
     jobs: int | None,
+    scheduler: str | None,
+    workers: int | None,
+    send_trace: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -191,6 +219,7 @@ def command(
         pin_hot=pin_hot,
         fewest_tokens=min_tokens,
         jobs=jobs,
+        dask=_dask(scheduler, workers, send_trace),
     )
     if graphs is not None:
         check_export(graphs, overwrite)
@@ -235,6 +264,16 @@ def command(
 
 def _span(gaps: list[int]) -> str:
     return str(gaps[0]) if len(gaps) == 1 else f"{gaps[0]} to {gaps[-1]}"
+
+
+def _dask(scheduler: str | None, workers: int | None, send_trace: bool) -> DaskOptions | None:
+    from neuralink_cli.placement.dask_cluster import DaskOptions
+
+    if scheduler is None and workers is None:
+        if send_trace:
+            raise OptionError("--send-trace needs --scheduler or --workers")
+        return None
+    return DaskOptions(scheduler, workers, send_trace)
 
 
 def _print_result(header: PlacementHeader, device: str) -> None:

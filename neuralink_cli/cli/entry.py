@@ -22,7 +22,7 @@ from neuralink_cli.signals import HungUp, Terminated, stopping_signals, was_stop
 # Of these it does not matter which rank of several tells.
 _OF_ALL = (
     exit_codes.USAGE,
-    exit_codes.LOST_RANK,
+    exit_codes.WORKER,
     exit_codes.HUNG_UP,
     exit_codes.INTERRUPTED,
     exit_codes.TERMINATED,

@@ -12,7 +12,7 @@ MISMATCH = 5
 OUTPUT = 6
 MISSING_DEPENDENCY = 7
 OUT_OF_MEMORY = 8
-LOST_RANK = 9
+WORKER = 9
 INTERNAL = 70
 HUNG_UP = 129
 INTERRUPTED = 130
@@ -29,7 +29,7 @@ EXIT_CODE_MEANINGS = {
     OUTPUT: "the output exists, cannot be written, or does not fit on the disk",
     MISSING_DEPENDENCY: "an optional package is not installed",
     OUT_OF_MEMORY: "out of memory",
-    LOST_RANK: "another rank of a run under torchrun failed or died",
+    WORKER: "a process or machine that shares the work ended, failed or does not answer",
     INTERNAL: "internal error: a bug in neuralink",
     HUNG_UP: "the terminal went away (SIGHUP)",
     INTERRUPTED: "interrupted (Ctrl-C)",
@@ -45,7 +45,7 @@ _CODES: dict[type[BaseException], int] = {
     errors.MismatchError: MISMATCH,
     errors.OutputError: OUTPUT,
     errors.MissingDependencyError: MISSING_DEPENDENCY,
-    errors.RankError: LOST_RANK,
+    errors.WorkerError: WORKER,
 }
 
 

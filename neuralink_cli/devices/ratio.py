@@ -12,8 +12,9 @@ _RESAMPLES = 2000
 _SEED = 20241019
 # The middle 95 %.
 _QUANTILES = (0.025, 0.975)
-# Resamples at a time, so that memory stays bounded for many sequences.
+# Resamples at a time, and sequences times resamples: memory stays bounded for many sequences.
 _CHUNK = 100
+_CHUNK_COUNTS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,11 @@ def bootstrap_ratios(
         return [Ratio(float(value), float(value), float(value)) for value in values]
     random = np.random.default_rng(_SEED)
     drawn = np.empty((_RESAMPLES, len(pairs)))
-    for first in range(0, _RESAMPLES, _CHUNK):
-        counts = random.multinomial(sequences, np.full(sequences, 1 / sequences), size=_CHUNK).astype(np.float64)
-        drawn[first : first + _CHUNK] = _divide(counts @ top, counts @ bottom)
+    chunk = max(min(_CHUNK, _CHUNK_COUNTS // sequences), 1)
+    for first in range(0, _RESAMPLES, chunk):
+        size = min(chunk, _RESAMPLES - first)
+        counts = random.multinomial(sequences, np.full(sequences, 1 / sequences), size=size).astype(np.float64)
+        drawn[first : first + size] = _divide(counts @ top, counts @ bottom)
     low, high = np.quantile(drawn, _QUANTILES, axis=0)
     return [Ratio(float(v), float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from neuralink_cli.inspection.facts import Facts, read_facts
 from neuralink_cli.inspection.kinds import PLACED_KINDS, recognise
 from neuralink_cli.placement.block_ordering import BlockOptions
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
-from neuralink_cli.placement.cluster import order_blocks
 from neuralink_cli.placement.held_out import TokenSplit, digests_in, sequence_starts_in, split_tokens, unseen_ranges
+from neuralink_cli.placement.ordering_work import OrderingWork, in_threads, order_blocks
 from neuralink_cli.placement.placement import DEFAULT_ORDER, EFFORT_NAMES, ORDER_NAMES
 from neuralink_cli.placement.preflight import tell_needs
 from neuralink_cli.progress import Progress, no_progress
@@ -320,9 +321,11 @@ def _reorder(
         return BlockOptions(order, old.pinned, ratio, wanted, int(facts.options.get("fewest_tokens", 0)))
 
     tell_needs(trace, split, float(facts.options.get("pin_hot", 0)), jobs)
-    made = order_blocks(trace, split, options, jobs=jobs, progress=progress)
+    work = OrderingWork(trace, split, options)
+    made = dict(order_blocks(work, partial(in_threads, jobs=jobs), progress))
     blocks = tuple(
-        replace(old, order=new.placed.order, pinned=new.pinned) for old, new in zip(contender.blocks, made, strict=True)
+        replace(old, order=made[index].placed.order, pinned=made[index].pinned)
+        for index, old in enumerate(contender.blocks)
     )
     names = [source.name for source in trace.info.sources]
     held = tuple(TokenRange(name, *part) for name, ranges in zip(names, split.held_out, strict=True) for part in ranges)

@@ -28,14 +28,35 @@ def transpose_bits(fired: npt.NDArray[np.uint8], n: int) -> Bits:
     Raises:
         InputError: `fired` does not have this type or shape.
     """
-    if fired.dtype != np.uint8 or fired.ndim != 2 or n < 0 or fired.shape[1] != -(-n // 8):
+    bits = empty_bits(n, fired.shape[0] if fired.ndim else 0)
+    transpose_into(fired, bits)
+    return bits
+
+
+def empty_bits(n: int, tokens: int) -> Bits:
+    """Bit vectors of `n` neurons over `tokens` tokens, for `transpose_into` to fill."""
+    return np.empty((max(n, 0), -(-tokens // WORD)), dtype=np.uint64)
+
+
+def transpose_into(fired: npt.NDArray[np.uint8], bits: Bits, first: int = 0) -> None:
+    """Fill the words of neuron-major bit vectors from word `first` on with a stretch of a trace.
+
+    Args:
+        fired: As for `transpose_bits`. Only the last stretch may have a number of tokens that 64 does not divide.
+        bits: uint64[n, words], written.
+
+    Raises:
+        InputError: As `transpose_bits`, or `bits` has no room for so many tokens.
+    """
+    n = bits.shape[0]
+    if fired.dtype != np.uint8 or fired.ndim != 2 or fired.shape[1] != -(-n // 8):
         raise InputError(
             f"the trace of a block of {n} neurons must be uint8 [tokens, {-(-n // 8)}], not {fired.dtype} "
             f"{list(fired.shape)}"
         )
-    bits = np.empty((n, -(-fired.shape[0] // WORD)), dtype=np.uint64)
-    _transpose(np.ascontiguousarray(fired), bits)
-    return bits
+    if first * WORD + fired.shape[0] > bits.shape[1] * WORD:
+        raise InputError(f"bit vectors of {bits.shape[1]} words do not hold {first * WORD + fired.shape[0]} tokens")
+    _transpose(np.ascontiguousarray(fired), bits, first)
 
 
 def activation_counts(bits: Bits) -> npt.NDArray[np.int64]:
@@ -46,9 +67,10 @@ def activation_counts(bits: Bits) -> npt.NDArray[np.int64]:
 
 
 @kernel
-def _transpose(fired: npt.NDArray[np.uint8], bits: Bits) -> None:
+def _transpose(fired: npt.NDArray[np.uint8], bits: Bits, first: int) -> None:
     tokens, row_bytes = fired.shape
-    n, words = bits.shape
+    n = bits.shape[0]
+    words = (tokens + WORD - 1) // WORD
     # Eight 64 x 64 bit matrices lie side by side in `tile`, so that each step works on eight words at once.
     tile = np.empty((WORD, TILE // WORD), dtype=np.uint64)
     tile_bytes = tile.view(np.uint8)
@@ -72,7 +94,7 @@ def _transpose(fired: npt.NDArray[np.uint8], bits: Bits) -> None:
             for neuron in range(first_byte * 8, min(n, first_byte * 8 + TILE)):
                 column, row = divmod(neuron - first_byte * 8, WORD)
                 for d in range(depth):
-                    bits[neuron, first_word + d] = done[d, row, column]
+                    bits[neuron, first + first_word + d] = done[d, row, column]
 
 
 @kernel

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.activations.trace import Trace, TraceBlock
+from neuralink_cli.activations.trace import FiredTokens, TraceBlock
 from neuralink_cli.arrays import Neurons
 from neuralink_cli.devices.cost import order_cost, token_costs
 from neuralink_cli.placement.baselines import frequency_order, original_order
-from neuralink_cli.placement.bits import Bits, activation_counts, transpose_bits
+from neuralink_cli.placement.bits import WORD, Bits, activation_counts, empty_bits, transpose_into
 from neuralink_cli.placement.held_out import Range, TokenSplit, read_statistics, sequence_starts_in
 from neuralink_cli.placement.orders import NeuronOrder, OrderingTask, make_orders, pinned_first
 from neuralink_cli.placement.own_orders import OwnOrder
 from neuralink_cli.placement.placement import COMPARED_ORDERS, ORIGINAL, REFINED, HeldOutReads, OrderCost, PlacedBlock
+
+STRETCH = 8192
+"""Tokens whose rows are in memory at a time while bit vectors are made from them: a multiple of 64."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class BlockOptions:
         effort: Effort of the refinement.
         fewest_tokens: An expert that saw fewer tokens keeps its original order.
         own: Orders that the user brings, all of them compared.
+        threads: How many threads count; None for one on each CPU. Does not change the result.
     """
 
     order: str
@@ -38,6 +42,7 @@ class BlockOptions:
     effort: str
     fewest_tokens: int = 0
     own: tuple[OwnOrder, ...] = ()
+    threads: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +80,7 @@ class OrderedBlock:
 
 
 def order_block(
-    trace: Trace,
+    trace: FiredTokens,
     block: TraceBlock,
     split: TokenSplit,
     source_names: Sequence[str],
@@ -91,7 +96,7 @@ def order_block(
     """
     bits = block_bits(trace, block, split.ordering)
     counts = activation_counts(bits)
-    tokens = int(sum(trace.tokens_of(block, *ordering).size for ordering in split.ordering))
+    tokens = count_tokens(trace, block, split.ordering)
     too_few = block.routed is not None and tokens < options.fewest_tokens
     pinned = frequency_order(counts)[: 0 if too_few else options.pinned]
     rest = np.setdiff1d(np.arange(block.neurons, dtype=np.int32), pinned)
@@ -101,6 +106,7 @@ def order_block(
         options.effort,
         between_sweeps,
         {own.name: own.maker(block, rest) for own in options.own},
+        options.threads,
     )
     compared = {*COMPARED_ORDERS, options.order, *task.own}
     made = dict.fromkeys(compared, _unchanged(rest.size)) if too_few else make_orders(task, compared)
@@ -121,10 +127,31 @@ def order_block(
     return OrderedBlock(PlacedBlock(order.order, frequency, order.links), chosen, tokens, pinned.size, held_out, costs)
 
 
-def block_bits(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
+def count_tokens(trace: FiredTokens, block: TraceBlock, ranges: Sequence[Range]) -> int:
+    """How many tokens of some ranges a block ran on."""
+    rows = [trace.rows(block, *part) for part in ranges]
+    return sum(last - first for first, last in rows)
+
+
+def block_bits(trace: FiredTokens, block: TraceBlock, ranges: Sequence[Range]) -> Bits:
     """Bit vectors of a block over those tokens of some ranges that it ran on: uint64 `[neurons, words]`."""
-    fired = [trace.fired(block, start, stop) for start, stop in ranges] or [trace.fired(block, 0, 0)]
-    return transpose_bits(fired[0] if len(fired) == 1 else np.concatenate(fired), block.neurons)
+    parts = [trace.rows(block, *part) for part in ranges]
+    bits = empty_bits(block.neurons, sum(last - first for first, last in parts))
+    rows = np.empty((STRETCH, block.row_bytes), dtype=np.uint8)
+    filled = words = 0
+    # In stretches of whole words, so that the rows are never in memory as a whole.
+    for start, stop in parts:
+        for first in range(start, stop, STRETCH):
+            left = trace.read_rows(block, first, min(first + STRETCH, stop))
+            while left.shape[0]:
+                taken = left[: STRETCH - filled]
+                rows[filled : filled + taken.shape[0]] = taken
+                filled, left = filled + taken.shape[0], left[taken.shape[0] :]
+                if filled == STRETCH:
+                    transpose_into(rows, bits, words)
+                    filled, words = 0, words + STRETCH // WORD
+    transpose_into(rows[:filled], bits, words)
+    return bits
 
 
 def _unchanged(neurons: int) -> NeuronOrder:
@@ -133,7 +160,7 @@ def _unchanged(neurons: int) -> NeuronOrder:
 
 
 def _measure(
-    trace: Trace,
+    trace: FiredTokens,
     block: TraceBlock,
     held_out: Sequence[Range],
     source: str,
@@ -142,7 +169,7 @@ def _measure(
     options: BlockOptions,
 ) -> tuple[HeldOutReads, SequenceCosts]:
     tokens = sum(stop - start for start, stop in held_out)
-    routed = sum(trace.tokens_of(block, *part).size for part in held_out)
+    routed = count_tokens(trace, block, held_out)
     bits = block_bits(trace, block, held_out)
     # Pinned neurons are never read from flash, wherever an order has them.
     bits[pinned] = 0
@@ -154,7 +181,7 @@ def _measure(
 
 
 def cost_sequences(
-    trace: Trace,
+    trace: FiredTokens,
     block: TraceBlock,
     ranges: Sequence[Range],
     bits: Bits,
@@ -175,10 +202,14 @@ def cost_sequences(
     def by_sequence(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.bincount(sequence, costs, starts.size).astype(np.float64)
 
-    costs = {name: token_costs(bits, order, operation_in_bundles, positions.size) for name, order in orders.items()}
-    return SequenceCosts(
-        {name: by_sequence(collapsed) for name, (collapsed, _) in costs.items()}, by_sequence(costs[ORIGINAL][1])
-    )
+    # One order after the other: two numbers for every token are more than the bits of few neurons.
+    collapsed = {}
+    for name, order in orders.items():
+        across, apart = token_costs(bits, order, operation_in_bundles, positions.size)
+        collapsed[name] = by_sequence(across)
+        if name == ORIGINAL:
+            naive = by_sequence(apart)
+    return SequenceCosts(collapsed, naive)
 
 
 def _cost(bits: Bits, order: npt.NDArray[np.int32], tokens: int, operation_in_bundles: float) -> OrderCost:

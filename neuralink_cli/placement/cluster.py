@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.devices.cost import collapse_gap
@@ -18,10 +19,13 @@ from neuralink_cli.devices.device import DeviceModel, device_record
 from neuralink_cli.devices.ratio import bootstrap_ratios
 from neuralink_cli.errors import OptionError
 from neuralink_cli.files.durable import require_free
-from neuralink_cli.kernels import available_cpus
-from neuralink_cli.placement.block_ordering import BlockOptions, OrderedBlock, order_block
+from neuralink_cli.placement.block_ordering import BlockOptions
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
+from neuralink_cli.placement.dask_cluster import DaskOptions, require_dask
+from neuralink_cli.placement.dask_tasks import on_dask
 from neuralink_cli.placement.held_out import TokenSplit, digests_in, sequence_starts_in, split_tokens
+from neuralink_cli.placement.ordered_spool import OrderedSpool, SpooledBlock
+from neuralink_cli.placement.ordering_work import OrderingWork, Workers, in_threads, order_blocks
 from neuralink_cli.placement.own_orders import IMPORTED, OwnOrder, load_order, read_orders
 from neuralink_cli.placement.placement import (
     DEFAULT_ORDER,
@@ -33,7 +37,7 @@ from neuralink_cli.placement.placement import (
     PlacementHeader,
     write_placement,
 )
-from neuralink_cli.placement.preflight import tell_needs
+from neuralink_cli.placement.preflight import tell_needs, tell_worker_needs
 from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.weight_formats.formats import SOURCE, parse_weight_formats
 
@@ -56,7 +60,9 @@ class ClusterOptions:
         pin_hot: Share of the neurons of each block that will live in DRAM.
         effort: Effort of the refinement: "fast", "normal" or "max".
         fewest_tokens: An expert with fewer routed tokens in the ordering keeps its original order.
-        jobs: Blocks to order at a time; by default as many as CPUs.
+        jobs: Blocks to order at a time; by default as many as CPUs. On Dask, threads that each worker counts with; by
+            default one.
+        dask: Workers of a Dask cluster that order the blocks; None for threads of this process.
     """
 
     device: DeviceModel
@@ -70,6 +76,7 @@ class ClusterOptions:
     effort: str = "normal"
     fewest_tokens: int = 128
     jobs: int | None = None
+    dask: DaskOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -96,14 +103,25 @@ def cluster(
         opened.check_content()
         own = _own_orders(opened, options)
         split = _split(opened, options)
-        tell_needs(opened, split, options.pin_hot, options.jobs)
-        ordered = order_blocks(
-            opened, split, lambda block: _block_options(block, options, own), jobs=options.jobs, progress=progress
-        )
-        header = _header(opened, split, ordered, options, own)
-        seen = np.unique(np.concatenate([digests_in(opened, made) for made in split.ordering]), axis=0)
-    placed = {block.id: result.placed for block, result in zip(header.blocks, ordered, strict=True)}
-    return ClusterSummary(header, write_placement(output, header, placed, seen, overwrite=overwrite))
+        workers = _workers(opened, split, options)
+        work = OrderingWork(opened, split, lambda block: _block_options(block, options, own))
+        with OrderedSpool(output, [block.id for block in opened.info.blocks]) as spool:
+            with closing(order_blocks(work, workers, progress)) as ordered:
+                for index, block in ordered:
+                    spool.put(index, block)
+            header = _header(opened, split, spool, options, own)
+            seen = np.unique(np.concatenate([digests_in(opened, made) for made in split.ordering]), axis=0)
+            return ClusterSummary(header, write_placement(output, header, spool, seen, overwrite=overwrite))
+
+
+def _workers(trace: Trace, split: TokenSplit, options: ClusterOptions) -> Workers:
+    """Who orders the blocks; logs what that takes."""
+    if options.dask is not None:
+        require_dask()
+        tell_worker_needs(trace, split, options.pin_hot, options.jobs or 1, options.dask.workers)
+        return partial(on_dask, options=options.dask)
+    tell_needs(trace, split, options.pin_hot, options.jobs)
+    return partial(in_threads, jobs=options.jobs)
 
 
 def check_options(options: ClusterOptions) -> None:
@@ -148,45 +166,6 @@ def _split(trace: Trace, options: ClusterOptions) -> TokenSplit:
     return split
 
 
-def order_blocks(
-    trace: Trace,
-    split: TokenSplit,
-    options: Callable[[TraceBlock], BlockOptions],
-    *,
-    jobs: int | None = None,
-    progress: Progress = no_progress,
-) -> list[OrderedBlock]:
-    """Order all blocks of a trace.
-
-    Args:
-        options: How to order each block.
-        jobs: Blocks to order at a time; by default as many as CPUs. The result does not depend on it.
-    """
-    names = [source.name for source in trace.info.sources]
-    stop = threading.Event()
-
-    def stop_if_told() -> None:
-        if stop.is_set():
-            raise CancelledError
-
-    with progress("cluster", len(trace.info.blocks), "block") as advance:
-
-        def order(block: TraceBlock) -> OrderedBlock:
-            result = order_block(trace, block, split, names, options(block), stop_if_told)
-            advance(1)
-            return result
-
-        with ThreadPoolExecutor(jobs or available_cpus()) as pool:
-            running = [pool.submit(order, block) for block in trace.info.blocks]
-            try:
-                return [task.result() for task in running]
-            except BaseException:
-                # Only this thread gets Ctrl-C: stop the others, or they would run on for minutes.
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-
-
 def _block_options(block: TraceBlock, options: ClusterOptions, own: tuple[OwnOrder, ...] = ()) -> BlockOptions:
     return BlockOptions(
         order=options.order,
@@ -195,6 +174,7 @@ def _block_options(block: TraceBlock, options: ClusterOptions, own: tuple[OwnOrd
         effort=options.effort,
         fewest_tokens=options.fewest_tokens,
         own=own,
+        threads=None if options.dask is None else options.jobs or 1,
     )
 
 
@@ -207,7 +187,7 @@ def _bundle_bytes(block: TraceBlock, options: ClusterOptions) -> int:
 def _header(
     trace: Trace,
     split: TokenSplit,
-    ordered: list[OrderedBlock],
+    spool: OrderedSpool,
     options: ClusterOptions,
     own: tuple[OwnOrder, ...],
 ) -> PlacementHeader:
@@ -230,16 +210,16 @@ def _header(
         parameters=_parameters(options, own),
         coverage=info.coverage,
         blocks=tuple(
-            _placement_block(block, result, options) for block, result in zip(info.blocks, ordered, strict=True)
+            _placement_block(block, result, options) for block, result in zip(info.blocks, spool.blocks, strict=True)
         ),
-        gains=_gains(trace, split, ordered, options, own),
+        gains=_gains(trace, split, spool, options, own),
     )
 
 
 def _gains(
     trace: Trace,
     split: TokenSplit,
-    ordered: list[OrderedBlock],
+    spool: OrderedSpool,
     options: ClusterOptions,
     own: tuple[OwnOrder, ...],
 ) -> tuple[MeasuredGain, ...]:
@@ -247,17 +227,17 @@ def _gains(
     counts = [sequence_starts_in(trace, held).size for held in split.held_out]
     if not sum(counts):
         return ()
-    sizes = [_bundle_bytes(block, options) for block in trace.info.blocks]
     known = [*ORDER_NAMES, *(order.name for order in own)]
-    names = [*(name for name in known if all(name in block.costs.collapsed for block in ordered)), STORED]
-    costs = {
-        name: sum(
-            size * block.costs.collapsed[block.chosen if name == STORED else name]
-            for size, block in zip(sizes, ordered, strict=True)
-        )
-        for name in names
-    }
-    naive = np.asarray(sum(size * block.costs.naive for size, block in zip(sizes, ordered, strict=True)))
+    in_all = set(known).intersection(*(block.compared for block in spool.blocks))
+    names = [*(name for name in known if name in in_all), STORED]
+    # In the order of the trace, whatever was ready first: the sum of floating-point numbers depends on it.
+    costs: dict[str, npt.NDArray[np.float64]] = {name: np.zeros(sum(counts)) for name in names}
+    naive = np.zeros(sum(counts))
+    for index, (block, spooled) in enumerate(zip(trace.info.blocks, spool.blocks, strict=True)):
+        size, found = _bundle_bytes(block, options), spool.costs(index)
+        for name in names:
+            costs[name] += size * found.collapsed[spooled.chosen if name == STORED else name]
+        naive += size * found.naive
     ends = np.cumsum(counts).tolist()
     parts: list[tuple[str | None, slice]] = [(None, slice(0, ends[-1]))]
     parts += [
@@ -265,13 +245,13 @@ def _gains(
         for source, end, count in zip(trace.info.sources, ends, counts, strict=True)
         if count
     ]
-    found = []
+    gains = []
     for source, part in parts:
-        original = np.asarray(costs[ORIGINAL])[part]
-        pairs = [(top, np.asarray(costs[name])[part]) for name in names for top in (original, naive[part])]
+        original = costs[ORIGINAL][part]
+        pairs = [(top, costs[name][part]) for name in names for top in (original, naive[part])]
         ratios = bootstrap_ratios(pairs)
-        found += [MeasuredGain(source, name, ratios[2 * k], ratios[2 * k + 1]) for k, name in enumerate(names)]
-    return tuple(found)
+        gains += [MeasuredGain(source, name, ratios[2 * k], ratios[2 * k + 1]) for k, name in enumerate(names)]
+    return tuple(gains)
 
 
 def _parameters(options: ClusterOptions, own: tuple[OwnOrder, ...]) -> Mapping[str, Any]:
@@ -290,7 +270,7 @@ def _parameters(options: ClusterOptions, own: tuple[OwnOrder, ...]) -> Mapping[s
     }
 
 
-def _placement_block(block: TraceBlock, result: OrderedBlock, options: ClusterOptions) -> PlacementBlock:
+def _placement_block(block: TraceBlock, result: SpooledBlock, options: ClusterOptions) -> PlacementBlock:
     chosen = _block_options(block, options)
     return PlacementBlock(
         id=block.id,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.kernels import available_cpus, kernel, popcount
 from neuralink_cli.placement.bits import Bits, activation_counts
 
@@ -59,8 +60,15 @@ def count_rows(bits: Bits, first: int, last: int, counts: Counts) -> None:
 
 
 def count_dtype(activations: npt.NDArray[np.int64]) -> npt.DTypeLike:
-    """The narrowest type that holds every co-activation count: none exceeds the largest activation count."""
-    return np.uint16 if not activations.size or int(activations.max()) <= np.iinfo(np.uint16).max else np.uint32
+    """The narrowest type that holds every co-activation count: none exceeds the largest activation count.
+
+    Raises:
+        UnsupportedError: A neuron fired more often than 32 bits count.
+    """
+    largest = int(activations.max()) if activations.size else 0
+    if largest > np.iinfo(np.uint32).max:
+        raise UnsupportedError(f"a neuron fired {largest:,} times, more than 32 bits count", fix="use fewer tokens")
+    return np.uint16 if largest <= np.iinfo(np.uint16).max else np.uint32
 
 
 def run_tasks(task: Callable[[int], Any], starts: range, workers: int | None) -> None:

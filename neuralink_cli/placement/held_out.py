@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from neuralink_cli.activations.trace import Trace
+from neuralink_cli.activations.trace import FiredTokens, Trace
 from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import InputError
 from neuralink_cli.kernels import kernel, popcount
@@ -93,7 +93,7 @@ def _joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
     return tuple(found)
 
 
-def _sequences(trace: Trace, tokens: Range) -> tuple[int, int]:
+def _sequences(trace: FiredTokens, tokens: Range) -> tuple[int, int]:
     """First and end of the sequences with a token in a range."""
     start, stop = tokens
     if start >= stop:
@@ -102,7 +102,7 @@ def _sequences(trace: Trace, tokens: Range) -> tuple[int, int]:
     return int(np.searchsorted(starts, start, side="right")) - 1, int(np.searchsorted(starts, stop, side="left"))
 
 
-def sequence_starts_in(trace: Trace, ranges: Sequence[Range]) -> npt.NDArray[np.int64]:
+def sequence_starts_in(trace: FiredTokens, ranges: Sequence[Range]) -> npt.NDArray[np.int64]:
     """Where the sequences of some ascending ranges start, the first of each cut to its range: int64, ascending."""
     found = [np.zeros(0, dtype=np.int64)]
     for tokens in ranges:

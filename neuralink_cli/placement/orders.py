@@ -29,7 +29,7 @@ class OrderingTask:
     """What an order is made from: bit vectors of the neurons to order, and what a read operation costs in bundles.
 
     `between_sweeps` is called after each sweep of the refinement; an exception from it stops the work. `own` makes
-    orders that are not built in, by name.
+    orders that are not built in, by name. `threads` count; None for one on each CPU.
     """
 
     bits: Bits
@@ -37,6 +37,7 @@ class OrderingTask:
     effort: str
     between_sweeps: Callable[[], object] | None = None
     own: Mapping[str, Callable[[Bits], Neurons]] = field(default_factory=dict)
+    threads: int | None = None
 
 
 def make_orders(task: OrderingTask, names: Collection[str]) -> dict[str, NeuronOrder]:
@@ -78,18 +79,20 @@ def _frequency(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder
 def _reverse_cuthill_mckee(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
     from neuralink_cli.placement.baselines import reverse_cuthill_mckee_order
 
-    links = strongest_links(task.bits, GRAPH_LINKS)
+    links = strongest_links(task.bits, GRAPH_LINKS, workers=task.threads)
     return _unlinked(reverse_cuthill_mckee_order(*links, activation_counts(task.bits)))
 
 
 def _spectral(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
     from neuralink_cli.placement.baselines import spectral_order
 
-    return _unlinked(spectral_order(*strongest_links(task.bits, GRAPH_LINKS), activation_counts(task.bits)))
+    return _unlinked(
+        spectral_order(*strongest_links(task.bits, GRAPH_LINKS, workers=task.threads), activation_counts(task.bits))
+    )
 
 
 def _linked(task: OrderingTask, _made: dict[str, NeuronOrder]) -> NeuronOrder:
-    linking = link_tiled(task.bits, activation_counts(task.bits))
+    linking = link_tiled(task.bits, activation_counts(task.bits), workers=task.threads)
     return NeuronOrder(linking.order, linking.links)
 
 
@@ -97,7 +100,7 @@ def _refined(task: OrderingTask, made: dict[str, NeuronOrder]) -> NeuronOrder:
     from neuralink_cli.placement.refinement import EFFORTS, PARTNERS, refine
 
     linked = made.get(LINKED) or _linked(task, made)
-    partners = likely_partners(task.bits, PARTNERS)
+    partners = likely_partners(task.bits, PARTNERS, workers=task.threads)
     refined = refine(
         task.bits,
         linked.order,

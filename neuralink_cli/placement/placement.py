@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from neuralink_cli.checkpoint.origin import Origin, parse_origin
 from neuralink_cli.devices.ratio import Ratio
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.schema import Schema
-from neuralink_cli.files.stage_file import StageFile, array_tensor, write_stage_file
+from neuralink_cli.files.stage_file import StageFile, StreamedTensor, array_tensor, write_stage_file
 
 Frequency = npt.NDArray[np.float32]
 # Digests of the sequences that made the order: they must never measure it.
@@ -157,6 +158,7 @@ def write_placement(
     """Write a placement and return its `content_sha256`.
 
     Args:
+        arrays: By block id; a block is asked for when it is written, so they need not all be in memory.
         ordering_sequences: uint8 `[k, 16]`, digests of the sequences that made the order, ascending.
 
     Raises:
@@ -165,11 +167,15 @@ def write_placement(
     tensors = []
     for block in header.blocks:
         placed = arrays[block.id]
-        tensors.append(array_tensor(f"{block.id}.order", placed.order))
-        tensors.append(array_tensor(f"{block.id}.frequency", placed.frequency))
-        tensors.append(array_tensor(f"{block.id}.links", placed.links))
+        for name, dtype in (("order", "I32"), ("frequency", "F32"), ("links", "I32")):
+            chunks = partial(_one_array, arrays, block.id, name)
+            tensors.append(StreamedTensor(f"{block.id}.{name}", dtype, getattr(placed, name).shape, chunks))
     tensors.append(array_tensor(ORDERING_SEQUENCES, ordering_sequences))
     return write_stage_file(path, PLACEMENT_SCHEMA, asdict(header), tensors, overwrite=overwrite)
+
+
+def _one_array(arrays: Mapping[str, PlacedBlock], block_id: str, name: str) -> list[npt.NDArray[Any]]:
+    return [np.ascontiguousarray(getattr(arrays[block_id], name))]
 
 
 class Placement(StageFile):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Sequence
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.files.estimate import Needs
 from neuralink_cli.files.free_memory import resident_bytes, with_margin
 from neuralink_cli.kernels import available_cpus, load_compiler
 from neuralink_cli.placement import refinement
+from neuralink_cli.placement.block_ordering import STRETCH, count_tokens
 from neuralink_cli.placement.counting import STRIPE
-from neuralink_cli.placement.held_out import Range, TokenSplit
+from neuralink_cli.placement.held_out import TokenSplit
 from neuralink_cli.placement.linking import BATCH
 from neuralink_cli.sizes import human_bytes
 
@@ -20,10 +20,14 @@ logger = logging.getLogger(__name__)
 
 # Of a slot in the placement: the neuron, how often it fires, and where a link starts.
 _PLACED_BYTES = 12
+# Of a held-out token: its place, its sequence, and what it costs, as a number of slots and with and without collapse.
+_MEASURED_BYTES = 4 + 8 + 8 + 16
 # An entry of a list of partners takes 16 bytes: neuron and count, and both again the other way round.
 _PARTNER_BYTES = 16 * refinement.PARTNERS
 # Compiled kernels, with what numba keeps beside them, and what threads keep of memory that was freed.
 _KERNEL_BYTES = 16 << 20
+# What a worker of Dask takes beside the programs of this process.
+_DASK_BYTES = 64 << 20
 
 
 def tell_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None) -> None:
@@ -44,6 +48,25 @@ def tell_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None)
     )
 
 
+def tell_worker_needs(trace: Trace, split: TokenSplit, pinned: float, threads: int, workers: int | None) -> None:
+    """Log roughly how much memory each worker of a cluster takes that orders a block at a time.
+
+    Args:
+        threads: Threads that a worker counts with.
+        workers: Workers on this machine; None if they are elsewhere.
+    """
+    load_compiler()
+    largest = max((block_bytes(trace, block, split, pinned, threads) for block in trace.info.blocks), default=0)
+    each = with_margin(resident_bytes() + _KERNEL_BYTES + _DASK_BYTES + largest)
+    logger.info(
+        "each %s takes about %s of memory (%s to order a block); this process takes %s of disk",
+        f"of {workers} workers" if workers else "worker",
+        human_bytes(each),
+        human_bytes(largest),
+        human_bytes(2 * placement_bytes(trace)),
+    )
+
+
 def placement_bytes(trace: Trace) -> int:
     """Roughly the bytes of a placement for a trace."""
     return _PLACED_BYTES * sum(block.neurons for block in trace.info.blocks)
@@ -54,7 +77,7 @@ def cluster_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | No
     load_compiler()
     programs = resident_bytes() + _KERNEL_BYTES
     return Needs(
-        with_margin(programs + _ordering_bytes(trace, split, pinned, _jobs(trace, jobs))), placement_bytes(trace)
+        with_margin(programs + _ordering_bytes(trace, split, pinned, _jobs(trace, jobs))), 2 * placement_bytes(trace)
     )
 
 
@@ -67,23 +90,22 @@ def _ordering_bytes(trace: Trace, split: TokenSplit, pinned: float, jobs: int) -
     return sum(heapq.nlargest(jobs, (block_bytes(trace, block, split, pinned) for block in trace.info.blocks)))
 
 
-def block_bytes(trace: Trace, block: TraceBlock, split: TokenSplit, pinned: float) -> int:
+def block_bytes(trace: Trace, block: TraceBlock, split: TokenSplit, pinned: float, threads: int | None = None) -> int:
     """Bytes that ordering one block takes at its peak.
 
-    Its bit vectors are there all the time. Beside them are, one after the other: the rows of the trace that they are
+    Its bit vectors are there all the time. Beside them are, one after the other: some rows of the trace that they are
     made from; the vectors selected to count, the counts and the pairs to link; the refinement's padded copy, while it
-    is made from another one.
+    is made from another one; the vectors of the held-out tokens of a source, and what each token costs. As many threads
+    count as `threads` says, by default one on each CPU.
     """
-    tokens = _tokens(trace, block, split.ordering)
+    tokens = count_tokens(trace, block, split.ordering)
+    held = max((count_tokens(trace, block, part) for part in split.held_out), default=0)
     vectors = block.neurons * 8 * -(-tokens // 64)
-    rows = block.row_bytes * tokens * (2 if len(split.ordering) > 1 else 1)
-    stripes = available_cpus() * STRIPE * block.neurons * (2 if tokens < 1 << 16 else 4)
+    rows = block.row_bytes * 2 * min(STRETCH, tokens)
+    stripes = (threads or available_cpus()) * STRIPE * block.neurons * (2 if tokens < 1 << 16 else 4)
     pairs = 8 * min(BATCH + max(BATCH, block.neurons), block.neurons**2 // 2)
     partners = _PARTNER_BYTES * block.neurons
     beside = max(rows, vectors + pairs + stripes, 2 * vectors + partners, partners + stripes)
     selected = vectors if pinned else 0
+    beside = max(beside, block.neurons * 8 * -(-held // 64) + _MEASURED_BYTES * held)
     return vectors + selected + beside
-
-
-def _tokens(trace: Trace, block: TraceBlock, ranges: Sequence[Range]) -> int:
-    return int(sum(trace.tokens_of(block, *tokens).size for tokens in ranges))

@@ -18,7 +18,7 @@ from torch.distributed import HashStore, PrefixStore
 from neuralink_cli.activations import meeting
 from neuralink_cli.activations.launch import Launch
 from neuralink_cli.activations.meeting import Meeting, tell_once
-from neuralink_cli.errors import InputError, RankError
+from neuralink_cli.errors import InputError, WorkerError
 from neuralink_cli.signals import Terminated
 
 
@@ -90,12 +90,14 @@ def test_the_failure_of_one_rank_ends_the_waiting_of_the_other() -> None:
         ranks.meet("work")
 
     raised = in_both(run)
-    assert sorted(type(error).__name__ for error in raised) == ["InputError", "RankError"]
+    assert sorted(type(error).__name__ for error in raised) == ["InputError", "WorkerError"]
 
 
 def test_ranks_that_do_not_come_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "_JOIN_SECONDS", 0.1)
-    with pytest.raises(RankError, match="only 1 of 2 ranks came within 0 minutes; if this is to be one process, unset"):
+    with pytest.raises(
+        WorkerError, match="only 1 of 2 ranks came within 0 minutes; if this is to be one process, unset"
+    ):
         Meeting(launch_of(0)).meet("start")
 
 
@@ -103,11 +105,11 @@ def test_a_rank_that_falls_silent_is_named(monkeypatch: pytest.MonkeyPatch, stor
     monkeypatch.setattr(meeting, "_BEAT_SECONDS", 0.02)
     monkeypatch.setattr(meeting, "_SILENT_SECONDS", 0.2)
     store.add("beats/1", 7)
-    with pytest.raises(RankError, match="rank 1 has not been heard of"), Meeting(launch_of(0)) as ranks:
+    with pytest.raises(WorkerError, match="rank 1 has not been heard of"), Meeting(launch_of(0)) as ranks:
         ranks.meet("work")
 
 
-@pytest.mark.parametrize("error", [RankError("the connection broke"), Terminated()])
+@pytest.mark.parametrize("error", [WorkerError("the connection broke"), Terminated()])
 def test_what_a_killed_rank_left_is_removed_and_the_rank_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -117,7 +119,7 @@ def test_what_a_killed_rank_left_is_removed_and_the_rank_is_named(
     (tmp_path / ".out.partial").write_bytes(b"half")
     (tmp_path / "other").write_bytes(b"kept")
     killed(1, monkeypatch, folder, tmp_path / "out")
-    with pytest.raises(RankError, match="rank 1 of 2 died without a word"), Meeting(launch_of(0)):
+    with pytest.raises(WorkerError, match="rank 1 of 2 died without a word"), Meeting(launch_of(0)):
         raise error
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
@@ -155,7 +157,7 @@ def test_one_rank_tells_and_the_others_wait_for_it() -> None:
 
 def test_without_a_store_every_rank_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(_launch: Launch, _patience: object) -> Any:
-        raise RankError("the store of torchrun cannot be reached")
+        raise WorkerError("the store of torchrun cannot be reached")
 
     monkeypatch.setattr(meeting, "_connect", nobody)
     told: list[int] = []
@@ -167,5 +169,5 @@ def test_without_a_store_every_rank_tells(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_store_that_cannot_be_reached_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(RankError, match="the store of torchrun cannot be reached"):
+    with pytest.raises(WorkerError, match="the store of torchrun cannot be reached"):
         Meeting(Launch(0, 2, 0, 2, 0, "0"))

@@ -17,7 +17,7 @@ from neuralink_cli.activations import merge
 from neuralink_cli.activations.merge import merge_traces
 from neuralink_cli.activations.trace import Trace, TraceBlock, TraceSource
 from neuralink_cli.checkpoint.origin import Origin
-from neuralink_cli.errors import InputError, MismatchError, OptionError, OutputError
+from neuralink_cli.errors import InputError, MismatchError, OptionError, OutputError, UnsupportedError
 from tests.conftest import ModelFactory
 from tests.profile_requests import ProfileRequest, profile
 from tests.tiny_models import TEXT
@@ -159,6 +159,14 @@ def written(folder: Path, *parts: Recorded) -> list[Path]:
     for path, part in zip(paths, parts, strict=True):
         part.write(path)
     return paths
+
+
+def test_more_tokens_than_32_bits_count_are_not_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = recorded(0, [[4, 3], [5]], [9], [5])
+    inputs = written(tmp_path, part_of(whole, 0, 1), part_of(whole, 1, 3))
+    monkeypatch.setattr("neuralink_cli.activations.trace.MOST_TOKENS", 11)
+    with pytest.raises(UnsupportedError, match="whole: would have 12 tokens"):
+        merge_traces(inputs, tmp_path / "whole")
 
 
 def merged_sources(inputs: Sequence[Path], output: Path) -> tuple[TraceSource, ...]:

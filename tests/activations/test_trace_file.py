@@ -24,7 +24,7 @@ from neuralink_cli.activations.trace import (
     write_trace,
 )
 from neuralink_cli.architectures.blocks import BlockPart, ExpertPlace, FFNBlock
-from neuralink_cli.errors import InputError
+from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.files.schema import Schema
 from neuralink_cli.files.stage_file import StreamedTensor, write_stage_file
 from tests.traces import Recorded, numbered_digests, recorded
@@ -149,3 +149,16 @@ def test_what_the_trace_knows_of_a_block_comes_from_the_checkpoint() -> None:
 def test_the_bytes_of_a_token_are_whole_rows_and_of_experts_their_share_with_a_number() -> None:
     assert bytes_per_token([ffn_block(8), ffn_block(9), ffn_block(17)]) == 1 + 2 + 3
     assert bytes_per_token([ffn_block(9), ffn_block(17, ExpertPlace("experts", 0, 0.25))]) == 2 + 0.25 * (3 + 4)
+
+
+def test_more_tokens_than_32_bits_count_are_neither_written_nor_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recorded(0, [[4], [1, 1]], [9], [5])
+    made.write(tmp_path / "t")
+    monkeypatch.setattr("neuralink_cli.activations.trace.MOST_TOKENS", 5)
+    with pytest.raises(InputError, match="says that it has 6 tokens, more than 32 bits count"):
+        Trace(tmp_path / "t")
+    with pytest.raises(UnsupportedError, match=r"would have 6 tokens, but .* at most 5; profile or merge less text"):
+        made.write(tmp_path / "u")
+    assert not (tmp_path / "u").exists()

@@ -21,7 +21,7 @@ CODES: dict[type[errors.NeuralinkError], int] = {
     errors.MismatchError: 5,
     errors.OutputError: 6,
     errors.MissingDependencyError: 7,
-    errors.RankError: 9,
+    errors.WorkerError: 9,
 }
 
 

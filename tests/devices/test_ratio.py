@@ -41,3 +41,15 @@ def test_one_sequence_and_nothing_read() -> None:
     assert bootstrap_ratios([(np.array([3.0]), np.array([2.0]))]) == [Ratio(1.5, 1.5, 1.5)]
     assert bootstrap_ratios([(np.zeros(4), np.zeros(4))]) == [Ratio(1.0, 1.0, 1.0)]
     assert bootstrap_ratios([]) == []
+
+
+def test_drawing_fewer_resamples_at_a_time_for_many_sequences_changes_no_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = np.random.default_rng(3)
+    pair = (random.random(70), random.random(70))
+    (at_once,) = bootstrap_ratios([pair])
+    monkeypatch.setattr("neuralink_cli.devices.ratio._CHUNK_COUNTS", 70 * 3)
+    (in_parts,) = bootstrap_ratios([pair])
+    assert in_parts.low == pytest.approx(at_once.low, rel=1e-12)
+    assert in_parts.high == pytest.approx(at_once.high, rel=1e-12)

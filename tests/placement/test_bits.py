@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from neuralink_cli.errors import InputError
-from neuralink_cli.placement.bits import activation_counts, transpose_bits
+from neuralink_cli.placement.bits import activation_counts, empty_bits, transpose_bits, transpose_into
 
 
 def random_fired(tokens: int, n: int, seed: int) -> npt.NDArray[np.bool_]:
@@ -50,3 +50,9 @@ def test_reads_arrays_that_are_strided_or_read_only() -> None:
 def test_refuses_what_is_not_a_trace(fired: npt.NDArray[np.uint8]) -> None:
     with pytest.raises(InputError, match="block of 10 neurons"):
         transpose_bits(fired, 10)
+
+
+def test_a_stretch_that_does_not_fit_is_refused() -> None:
+    bits = empty_bits(9, 100)
+    with pytest.raises(InputError, match="2 words do not hold 165 tokens"):
+        transpose_into(np.zeros((101, 2), np.uint8), bits, 1)

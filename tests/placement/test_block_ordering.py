@@ -140,3 +140,21 @@ def test_an_order_comes_from_the_ordering_tokens_of_all_sources_and_is_measured_
 def rows(fired: NDArray[np.bool_], on: NDArray[np.bool_], *ranges: tuple[int, int]) -> NDArray[np.bool_]:
     """What fired on those tokens of some ranges that the block ran on."""
     return np.concatenate([fired[:0], *(fired[start:stop][on[start:stop]] for start, stop in ranges)])
+
+
+@pytest.mark.parametrize("expert", [False, True])
+def test_vectors_made_in_stretches_are_those_made_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expert: bool
+) -> None:
+    """However ranges lie to stretches, and though what is left of one goes into the next."""
+    made = recorded(3, [[150], [40, 90], [33]], [] if expert else [70], [70] if expert else [])
+    made.write(tmp_path / "t")
+    ranges = [(0, 131), (140, 141), (141, 270), (300, 313)]
+    with Trace(tmp_path / "t") as trace:
+        block = trace.info.blocks[0]
+        whole = block_bits(trace, block, ranges)
+        monkeypatch.setattr("neuralink_cli.placement.block_ordering.STRETCH", 64)
+        assert np.array_equal(block_bits(trace, block, ranges), whole)
+        assert block_bits(trace, block, []).shape == (70, 0)
+    on = np.isin(np.arange(313), made.routed.get(block.id, np.arange(313)))
+    assert np.array_equal(whole, bits_of(rows(made.fired[block.id], on, *ranges)))

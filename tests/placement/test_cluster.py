@@ -245,7 +245,7 @@ def test_an_interruption_stops_the_other_blocks_too(trace: Path, tmp_path: Path)
 
     start = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("neuralink_cli.placement.cluster.order_block", order_or_stop)
+        patch.setattr("neuralink_cli.placement.ordering_work.order_block", order_or_stop)
         with pytest.raises(KeyboardInterrupt):
             run(trace, tmp_path / "p", jobs=2)
     assert time.monotonic() - start < 30

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from neuralink_cli.errors import OptionError
+from neuralink_cli.errors import OptionError, UnsupportedError
 from neuralink_cli.placement import counting
 from neuralink_cli.placement.bits import transpose_bits
 from neuralink_cli.placement.counting import coactivation_counts
@@ -69,3 +69,12 @@ def test_strongest_links_are_the_strongest_of_either_end(tokens: int, n: int, pe
 def test_strongest_links_want_at_least_one() -> None:
     with pytest.raises(OptionError, match="at least 1"):
         strongest_links(np.zeros((3, 1), dtype=np.uint64), 0)
+
+
+def test_counts_have_as_many_bits_as_they_need_and_never_too_few() -> None:
+    largest = {2**16 - 1: np.uint16, 2**16: np.uint32, 2**32 - 1: np.uint32}
+    for count, dtype in largest.items():
+        assert counting.count_dtype(np.array([3, count])) == dtype
+    assert counting.count_dtype(np.zeros(0, np.int64)) == np.uint16
+    with pytest.raises(UnsupportedError, match="fired 4,294,967,296 times, more than 32 bits count"):
+        counting.count_dtype(np.array([2**32, 3]))

@@ -22,7 +22,7 @@ def test_a_block_takes_its_vectors_and_what_is_made_of_them(tmp_path: Path) -> N
         assert block_bytes(trace, block, split, 0.1) == found + vectors
         one, two = (cluster_needs(trace, split, 0.0, jobs) for jobs in (1, 2))
         assert found < two.memory_bytes - one.memory_bytes < 1.2 * found + (1 << 20)
-        assert one.disk_bytes == two.disk_bytes == placement_bytes(trace) == 12 * 2 * 96
+        assert one.disk_bytes == two.disk_bytes == 2 * placement_bytes(trace) == 2 * 12 * 2 * 96
 
 
 def test_an_expert_takes_the_tokens_routed_to_it(tmp_path: Path) -> None:
