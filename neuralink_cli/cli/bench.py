@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 # What stands above the tables.
 _CAPTION = (
-    "Per token: hits are active neurons found in DRAM, length and max the neurons of a mean and of the longest read, "
-    "times those of all reads. gain: the time of the original order, read the same way, over that of the row; naive: "
-    "the same without reading across gaps. The rows of a layout come last."
+    "Per token: hits are active neurons found in DRAM, read and max the neurons of a mean and of the longest read, kB "
+    "what is read, p50 (median), p99 and mean the time of all reads, MB/s the bytes that were wanted by time. gain: "
+    "the time of the original order, read the same way, over that of the row; naive: the same without reading across "
+    "gaps. The rows of a layout come last."
 )
 
 
@@ -201,21 +202,20 @@ def _print_report(report: BenchReport) -> None:
         groups.setdefault((row.way.device, row.way.bundle_bytes, row.way.cache), []).append(row)
     slowest = max(row.figures.io_p99 for row in report.rows)
     unit, scale = ("ms", 1e3) if slowest >= 1e-3 else ("us", 1e6)
-    times = (f"p50 {unit}", "p95", "p99", "mean")
-    header = ("", "hits", "reads", "length", "max", "kB read", *times, "MB/s", "gain", "naive")
+    header = ("", "hits", "reads", "read", "max", "kB", "p50", "p99", "mean", "MB/s", "gain", "naive")
     for (device, size, cache), rows in groups.items():
         scaled = "" if size is None else f", bundles of {size:,} bytes"
         room = f"cache {cache} of {rows[0].capacity:,} neurons, {human_bytes(rows[0].dram_bytes)}"
-        click.echo(f"\n{device}{scaled}, {room if rows[0].capacity else 'no cache'}")
+        click.echo(f"\n{device}{scaled}, {room if rows[0].capacity else 'no cache'}; times in {unit}")
         print_table(header, [(_label(row, letters), *_cells(row, scale)) for row in rows])
         for row in rows:
             if row.way.layout is not None and row.way.collapse:
                 name = row.way.name if len(letters) == 1 else f"{letters[row.way.layout]} {row.way.name}"
-                click.echo(f"{name}: gain {row.gain}, over naive reading {row.gain_over_naive}; 95% intervals")
                 own = row.figures.io_mean * scale
-                click.echo(
-                    f"  {own:.2f} {unit} a token; the original order, read the same way, "
-                    f"{own * row.gain.value:.2f}; naively {own * row.gain_over_naive.value:.2f}"
+                same, naive = (_number(own * gain.value) for gain in (row.gain, row.gain_over_naive))
+                print_text(
+                    f"{name}: gain {row.gain}, over naive reading {row.gain_over_naive}; 95% intervals. {_number(own)} "
+                    f"{unit} a token; the original order, read the same way, {same}; naively {naive}"
                 )
 
 
@@ -230,15 +230,20 @@ def _label(row: BenchRow, letters: dict[str, str]) -> str:
     return way.name if way.layout is None or len(letters) == 1 else f"{letters[way.layout]} {way.name}"
 
 
+def _number(value: float) -> str:
+    """Three digits that say something, so that a column of a table stays narrow."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
 def _cells(row: BenchRow, scale: float) -> tuple[str, ...]:
     figures = row.figures
     return (
         f"{figures.hit_rate:.0%}",
-        f"{figures.reads:.1f}",
-        f"{figures.mean_read_length:.2f}",
+        _number(figures.reads),
+        _number(figures.mean_read_length),
         str(figures.longest_read),
         f"{figures.bytes_read / 1000:.0f}",
-        *(f"{scale * t:.2f}" for t in (figures.io_p50, figures.io_p95, figures.io_p99, figures.io_mean)),
+        *(_number(scale * t) for t in (figures.io_p50, figures.io_p99, figures.io_mean)),
         f"{figures.useful_bytes_per_second / 1e6:.0f}",
         f"{row.gain.value:.2f}",
         f"{row.gain_over_naive.value:.2f}",
