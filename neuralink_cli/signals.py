@@ -29,10 +29,12 @@ _RAISED: dict[signal.Signals, type[BaseException]] = {
 
 
 class _State:
-    """What has happened so far; `first` is when the first signal was raised."""
+    """What has happened so far; `first` is when the first signal was raised, and `raised` what the last one raised."""
 
     def __init__(self) -> None:
         self.first: float | None = None
+        self.raised: type[BaseException] | None = None
+        self.inside = False
         self.again = False
         self.held = 0
         self.waiting: type[BaseException] | None = None
@@ -54,6 +56,7 @@ def _handle(number: int, _frame: FrameType | None) -> None:
 def _raise(kind: type[BaseException]) -> None:
     _state.again = _state.first is not None
     _state.first = time.monotonic()
+    _state.raised = kind
     raise kind
 
 
@@ -72,9 +75,11 @@ def stopping_signals() -> Iterator[None]:
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _handle)
+    _state.inside = True
     try:
         yield
     finally:
+        _state.inside = False
         if _state.first is None:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -102,6 +107,15 @@ def deferred_signals() -> Iterator[None]:
     if not _state.held and waiting is not None:
         _state.waiting = None
         _raise(waiting)
+
+
+def raise_lost_signal() -> None:
+    """Raise again what a signal raised, if it did not get anywhere: Python drops what is raised within a finalizer.
+
+    Called before an output takes its place, where a command that was stopped never comes.
+    """
+    if _state.inside and _state.raised is not None and threading.current_thread() is threading.main_thread():
+        raise _state.raised
 
 
 def was_stopped_again() -> bool:

@@ -227,9 +227,8 @@ class _Search:
         found = self._entry(part.bias).shape
         fits = found[-1:] == (entries,) and len(found) <= (1 if expert is None else 2)
         if not fits or math.prod(found[:-1]) <= part.bias_start // entries:
-            raise InputError(
-                f"tensor {part.bias!r} has shape {list(found)}, not [{entries}]", where=self.checkpoint.directory
-            )
+            wanted = f"not [{entries}]" if expert is None else f"which is not {entries} for each expert"
+            raise InputError(f"tensor {part.bias!r} has shape {list(found)}, {wanted}", where=self.checkpoint.directory)
 
     def _entry(self, name: str) -> Any:
         return self.checkpoint.place(name).entry

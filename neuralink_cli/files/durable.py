@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from neuralink_cli.errors import OutputError
 from neuralink_cli.files.input_file import kind_of, open_regular, pieces_of_input, why
-from neuralink_cli.signals import deferred_signals
+from neuralink_cli.signals import deferred_signals, raise_lost_signal
 
 
 def require_free(path: Path, overwrite: bool, *, directory: bool = False, inputs: Iterable[Path | None] = ()) -> None:
@@ -102,6 +102,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
             yield handle
             os.fsync(handle.fileno())
             require_free(path, overwrite)
+            raise_lost_signal()
             partial.replace(path)
         except BaseException:
             with deferred_signals():
@@ -137,6 +138,7 @@ def new_directory(
             yield partial
             os.fsync(descriptor)
             require_replaceable(path, overwrite, replaceable)
+            raise_lost_signal()
             if path.exists():
                 # The old directory gets the partial directory's name: a lock keeps other runs from taking it over.
                 locks.callback(os.close, _open_locked(path, os.O_RDONLY | os.O_DIRECTORY, path))

@@ -344,7 +344,7 @@ def test_a_directory_is_told_for_what_it_is_where_a_trace_is_needed(
     for path, what in (
         (made.layout, "is a bundled layout, but a trace is needed; pass the file that `neuralink profile` wrote"),
         (made.model, "is a checkpoint, but a trace is needed"),
-        (tmp_path / "folder", "is a directory with notes.txt: neither a checkpoint"),
+        (tmp_path / "folder", "is a directory, but a trace is needed"),
     ):
         for arguments in (
             ("cluster", path, "-o", outputs / "out"),

@@ -79,7 +79,7 @@ def test_every_kind_is_told_on_80_columns_with_commands_to_paste(
     assert outcome.stdout.split(maxsplit=1)[1].startswith(kind)
     # What cannot be cut, such as a path, is not.
     wide = [line.strip(" \\") for line in outcome.stdout.splitlines() if len(line) > 80]
-    assert [line for line in wide if max(map(len, shlex.split(line))) < 60] == []
+    assert [line for line in wide if max(map(len, shlex.split(line))) < 50] == []
     commands = pasted(outcome.stdout)
     document = json.loads(neuralink("inspect", artefacts[kind], "--json", "-q").stdout)
     assert document["kind"] == kind

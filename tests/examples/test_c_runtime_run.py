@@ -49,13 +49,11 @@ def test_it_gives_what_the_torch_engine_gives(
 
 
 def test_reads_are_planned_for_a_device(neuralink: Neuralink, engine: tuple[object, ...], layout: Path) -> None:
-    command = ("run", layout, "--prompt", PROMPT, "--max-new-tokens", 20, "--dram", "0%", *engine, "--json")
-    found = [json.loads(neuralink(*command, *of).stdout) for of in ((), ("--device-profile", "oneplus-15r"))]
-    assert found[0]["new_tokens"] == found[1]["new_tokens"]
-    by_torch = json.loads(
-        neuralink(*command[:-3], *("--device-profile", "oneplus-15r"), "--json").stdout  # engine and --json
-    )
-    reads = [of["tokens"]["reads_per_token"] for of in (*found, by_torch)]
+    command = ("run", layout, "--prompt", PROMPT, "--max-new-tokens", 20, "--dram", "0%", "--json")
+    other = ("--device-profile", "oneplus-15r")
+    usual, by_c, by_torch = (json.loads(neuralink(*command, *of).stdout) for of in (engine, (*engine, *other), other))
+    assert usual["new_tokens"] == by_c["new_tokens"] == by_torch["new_tokens"]
+    reads = [of["tokens"]["reads_per_token"] for of in (usual, by_c, by_torch)]
     assert reads[0] != reads[1] == reads[2]
 
 

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from neuralink_cli.errors import OutputError
-from neuralink_cli.files.durable import new_file, require_free
+from neuralink_cli.files.durable import new_directory, new_file, require_free
+from neuralink_cli.signals import Terminated, stopping_signals
 from tests.faults import deaths, faults, flushed
 
 
@@ -186,3 +193,40 @@ def test_every_death_while_writing_a_file(tmp_path: Path) -> None:
         path.write_bytes(b"old")
     assert seen == {b"old", b"new content"}
     assert names_in(tmp_path) == ["x"]
+
+
+class Finaliser:
+    """What Python drops the exceptions of; here that of a signal."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def own_handlers() -> Iterator[None]:
+    """What is done about signals is as before afterwards."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_handlers")
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_signal_that_python_drops_still_stops_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    dropped: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(what.exc_type))
+    path = tmp_path / "out"
+    opened: Any = new_file(path) if kind == "file" else new_directory(path, replaceable=lambda _: True)
+    with pytest.raises(Terminated), stopping_signals():
+        with opened:
+            Finaliser()
+            assert dropped == [Terminated]
+        pytest.fail("it took its place")
+    assert names_in(tmp_path) == []
+    # Where nothing is to be stopped any more, outputs are written as ever.
+    write_new_file(path)
+    assert path.read_bytes() == b"new content"

@@ -253,7 +253,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, RawTensor]], object], type[NeuralinkE
     ),
     "other neurons": (resized("layers.1.down", EXPERTS, HIDDEN, NEURONS + 1), InputError, "does not fit"),
     "bias of another size": (resized("layers.1.both_bias", EXPERTS, 2 * NEURONS + 1), InputError, "has shape"),
-    "bias of fewer experts": (resized("layers.1.both_bias", EXPERTS - 1, 2 * NEURONS), UnsupportedError, "its parts"),
+    "bias of fewer experts": (resized("layers.1.both_bias", EXPERTS - 1, 2 * NEURONS), InputError, "for each expert"),
 }  # fmt: skip
 
 
