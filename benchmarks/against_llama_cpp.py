@@ -276,8 +276,9 @@ def main() -> None:
         for weights in options.weights:
             gguf, layout = prepare(folder, shape, weights, float(options.active.rstrip("%")) / 100, options.calibration,
                                    options.device)  # fmt: skip
-            profile = folder / f"storage-{weights}.json"
-            measure_storage(options.engine_path, layout, profile)
+            profile = folder / "storage.json"
+            if weights == options.weights[0]:
+                measure_storage(options.engine_path, layout, profile)
             for share in options.limit:
                 limit = round(share * gguf.stat().st_size) or None
                 theirs = run_llama(group, gguf, limit, options.threads, options.tokens, options.timeout)

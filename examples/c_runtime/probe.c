@@ -9,8 +9,7 @@
 #include "fetch.h"
 
 #define USUAL_DEPTH 32u
-#define TURNS 3
-#define SINGLE_READS 50u
+#define TURNS 5
 
 /* What a turn of reads works with: `depth` requests with a buffer each. */
 typedef struct {
@@ -60,31 +59,29 @@ static int compare(const void *a, const void *b) {
     return (left > right) - (left < right);
 }
 
-/* The median of several turns: other work on the machine may disturb some. */
-static int measure(Bench *bench, uint64_t bytes, unsigned depth, double seconds, NlProbePoint *point, NlError *error) {
-    NlProbePoint turns[TURNS];
-    for (int k = 0; k < TURNS; k++)
-        if (turn(bench, bytes, depth, seconds / TURNS, &turns[k], error) != 0) return -1;
-    qsort(turns, TURNS, sizeof *turns, compare);
-    *point = turns[TURNS / 2];
-    return 0;
-}
-
+/* Sizes take turns, since storage may be slower for some time: then it is for all of them. The median of the turns counts,
+ * as other work on the machine may disturb some. */
 static int probe_file(Bench *bench, double seconds, NlProbe *probe, NlError *error) {
     static const uint64_t sizes[NL_PROBED] = {4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20};
-    NlProbePoint single;
-    for (unsigned k = 0; k < NL_PROBED; k++) {
-        NlProbePoint *point = &probe->points[probe->count];
-        if (2 * sizes[k] > bench->pages * NL_PAGE) break;
-        if (measure(bench, sizes[k], bench->depth, seconds, point, error) != 0) return -1;
-        /* No read takes less time than a smaller one: if it seems so, that is noise. */
-        if (k && compare(point, point - 1) < 0)
-            point->seconds = point[-1].seconds / (double)point[-1].reads * (double)point->reads;
-        probe->count++;
+    NlProbePoint turns[NL_PROBED + 1][TURNS]; /* the last are of one read at a time */
+    while (probe->count < NL_PROBED && 2 * sizes[probe->count] <= bench->pages * NL_PAGE) probe->count++;
+    if (probe->count < 2)
+        return nl_fail(error, NL_BAD_OPTION, "a flash file of %" PRIu64 " pages is too small to measure", bench->pages);
+    for (int k = 0; k < TURNS; k++) {
+        for (unsigned size = 0; size < probe->count; size++)
+            if (turn(bench, sizes[size], bench->depth, seconds / TURNS, &turns[size][k], error) != 0) return -1;
+        if (turn(bench, sizes[0], 1, seconds / TURNS / 4, &turns[NL_PROBED][k], error) != 0) return -1;
     }
-    if (probe->count < 2) return nl_fail(error, NL_BAD_OPTION, "a flash file of %u pages is too small to measure", (unsigned)bench->pages);
-    if (measure(bench, sizes[0], 1, seconds / 4, &single, error) != 0) return -1;
-    probe->single_seconds = single.seconds / (double)single.reads;
+    for (unsigned size = 0; size < probe->count; size++) {
+        NlProbePoint *point = &probe->points[size];
+        qsort(turns[size], TURNS, sizeof **turns, compare);
+        *point = turns[size][TURNS / 2];
+        /* No read takes less time than a smaller one: if it seems so, that is noise. */
+        if (size && compare(point, point - 1) < 0)
+            point->seconds = point[-1].seconds / (double)point[-1].reads * (double)point->reads;
+    }
+    qsort(turns[NL_PROBED], TURNS, sizeof **turns, compare);
+    probe->single_seconds = turns[NL_PROBED][TURNS / 2].seconds / (double)turns[NL_PROBED][TURNS / 2].reads;
     return 0;
 }
 
