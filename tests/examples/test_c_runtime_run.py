@@ -54,7 +54,8 @@ def test_reads_are_planned_for_a_device(neuralink: Neuralink, engine: tuple[obje
     usual, by_c, by_torch = (json.loads(neuralink(*command, *of).stdout) for of in (engine, (*engine, *other), other))
     assert usual["new_tokens"] == by_c["new_tokens"] == by_torch["new_tokens"]
     reads = [of["tokens"]["reads_per_token"] for of in (usual, by_c, by_torch)]
-    assert reads[0] != reads[1] == reads[2]
+    # The program cuts long reads into pieces.
+    assert reads[0] > reads[1] >= reads[2]
 
 
 def test_the_text_is_that_of_the_json(neuralink: Neuralink, engine: tuple[object, ...], layout: Path) -> None:
