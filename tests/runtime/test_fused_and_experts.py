@@ -7,6 +7,7 @@ of the definition leave it out.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,12 @@ def test_masked_fused_projections_are_those_of_the_definition(runnable: Runnable
     assert (found - whole).abs().max() > 0.01
 
 
-def test_masked_experts_are_those_of_the_definition(runnable: RunnableFactory) -> None:
-    made = runnable("mixtral", active_ratio=0.3)
+# What an expert gives for a state, if only those neurons count whose signal is above the threshold.
+Definition = Callable[[Any, int, torch.Tensor, float], torch.Tensor]
+
+
+def require_masked_experts(made: Runnable, define: Definition) -> None:
+    """The layout computes what the model does with experts of the definition, which is not what it does without."""
     index = json.loads((made.layout / "model.flash.json").read_text())
     thresholds = {block["id"]: block["threshold"] for block in index["blocks"]}
     dense, ids = dense_of(made.model), tokens_of(made)
@@ -125,10 +130,8 @@ def test_masked_experts_are_those_of_the_definition(runnable: RunnableFactory) -
             for state, numbers, weights in zip(states, chosen.tolist(), shares, strict=True):
                 total = torch.zeros_like(state)
                 for expert, weight in zip(numbers, weights, strict=True):
-                    gate, up = (experts.gate_up_proj[expert] @ state).chunk(2)
-                    signal = torch.nn.functional.silu(gate)
-                    fires = signal.abs() > thresholds[f"layers.{number}.experts.{expert}"]
-                    total = total + weight * (experts.down_proj[expert] @ (signal * up * fires))
+                    threshold = thresholds[f"layers.{number}.experts.{expert}"]
+                    total = total + weight * define(experts, expert, state, threshold)
                 rows.append(total)
             return torch.stack(rows)
 
@@ -137,6 +140,16 @@ def test_masked_experts_are_those_of_the_definition(runnable: RunnableFactory) -
         found = outputs_of(model, input_ids=ids)
     torch.testing.assert_close(found, outputs_of(dense, input_ids=ids), **TOLERANCE)
     assert (found - whole).abs().max() > 0.01
+
+
+def test_masked_experts_are_those_of_the_definition(runnable: RunnableFactory) -> None:
+    def define(experts: Any, expert: int, state: torch.Tensor, threshold: float) -> torch.Tensor:
+        gate, up = (experts.gate_up_proj[expert] @ state).chunk(2)
+        signal = torch.nn.functional.silu(gate)
+        found: torch.Tensor = experts.down_proj[expert] @ (signal * up * (signal.abs() > threshold))
+        return found
+
+    require_masked_experts(runnable("mixtral", active_ratio=0.3), define)
 
 
 @pytest.mark.parametrize("family", ["phi3", "mixtral", "qwen2_moe"])
@@ -239,32 +252,12 @@ def test_mxfp4_runs_as_what_it_stands_for(tmp_path: Path, weights: str) -> None:
 
 def test_masked_experts_of_gpt_oss_are_those_of_the_definition(runnable: RunnableFactory) -> None:
     """With clamps, one added to up, and a bias of down also where nothing fires."""
-    made = runnable("gpt_oss", active_ratio=0.3)
-    index = json.loads((made.layout / "model.flash.json").read_text())
-    thresholds = {block["id"]: block["threshold"] for block in index["blocks"]}
-    dense, ids = dense_of(made.model), tokens_of(made)
-    whole = outputs_of(dense, input_ids=ids)
-    for number, layer in enumerate(dense.model.layers):
 
-        def masked(
-            states: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, experts: Any = layer.mlp.experts,
-            number: int = number,
-        ) -> torch.Tensor:  # fmt: skip
-            rows = []
-            for state, numbers, weights in zip(states, chosen.tolist(), shares, strict=True):
-                total = torch.zeros_like(state)
-                for expert, weight in zip(numbers, weights, strict=True):
-                    both = state @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
-                    gate, up = both[::2].clamp(max=7), both[1::2].clamp(-7, 7)
-                    signal = gate * torch.sigmoid(1.702 * gate)
-                    fires = signal.abs() > thresholds[f"layers.{number}.experts.{expert}"]
-                    given = ((up + 1) * signal * fires) @ experts.down_proj[expert]
-                    total = total + weight * (given + experts.down_proj_bias[expert])
-                rows.append(total)
-            return torch.stack(rows)
+    def define(experts: Any, expert: int, state: torch.Tensor, threshold: float) -> torch.Tensor:
+        both = state @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
+        gate, up = both[::2].clamp(max=7), both[1::2].clamp(-7, 7)
+        signal = gate * torch.sigmoid(1.702 * gate)
+        found: torch.Tensor = ((up + 1) * signal * (signal.abs() > threshold)) @ experts.down_proj[expert]
+        return found + experts.down_proj_bias[expert]
 
-        layer.mlp.experts.forward = masked
-    with load_flash_model(made.layout) as model:
-        found = outputs_of(model, input_ids=ids)
-    torch.testing.assert_close(found, outputs_of(dense, input_ids=ids), **TOLERANCE)
-    assert (found - whole).abs().max() > 0.01
+    require_masked_experts(runnable("gpt_oss", active_ratio=0.3), define)
