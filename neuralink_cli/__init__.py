@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from neuralink_cli.inspection.diff import diff as diff
     from neuralink_cli.inspection.drift import DriftReport as DriftReport
     from neuralink_cli.inspection.drift import drift as drift
-    from neuralink_cli.inspection.estimate import EstimateOptions as EstimateOptions
-    from neuralink_cli.inspection.estimate import EstimateReport as EstimateReport
     from neuralink_cli.inspection.estimate import estimate as estimate
+    from neuralink_cli.inspection.estimate_report import EstimateOptions as EstimateOptions
+    from neuralink_cli.inspection.estimate_report import EstimateReport as EstimateReport
     from neuralink_cli.inspection.inspect import Inspection as Inspection
     from neuralink_cli.inspection.inspect import inspect as inspect
     from neuralink_cli.layout.open_layout import open_layout as open_layout
@@ -110,8 +110,8 @@ _HOMES = {
     "DiffReport": "inspection.diff",
     "DramBudget": "storage.budget",
     "DriftReport": "inspection.drift",
-    "EstimateOptions": "inspection.estimate",
-    "EstimateReport": "inspection.estimate",
+    "EstimateOptions": "inspection.estimate_report",
+    "EstimateReport": "inspection.estimate_report",
     "ExecutionOptions": "models.execution",
     "FlashReader": "storage.reader",
     "InputError": "errors",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.layout.open_layout import open_layout
@@ -23,8 +24,8 @@ def relayout(
 ) -> RelayoutPlan:
     """What the command does."""
     with Checkpoint(model) as checkpoint, Placement(placement) as opened:
-        architecture = choose_architecture(describe(checkpoint))
-        plan = plan_relayout(checkpoint, architecture, opened, RelayoutOptions(**options))
+        blocks = find_blocks(checkpoint, choose_architecture(describe(checkpoint)))
+        plan = plan_relayout(checkpoint, blocks, opened, RelayoutOptions(**options))
         check_output(plan, output, overwrite)
         write_layout(plan, checkpoint, opened, output, overwrite=overwrite, resume=resume)
         return plan

@@ -9,11 +9,8 @@ from pathlib import Path
 from neuralink_cli.activations.options import ProfileOptions
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import FFNBlock
-from neuralink_cli.architectures.choice import choose_architecture
-from neuralink_cli.architectures.coverage import Coverage, require_coverage
-from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
-from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
+from neuralink_cli.architectures.coverage import Coverage
+from neuralink_cli.architectures.workable_blocks import find_workable_blocks
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.checkpoint.origin import Origin
@@ -54,25 +51,21 @@ def read_subject(model: str | Path, options: ProfileOptions) -> Subject:
     """
     source = find_model(model, options.revision)
     with Checkpoint(source.directory, source.origin) as checkpoint:
-        description = describe(checkpoint)
-        refuse_scales(checkpoint)
-        architecture = choose_architecture(description, options.architecture)
+        found = find_workable_blocks(checkpoint, options.architecture, allow_uncovered=options.allow_uncovered)
         identity = {
             "fingerprint": checkpoint.fingerprint,
             "model_type": checkpoint.model_type,
-            "architecture": architecture.name,
+            "architecture": found.architecture.name,
         }
-        blocks = find_blocks(checkpoint, architecture)
-        refuse_scaled_blocks(checkpoint, blocks)
         subject = Subject(
             name=str(model),
             directory=checkpoint.directory,
             origin=checkpoint.origin,
             identity=identity,
-            architecture=architecture,
-            blocks=blocks,
-            shapes=description.shapes,
-            coverage=require_coverage(checkpoint, blocks, allow_uncovered=options.allow_uncovered),
+            architecture=found.architecture,
+            blocks=found.blocks,
+            shapes=found.description.shapes,
+            coverage=found.coverage,
         )
     return replace(subject, code=_settle_own_code(subject, options))
 

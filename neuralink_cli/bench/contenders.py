@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.arrays import Bytes, Order
-from neuralink_cli.devices.device import DeviceModel, builtin_devices, recorded_device
+from neuralink_cli.devices.device import DeviceModel, default_device, stated_device
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.files.input_file import require_reachable
 from neuralink_cli.layout.bundled_layout import BundledLayout
@@ -312,9 +312,8 @@ def first_tokens(tokens: Sequence[TokenRange], most: int) -> tuple[TokenRange, .
 
 
 def device_made_for(contender: Contender) -> DeviceModel:
-    """The device model that a contender was made for; UFS 4.0 if it does not say."""
-    stated = contender.parameters.get("device")
-    return builtin_devices()["ufs4.0"] if stated is None else recorded_device(stated, contender.path)
+    """The device model that a contender was made for; the default one if it does not say."""
+    return stated_device(contender.parameters, contender.path) or default_device()
 
 
 def tell_of_differences(contenders: Sequence[Contender], *, devices: bool) -> None:

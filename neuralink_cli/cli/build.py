@@ -178,7 +178,9 @@ def _request(
 
 
 def _each(devices: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(devices)) or ["ufs4.0"]
+    from neuralink_cli.devices.device import DEFAULT_DEVICE
+
+    return list(dict.fromkeys(devices)) or [DEFAULT_DEVICE]
 
 
 def _option(name: str) -> str:

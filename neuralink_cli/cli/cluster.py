@@ -19,6 +19,7 @@ from neuralink_cli.cli.options import (
     weights_option,
 )
 from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar, remark
+from neuralink_cli.devices.device import DEFAULT_DEVICE
 from neuralink_cli.errors import OptionError
 from neuralink_cli.layout.names import RESIDENT_CHOICES
 from neuralink_cli.placement.gain import (
@@ -33,6 +34,7 @@ from neuralink_cli.placement.gain import (
 from neuralink_cli.placement.placement import (
     DEFAULT_ORDER,
     EFFORT_NAMES,
+    MIXED,
     ORDER_NAMES,
     ORIGINAL,
     STORED,
@@ -102,7 +104,7 @@ Examples:
 )
 @click.option(
     "--device",
-    default="ufs4.0",
+    default=DEFAULT_DEVICE,
     show_default=True,
     metavar="NAME|FILE",
     help="Storage to model: ufs4.0, ufs3.1, oneplus-15r, nvme, a device profile, or the JSON output of fio.",
@@ -334,7 +336,7 @@ def _say_result(header: PlacementHeader, output: Path, device: str) -> None:
     """The result in words: what is stored gains, with intervals."""
     gain = next((gain for gain in header.gains if gain.source is None and gain.order == STORED), None)
     name = stored_in_total(header).order
-    order = "orders of several kinds, a block its best," if name == "mixed" else f"the {name} order"
+    order = "orders of several kinds, a block its best," if name == MIXED else f"the {name} order"
     if gain is None:
         print_text(f"{output} stores {order} of {len(header.blocks)} blocks.")
         return

@@ -28,7 +28,7 @@ from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 from neuralink_cli.weight_formats.formats import SOURCE
 
 if TYPE_CHECKING:
-    from neuralink_cli.inspection.estimate import BudgetNeeds, EstimateReport
+    from neuralink_cli.inspection.estimate_report import BudgetNeeds, EstimateReport
     from neuralink_cli.layout.plan import RelayoutOptions
 
 # The budget that `bench` has if it is not told another.
@@ -111,7 +111,8 @@ def command(
     does. With --placement alone, the gain is the one that `cluster` measured.
     """
     from neuralink_cli.devices.device import find_device
-    from neuralink_cli.inspection.estimate import DEFAULT_EFFORT, SHARES, EstimateOptions, estimate
+    from neuralink_cli.inspection.estimate import estimate
+    from neuralink_cli.inspection.estimate_report import DEFAULT_EFFORT, SHARES, EstimateOptions
     from neuralink_cli.storage.budget import DramBudget, parse_budget
 
     if placement is not None and (effort is not None or jobs is not None):

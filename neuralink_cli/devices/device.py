@@ -23,6 +23,8 @@ from neuralink_cli.files.json_text import parse_object
 from neuralink_cli.files.schema import Schema, check_document
 
 DEVICE_SCHEMA = Schema("device", __package__, "device.schema.json")
+# The built-in profile that stands for a phone where none is named.
+DEFAULT_DEVICE = "ufs4.0"
 _FOLDER = "profiles"
 _HOT = ":hot"
 
@@ -213,6 +215,21 @@ def recorded_device(record: Mapping[str, Any], where: str | Path) -> DeviceModel
         page_bytes=record.get("page_bytes", 1),
         latency_seconds=float(record.get("latency_seconds", 0.0)),
     )
+
+
+def stated_device(parameters: Mapping[str, Any], where: str | Path) -> DeviceModel | None:
+    """The device that an order was made for, as the parameters of its file state it; None if they do not.
+
+    Raises:
+        InputError: As `recorded_device`.
+    """
+    record = parameters.get("device")
+    return None if record is None else recorded_device(record, where)
+
+
+def default_device() -> DeviceModel:
+    """The device where none is named."""
+    return builtin_devices()[DEFAULT_DEVICE]
 
 
 def _from_reads(name: str, queue_depth: int, reads: Sequence[ReadRate], where: str | Path) -> DeviceModel:

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from neuralink_cli.activations.trace import Trace
-from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
-from neuralink_cli.architectures.coverage import require_coverage
-from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
-from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
+from neuralink_cli.architectures.blocks import FFNBlock
+from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice
+from neuralink_cli.architectures.workable_blocks import find_workable_blocks
 from neuralink_cli.bench.budgets import BudgetFigures, replay_budgets
 from neuralink_cli.bench.contenders import (
     Contender,
@@ -31,153 +27,30 @@ from neuralink_cli.bench.contenders import (
 )
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
-from neuralink_cli.checkpoint.origin import Origin
-from neuralink_cli.devices.device import DeviceModel, builtin_devices, recorded_device
-from neuralink_cli.devices.ratio import Ratio
+from neuralink_cli.devices.device import DeviceModel, default_device, stated_device
 from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.inspection.estimate_report import (
+    REPLAYED,
+    SHARES,
+    STATED,
+    BlockSizes,
+    BudgetNeeds,
+    EstimateOptions,
+    EstimateReport,
+    MemoryNeeds,
+)
 from neuralink_cli.inspection.facts import kept_in_dram
 from neuralink_cli.inspection.reading import speed_needed
-from neuralink_cli.layout.plan import RelayoutOptions, RelayoutPlan
-from neuralink_cli.layout.planned_size import PlannedSize, planned_size
+from neuralink_cli.layout.plan import RelayoutPlan
+from neuralink_cli.layout.planned_size import planned_size
 from neuralink_cli.layout.planning import check_options, plan_relayout
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.gain import total_gain
 from neuralink_cli.placement.placement import ORIGINAL, STORED, Placement
 from neuralink_cli.progress import Progress, no_progress
-from neuralink_cli.storage.budget import DramBudget
-from neuralink_cli.storage.policies import DEFAULT_POLICY
-
-SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-DEFAULT_EFFORT = "fast"
-# How the figures came about: by replaying held-out tokens, or as the placement states them.
-REPLAYED, STATED = "replayed", "stated"
 
 # So that large models take about a minute, no more tokens are replayed than about so many neurons fire at.
 _MOST_FIRING = 20_000_000
-
-
-@dataclass(frozen=True)
-class EstimateOptions:
-    """What to estimate.
-
-    Attributes:
-        layout: The options of `relayout`.
-        device: Device model to read from; None for the one that the placement was made for.
-        budgets: DRAM for cached and pinned bundles and resident rows, as for the bench.
-        policy: Name of the cache's policy.
-        tokens: Replay at most this many held-out tokens; None for all, or for as many as take about a minute.
-        tokens_per_second: What storage should be fast enough for.
-        effort: How long to refine the order that is made if there is no placement.
-        jobs: Blocks to order at a time; by default as many as CPUs.
-    """
-
-    layout: RelayoutOptions = field(default_factory=RelayoutOptions)
-    device: DeviceModel | None = None
-    budgets: tuple[DramBudget, ...] = tuple(DramBudget(fraction=share) for share in SHARES)
-    policy: str = DEFAULT_POLICY
-    tokens: int | None = None
-    tokens_per_second: float | None = None
-    effort: str = DEFAULT_EFFORT
-    jobs: int | None = None
-
-
-@dataclass(frozen=True)
-class BlockSizes:
-    """Neighbouring blocks that are alike: how many there are, the id of the first, and bytes of a neuron's bundle."""
-
-    first: str
-    count: int
-    neurons: int
-    source_bytes: int
-    bundle_bytes: int
-
-
-@dataclass(frozen=True)
-class MemoryNeeds:
-    """What a runtime needs in memory for weights, as they are stored. Its program and attention cache come on top.
-
-    Attributes:
-        dense_bytes: Weights outside the FFN blocks; all weights of a permuted layout, which is loaded whole.
-        resident_bytes: Rows that decide firing, and biases.
-        pinned_bytes: Bundles that are always in DRAM.
-        token_bytes: Bundles of the neurons that fire at a token: with less cache, a token drives out what the next one
-            would have found.
-        least_bytes: Of what is above together; pinned bundles are part of those of a token.
-    """
-
-    dense_bytes: int
-    resident_bytes: int
-    pinned_bytes: int
-    token_bytes: int
-    least_bytes: int
-
-
-@dataclass(frozen=True)
-class BudgetNeeds:
-    """What reading takes per token with some DRAM, in the stored order with access collapse.
-
-    Attributes:
-        share: DRAM as a share of all bundles; None if it was given in bytes.
-        dram_bytes: What cached and pinned bundles and resident rows take.
-        hit_rate: Share of the active neurons that are in DRAM; None if it is not known, as `reads` and `read_bytes`.
-        io_seconds: Mean time of reading.
-        gain: The time of the original order, read the same way, over that of the stored one.
-        gain_over_naive: That of the original order, read without access collapse, over that of the stored one.
-        speed_needed: How many times as fast as the device storage must be for the tokens per second that are wanted;
-            None if none are.
-    """
-
-    share: float | None
-    dram_bytes: int
-    hit_rate: float | None
-    reads: float | None
-    read_bytes: float | None
-    io_seconds: float
-    gain: Ratio
-    gain_over_naive: Ratio
-    speed_needed: float | None
-
-
-@dataclass(frozen=True)
-class EstimateReport:
-    """What a layout will be.
-
-    Attributes:
-        order: Name of the order, "mixed" if blocks differ.
-        placement: The file of the order; None if it was made for this estimate, with `effort`.
-        source_bytes: Of the checkpoint's weight files.
-        device: Name of the device that is modelled.
-        figures: `replayed` or `stated`; None if there are none.
-        tokens: That were replayed, out of `held_out`; None if the figures are not replayed.
-        budgets: Ascending in the order they were asked for; one, without a cache, if figures are stated; empty if
-            there are none.
-    """
-
-    model: str
-    origin: Origin | None
-    layout: str
-    resident: str
-    weights: str
-    dense_weights: str
-    order: str
-    placement: str | None
-    effort: str | None
-    blocks: tuple[BlockSizes, ...]
-    source_bytes: int
-    size: PlannedSize
-    memory: MemoryNeeds
-    device: str
-    tokens_per_second: float | None
-    figures: str | None
-    tokens: int | None
-    held_out: int | None
-    budgets: tuple[BudgetNeeds, ...] = field(default=())
-
-    def as_document(self) -> dict[str, Any]:
-        """Everything for JSON."""
-        document = asdict(self)
-        document["size"] = {**document["size"], "total": self.size.total}
-        return document
 
 
 def estimate(
@@ -212,16 +85,16 @@ def estimate(
         tokens = None if trace is None else stack.enter_context(Trace(trace))
         source = find_model(model, revision, all_files=options.layout.all_files)
         checkpoint = stack.enter_context(Checkpoint(source.directory, source.origin))
-        found = _architecture(checkpoint, architecture, allow_uncovered)
+        blocks = find_workable_blocks(checkpoint, architecture, allow_uncovered=allow_uncovered).blocks
         if opened is None:
             assert tokens is not None
-            _check_model(checkpoint, found, tokens)
+            _check_model(checkpoint, blocks, tokens)
             opened = stack.enter_context(_made_for_this(tokens, options, stack, progress))
         elif tokens is not None:
             tokens.check_content()
         if opened.info.model["model_type"] != checkpoint.model_type:
             raise _other_model(opened.path, opened.info.model["model_type"], checkpoint)
-        plan = plan_relayout(checkpoint, found, opened, options.layout, read_samples=False)
+        plan = plan_relayout(checkpoint, blocks, opened, options.layout, read_samples=False)
         device = options.device or _device_of(opened)
         memory = _memory(plan, checkpoint, opened)
         replayed = None
@@ -237,7 +110,7 @@ def estimate(
             resident=options.layout.resident,
             weights=options.layout.weights,
             dense_weights=options.layout.dense_format,
-            order=_order_name(opened),
+            order=total_gain(opened.info).chosen,
             placement=None if placement is None else str(placement),
             effort=options.effort if placement is None else None,
             blocks=tuple(_block_sizes(plan, opened)),
@@ -253,21 +126,11 @@ def estimate(
         )
 
 
-def _architecture(checkpoint: Checkpoint, choice: ArchitectureChoice, allow_uncovered: bool) -> Architecture:
-    """The architecture of a checkpoint that `relayout` takes."""
-    refuse_scales(checkpoint)
-    found = choose_architecture(describe(checkpoint), choice)
-    blocks = find_blocks(checkpoint, found)
-    refuse_scaled_blocks(checkpoint, blocks)
-    require_coverage(checkpoint, blocks, allow_uncovered=allow_uncovered)
-    return found
-
-
-def _check_model(checkpoint: Checkpoint, architecture: Architecture, trace: Trace) -> None:
+def _check_model(checkpoint: Checkpoint, found: Sequence[FFNBlock], trace: Trace) -> None:
     """Check, before an order is made, that a trace has the blocks of a checkpoint."""
     if trace.info.model["model_type"] != checkpoint.model_type:
         raise _other_model(trace.path, trace.info.model["model_type"], checkpoint)
-    blocks = {block.id: (block.neurons, block.hidden) for block in find_blocks(checkpoint, architecture)}
+    blocks = {block.id: (block.neurons, block.hidden) for block in found}
     traced = {block.id: (block.neurons, block.hidden) for block in trace.info.blocks}
     if blocks != traced:
         differing = sorted(set(blocks.items()) ^ set(traced.items()))[0][0]
@@ -286,7 +149,7 @@ def _made_for_this(trace: Trace, options: EstimateOptions, stack: ExitStack, pro
     """An order of the neurons of a trace, made as `cluster` makes it for this layout."""
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="neuralink-estimate-")))
     made = ClusterOptions(
-        device=options.device or builtin_devices()["ufs4.0"],
+        device=options.device or default_device(),
         weights=options.layout.weights,
         resident=options.layout.resident,
         effort=options.effort,
@@ -297,13 +160,7 @@ def _made_for_this(trace: Trace, options: EstimateOptions, stack: ExitStack, pro
 
 
 def _device_of(placement: Placement) -> DeviceModel:
-    record = placement.info.parameters.get("device")
-    return builtin_devices()["ufs4.0"] if record is None else recorded_device(record, placement.path)
-
-
-def _order_name(placement: Placement) -> str:
-    names = {block.order for block in placement.info.blocks}
-    return names.pop() if len(names) == 1 else "mixed"
+    return stated_device(placement.info.parameters, placement.path) or default_device()
 
 
 @dataclass(frozen=True)

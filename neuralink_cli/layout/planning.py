@@ -6,14 +6,12 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 
-from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
-from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.scaled_tensors import WAY_OUT
 from neuralink_cli.devices.cost import collapse_gap
-from neuralink_cli.devices.device import DeviceModel, recorded_device
+from neuralink_cli.devices.device import DeviceModel, stated_device
 from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header
 from neuralink_cli.layout.companions import companions_to_copy
@@ -59,7 +57,7 @@ MAX_ALIGNMENT = 1 << 24
 
 def plan_relayout(
     checkpoint: Checkpoint,
-    architecture: Architecture,
+    blocks: tuple[FFNBlock, ...],
     placement: Placement,
     options: RelayoutOptions,
     *,
@@ -68,16 +66,16 @@ def plan_relayout(
     """Check that checkpoint and placement belong together and decide everything that will be written.
 
     Args:
+        blocks: All FFN blocks of the checkpoint.
         read_samples: Whether to compare fingerprints, which takes samples of the weights; else only headers are read.
 
     Raises:
         OptionError: An alignment that is not a power of two, `resident` or `weights` with a permuted layout, or a
             format for a role that the model has not.
         MismatchError: The placement was made for another checkpoint.
-        InputError, UnsupportedError: The checkpoint's tensors do not make FFN blocks.
+        UnsupportedError: Weights that cannot be stored as asked for.
     """
     check_options(options)
-    blocks = find_blocks(checkpoint, architecture)
     if read_samples:
         check_placement(checkpoint, blocks, placement)
     else:
@@ -98,7 +96,7 @@ def plan_relayout(
             checkpoint,
             blocks,
             placed,
-            device=_device(placement),
+            device=stated_device(placement.info.parameters, placement.path),
             ordering_sequences=placement.ordering_sequences.shape[0],
             resident=options.resident,
             alignment=options.alignment,
@@ -123,12 +121,6 @@ def plan_relayout(
             0,
         ),
     )
-
-
-def _device(placement: Placement) -> DeviceModel | None:
-    """The device that the order was made for; None if the placement does not say."""
-    record = placement.info.parameters.get("device")
-    return None if record is None else recorded_device(record, placement.path)
 
 
 def _tell_of_other_bundles(plan: BundledPlan, placement: Placement, options: RelayoutOptions) -> None:

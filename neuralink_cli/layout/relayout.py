@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.architectures.blocks import moved_pieces
-from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
-from neuralink_cli.architectures.coverage import Coverage, require_coverage
-from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
-from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
+from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice
+from neuralink_cli.architectures.coverage import Coverage
+from neuralink_cli.architectures.workable_blocks import find_workable_blocks
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, PERMUTED_INDEX
 from neuralink_cli.checkpoint.hub import find_model
@@ -138,15 +136,11 @@ def relayout(
         # After the placement is checked: a model may take long to fetch.
         source = find_model(model, revision, all_files=options.all_files)
         with Unreplaced(source.directory), Checkpoint(source.directory, source.origin) as checkpoint:
-            refuse_scales(checkpoint)
-            found = choose_architecture(describe(checkpoint), architecture)
-            blocks = find_blocks(checkpoint, found)
-            refuse_scaled_blocks(checkpoint, blocks)
-            coverage = require_coverage(checkpoint, blocks, allow_uncovered=allow_uncovered)
-            plan = plan_relayout(checkpoint, found, opened, options)
+            found = find_workable_blocks(checkpoint, architecture, allow_uncovered=allow_uncovered)
+            plan = plan_relayout(checkpoint, found.blocks, opened, options)
             check_output(plan, output, overwrite)
             if measure_recall is not None:
-                require_measurable(plan.bundled, opened, found, "--recall-text")
+                require_measurable(plan.bundled, opened, found.architecture, "--recall-text")
             elif plan.bundled is not None and decided_by_rounded_rows(plan.bundled, opened):
                 logger.info(
                     "rounded rows decide which neurons are above calibrated thresholds: --recall-text FILE measures "
@@ -159,7 +153,7 @@ def relayout(
             recall = None
             if not dry_run:
                 if measure_recall is not None and plan.bundled is not None:
-                    recall = measure_recall(plan.bundled, checkpoint, opened, found)
+                    recall = measure_recall(plan.bundled, checkpoint, opened, found.architecture)
                 with progress("relayout", plan.total_bytes, "B") as advance:
                     write_layout(
                         plan,
@@ -190,7 +184,7 @@ def relayout(
         left_out_bytes=sum(file.nbytes for file in plan.left_out),
         gate_recall=recall,
         estimate=expected,
-        coverage=coverage,
+        coverage=found.coverage,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neuralink_cli.activations.options import ProfileOptions
 from neuralink_cli.calibration.options import CalibrationOptions
-from neuralink_cli.devices.device import DeviceModel, builtin_devices, find_device
+from neuralink_cli.devices.device import DeviceModel, builtin_devices, default_device, find_device
 from neuralink_cli.errors import OptionError
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.placement.cluster import ClusterOptions
@@ -65,7 +65,7 @@ def build_device(device: str, name: str | None = None, dram: DramBudget | None =
 
 
 def _default_cluster() -> ClusterOptions:
-    return ClusterOptions(device=builtin_devices()["ufs4.0"])
+    return ClusterOptions(device=default_device())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from neuralink_cli.architectures.blocks import experts_of
-from neuralink_cli.placement.placement import ORDER_NAMES, ORIGINAL, HeldOutReads, PlacementBlock, PlacementHeader
+from neuralink_cli.placement.placement import (
+    MIXED,
+    ORDER_NAMES,
+    ORIGINAL,
+    HeldOutReads,
+    PlacementBlock,
+    PlacementHeader,
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def _gain(name: str, blocks: Sequence[tuple[PlacementBlock, Sequence[HeldOutRead
     names = [order for order in parts[0].orders if all(order in part.orders for part in parts)] if parts else []
     return Gain(
         name=name,
-        chosen=chosen.pop() if len(chosen) == 1 else "mixed",
+        chosen=chosen.pop() if len(chosen) == 1 else MIXED,
         active_ratio=active / possible if possible else 0.0,
         orders={order: _figures(order, blocks, active) for order in sorted(names, key=_table_position)},
     )

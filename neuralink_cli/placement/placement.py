@@ -37,6 +37,8 @@ ORDER_NAMES = (ORIGINAL, FREQUENCY, REVERSE_CUTHILL_MCKEE, SPECTRAL, LINKED, REF
 DEFAULT_ORDER = REFINED
 # Not an order but whichever one each block stores.
 STORED = "stored"
+# Stands for the name of what blocks store, if they differ.
+MIXED = "mixed"
 # Measured whatever order is asked for.
 COMPARED_ORDERS = (ORIGINAL, FREQUENCY, LINKED)
 

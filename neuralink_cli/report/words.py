@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from neuralink_cli.bench.bench import BenchRow
 from neuralink_cli.devices.ratio import Ratio
-from neuralink_cli.placement.placement import ORIGINAL
+from neuralink_cli.placement.placement import MIXED, ORIGINAL
 from neuralink_cli.report.figures import strongest_pair
 from neuralink_cli.report.measurements import Measurements
 from neuralink_cli.sizes import human_bytes
@@ -43,7 +43,7 @@ def order_name(name: str) -> str:
     """What to call a stored order within a sentence."""
     if name == ORIGINAL:
         return "their original order"
-    return "orders that differ from block to block" if name == "mixed" else f"the order {name!r}"
+    return "orders that differ from block to block" if name == MIXED else f"the order {name!r}"
 
 
 def dram_text(row: BenchRow) -> str:

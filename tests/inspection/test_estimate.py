@@ -11,7 +11,8 @@ import pytest
 from neuralink_cli.bench.bench import BenchOptions, bench_layouts
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import MismatchError, OptionError
-from neuralink_cli.inspection.estimate import EstimateOptions, EstimateReport, estimate
+from neuralink_cli.inspection.estimate import estimate
+from neuralink_cli.inspection.estimate_report import EstimateOptions, EstimateReport
 from neuralink_cli.inspection.facts import read_facts
 from neuralink_cli.inspection.kinds import recognise
 from neuralink_cli.layout.plan import RelayoutOptions

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import OutputError
@@ -31,8 +32,8 @@ def size_of(directory: Path) -> int:
 
 def of_relayout(made: Made, output: Path) -> Estimate:
     with Checkpoint(made.model) as checkpoint, Placement(made.placement) as placement:
-        architecture = choose_architecture(describe(checkpoint))
-        plan = plan_relayout(checkpoint, architecture, placement, RelayoutOptions())
+        blocks = find_blocks(checkpoint, choose_architecture(describe(checkpoint)))
+        plan = plan_relayout(checkpoint, blocks, placement, RelayoutOptions())
         return estimate_relayout(plan, checkpoint, output)
 
 

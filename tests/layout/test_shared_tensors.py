@@ -91,9 +91,9 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Architecture, 
 def lay_out(made: tuple[Architecture, Path, Path], output: Path, **options: Any) -> Path:
     architecture, model, placement = made
     with Checkpoint(model) as checkpoint, Placement(placement) as opened:
-        write_layout(
-            plan_relayout(checkpoint, architecture, opened, RelayoutOptions(**options)), checkpoint, opened, output
-        )
+        blocks = find_blocks(checkpoint, architecture)
+        plan = plan_relayout(checkpoint, blocks, opened, RelayoutOptions(**options))
+        write_layout(plan, checkpoint, opened, output)
     return output
 
 

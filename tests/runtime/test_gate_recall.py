@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.calibration.readers import read_token_sequences
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
@@ -129,7 +130,8 @@ def test_rows_with_scales_are_rounded_as_they_will_be_written(tmp_path: Path) ->
 def same_rows(model: Path, placed: Path, output: Path, **options: Any) -> None:
     relayout(model, placed, output, **options)
     with Checkpoint(model) as source, Placement(placed) as opened, BundledLayout(output) as layout:
-        plan = plan_relayout(source, choose_architecture(describe(source)), opened, RelayoutOptions(**options))
+        blocks = find_blocks(source, choose_architecture(describe(source)))
+        plan = plan_relayout(source, blocks, opened, RelayoutOptions(**options))
         assert plan.bundled is not None
         before, after = rows_of_plan(plan.bundled, source), rows_of_layout(layout)
         assert [rows.block.id for rows in before] == [block.id for block in layout.index.blocks]
@@ -157,7 +159,7 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(tmp_path: P
 
     with Checkpoint(MODEL) as source, Placement(placement) as opened:
         architecture = choose_architecture(describe(source))
-        plan = plan_relayout(source, architecture, opened, RelayoutOptions(weights="q4_0")).bundled
+        plan = plan_relayout(source, find_blocks(source, architecture), opened, RelayoutOptions(weights="q4_0")).bundled
         assert plan is not None
         require_measurable(plan, opened, architecture, "--x")
         info = opened.info
