@@ -11,6 +11,7 @@ from torch import nn
 
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import ExpertPlace
+from neuralink_cli.files.header import DTYPE_BITS
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.plan import FlashBlock, ResidentTensor
 from neuralink_cli.models.find_modules import find_experts
@@ -22,6 +23,7 @@ from neuralink_cli.runtime.settings import RunSettings
 from neuralink_cli.runtime.sparse_block import FiringNeurons, FusedGateUp, ResidentRows, SparseDown, SparseUp
 from neuralink_cli.runtime.sparse_experts import Expert, SparseExperts
 from neuralink_cli.runtime.stored_weights import StoredWeights
+from neuralink_cli.runtime.tensors import as_tensor
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,12 @@ def block_weights(
 
 
 def _loaded(layout: BundledLayout, block: FlashBlock, kept: ResidentTensor, dtype: torch.dtype) -> torch.Tensor:
-    loaded = _stored(layout, block, kept).to(dtype=dtype)
-    # Of a bias for all experts of a layer, an expert's own.
-    stacked = kept.kind == "output_bias" and loaded.dim() > 1
-    return loaded[block.expert or 0].clone() if stacked else loaded
+    if kept.kind != "output_bias":
+        return _stored(layout, block, kept).to(dtype=dtype)
+    # The tensor may hold those of all experts of a layer.
+    start, size = kept.source_start, block.hidden * DTYPE_BITS[kept.place.dtype] // 8
+    data = layout.file.read(kept.place.tensor, start, start + size)
+    return as_tensor(data, kept.place.dtype, (block.hidden,), layout.file.path).to(dtype)
 
 
 def _stored(layout: BundledLayout, block: FlashBlock, kept: ResidentTensor) -> StoredWeights:

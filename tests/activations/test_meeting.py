@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_without_a_store_every_rank_tells(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(meeting, "_connect", nobody)
     told: list[int] = []
     for rank in range(2):
-        tell_once(launch_of(rank), lambda rank=rank: told.append(rank))  # type: ignore[misc]
+        tell_once(launch_of(rank), partial(told.append, rank))
     assert told == [0, 1]
 
 

@@ -158,7 +158,8 @@ def test_the_speed_that_is_needed_is_the_share_of_time_that_reading_takes(folder
     twice = EstimateOptions(budgets=BUDGETS, tokens_per_second=50.0, tokens=60)
     fewer = estimate(here / "model", placement=here / "placement", trace=here / "trace", options=twice)
     assert fewer.tokens is not None
-    assert fewer.tokens < report.tokens == report.held_out == fewer.held_out  # type: ignore[operator]
+    assert report.tokens is not None
+    assert fewer.tokens < report.tokens == report.held_out == fewer.held_out
 
 
 def test_what_does_not_belong_together_is_told_before_an_order_is_made(folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 from distributed.diagnostics.plugin import WorkerPlugin
+from safetensors.numpy import save_file
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.devices.device import builtin_devices
@@ -172,9 +173,9 @@ def test_a_worker_that_sees_another_file_is_told(
 
 def test_an_imported_order_goes_along(scheduler: str, trace: Path, tmp_path: Path) -> None:
     with Trace(trace) as opened:
-        orders = {block.id: np.arange(block.neurons)[::-1] for block in opened.info.blocks}
-    np.savez(tmp_path / "orders.npz", **orders)  # type: ignore[arg-type]
-    chosen: dict[str, Any] = {"order": "imported", "order_from": tmp_path / "orders.npz"}
+        orders = {block.id: np.arange(block.neurons)[::-1].copy() for block in opened.info.blocks}
+    save_file(orders, tmp_path / "orders.safetensors")
+    chosen: dict[str, Any] = {"order": "imported", "order_from": tmp_path / "orders.safetensors"}
     assert placed(trace, tmp_path / "p", DaskOptions(scheduler), **chosen) == placed(trace, tmp_path / "q", **chosen)
 
 
