@@ -20,7 +20,6 @@ from neuralink_cli.cli.options import (
     model_argument,
     output_option,
     overwrite_option,
-    read_text,
     reporting_options,
     revision_option,
 )
@@ -28,11 +27,8 @@ from neuralink_cli.cli.output import print_json, print_table, progress_bar
 from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from neuralink_cli.architectures.architecture import Architecture
-    from neuralink_cli.checkpoint.checkpoint import Checkpoint
-    from neuralink_cli.layout.plan import BundledPlan, RelayoutOptions
-    from neuralink_cli.layout.recall import MeasuredRecall, MeasureRecall
-    from neuralink_cli.placement.placement import Placement
+    from neuralink_cli.layout.plan import RelayoutOptions
+    from neuralink_cli.layout.recall import MeasureRecall
 
 
 @click.command(
@@ -121,7 +117,7 @@ def command(
             revision=revision,
             architecture=architecture,
             allow_uncovered=allow_uncovered,
-            measure_recall=None if recall_text is None else _measuring(read_text(recall_text), recall_tokens),
+            measure_recall=None if recall_text is None else _recall_on(recall_text, recall_tokens),
             dry_run=dry_run,
             resume=resume,
             overwrite=overwrite,
@@ -144,20 +140,10 @@ def command(
         print_table(["plan", ""], [[name, str(value)] for name, value in plain if isinstance(value, (str, int, float))])
 
 
-def _measuring(text: str, count: int) -> MeasureRecall:
-    """Runs the model on a text when the layout is planned; torch is imported only then."""
-    from neuralink_cli.models.hf_packages import require_hf_packages
+def _recall_on(text: Path, tokens: int) -> MeasureRecall:
+    from neuralink_cli.runtime.recall_text import recall_on_text
 
-    require_hf_packages("torch", "transformers")
-
-    def measure(
-        plan: BundledPlan, checkpoint: Checkpoint, placement: Placement, architecture: Architecture
-    ) -> MeasuredRecall:
-        from neuralink_cli.runtime.gate_recall import measure_recall
-
-        return measure_recall(plan, checkpoint, placement, architecture, text, tokens=count, progress=progress_bar)
-
-    return measure
+    return recall_on_text(text, tokens, progress_bar)
 
 
 @contextlib.contextmanager

@@ -20,11 +20,7 @@ from neuralink_cli.pipeline.options import SUMMARY_FILE, TRACE_FILE, BuildDevice
 from neuralink_cli.progress import Progress
 
 if TYPE_CHECKING:
-    from neuralink_cli.architectures.architecture import Architecture
-    from neuralink_cli.checkpoint.checkpoint import Checkpoint
-    from neuralink_cli.layout.plan import BundledPlan
-    from neuralink_cli.layout.recall import MeasuredRecall, MeasureRecall
-    from neuralink_cli.placement.placement import Placement
+    from neuralink_cli.layout.recall import MeasureRecall
 
 # The packages that may change what a stage makes.
 _NUMERIC = ("numpy", "numba")
@@ -149,33 +145,19 @@ def _relayout(model: ModelInput, output: Path, options: BuildOptions, device: st
         revision=model.revision,
         architecture=options.profile.architecture,
         allow_uncovered=options.profile.allow_uncovered,
-        measure_recall=_measuring(options, progress),
+        measure_recall=_recall_of(options, progress),
         resume=True,
         overwrite=True,
         progress=progress,
     )
 
 
-def _measuring(options: BuildOptions, progress: Progress) -> MeasureRecall | None:
-    """Runs the model on the text of the build, when a layout is planned."""
+def _recall_of(options: BuildOptions, progress: Progress) -> MeasureRecall | None:
     if options.recall_text is None:
         return None
-    from neuralink_cli.calibration.text_files import read_text
-    from neuralink_cli.models.hf_packages import require_hf_packages
+    from neuralink_cli.runtime.recall_text import recall_on_text
 
-    require_hf_packages("torch", "transformers")
-    text = read_text(options.recall_text)
-
-    def measure(
-        plan: BundledPlan, checkpoint: Checkpoint, placement: Placement, architecture: Architecture
-    ) -> MeasuredRecall:
-        from neuralink_cli.runtime.gate_recall import measure_recall
-
-        return measure_recall(
-            plan, checkpoint, placement, architecture, text, tokens=options.recall_tokens, progress=progress
-        )
-
-    return measure
+    return recall_on_text(options.recall_text, options.recall_tokens, progress)
 
 
 def _verify(model: ModelInput, output: Path, device: str, progress: Progress) -> None:
