@@ -152,6 +152,7 @@ def _search(bits: Bits, order: npt.NDArray[np.int32], partners: npt.NDArray[np.i
     return Search(
         flat=rows.ravel(),
         words=rows.shape[1],
+        used=bits.shape[1],
         ratio=ratio,
         order=order.copy(),
         position=position,

@@ -16,7 +16,8 @@ of l + r - max(e, 0), so only the sums of max(e, 0) matter, the *overlaps*: if L
 nearest slots on the left are inactive, and R_k those on the right, an overlap is the sum over k = 1..G of
 |L_k & R_(G+1-k)|.
 
-All work is done in blocks of tokens: a move that is bad on some tokens is not computed on the rest.
+All work is done in blocks of tokens: a move that is bad on some tokens is not computed on the rest. The last block, of
+few tokens the only one, is not full.
 
 All indices in the inner loops are unsigned: numba lets negative ones count from the end, and the test for it would keep
 LLVM from using vector instructions. Costs are compared as integers, so that every machine makes the same decisions.
@@ -31,12 +32,25 @@ import numpy as np
 from neuralink_cli.kernels import kernel, popcount
 
 BLOCK = 64  # words worked on at a time; rows are padded to a multiple of it
+LANES = 8  # words of the longest vector instructions
 GROUP = 4  # rows looked at together on either side of a place
 _WIDTH = np.uint64(BLOCK)
 _TWICE = np.uint64(2 * BLOCK)
 _THRICE = np.uint64(3 * BLOCK)
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _NONE = np.uint64(0)
+
+
+@kernel
+def block_width(used: int, word: Any) -> Any:
+    """Returns how many words from `word` on are in its block: whole vectors, and at most `BLOCK`.
+
+    Args:
+        used: Words of a row that have tokens.
+        word: uint64, first word of the block.
+    """
+    left = np.uint64((used + LANES - 1) // LANES * LANES) - word
+    return left if left < _WIDTH else _WIDTH
 
 
 @kernel
@@ -73,13 +87,16 @@ def find_neighbours(order: Any, words: int, slot: Any, without: Any, ratio: int,
 
 
 @kernel
-def work_out_planes(flat: Any, offsets: Any, word: Any, ratio: int, scratch: Any, planes: Any, at: Any) -> None:
+def work_out_planes(
+    flat: Any, offsets: Any, word: Any, width: Any, ratio: int, scratch: Any, planes: Any, at: Any
+) -> None:
     """Works out the planes of a place for the block of tokens that starts with `word`.
 
     Args:
         flat: uint64, the rows.
         offsets: From `find_neighbours`.
         word: uint64.
+        width: Words of the block, from `block_width`.
         ratio: G >= 1.
         scratch: uint64 `[3 * BLOCK]`.
         planes: uint64, written from `at` on, `plane_count(ratio)` times `BLOCK`: the digits of max(e, 0), lowest first,
@@ -88,18 +105,18 @@ def work_out_planes(flat: Any, offsets: Any, word: Any, ratio: int, scratch: Any
     """
     groups = (ratio + GROUP - 1) // GROUP
     count = plane_count(ratio)
-    _count_nearest(flat, offsets, groups * GROUP, word, scratch, planes, at)
+    _count_nearest(flat, offsets, groups * GROUP, word, width, scratch, planes, at)
     for k in range(4, count):
         place = at + np.uint64(k) * _WIDTH
-        for w in range(_WIDTH):
+        for w in range(width):
             planes[place + w] = _NONE
     for group in range(1, groups):
-        _count_further(flat, offsets, group * GROUP, word, scratch, _NONE, planes, at, count)
-        _count_further(flat, offsets, (groups + group) * GROUP, word, scratch, _WIDTH, planes, at, count)
+        _count_further(flat, offsets, group * GROUP, word, width, scratch, _NONE, planes, at, count)
+        _count_further(flat, offsets, (groups + group) * GROUP, word, width, scratch, _WIDTH, planes, at, count)
     if count == 4:
-        _subtract_from_four(ratio, planes, at)
+        _subtract_from_four(width, ratio, planes, at)
     else:
-        _subtract(ratio, scratch, planes, at, count)
+        _subtract(width, ratio, scratch, planes, at, count)
 
 
 @kernel
@@ -112,11 +129,11 @@ def plane_count(ratio: int) -> int:
 
 
 @kernel
-def _count_nearest(flat: Any, offsets: Any, right: int, word: Any, scratch: Any, out: Any, at: Any) -> None:
+def _count_nearest(flat: Any, offsets: Any, right: int, word: Any, width: Any, scratch: Any, out: Any, at: Any) -> None:
     """Writes how many of the nearest four slots on either side are inactive, up to an active one, as 4 digits."""
     a, b, c, d = offsets[0] + word, offsets[1] + word, offsets[2] + word, offsets[3] + word
     e, f, g, h = offsets[right] + word, offsets[right + 1] + word, offsets[right + 2] + word, offsets[right + 3] + word
-    for w in range(_WIDTH):
+    for w in range(width):
         # Inactive so far: l1 contains l2 contains l3 contains l4, so their number in binary takes three operations.
         l1 = ~flat[a + w]
         l2 = l1 & ~flat[b + w]
@@ -142,7 +159,16 @@ def _count_nearest(flat: Any, offsets: Any, right: int, word: Any, scratch: Any,
 
 @kernel
 def _count_further(
-    flat: Any, offsets: Any, first: int, word: Any, scratch: Any, side: Any, out: Any, at: Any, digits: int
+    flat: Any,
+    offsets: Any,
+    first: int,
+    word: Any,
+    width: Any,
+    scratch: Any,
+    side: Any,
+    out: Any,
+    at: Any,
+    digits: int,
 ) -> None:
     """Adds the inactive slots among the next four of one side, if all before were inactive."""
     a, b, c, d = (
@@ -151,7 +177,7 @@ def _count_further(
         offsets[first + 2] + word,
         offsets[first + 3] + word,
     )
-    for w in range(_WIDTH):
+    for w in range(width):
         s1 = scratch[side + w] & ~flat[a + w]
         s2 = s1 & ~flat[b + w]
         s3 = s2 & ~flat[c + w]
@@ -170,7 +196,7 @@ def _count_further(
         scratch[_TWICE + w] = (digit & s4) | ((digit ^ s4) & carry)
     for k in range(3, digits):
         place = at + np.uint64(k) * _WIDTH
-        for w in range(_WIDTH):
+        for w in range(width):
             digit = out[place + w]
             carry = scratch[_TWICE + w]
             out[place + w] = digit ^ carry
@@ -178,11 +204,11 @@ def _count_further(
 
 
 @kernel
-def _subtract_from_four(ratio: int, out: Any, at: Any) -> None:
+def _subtract_from_four(width: Any, ratio: int, out: Any, at: Any) -> None:
     """Does what `_subtract` does, for four digits, without going through memory for each."""
     m0, m1 = _NONE - np.uint64(-ratio & 1), _NONE - np.uint64(-ratio >> 1 & 1)
     m2, m3 = _NONE - np.uint64(-ratio >> 2 & 1), _NONE - np.uint64(-ratio >> 3 & 1)
-    for w in range(_WIDTH):
+    for w in range(width):
         d0, d1, d2, d3 = out[at + w], out[at + _WIDTH + w], out[at + _TWICE + w], out[at + _THRICE + w]
         carry = d0 & m0
         half = d1 ^ m1
@@ -199,15 +225,15 @@ def _subtract_from_four(ratio: int, out: Any, at: Any) -> None:
 
 
 @kernel
-def _subtract(ratio: int, scratch: Any, out: Any, at: Any, digits: int) -> None:
+def _subtract(width: Any, ratio: int, scratch: Any, out: Any, at: Any, digits: int) -> None:
     """Turns the digits of l + r into those of e = l + r - ratio, and drops the digits where e is negative."""
-    for w in range(_WIDTH):
+    for w in range(width):
         scratch[w] = _NONE
     for k in range(digits):
         # Adding -ratio in two's complement: its digits are the same for all tokens.
         constant = _ALL if (-ratio >> k) & 1 else _NONE
         place = at + np.uint64(k) * _WIDTH
-        for w in range(_WIDTH):
+        for w in range(width):
             digit = out[place + w]
             carry = scratch[w]
             out[place + w] = digit ^ constant ^ carry
@@ -215,25 +241,25 @@ def _subtract(ratio: int, scratch: Any, out: Any, at: Any, digits: int) -> None:
     negative = at + np.uint64(digits - 1) * _WIDTH
     for k in range(digits - 1):
         place = at + np.uint64(k) * _WIDTH
-        for w in range(_WIDTH):
+        for w in range(width):
             out[place + w] &= ~out[negative + w]
 
 
 @kernel
-def insertion_cost(flat: Any, start: Any, ratio: int, planes: Any, at: Any) -> Any:
+def insertion_cost(flat: Any, start: Any, width: Any, ratio: int, planes: Any, at: Any) -> Any:
     """Returns the cost of a neuron at the place whose planes start at `at`, in bundles over the tokens of their block.
 
-    The neuron's words of this block start at `start`.
+    The neuron's `width` words of this block start at `start`.
     """
     negative = at + np.uint64(plane_count(ratio) - 1) * _WIDTH
     cost = _NONE
-    for w in range(_WIDTH):
+    for w in range(width):
         cost += popcount(~flat[start + w] & planes[negative + w])
     k = 0
     while ratio >> k:
         digit = at + np.uint64(k) * _WIDTH
         count = _NONE
-        for w in range(_WIDTH):
+        for w in range(width):
             count += popcount(flat[start + w] & planes[digit + w])
         cost += count << np.uint64(k)
         k += 1
@@ -251,7 +277,7 @@ def find_stretch(order: Any, words: int, slot: Any, up: bool, ratio: int, offset
 
 
 @kernel
-def find_quiet(flat: Any, offsets: Any, stretch: int, word: Any, ratio: int, quiet: Any) -> None:
+def find_quiet(flat: Any, offsets: Any, stretch: int, word: Any, width: Any, ratio: int, quiet: Any) -> None:
     """Works out where the nearest slots of a stretch are all inactive, for a block of tokens.
 
     Args:
@@ -259,33 +285,34 @@ def find_quiet(flat: Any, offsets: Any, stretch: int, word: Any, ratio: int, qui
         offsets: From `find_stretch`.
         stretch: Where the stretch starts in `offsets`.
         word: uint64, first word of the block.
+        width: Words of the block, from `block_width`.
         ratio: G >= 1.
         quiet: uint64 `[(ratio + 1) * BLOCK]`, written: vectors for the nearest slot, the nearest two, up to G.
     """
     row = offsets[stretch] + word
-    for w in range(_WIDTH):
+    for w in range(width):
         quiet[w] = ~flat[row + w]
     for k in range(1, ratio):
         row = offsets[stretch + k] + word
         at = np.uint64(k) * _WIDTH
-        for w in range(_WIDTH):
+        for w in range(width):
             quiet[at + w] = quiet[at - _WIDTH + w] & ~flat[row + w]
 
 
 @kernel
-def overlap(flat: Any, offsets: Any, stretch: int, word: Any, ratio: int, quiet: Any) -> Any:
+def overlap(flat: Any, offsets: Any, stretch: int, word: Any, width: Any, ratio: int, quiet: Any) -> Any:
     """Sums max(e, 0) over a block of tokens, where a stretch meets the stretch that `find_quiet` was called for.
 
     The last `BLOCK` words of `quiet` serve as scratch.
     """
     own = np.uint64(ratio) * _WIDTH
-    for w in range(_WIDTH):
+    for w in range(width):
         quiet[own + w] = _ALL
     total = _NONE
     for k in range(ratio):
         row = offsets[stretch + k] + word
         at = np.uint64(ratio - 1 - k) * _WIDTH
-        for w in range(_WIDTH):
+        for w in range(width):
             inactive = quiet[own + w] & ~flat[row + w]
             quiet[own + w] = inactive
             total += popcount(inactive & quiet[at + w])

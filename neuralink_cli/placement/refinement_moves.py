@@ -16,6 +16,7 @@ import numpy.typing as npt
 from neuralink_cli.kernels import kernel
 from neuralink_cli.placement.refinement_kernels import (
     BLOCK,
+    block_width,
     find_neighbours,
     find_quiet,
     find_stretch,
@@ -39,6 +40,8 @@ class Search(NamedTuple):
     """uint64[(n + 2) * words], bit vectors of the neurons, then a row of zeros and one of ones."""
     words: int
     """Words of a row, a multiple of `BLOCK`."""
+    used: int
+    """Words of a row that have tokens; the rest are zeros."""
     ratio: int
     """G >= 1."""
     order: npt.NDArray[np.int32]
@@ -118,18 +121,21 @@ def _try_relocations(search: Any, slot: Any, temperature: float, shares: Any, sl
         word, at = _NONE, _NONE
         loss = np.int64(0)
         for block in range(shares.size):
+            width = block_width(search.used, word)
             if block >= known:
-                work_out_planes(search.flat, search.offsets, word, ratio, search.scratch, search.planes, at)
+                work_out_planes(search.flat, search.offsets, word, width, ratio, search.scratch, search.planes, at)
                 known = block + 1
             if saving[neuron, block] < 0:
                 if lacking:
                     find_neighbours(order, search.words, old, neuron, ratio, search.other_offsets)
                     lacking = False
                 work_out_planes(
-                    search.flat, search.other_offsets, word, ratio, search.scratch, search.other_planes, _NONE
+                    search.flat, search.other_offsets, word, width, ratio, search.scratch, search.other_planes, _NONE
                 )
-                saving[neuron, block] = insertion_cost(search.flat, row + word, ratio, search.other_planes, _NONE)
-            loss += insertion_cost(search.flat, row + word, ratio, search.planes, at) - saving[neuron, block]
+                saving[neuron, block] = insertion_cost(
+                    search.flat, row + word, width, ratio, search.other_planes, _NONE
+                )
+            loss += insertion_cost(search.flat, row + word, width, ratio, search.planes, at) - saving[neuron, block]
             if loss > allowed * shares[block] + slack[block]:
                 loss = _DROPPED
                 break
@@ -184,10 +190,13 @@ def reversal_loss(search: Any, first: Any, last: Any, allowed: Any, shares: Any,
     loss = np.int64(0)
     word = _NONE
     for block in range(shares.size):
-        find_quiet(flat, offsets, before, word, ratio, quiet)
-        loss += overlap(flat, offsets, head, word, ratio, quiet) - overlap(flat, offsets, tail, word, ratio, quiet)
-        find_quiet(flat, offsets, after, word, ratio, quiet)
-        loss += overlap(flat, offsets, tail, word, ratio, quiet) - overlap(flat, offsets, head, word, ratio, quiet)
+        width = block_width(search.used, word)
+        find_quiet(flat, offsets, before, word, width, ratio, quiet)
+        loss += overlap(flat, offsets, head, word, width, ratio, quiet)
+        loss -= overlap(flat, offsets, tail, word, width, ratio, quiet)
+        find_quiet(flat, offsets, after, word, width, ratio, quiet)
+        loss += overlap(flat, offsets, tail, word, width, ratio, quiet)
+        loss -= overlap(flat, offsets, head, word, width, ratio, quiet)
         if loss > allowed * shares[block] + slack[block]:
             return _DROPPED
         word += _WIDTH

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from neuralink_cli.devices.cost import order_cost
 from neuralink_cli.placement.partners import likely_partners
 from neuralink_cli.placement.refinement import PARTNERS, _search, _shares, refine
-from neuralink_cli.placement.refinement_kernels import BLOCK, find_neighbours, insertion_cost, work_out_planes
+from neuralink_cli.placement.refinement_kernels import (
+    BLOCK,
+    block_width,
+    find_neighbours,
+    insertion_cost,
+    work_out_planes,
+)
 from neuralink_cli.placement.refinement_moves import Search, anneal_sweep, reversal_loss
 
 ANYTHING = 2**62
@@ -37,11 +43,12 @@ def dirty_search(bits: NDArray[np.uint64], order: NDArray[np.int32], ratio: int,
 def place_cost(search: Search, slot: int, neuron: int) -> int:
     find_neighbours(search.order, search.words, slot, neuron, search.ratio, search.offsets)
     cost = 0
-    for word in range(0, search.words, BLOCK):
-        arguments = np.uint64(word), search.ratio, search.scratch, search.planes, np.uint64(0)
-        work_out_planes(search.flat, search.offsets, *arguments)
-        start = np.uint64(neuron * search.words + word)
-        cost += insertion_cost(search.flat, start, search.ratio, search.planes, np.uint64(0))
+    for word in map(np.uint64, range(0, search.words, BLOCK)):
+        width = block_width(search.used, word)
+        planes = search.planes, np.uint64(0)
+        work_out_planes(search.flat, search.offsets, word, width, search.ratio, search.scratch, *planes)
+        start = np.uint64(neuron * search.words) + word
+        cost += insertion_cost(search.flat, start, width, search.ratio, *planes)
     return cost
 
 
@@ -55,7 +62,7 @@ def looked_at(bits: NDArray[np.uint64], search: Search, blocks: int) -> NDArray[
 @given(
     st.integers(0, 2**32),
     st.integers(1, 14),
-    st.sampled_from([1, 3, BLOCK + 3]),
+    st.sampled_from([1, 3, 9, BLOCK, BLOCK + 3]),
     st.sampled_from([0.0, 0.03, 0.2, 0.6]),
     st.integers(1, 20),
 )
