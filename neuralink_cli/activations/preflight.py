@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from neuralink_cli.activations.ranks import ALONE, Ranks
+from neuralink_cli.activations.threshold import HISTOGRAM_BYTES
 from neuralink_cli.activations.trace import bytes_per_token
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
@@ -83,7 +84,11 @@ def _memory_parts(
     weights = weight_bytes(directory, dtype)
     if execution.max_memory is not None:
         weights = min(weights, execution.max_memory)
-    return weights, activation_bytes(data, blocks, FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
+    # Thousands of experts have hundreds of megabytes of histograms.
+    histograms = len(blocks) * HISTOGRAM_BYTES
+    return weights, histograms + activation_bytes(
+        data, blocks, FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes)
+    )
 
 
 def _disk_per_token(blocks: Sequence[FFNBlock]) -> float:

@@ -13,6 +13,10 @@ EXACT_AT_ZERO = frozenset({"relu", "relu2", "relu6", "fatrelu", "drelu"})
 # The bin of a magnitude is the upper half of its float32: the exponent and the first 8 bits of the fraction.
 BIN_SHIFT = 15
 BINS = 1 << 16
+# Counts are kept by power of two: magnitudes are of some 25 of them.
+_PER_POWER = 1 << 8
+# What the histogram of a block usually takes; 30 powers.
+HISTOGRAM_BYTES = 30 * _PER_POWER * 8
 _LARGEST_FINITE = 0x7F7FFFFF
 # Experts with fewer tokens have too few values for their own threshold.
 _FEWEST_TOKENS = 16
@@ -22,23 +26,37 @@ AddUp = Callable[[npt.NDArray[np.int64]], None]
 
 
 class MagnitudeHistogram:
-    """Counts of |s| in 65,536 bins, each at most 0.4 % wide."""
+    """Counts of |s| in 65,536 bins, each at most 0.4 % wide. Takes memory for the powers of two that occur."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(BINS, dtype=np.int64)
+        self._powers: dict[int, npt.NDArray[np.int64]] = {}
 
     def add(self, counts: npt.NDArray[np.int64]) -> None:
         """Add counts per bin, int64 `[BINS]`."""
-        self._counts += counts
+        of_powers = counts.reshape(-1, _PER_POWER)
+        for power in np.flatnonzero(of_powers.any(axis=1)).tolist():
+            if power in self._powers:
+                self._powers[power] += of_powers[power]
+            else:
+                self._powers[power] = of_powers[power].copy()
 
     def add_up(self, add_up: AddUp) -> None:
         """Add the counts of other processes."""
-        add_up(self._counts)
+        counts = self._counts()
+        add_up(counts)
+        self._powers = {}
+        self.add(counts)
 
     @property
     def total(self) -> int:
         """The number of values added."""
-        return int(self._counts.sum())
+        return sum(int(counts.sum()) for counts in self._powers.values())
+
+    def _counts(self) -> npt.NDArray[np.int64]:
+        counts = np.zeros((BINS // _PER_POWER, _PER_POWER), dtype=np.int64)
+        for power, of_power in self._powers.items():
+            counts[power] = of_power
+        return counts.reshape(BINS)
 
     def threshold(self, active_ratio: float) -> float:
         """The float32 that about `active_ratio` of the values exceed, interpolated linearly within its bin.
@@ -46,13 +64,14 @@ class MagnitudeHistogram:
         It is 0 if fewer values than that are beyond the smallest bin.
         """
         wanted = active_ratio * self.total
-        at_least = np.cumsum(self._counts[::-1])[::-1]
+        counts = self._counts()
+        at_least = np.cumsum(counts[::-1])[::-1]
         index = int(np.flatnonzero(at_least >= wanted)[-1])
         if index == 0:
             return 0.0
-        above = int(at_least[index] - self._counts[index])
+        above = int(at_least[index] - counts[index])
         lower, upper = _edge(index), _edge(index + 1)
-        return float(np.float32(upper - (upper - lower) * (wanted - above) / int(self._counts[index])))
+        return float(np.float32(upper - (upper - lower) * (wanted - above) / int(counts[index])))
 
 
 @dataclass(frozen=True)
@@ -70,7 +89,7 @@ class BlockHistograms:
 
     def add_up(self, add_up: AddUp) -> None:
         """Add the counts of other processes, which have as many histograms."""
-        # One after the other, so that only one is in memory twice: thousands of experts have gigabytes of them.
+        # One after the other, so that only one is in memory as a whole: there are thousands of experts.
         for histogram in {id(each): each for each in (*self.blocks, *self.layers) if each is not None}.values():
             histogram.add_up(add_up)
 

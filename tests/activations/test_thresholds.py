@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralink_cli.activations.firing import firing_rule, magnitude_counts, require_numbers
-from neuralink_cli.activations.threshold import MagnitudeHistogram
+from neuralink_cli.activations.threshold import HISTOGRAM_BYTES, MagnitudeHistogram
 from neuralink_cli.errors import InputError, UnsupportedError
 
 
@@ -131,3 +132,34 @@ def test_activations_without_a_function(activation: str) -> None:
     with pytest.raises(UnsupportedError, match=f"{activation}.*--signal intermediate"):
         firing_rule("layers.0", activation, "gate")
     assert firing_rule("layers.0", activation, "intermediate").function is None
+
+
+@pytest.mark.parametrize("spread", [1e-12, 1.0, 1e9])
+def test_a_histogram_takes_what_is_announced(spread: float) -> None:
+    """Not 65,536 counts: there is one for each of thousands of experts."""
+    values = np.random.default_rng(3).normal(0, spread, 10_000).astype(np.float32)
+    counts = magnitude_counts(torch.from_numpy(np.abs(values)))
+    tracemalloc.start()
+    histograms = [MagnitudeHistogram() for _ in range(20)]
+    for histogram in histograms:
+        histogram.add(counts)
+        histogram.add(counts)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0 < taken / len(histograms) < HISTOGRAM_BYTES
+
+
+def test_counts_of_other_processes_are_added() -> None:
+    first, second = (
+        torch.rand(500, generator=torch.Generator().manual_seed(seed)) * scale for seed, scale in ((1, 1.0), (2, 1e-6))
+    )
+    ours, both = MagnitudeHistogram(), MagnitudeHistogram()
+    ours.add(magnitude_counts(first))
+    both.add(magnitude_counts(torch.cat([first, second])))
+
+    def add_up(counts: npt.NDArray[np.int64]) -> None:
+        counts += magnitude_counts(second)
+
+    ours.add_up(add_up)
+    assert ours.total == both.total == 1000
+    assert [ours.threshold(ratio) for ratio in (0.2, 0.5, 0.8)] == [both.threshold(ratio) for ratio in (0.2, 0.5, 0.8)]
