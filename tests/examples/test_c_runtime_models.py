@@ -16,7 +16,7 @@ import pytest
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime.loading import load_flash_model
 from tests.checkpoints import write_random_placement
-from tests.examples.conftest import CHECKED, FOLDER, LIBRARIES, LIBRARY, CRuntime
+from tests.examples.conftest import CHECKED, LIBRARIES, LIBRARY, CRuntime, sources_of
 from tests.layouts import relayout
 from tests.tiny_models import build_model
 
@@ -244,7 +244,7 @@ def test_it_computes_the_same_on_arm(
     c_runtime: CRuntime, tmp_path: Path, tiny_relu: Path, tiny_relu_tokens: list[int]
 ) -> None:
     program = tmp_path / "flash_run_arm"
-    sources = map(str, (*LIBRARY, FOLDER / "flash_run.c"))
+    sources = map(str, (*LIBRARY, *sources_of("flash_run")))
     command = [str(CROSS), *CHECKED, "-O1", "-static", "-o", str(program), *sources, *LIBRARIES]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (made.returncode, made.stderr) == (0, "")
