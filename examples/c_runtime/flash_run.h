@@ -27,14 +27,14 @@ int parse_options(int argc, char **argv, Settings *settings);
 /* A whole number of at most `most`, and nothing else; -1 if it is none. */
 int parse_whole(const char *text, uint64_t most, uint64_t *out);
 
-/* Answers requests from stdin until there are no more. 1 if one failed. */
+/* Answers requests from stdin until there are no more. 1 if one failed, or nobody can read the answers. */
 int serve(NlModel *model, Settings *settings);
 
 /* The plan of memory, and what an open model is: words on stderr, or with --json lines of answers. */
 void print_memory(const Settings *settings, const NlMemory *memory);
 void print_model(const Settings *settings, const NlModel *model);
 
-/* What the prompt and the new tokens took. */
+/* What the prompt took and, unless `tokens` is NULL, the new tokens. */
 void print_figures(const Settings *settings, const Phase *prompt, const Phase *tokens);
 
 #endif

@@ -1,5 +1,6 @@
 /* What flash_run prints besides tokens: plans, facts, figures. */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 
 #include "flash_run.h"
@@ -15,16 +16,26 @@ static uint64_t peak_bytes(void) {
     return kilobytes * 1024;
 }
 
+/* Says so if the cache takes less than what one token uses. It still pays for itself: what is used more often stays. */
+static void print_cycle(const NlMemory *memory) {
+    if (memory->cache == 0 || memory->cache >= memory->cycle || memory->total < memory->least) return;
+    fprintf(stderr, "flash_run: the cache takes %.1f MB, but a token uses %.1f MB of bundles: most are read again; --dram ",
+            (double)memory->cache / 1e6, (double)memory->cycle / 1e6);
+    if (memory->cycle_dram) fprintf(stderr, "%.0fMB would take them\n", ceil((double)memory->cycle_dram / 1e6));
+    else fprintf(stderr, "%.0f%% would take them\n", ceil(100 * (double)memory->cycle / (double)memory->flash));
+}
+
 void print_memory(const Settings *settings, const NlMemory *memory) {
     if (settings->json) {
         printf("memory {\"programs_bytes\": %" PRIu64 ", \"dense_bytes\": %" PRIu64 ", \"resident_bytes\": %" PRIu64
                ", \"sequence_bytes\": %" PRIu64 ", \"working_bytes\": %" PRIu64 ", \"tables_bytes\": %" PRIu64
                ", \"cache_bytes\": %" PRIu64 ", \"planned_bytes\": %" PRIu64 ", \"least_bytes\": %" PRIu64
                ", \"flash_bytes\": %" PRIu64 ", \"cached_bundles\": %" PRIu64 ", \"bundles\": %" PRIu64
-               ", \"streamed_bytes\": %" PRIu64 ", \"batch\": %" PRIu64 ", \"context\": %" PRIu64 "}\n",
+               ", \"streamed_bytes\": %" PRIu64 ", \"cycle_bytes\": %" PRIu64 ", \"cycle_dram_bytes\": %" PRIu64
+               ", \"batch\": %" PRIu64 ", \"context\": %" PRIu64 "}\n",
                memory->programs, memory->dense, memory->resident, memory->sequence, memory->working, memory->tables,
                memory->cache, memory->total, memory->least, memory->flash, memory->cached, memory->bundles,
-               memory->streamed, memory->batch, memory->context);
+               memory->streamed, memory->cycle, memory->cycle_dram, memory->batch, memory->context);
         return;
     }
     fprintf(stderr,
@@ -35,6 +46,7 @@ void print_memory(const Settings *settings, const NlMemory *memory) {
             (double)memory->resident / 1e6, (double)memory->sequence / 1e6, memory->context,
             (double)memory->working / 1e6, (double)memory->tables / 1e6, (double)memory->programs / 1e6,
             (double)memory->least / 1e6);
+    print_cycle(memory);
 }
 
 void print_model(const Settings *settings, const NlModel *model) {
@@ -74,9 +86,10 @@ static void print_phase(const Settings *settings, const char *name, const Phase 
 }
 
 void print_figures(const Settings *settings, const Phase *prompt, const Phase *tokens) {
+    static const Phase none;
     if (settings->json) printf("figures {");
     print_phase(settings, "prompt", prompt);
-    print_phase(settings, settings->json ? "tokens" : "text", tokens);
+    if (settings->json || tokens) print_phase(settings, settings->json ? "tokens" : "text", tokens ? tokens : &none);
     if (settings->json) printf("\"peak_bytes\": %" PRIu64 "}\n", peak_bytes());
     else fprintf(stderr, "memory: %.1f MB at most in use\n", (double)peak_bytes() / 1e6);
 }

@@ -4,6 +4,7 @@
  *     generate N TOKEN ...    a new sequence: `token T` for each of at most N new tokens, then `figures`
  *     continue N TOKEN ...    the same, going on with the sequence
  *     logits TOKEN ...        a new sequence: `logits V ...`, the logits after its last token
+ *     perplexity TOKEN ...    a new sequence: `perplexity MEAN COUNT`, then `figures`
  *     shrink BYTES            a smaller memory limit from now on: `memory`
  */
 #define _GNU_SOURCE
@@ -76,6 +77,21 @@ static int print_logits(NlModel *model, const uint32_t *tokens, uint32_t count, 
     return 0;
 }
 
+static int print_perplexity(NlModel *model, const Settings *settings, const uint32_t *tokens, uint32_t count, NlError *error) {
+    Phase phase = {count, 0, {0}};
+    NlCounters before;
+    const double began = now();
+    double mean;
+    nl_counters(model, &before);
+    if (nl_perplexity(model, tokens, count, &mean, error) != 0) return -1;
+    phase.seconds = now() - began;
+    nl_counters(model, &phase.counters);
+    phase.counters = minus(phase.counters, before);
+    printf("perplexity %.17g %" PRIu32 "\n", mean, count - 1);
+    print_figures(settings, &phase, NULL);
+    return 0;
+}
+
 /* The numbers that follow in a request, in memory of its own. */
 static int parse_tokens(uint32_t **tokens, uint32_t *count) {
     uint32_t room = 0;
@@ -94,29 +110,51 @@ static int parse_tokens(uint32_t **tokens, uint32_t *count) {
     return 0;
 }
 
+/* What a request has behind its word. */
+typedef struct {
+    const char *word;
+    int number, tokens; /* whether there is a number first, and whether there are tokens */
+} Form;
+
+static const Form FORMS[] = {{"generate", 1, 1}, {"continue", 1, 1}, {"logits", 0, 1}, {"perplexity", 0, 1}, {"shrink", 1, 0}};
+
+/* Reads the rest of a request. NULL if it is none. */
+static const Form *read_request(const char *word, uint64_t *number, uint32_t **tokens, uint32_t *count) {
+    for (unsigned k = 0; k < sizeof FORMS / sizeof *FORMS; k++) {
+        const Form *form = &FORMS[k];
+        const char *text;
+        if (strcmp(word, form->word) != 0) continue;
+        if (form->number && (!(text = strtok(NULL, " ")) || parse_whole(text, UINT64_MAX, number) != 0 || !*number)) return NULL;
+        return parse_tokens(tokens, count) == 0 && (*count > 0) == form->tokens ? form : NULL;
+    }
+    return NULL;
+}
+
 static int answer(NlModel *model, Settings *settings, char *line, NlError *error) {
-    const char *word = strtok(line, " \r\n"), *number;
-    uint64_t wanted = 1;
+    const char *word = strtok(line, " \r\n");
+    uint64_t number = 0;
     uint32_t *tokens = NULL, count = 0;
+    const Form *form;
     NlMemory memory;
-    int result = -1, known;
+    int result = -1;
     if (!word) return 0;
-    known = !strcmp(word, "generate") || !strcmp(word, "continue") || !strcmp(word, "shrink");
-    if (known && (!(number = strtok(NULL, " ")) || parse_whole(number, UINT64_MAX, &wanted) != 0 || !wanted)) known = -1;
-    if (known == 0) known = !strcmp(word, "logits");
-    if (known < 1 || parse_tokens(&tokens, &count) != 0 || (count == 0) != !strcmp(word, "shrink")) {
+    form = read_request(word, &number, &tokens, &count);
+    if (form && form->tokens && strcmp(form->word, "continue") != 0) nl_cut(model, 0);
+    if (!form) {
         error->code = NL_BAD_OPTION;
         snprintf(error->text, sizeof error->text, "a request is `generate N TOKEN ...`, `continue N TOKEN ...`, "
-                                                  "`logits TOKEN ...` or `shrink BYTES`");
-    } else if (!strcmp(word, "shrink")) {
-        if ((result = nl_shrink(model, wanted, error)) == 0) {
+                                                  "`logits TOKEN ...`, `perplexity TOKEN ...` or `shrink BYTES`");
+    } else if (!strcmp(form->word, "shrink")) {
+        if ((result = nl_shrink(model, number, error)) == 0) {
             nl_memory(model, &memory);
             print_memory(settings, &memory);
         }
+    } else if (!strcmp(form->word, "logits")) {
+        result = print_logits(model, tokens, count, error);
+    } else if (!strcmp(form->word, "perplexity")) {
+        result = print_perplexity(model, settings, tokens, count, error);
     } else {
-        if (strcmp(word, "continue") != 0) nl_cut(model, 0);
-        result = !strcmp(word, "logits") ? print_logits(model, tokens, count, error)
-                                         : generate(model, settings, wanted, tokens, count, error);
+        result = generate(model, settings, number, tokens, count, error);
     }
     free(tokens);
     return result;
@@ -126,7 +164,7 @@ int serve(NlModel *model, Settings *settings) {
     char *line = NULL;
     size_t room = 0;
     int failed = 0;
-    while (fflush(stdout) == 0 && getline(&line, &room, stdin) > 0) {
+    while (fflush(stdout) == 0 && !ferror(stdout) && getline(&line, &room, stdin) > 0) {
         NlError error = {NL_OK, ""};
         line[strcspn(line, "\r\n")] = '\0';
         if (answer(model, settings, line, &error) == 0) continue;
@@ -134,5 +172,7 @@ int serve(NlModel *model, Settings *settings) {
         failed = 1;
     }
     free(line);
-    return failed || ferror(stdout);
+    if (!ferror(stdout)) return failed;
+    fputs("flash_run: answers cannot be written to stdout\n", stderr);
+    return 1;
 }

@@ -55,7 +55,8 @@ int nl_linear_parts(const NlCompute *compute, const NlMatrix *matrix, const floa
         job.count = all - job.first < part ? all - job.first : part;
         if (matrix->streamed) {
             NlRows rows;
-            if (nl_stream_rows(compute->stream, matrix, job.first, &rows, compute->failed) != 0) {
+            NlStream *stream = matrix->streamed == NL_ON_DEMAND ? compute->routed : compute->stream;
+            if (nl_stream_rows(stream, matrix, job.first, &rows, compute->failed) != 0) {
                 for (uint64_t t = 0; t < tokens; t++) memset(out + t * pitch, 0, all * sizeof *out);
                 return 0;
             }

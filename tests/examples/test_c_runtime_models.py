@@ -198,6 +198,19 @@ def test_a_sequence_goes_on(c_runtime: CRuntime, tiny_relu: Path, tiny_relu_toke
     assert sum(line.startswith("figures ") for line in answers) == 4
 
 
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_perplexity_is_that_of_the_logits(c_runtime: CRuntime, tiny_relu: Path, batch: int) -> None:
+    tokens = PROMPT[:5]
+    prefixes = (" ".join(map(str, tokens[: k + 1])) for k in range(4))
+    requests = [f"logits {prefix}" for prefix in prefixes] + ["perplexity " + " ".join(map(str, tokens))]
+    answers = ask(c_runtime.checked / "flash_run", tiny_relu, *requests, options=("--batch", batch))
+    values = np.array([line.split()[1:] for line in answers if line.startswith("logits ")], dtype=np.float64)
+    (found,) = (line.split()[1:] for line in answers if line.startswith("perplexity "))
+    surprises = np.log(np.exp(values).sum(axis=1)) - values[range(4), tokens[1:]]
+    assert float(found[0]) == pytest.approx(surprises.mean(), rel=1e-5)
+    assert found[1] == "4"
+
+
 def test_it_stops_at_a_token(c_runtime: CRuntime, tiny_relu: Path, tiny_relu_tokens: list[int]) -> None:
     end = tiny_relu_tokens.index(tiny_relu_tokens[7])
     found = generate(c_runtime.checked / "flash_run", tiny_relu, PROMPT, 30, "--stop", f"9999,{tiny_relu_tokens[7]}")
