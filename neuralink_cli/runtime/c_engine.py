@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.errors import InputError, MissingDependencyError, NeuralinkError, OptionError, UnsupportedError
+from neuralink_cli.errors import (
+    InputError,
+    MissingDependencyError,
+    NeuralinkError,
+    OptionError,
+    UnsupportedError,
+    WorkerError,
+)
 from neuralink_cli.signals import deferred_signals
 
 PROGRAM = "flash_run"
@@ -78,6 +85,7 @@ class CEngine:
 
         Raises:
             OptionError, InputError, UnsupportedError: What the program answered; or it cannot be started.
+            WorkerError: It ended before it had answered; so may every request.
         """
         self._program = program
         self._layout = layout
@@ -176,12 +184,12 @@ class CEngine:
         if status == -signal.SIGINT:
             return KeyboardInterrupt()  # Ctrl-C is for both processes, and the program was quicker.
         if status < 0:
-            return InputError(
+            return WorkerError(
                 f"was ended by signal {-status} before it had answered",
                 where=self._program,
                 fix="if the system had no memory left, pass a smaller --dram",
             )
-        return InputError(
+        return WorkerError(
             "stopped before it had answered", where=self._program, fix="run it by hand to see what it says"
         )
 

@@ -80,7 +80,7 @@ def run_in_c(
 
     Raises:
         OptionError: Settings that the program does not have, or memory that is too little.
-        InputError, UnsupportedError, MissingDependencyError: As `CEngine` and `find_engine`.
+        InputError, UnsupportedError, WorkerError, MissingDependencyError: As `CEngine` and `find_engine`.
     """
     from neuralink_cli.models.tokenizer import load_tokenizer
 
@@ -111,7 +111,7 @@ def run_in_c(
 
 def _tell_small_cache(memory: dict[str, int]) -> None:
     """Say so if the cache is smaller than what one token uses. Without a cache that is as asked."""
-    cache, cycle, enough = memory["cache_bytes"], memory["cycle_bytes"], memory["cycle_dram_bytes"]
+    cache, cycle, enough = (memory.get(key, 0) for key in ("cache_bytes", "cycle_bytes", "cycle_dram_bytes"))
     if 0 < cache < cycle:
         needed = f"{-(-enough // 10**6)}MB" if enough else f"{-(-100 * cycle // memory['flash_bytes'])}%"
         logger.warning(

@@ -132,6 +132,7 @@ def run_layout(request: RunRequest, on_text: Callable[[str], None] | None = None
         InputError, VerificationError, UnsupportedError: The layout, the text or the model cannot be used.
         MismatchError: `compare` is not the checkpoint that the layout was made from.
         MissingDependencyError: The packages of the extra `hf` are not installed.
+        WorkerError: The program of the runtime in C ended.
     """
     if request.prompt is None and request.perplexity_text is None:
         raise OptionError("there is nothing to do", fix="pass a prompt, or a text to measure perplexity on")

@@ -64,6 +64,22 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Layouts with routed experts whose gates are larger than all else that is not in flash."""
+    sizes = {"hidden_size": 128, "num_hidden_layers": 3}
+    kinds: dict[str, dict[str, int]] = {
+        "Mixtral": {"intermediate_size": 768, "num_local_experts": 8, "num_experts_per_tok": 2},
+        "Qwen2Moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 512,
+                     "shared_expert_intermediate_size": 512},
+    }  # fmt: skip
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in kinds}
+    return {
+        kind: lay_out(folder, build(folder / "model", kind, "float16", **sizes, **kinds[kind]), threshold=0.03)
+        for kind, folder in folders.items()
+    }
+
+
+@pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     return lay_out(folder, build(folder / "model", "Qwen3", "float16", head_dim=16), threshold=0.02, weights="q8_0")
@@ -140,7 +156,7 @@ def test_weights_that_do_not_fit_are_read_anew_and_give_the_same_tokens(
 ) -> None:
     """The head of tiny-relu is its embedding, of which single rows are needed as well."""
     layout = request.getfixturevalue(name)
-    requests = f"generate 20 {PROMPT}\nperplexity 5 6 {PROMPT}\nlogits 3 4 5\n"
+    requests = f"generate 20 {PROMPT}\nperplexity 5 6 7 8\nlogits 3 4 5\n"
     whole = go(c_runtime.fast / "flash_run", "--dram", "100%", *options, layout, requests=requests)
     plan = go(c_runtime.fast / "flash_run", "--json", "--dram", 1, "--plan", *options, layout)
     (memory,) = answers(plan.stdout, "memory")
@@ -163,15 +179,57 @@ def test_weights_that_do_not_fit_are_read_anew_and_give_the_same_tokens(
 
 def _perplexity(text: str) -> float:
     (line,) = (line for line in text.splitlines() if line.startswith("perplexity "))
-    assert line.split()[2] == "30"
+    assert line.split()[2] == "3"
     return float(line.split()[1])
 
 
-@pytest.mark.parametrize("first_request", ["generate 1 1 2 3", "logits 1 2 3"])
-def test_weights_that_cannot_be_read_anew_are_an_error(
-    c_runtime: CRuntime, large: Path, tmp_path: Path, first_request: str
+@pytest.mark.parametrize(("kind", "spare"), [("Mixtral", 300_000), ("Mixtral", 2_000_000), ("Qwen2Moe", 300_000)])
+def test_rows_of_routed_experts_that_do_not_fit_are_read_when_a_token_is_routed_to_them(
+    c_runtime: CRuntime, experts: dict[str, Path], kind: str, spare: int
 ) -> None:
-    layout = Path(shutil.copytree(large, tmp_path / "layout"))
+    requests = f"generate 9 {PROMPT}\nperplexity 5 6 7 8\n"
+    for program in (c_runtime.fast / "flash_run", c_runtime.checked / "flash_run"):
+        whole = go(program, "--json", "--dram", "100%", experts[kind], requests=requests)
+        (held,) = answers(whole.stdout, "memory")
+        (plan,) = answers(go(program, "--json", "--dram", 1, "--plan", experts[kind]).stdout, "memory")
+        # What is not there in any case: rows of all experts, less the buffers that they are read into.
+        assert plan["least_bytes"] < held["least_bytes"] - held["resident_bytes"] // 2
+        dram = plan["least_bytes"] + spare
+        found = go(program, "--json", "--dram", dram, experts[kind], requests=requests)
+        assert found.returncode == 0, found.stderr[-3000:]
+        (memory,), figures = answers(found.stdout, "memory"), answers(found.stdout, "figures")
+        assert memory["resident_bytes"] < held["resident_bytes"]
+        assert memory["planned_bytes"] <= dram
+        tokens = [[line for line in done.stdout.splitlines() if line.startswith("token ")] for done in (whole, found)]
+        assert tokens[0] == tokens[1]
+        assert len(tokens[0]) == 9
+        assert _perplexity(found.stdout) == pytest.approx(_perplexity(whole.stdout), rel=1e-6)
+        # The plan has what is read on average, were all experts as likely; and some is read ahead.
+        assert 8 * 0.7 < figures[0]["tokens"]["bytes_streamed"] / memory["streamed_bytes"] < 9 * 1.3
+        if program.parent == c_runtime.fast:
+            assert max(of["peak_bytes"] for of in figures) <= 1.05 * dram
+
+
+def test_of_the_experts_only_those_that_are_used_are_read(c_runtime: CRuntime, experts: dict[str, Path]) -> None:
+    program, layout = c_runtime.fast / "flash_run", experts["Mixtral"]
+    (held,) = answers(go(program, "--json", "--dram", "100%", "--plan", layout).stdout, "memory")
+    # All but a megabyte of the rows, which is more than enough for the buffers.
+    found = go(program, "--json", "--dram", held["least_bytes"] - 1_000_000, layout, requests="generate 9 1 2 3\n")
+    (memory,), (figures,) = answers(found.stdout, "memory"), answers(found.stdout, "figures")
+    missing = held["resident_bytes"] - memory["resident_bytes"]
+    assert missing > 1_000_000
+    assert memory["dense_bytes"] > held["dense_bytes"] - 320 * 128 * 2 - 4096  # no more than the embedding
+    assert memory["streamed_bytes"] == pytest.approx(missing * 2 / 8, rel=0.02)
+    assert figures["tokens"]["bytes_streamed"] < 8 * missing * 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "first_request"), [("large", "generate 1 1 2 3"), ("large", "logits 1 2 3"), ("Mixtral", "logits 1 2 3")]
+)
+def test_weights_that_cannot_be_read_anew_are_an_error(
+    c_runtime: CRuntime, large: Path, experts: dict[str, Path], tmp_path: Path, name: str, first_request: str
+) -> None:
+    layout = Path(shutil.copytree(experts.get(name, large), tmp_path / "layout"))
     plan = go(c_runtime.fast / "flash_run", "--json", "--dram", 1, "--plan", layout)
     (memory,) = answers(plan.stdout, "memory")
     # The checked program is larger.
