@@ -69,7 +69,8 @@ typedef struct {
     uint64_t bundles;  /* all bundles */
     uint64_t batch;    /* tokens of a prompt computed at once */
     uint64_t context;  /* tokens that a sequence can have */
-    uint64_t streamed; /* weights that do not fit and are read anew for every token, or batch of a prompt */
+    uint64_t streamed; /* weights that do not fit and are read anew for every token, or batch of a prompt; of those that
+                          only some tokens need, what a token needs on average */
     uint64_t cycle;    /* bundles that fire for a token, on average over the tokens that made the order */
     uint64_t cycle_dram; /* if the cache is smaller than that: the `dram` with which it would not be; else, or without, 0 */
 } NlMemory;

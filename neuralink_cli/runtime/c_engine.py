@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from neuralink_cli.errors import (
     InputError,
@@ -74,6 +74,15 @@ def find_engine(path: Path | None) -> Path:
     return Path(elsewhere)
 
 
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+    except OSError as error:
+        raise OptionError(f"cannot be started ({error.strerror})", where=command[0]) from error
+
+
 class CEngine:
     """A running program with an open layout. Requests are answered one after the other; `close` ends it.
 
@@ -90,15 +99,11 @@ class CEngine:
         self._program = program
         self._layout = layout
         self.peak_bytes = 0
-        command = [str(program), *options, "--json", "--", str(layout)]
+        self._process: subprocess.Popen[str] | None = None
         try:
+            # A signal must not come between the program and the word for it.
             with deferred_signals():
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-                )
-        except OSError as error:
-            raise OptionError(f"cannot be started ({error.strerror})", where=program) from error
-        try:
+                self._process = _start([str(program), *options, "--json", "--", str(layout)])
             self.facts = CFacts(self._document("memory"), self._document("model"))
         except BaseException:
             self.close()
@@ -112,13 +117,25 @@ class CEngine:
 
     def close(self) -> None:
         """End the program, whatever it is doing. Harmless when it has ended."""
+        if self._process is None:
+            return
         self._process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
         self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
+        self._answers.close()
+
+    @property
+    def _requests(self) -> IO[str]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    @property
+    def _answers(self) -> IO[str]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        return self._process.stdout
 
     def generate(
         self, prompt: Sequence[int], new_tokens: int, on_token: Callable[[int], None]
@@ -160,16 +177,14 @@ class CEngine:
         return found
 
     def _ask(self, *words: object) -> None:
-        assert self._process.stdin is not None
         # Where it has ended it says why, and what it says is read next.
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(" ".join(map(str, words)) + "\n")
-            self._process.stdin.flush()
+            self._requests.write(" ".join(map(str, words)) + "\n")
+            self._requests.flush()
 
     def _answer(self) -> tuple[str, str]:
         """The first word of the next line, and the rest of it. What it says of errors is raised."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise self._ended()
         word, _, rest = line.rstrip("\n").partition(" ")
@@ -180,6 +195,7 @@ class CEngine:
 
     def _ended(self) -> BaseException:
         """Why there are no more answers."""
+        assert self._process is not None
         status = self._process.wait()
         if status == -signal.SIGINT:
             return KeyboardInterrupt()  # Ctrl-C is for both processes, and the program was quicker.

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from neuralink_cli.models.tokenizer import load_tokenizer
+from neuralink_cli.runtime import c_engine
+from tests.cli.conftest import Neuralink
 from tests.examples.conftest import CRuntime
 from tests.examples.test_c_runtime_models import TINY_RELU, lay_out
 from tests.processes import Command, run_command
@@ -28,7 +31,9 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lay_out(tmp_path_factory.mktemp("tiny_relu"), TINY_RELU, threshold=0.0)
+    made = lay_out(tmp_path_factory.mktemp("tiny_relu"), TINY_RELU, threshold=0.0)
+    load_tokenizer(made)  # so that forked commands have it loaded
+    return made
 
 
 def write_engine(folder: Path, then: str) -> Path:
@@ -69,6 +74,23 @@ def test_a_signal_ends_both(layout: Path, tmp_path: Path, number: signal.Signals
     assert not is_there(engine)
 
 
+def test_a_signal_while_it_starts_ends_both(layout: Path, tmp_path: Path) -> None:
+    start = c_engine._start
+
+    def interrupted(command: list[str]) -> subprocess.Popen[str]:
+        process = start(command)
+        (tmp_path / "started").write_text(str(process.pid))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    def prepare() -> None:
+        c_engine._start = interrupted
+
+    result = run_command(*command_line(layout, write_engine(tmp_path, "exec sleep 60")), prepare=prepare)
+    assert result.returncode == 143
+    assert not is_there(int((tmp_path / "started").read_text()))
+
+
 @pytest.mark.parametrize(
     ("then", "code", "said"),
     [
@@ -77,11 +99,14 @@ def test_a_signal_ends_both(layout: Path, tmp_path: Path, number: signal.Signals
         ("exit 1", 9, "stopped before it had answered; run it by hand"),
     ],
 )
-def test_a_program_that_ends_is_told(layout: Path, tmp_path: Path, then: str, code: int, said: str) -> None:
-    result = run_command(*command_line(layout, write_engine(tmp_path, then)))
-    assert result.returncode == code
-    assert said in result.stderr
-    assert result.stderr.count("\n") == 1
+def test_a_program_that_ends_is_told(
+    neuralink: Neuralink, layout: Path, tmp_path: Path, then: str, code: int, said: str
+) -> None:
+    outcome = neuralink(*command_line(layout, write_engine(tmp_path, then)))
+    assert outcome.code == code
+    assert said in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+    assert not is_there(wait_for_id(tmp_path))
 
 
 def test_a_stdout_that_cannot_be_written_ends_both(layout: Path, tmp_path: Path) -> None:
