@@ -1,6 +1,5 @@
 /* Tokens through a model, and what it says of itself. */
 #include <math.h>
-#include <string.h>
 
 #include "model.h"
 
@@ -49,34 +48,16 @@ static int layer(NlModel *model, uint64_t number, uint64_t count, NlError *error
     return 0;
 }
 
-/* Logits after the last token of a batch. */
-static void finish(NlModel *model, uint64_t count) {
-    const NlShape *shape = &model->shape;
-    const NlWeights *weights = &model->weights;
-    float *last = model->states + (count - 1) * shape->hidden;
-    if (weights->last_norm.norm.data)
-        nl_norm(&weights->last_norm, shape->family == NL_OPT, shape->epsilon, last, 1, shape->hidden, last);
-    if (weights->project_out.at.format) {
-        nl_linear(&model->compute, &weights->project_out, NULL, last, 1, model->compute.scratch, shape->embedded);
-        memcpy(model->normed, model->compute.scratch, shape->embedded * sizeof(float));
-        last = model->normed;
-    }
-    nl_linear(&model->compute, weights->head.at.format ? &weights->head : &weights->embedding, NULL, last, 1, model->logits,
-              model->vocabulary);
-}
-
-const float *nl_tokens(NlModel *model, const uint32_t *tokens, uint32_t count, NlError *error) {
-    if (broken(model, error)) return NULL;
-    if (count == 0 || count > model->sequence.context - model->length) {
-        nl_fail(error, NL_BAD_OPTION, "%u tokens more than the %u that there are: the context has %u", count, model->length,
-                (unsigned)model->sequence.context);
-        return NULL;
-    }
-    for (uint32_t k = 0; k < count; k++) {
-        if (tokens[k] < model->vocabulary) continue;
-        nl_fail(error, NL_BAD_OPTION, "token %u is not in the vocabulary of %u", tokens[k], (unsigned)model->vocabulary);
-        return NULL;
-    }
+/* Goes on by some tokens: with the logits after the last one, or with `sum` adds what each but the first surprised by. */
+static int go_on(NlModel *model, const uint32_t *tokens, uint32_t count, double *sum, NlError *error) {
+    if (broken(model, error)) return -1;
+    if (count == 0 || count > model->sequence.context - model->length)
+        return nl_fail(error, NL_BAD_OPTION, "%u tokens more than the %u that there are: the context has %u", count,
+                       model->length, (unsigned)model->sequence.context);
+    for (uint32_t k = 0; k < count; k++)
+        if (tokens[k] >= model->vocabulary)
+            return nl_fail(error, NL_BAD_OPTION, "token %u is not in the vocabulary of %u", tokens[k],
+                           (unsigned)model->vocabulary);
     while (count > 0) {
         uint32_t now = count < model->memory.batch ? count : (uint32_t)model->memory.batch;
         embed(model, tokens, now);
@@ -84,15 +65,28 @@ const float *nl_tokens(NlModel *model, const uint32_t *tokens, uint32_t count, N
         for (uint64_t k = 0; k < model->shape.layers; k++) {
             if (layer(model, k, now, error) == 0) continue;
             model->error = *error;
-            return NULL;
+            return -1;
         }
-        if (count == now) finish(model, now);
-        if (broken(model, error)) return NULL; /* a matrix could not be read */
+        if (sum && (now < count || now > 1)) nl_surprises(model, tokens + 1, now < count ? now : now - 1, sum);
+        else if (!sum && count == now) nl_logits(model, now - 1);
+        if (broken(model, error)) return -1; /* a matrix could not be read */
         model->length += now;
         tokens += now;
         count -= now;
     }
-    return model->logits;
+    return 0;
+}
+
+const float *nl_tokens(NlModel *model, const uint32_t *tokens, uint32_t count, NlError *error) {
+    return go_on(model, tokens, count, NULL, error) == 0 ? model->logits : NULL;
+}
+
+int nl_perplexity(NlModel *model, const uint32_t *tokens, uint32_t count, double *mean, NlError *error) {
+    double sum = 0;
+    if (count < 2) return nl_fail(error, NL_BAD_OPTION, "perplexity is of two tokens or more");
+    if (go_on(model, tokens, count, &sum, error) != 0) return -1;
+    *mean = sum / (count - 1);
+    return isnan(sum) ? nl_fail(error, NL_BAD_LAYOUT, "a logit is not a number") : 0;
 }
 
 int nl_ffn(NlModel *model, uint32_t number, const float *in, uint32_t tokens, float *out, NlError *error) {
@@ -113,14 +107,18 @@ void nl_cut(NlModel *model, uint32_t length) {
 void nl_memory(const NlModel *model, NlMemory *memory) { *memory = model->memory; }
 
 void nl_counters(const NlModel *model, NlCounters *counters) {
-    uint64_t reads;
-    double waited;
+    NlStream *const streams[] = {model->compute.stream, model->compute.routed};
     *counters = model->fetch.counters;
-    if (!model->compute.stream) return;
-    nl_stream_counters(model->compute.stream, &reads, &counters->bytes_streamed, &waited);
-    counters->reads += reads;
-    counters->bytes_read += counters->bytes_streamed;
-    counters->io_seconds += waited;
+    for (unsigned k = 0; k < 2; k++) {
+        uint64_t reads, bytes;
+        double waited;
+        if (!streams[k]) continue;
+        nl_stream_counters(streams[k], &reads, &bytes, &waited);
+        counters->reads += reads;
+        counters->bytes_streamed += bytes;
+        counters->bytes_read += bytes;
+        counters->io_seconds += waited;
+    }
 }
 
 void nl_facts(const NlModel *model, NlFacts *facts) {

@@ -170,8 +170,10 @@ static int find_resident(const NlIndex *index, const char *object, NlBlock *bloc
 }
 
 /* What only computing needs. */
-static int find_rules(const NlJson *json, const char *object, NlBlock *block) {
+static int find_rules(const NlIndex *index, const char *object, NlBlock *block) {
+    const NlJson *json = &index->json;
     const char *value;
+    if (range(index, object, "frequency", block->neurons * sizeof(float), &block->frequency_offset) != 0) return -1;
     if (!(value = nl_json_member(json, object, "id"))) return -1;
     if (nl_json_copy(value, block->id, sizeof block->id) != 0) return WRONG(json, "a block's id is not a plain name");
     if (!(value = nl_json_member(json, object, "activation"))) return -1;
@@ -207,7 +209,23 @@ int nl_index_block(const NlIndex *index, const char *object, NlBlock *block, int
     if (!(block->source = nl_find_format(NL_SOURCE_FORMATS, dtype)))
         return WRONG(json, "a block has a dtype that this reader does not know");
     if (find_bundle_parts(json, object, block) != 0 || find_resident(index, object, block, whole) != 0) return -1;
-    return whole ? find_rules(json, object, block) : 0;
+    return whole ? find_rules(index, object, block) : 0;
+}
+
+int nl_index_firing(const NlIndex *index, const NlBlock *block, double *neurons, NlError *error) {
+    unsigned char raw[4096];
+    float values[sizeof raw / sizeof(float)];
+    const NlFormat *format = nl_find_format(NL_SOURCE_FORMATS, "\"F32\"");
+    *neurons = 0;
+    for (uint64_t slot = 0, count; slot < block->neurons; slot += count) {
+        count = block->neurons - slot < sizeof raw / sizeof(float) ? block->neurons - slot : sizeof raw / sizeof(float);
+        if (nl_read_at(index->file, raw, count * sizeof(float), block->frequency_offset + slot * sizeof(float), error) != 0)
+            return -1;
+        format->decode(raw, count, values);
+        for (uint64_t k = 0; k < count; k++)
+            if (values[k] > 0) *neurons += values[k] < 1 ? (double)values[k] : 1; /* what is no share is none */
+    }
+    return 0;
 }
 
 int nl_index_slots(const NlIndex *index, const NlBlock *block, uint32_t *slots) {

@@ -27,7 +27,7 @@ typedef struct {
 /* A block. Offsets are absolute in the flash file. */
 typedef struct {
     char id[208], activation[64];
-    uint64_t neurons, hidden, stride, bundles_offset, order_offset;
+    uint64_t neurons, hidden, stride, bundles_offset, order_offset, frequency_offset;
     const NlFormat *source; /* of weights that are not rounded */
     NlPart parts[NL_ROLES];
     NlBias biases[NL_ROLES];
@@ -54,6 +54,9 @@ int nl_index_next(const NlIndex *index, const char **at, int first);
 
 /* What is needed to read the block whose object this is; with `whole`, also what is needed to compute it. */
 int nl_index_block(const NlIndex *index, const char *object, NlBlock *block, int whole);
+
+/* Reads how many neurons of a block fire for a token, on average over the tokens that made the order. */
+int nl_index_firing(const NlIndex *index, const NlBlock *block, double *neurons, NlError *error);
 
 /* Reads a block's order: slots[neuron] = slot. An error if it is no permutation. */
 int nl_index_slots(const NlIndex *index, const NlBlock *block, uint32_t *slots);

@@ -55,7 +55,8 @@ int nl_linear_parts(const NlCompute *compute, const NlMatrix *matrix, const floa
         job.count = all - job.first < part ? all - job.first : part;
         if (matrix->streamed) {
             NlRows rows;
-            if (nl_stream_rows(compute->stream, matrix, job.first, &rows, compute->failed) != 0) {
+            NlStream *stream = matrix->streamed == NL_ON_DEMAND ? compute->routed : compute->stream;
+            if (nl_stream_rows(stream, matrix, job.first, &rows, compute->failed) != 0) {
                 for (uint64_t t = 0; t < tokens; t++) memset(out + t * pitch, 0, all * sizeof *out);
                 return 0;
             }
@@ -73,12 +74,11 @@ int nl_linear_parts(const NlCompute *compute, const NlMatrix *matrix, const floa
 
 void nl_row(const NlCompute *compute, const NlMatrix *matrix, uint64_t row, float *out) {
     const NlTensor *at = &matrix->at;
-    const unsigned char *data = matrix->data + row * at->row_bytes;
-    if (matrix->streamed) {
-        data = compute->row;
-        if (nl_read_at(compute->file, compute->row, at->row_bytes, at->offset + row * at->row_bytes, compute->failed) != 0)
-            memset(compute->row, 0, at->row_bytes);
-    }
+    const unsigned char *data = compute->row;
+    if (!matrix->streamed)
+        data = matrix->data + row * at->row_bytes;
+    else if (nl_read_at(compute->file, compute->row, at->row_bytes, at->offset + row * at->row_bytes, compute->failed) != 0)
+        memset(compute->row, 0, at->row_bytes);
     at->format->decode(data, at->columns, out);
 }
 

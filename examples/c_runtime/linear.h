@@ -14,6 +14,7 @@ typedef struct {
     uint64_t widest;
     float *scratch;
     NlStream *stream; /* of matrices that are not in memory; NULL if all are */
+    NlStream *routed; /* of those that only some tokens need */
     NlError *failed;  /* where it enters that a matrix could not be read */
     int file;         /* what single rows of such matrices are read from */
     unsigned char *row;

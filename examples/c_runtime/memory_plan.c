@@ -34,9 +34,19 @@ static void carve_stream(NlModel *model, NlArena *arena) {
     for (unsigned k = 0; k < 2; k++)
         if (rows[k]->streamed && rows[k]->at.row_bytes > row) row = rows[k]->at.row_bytes;
     if (row) model->compute.row = nl_carve(arena, NL_WORKING, row);
-    if (!kept) return;
-    model->stream_bytes = nl_stream_buffer(longest, model->stream_usual);
+    model->stream_bytes = kept ? nl_stream_buffer(longest, model->stream_usual) : 0;
     model->stream_memory = nl_carve(arena, NL_WORKING, NL_STREAM_BUFFERS * model->stream_bytes);
+    for (uint64_t k = longest = 0; k < model->weights.blocks; k++) {
+        const NlMatrix *of = &model->weights.ffn[k].rows;
+        if (of->streamed == NL_ON_DEMAND && of->at.row_bytes > longest) longest = of->at.row_bytes;
+    }
+    model->routed_bytes = longest ? nl_stream_buffer(longest, model->stream_usual) : 0;
+    model->routed_memory = nl_carve(arena, NL_WORKING, NL_STREAM_BUFFERS * model->routed_bytes);
+}
+
+/* What the threads take that read weights anew. */
+static uint64_t stream_threads(const NlModel *model) {
+    return ((model->stream_bytes > 0) + (model->routed_bytes > 0)) * NL_STREAM_THREADS * (uint64_t)THREAD_BYTES;
 }
 
 void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch, uint64_t pages) {
@@ -55,15 +65,17 @@ void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch, uint64_t pag
     model->room.sums = nl_carve(arena, NL_WORKING, threads * size);
     model->room.slots = nl_carve(arena, NL_WORKING, most * sizeof(int32_t));
     model->states = nl_carve(arena, NL_WORKING, size);
-    model->normed = nl_carve(arena, NL_WORKING, size);
+    model->normed = nl_carve(arena, NL_WORKING, shape->embedded > shape->hidden ? batch * shape->embedded * sizeof(float) : size);
     model->changes = nl_carve(arena, NL_WORKING, size);
     carve_stream(model, arena);
-    model->logits = nl_carve(arena, NL_WORKING, model->vocabulary * sizeof(float));
+    model->logits = nl_carve(arena, NL_WORKING, (model->vocabulary > batch ? model->vocabulary : batch) * sizeof(float));
+    model->surprises = nl_carve(arena, NL_WORKING, batch * sizeof(NlSurprise));
     if (shape->experts) {
         model->mixture.scores = nl_carve(arena, NL_WORKING, batch * shape->experts * sizeof(float));
         model->mixture.shares = nl_carve(arena, NL_WORKING, batch * shape->used_experts * sizeof(float));
         model->mixture.chosen = nl_carve(arena, NL_WORKING, batch * shape->used_experts * sizeof(uint32_t));
         model->mixture.tokens = nl_carve(arena, NL_WORKING, batch * sizeof(uint32_t));
+        model->mixture.wanted = nl_carve(arena, NL_WORKING, shape->experts * sizeof *model->mixture.wanted);
         model->mixture.in = nl_carve(arena, NL_WORKING, size);
         model->mixture.out = nl_carve(arena, NL_WORKING, size);
     }
@@ -147,29 +159,32 @@ static int settle(NlModel *model, NlError *error) {
  * do. Fills in the least that would do. */
 static void stream(NlModel *model, uint64_t flash, uint64_t pages) {
     NlMemory *memory = &model->memory;
-    const uint64_t dram = model->options.dram, held = memory->least;
+    const uint64_t dram = model->options.dram, held = memory->least, programs = memory->programs;
+    const uint64_t kinds = model->shape.experts ? 2 : 1; /* of buffers */
     const uint64_t kept = dram / KEPT_FREE < flash ? dram / KEPT_FREE : flash;
     uint64_t read, spare;
     NlArena arena;
     model->stream_usual = NL_PAGE;
     nl_weights_stream(&model->weights, UINT64_MAX, &read);
-    memory->programs += NL_STREAM_THREADS * THREAD_BYTES;
     arena = count(model, 1, pages);
     enter(memory, &arena);
+    memory->programs = programs + stream_threads(model);
     set_capacities(model, 0);
     if (total_of(memory) < memory->least) memory->least = memory->total;
     if (held + kept <= dram) {
         nl_weights_stream(&model->weights, 0, &read);
-        memory->programs -= NL_STREAM_THREADS * THREAD_BYTES;
+        memory->programs = programs;
         return;
     }
-    for (spare = dram > memory->total ? dram - memory->total : 0; model->stream_usual < STREAM_BUFFER; model->stream_usual *= 2)
-        if (2 * model->stream_usual * NL_STREAM_BUFFERS > (spare < dram / SCARCE ? spare : dram / SCARCE)) break;
+    spare = dram > memory->total ? dram - memory->total : 0;
+    for (; model->stream_usual < STREAM_BUFFER; model->stream_usual *= 2)
+        if (2 * model->stream_usual * NL_STREAM_BUFFERS * kinds > (spare < dram / SCARCE ? spare : dram / SCARCE)) break;
     /* What is marked saves less than its bytes: there are buffers to fill then. */
     for (uint64_t wanted = held + kept - dram;; wanted += memory->total + kept - dram) {
         uint64_t saved = nl_weights_stream(&model->weights, wanted, &memory->streamed);
         arena = count(model, 1, pages);
         enter(memory, &arena);
+        memory->programs = programs + stream_threads(model);
         set_capacities(model, 0);
         if (total_of(memory) + kept <= dram || saved < wanted) break;
     }
@@ -184,11 +199,16 @@ static uint64_t room_pages(const NlModel *model, uint64_t largest, uint64_t fewe
     return pages > fewest && (!dram || model->memory.total + pages * NL_PAGE <= dram) ? pages : fewest;
 }
 
-int nl_plan_memory(NlModel *model, NlError *error) {
+/* The plan for options.dram, where the process has taken `programs` before. */
+static int plan(NlModel *model, uint64_t programs, NlError *error) {
     NlMemory *memory = &model->memory;
+    const uint64_t cycle = memory->cycle;
     const NlOptions *options = &model->options;
     uint64_t stride = 0, largest = 0, batch = options->batch ? options->batch : 64, dram = options->dram, fewest, pages, most;
     NlArena arena;
+    memset(memory, 0, sizeof *memory);
+    memory->cycle = cycle;
+    nl_weights_stream(&model->weights, 0, &memory->streamed);
     for (uint64_t k = 0; k < model->weights.blocks; k++) {
         const NlBlock *block = &model->weights.ffn[k].block;
         if (block->stride > stride) stride = block->stride;
@@ -200,7 +220,7 @@ int nl_plan_memory(NlModel *model, NlError *error) {
     model->fetch.longest = nl_fetch_least(stride);
     fewest = FEWEST_READS * model->fetch.longest / NL_PAGE;
     memory->context = model->sequence.context;
-    memory->programs = nl_resident_bytes() + model->compute.threads * THREAD_BYTES + READING_BYTES;
+    memory->programs = programs + model->compute.threads * THREAD_BYTES + READING_BYTES;
     if (model->options.reads == NL_READS_THREADS) memory->programs += 16 * THREAD_BYTES;
     arena = count(model, 1, fewest);
     enter(memory, &arena);
@@ -218,7 +238,7 @@ int nl_plan_memory(NlModel *model, NlError *error) {
     pages = room_pages(model, largest, fewest);
     if (pages / FEWEST_READS * NL_PAGE > model->fetch.longest) model->fetch.longest = pages / FEWEST_READS * NL_PAGE;
     if (model->fetch.longest > LONGEST_READ && LONGEST_READ > nl_fetch_least(stride)) model->fetch.longest = LONGEST_READ;
-    most = pages * NL_PAGE + (memory->streamed ? NL_STREAM_BUFFERS * model->stream_bytes + dram / SCARCE : dram / 8);
+    most = pages * NL_PAGE + (memory->streamed ? NL_STREAM_BUFFERS * (model->stream_bytes + model->routed_bytes) + dram / SCARCE : dram / 8);
     for (;; batch = (batch + 1) / 2) {
         arena = count(model, batch, pages);
         if (!dram || batch == 1 || options->batch) break;
@@ -229,6 +249,46 @@ int nl_plan_memory(NlModel *model, NlError *error) {
     memory->batch = batch;
     enter(memory, &arena);
     return settle(model, error);
+}
+
+/* Whether a cache takes a token's bundles with so much memory. */
+static int holds_cycle(NlModel *model, uint64_t programs, uint64_t dram) {
+    NlError ignored = {NL_OK, ""};
+    model->options.dram = dram;
+    return plan(model, programs, &ignored) == 0 && model->memory.cache >= model->memory.cycle;
+}
+
+/* The least memory with which the cache takes a token's bundles, to a hundredth; more than there is now. */
+static uint64_t cycle_dram(NlModel *model, uint64_t programs) {
+    const uint64_t dram = model->options.dram;
+    uint64_t low = dram, high = dram;
+    do high *= 2;
+    while (high < UINT64_MAX / 4 && !holds_cycle(model, programs, high));
+    while (high - low > high / 100) {
+        uint64_t middle = low + (high - low) / 2;
+        if (holds_cycle(model, programs, middle)) high = middle;
+        else low = middle;
+    }
+    model->options.dram = dram;
+    return high;
+}
+
+int nl_plan_memory(NlModel *model, NlError *error) {
+    const uint64_t programs = nl_resident_bytes();
+    double cycle = 0, firing;
+    uint64_t enough;
+    for (uint64_t k = 0; k < model->weights.blocks; k++) {
+        const NlBlock *block = &model->weights.ffn[k].block;
+        if (nl_index_firing(&model->index, block, &firing, error) != 0) return -1;
+        cycle += firing * (double)block->stride;
+    }
+    model->memory.cycle = (uint64_t)cycle;
+    if (plan(model, programs, error) != 0) return -1;
+    if (!model->options.dram || model->memory.cache >= model->memory.cycle) return 0;
+    enough = cycle_dram(model, programs);
+    if (plan(model, programs, error) != 0) return -1;
+    model->memory.cycle_dram = enough;
+    return 0;
 }
 
 int nl_shrink(NlModel *model, uint64_t dram, NlError *error) {

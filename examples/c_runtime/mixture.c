@@ -29,6 +29,20 @@ static int choose(const NlShape *shape, float *scores, uint32_t *chosen, float *
     return 0;
 }
 
+/* Has the rows of the chosen experts read that are not in memory: those of the second while the first computes. */
+static void read_ahead(NlModel *model, const NlRouting *routing, uint64_t tokens) {
+    const NlMixture *room = &model->mixture;
+    uint64_t count = 0;
+    if (!model->compute.routed) return;
+    for (uint32_t e = 0; e < model->shape.experts; e++) {
+        const NlMatrix *rows = &model->weights.ffn[routing->experts[e]].rows;
+        uint64_t k = 0;
+        while (rows->streamed && k < tokens * model->shape.used_experts && room->chosen[k] != e) k++;
+        if (rows->streamed && k < tokens * model->shape.used_experts) room->wanted[count++] = rows;
+    }
+    if (count) nl_stream_ask(model->compute.routed, room->wanted, count);
+}
+
 /* Runs an expert on the tokens that are routed to it, and adds what it gives. */
 static int run_expert(NlModel *model, int32_t block, uint32_t expert, const float *in, uint64_t tokens, float *out,
                       NlError *error) {
@@ -71,6 +85,7 @@ int nl_layer_ffn(NlModel *model, uint64_t layer, const float *in, uint64_t token
         if (choose(shape, room->scores + t * shape->experts, room->chosen + t * shape->used_experts,
                    room->shares + t * shape->used_experts) != 0)
             return nl_fail(error, NL_BAD_LAYOUT, "the score of an expert is not a number");
+    read_ahead(model, routing, tokens);
     memset(out, 0, tokens * shape->hidden * sizeof *out);
     for (uint32_t e = 0; e < shape->experts; e++)
         if (run_expert(model, routing->experts[e], e, in, tokens, out, error) != 0) return -1;

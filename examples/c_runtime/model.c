@@ -138,6 +138,11 @@ static int start(NlModel *model, const char *directory, NlError *error) {
                            (const NlMatrix *const *)model->streamed_order, model->streamed_count, error);
         if (!model->compute.stream) return -1;
     }
+    if (model->routed_bytes) {
+        model->compute.routed = nl_stream_open_on_demand(model->source.file, model->source.unit, model->routed_memory,
+                                                         model->routed_bytes, model->shape.experts, error);
+        if (!model->compute.routed) return -1;
+    }
     model->compute.failed = &model->error;
     model->compute.file = model->index.file;
     model->fetch.reads = nl_reads_open(model->source.file, model->fetch.depth, model->options.reads, error);
@@ -167,6 +172,7 @@ void nl_close(NlModel *model) {
     nl_reads_close(model->fetch.reads);
     nl_workers_close(model->compute.workers);
     nl_stream_close(model->compute.stream);
+    nl_stream_close(model->compute.routed);
     nl_source_close(&model->source, &model->index);
     nl_unmap(model->caches, model->cache_bytes);
     nl_unmap(model->arena.memory, model->arena.bytes);

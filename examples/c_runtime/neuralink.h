@@ -69,7 +69,10 @@ typedef struct {
     uint64_t bundles;  /* all bundles */
     uint64_t batch;    /* tokens of a prompt computed at once */
     uint64_t context;  /* tokens that a sequence can have */
-    uint64_t streamed; /* weights that do not fit and are read anew for every token, or batch of a prompt */
+    uint64_t streamed; /* weights that do not fit and are read anew for every token, or batch of a prompt; of those that
+                          only some tokens need, what a token needs on average */
+    uint64_t cycle;    /* bundles that fire for a token, on average over the tokens that made the order */
+    uint64_t cycle_dram; /* if the cache is smaller than that: the `dram` with which it would not be; else, or without, 0 */
 } NlMemory;
 
 /* What fetching took, from nl_open on. */
@@ -106,6 +109,10 @@ void nl_facts(const NlModel *model, NlFacts *facts);
 /* Goes on with the model's sequence by some tokens. Returns the logits that follow the last one, `vocabulary` of them,
  * there until the next call; NULL with an error. */
 const float *nl_tokens(NlModel *model, const uint32_t *tokens, uint32_t count, NlError *error);
+
+/* Goes on with the sequence by two tokens or more. `mean` becomes the mean negative log-likelihood, natural, of all but the
+ * first of them, each after those before it: perplexity is exp of that. There are no logits to choose from afterwards. */
+int nl_perplexity(NlModel *model, const uint32_t *tokens, uint32_t count, double *mean, NlError *error);
 
 /* Tokens that the sequence has, and cutting it to its first `length`. */
 uint32_t nl_length(const NlModel *model);

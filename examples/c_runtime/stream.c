@@ -19,6 +19,12 @@ typedef struct {
     uint64_t first, rows;
 } Piece;
 
+/* A matrix of the schedule, and how many pieces come before it. */
+typedef struct {
+    const NlMatrix *matrix;
+    uint64_t before;
+} Entry;
+
 /* What a buffer holds: the piece with a number, of all that were ever read, modulo the pieces of the schedule. */
 typedef struct {
     uint64_t number;
@@ -30,8 +36,10 @@ struct NlStream {
     int file;
     uint64_t unit, buffer_bytes;
     unsigned char *memory;
-    Piece *pieces;
-    uint64_t count;
+    int on_demand;
+    Entry *entries;
+    uint64_t count, pieces; /* of entries, and of their pieces, which are read round and round */
+    uint64_t base, end;     /* numbers of the first piece of the first entry, and of the first that is not to be read */
     pthread_t threads[NL_STREAM_THREADS];
     unsigned started;
     int stopping, begun;
@@ -71,29 +79,50 @@ static int read_piece(NlStream *stream, const Piece *piece, unsigned char *buffe
     return 0;
 }
 
+static uint64_t most_rows(const NlStream *stream, const NlMatrix *matrix) {
+    return (stream->buffer_bytes - 2 * NL_PAGE) / matrix->at.row_bytes;
+}
+
+/* The piece with a number. */
+static Piece piece_of(const NlStream *stream, uint64_t number) {
+    const uint64_t place = (number - stream->base) % stream->pieces;
+    uint64_t low = 0, high = stream->count - 1, most, first;
+    const NlMatrix *matrix;
+    while (low < high) { /* the last entry that does not begin behind it */
+        uint64_t middle = (low + high + 1) / 2;
+        if (stream->entries[middle].before <= place) low = middle;
+        else high = middle - 1;
+    }
+    matrix = stream->entries[low].matrix;
+    most = most_rows(stream, matrix);
+    first = (place - stream->entries[low].before) * most;
+    return (Piece){matrix, first, matrix->at.rows - first < most ? matrix->at.rows - first : most};
+}
+
 static void *serve(void *argument) {
     NlStream *stream = argument;
     pthread_mutex_lock(&stream->lock);
     for (;;) {
         Slot *slot = &stream->slots[stream->next % NL_STREAM_BUFFERS];
         uint64_t number = stream->next;
-        const Piece *piece = &stream->pieces[number % stream->count];
+        Piece piece;
         int failure;
         if (stream->stopping) break;
-        if (!stream->begun || number >= stream->wanted + NL_STREAM_BUFFERS || slot->state == READING) {
+        if (!stream->begun || number >= stream->wanted + NL_STREAM_BUFFERS || number >= stream->end || slot->state == READING) {
             pthread_cond_wait(&stream->room, &stream->lock);
             continue;
         }
+        piece = piece_of(stream, number);
         stream->next++;
         slot->number = number;
         slot->state = READING;
         pthread_mutex_unlock(&stream->lock);
-        failure = read_piece(stream, piece, stream->memory + number % NL_STREAM_BUFFERS * stream->buffer_bytes);
+        failure = read_piece(stream, &piece, stream->memory + number % NL_STREAM_BUFFERS * stream->buffer_bytes);
         pthread_mutex_lock(&stream->lock);
         slot->state = READY;
         slot->failure = failure;
         stream->reads++;
-        stream->bytes += piece->rows * piece->matrix->at.row_bytes;
+        stream->bytes += piece.rows * piece.matrix->at.row_bytes;
         pthread_cond_broadcast(&stream->news);
         pthread_cond_broadcast(&stream->room);
     }
@@ -101,20 +130,20 @@ static void *serve(void *argument) {
     return NULL;
 }
 
-/* Cuts the matrices of a schedule into pieces; with `pieces` NULL it only counts them. */
-static uint64_t cut(const NlStream *stream, const NlMatrix *const *schedule, uint64_t count, Piece *pieces) {
-    uint64_t found = 0;
+/* Enters the matrices that are read next. */
+static void enter(NlStream *stream, const NlMatrix *const *schedule, uint64_t count) {
+    stream->count = count;
+    stream->pieces = 0;
     for (uint64_t k = 0; k < count; k++) {
-        const NlTensor *at = &schedule[k]->at;
-        uint64_t most = (stream->buffer_bytes - 2 * NL_PAGE) / at->row_bytes;
-        for (uint64_t first = 0; first < at->rows; first += most, found++)
-            if (pieces) pieces[found] = (Piece){schedule[k], first, at->rows - first < most ? at->rows - first : most};
+        const uint64_t most = most_rows(stream, schedule[k]);
+        stream->entries[k] = (Entry){schedule[k], stream->pieces};
+        stream->pieces += (schedule[k]->at.rows + most - 1) / most;
     }
-    return found;
 }
 
-NlStream *nl_stream_open(int file, uint64_t unit, unsigned char *memory, uint64_t buffer_bytes,
-                         const NlMatrix *const *schedule, uint64_t count, NlError *error) {
+/* A stream whose threads wait for something to do. */
+static NlStream *open_stream(int file, uint64_t unit, unsigned char *memory, uint64_t buffer_bytes, uint64_t most,
+                             NlError *error) {
     NlStream *stream = calloc(1, sizeof *stream);
     pthread_attr_t attributes;
     if (!stream) {
@@ -125,15 +154,14 @@ NlStream *nl_stream_open(int file, uint64_t unit, unsigned char *memory, uint64_
     stream->unit = unit;
     stream->memory = memory;
     stream->buffer_bytes = buffer_bytes;
-    stream->count = cut(stream, schedule, count, NULL);
+    stream->end = UINT64_MAX;
     pthread_mutex_init(&stream->lock, NULL);
     pthread_cond_init(&stream->room, NULL);
     pthread_cond_init(&stream->news, NULL);
-    stream->pieces = calloc((size_t)stream->count, sizeof *stream->pieces);
-    if (stream->pieces) cut(stream, schedule, count, stream->pieces);
+    stream->entries = calloc((size_t)most, sizeof *stream->entries);
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    while (stream->pieces && stream->started < NL_STREAM_THREADS &&
+    while (stream->entries && stream->started < NL_STREAM_THREADS &&
            pthread_create(&stream->threads[stream->started], &attributes, serve, stream) == 0)
         stream->started++;
     pthread_attr_destroy(&attributes);
@@ -141,6 +169,31 @@ NlStream *nl_stream_open(int file, uint64_t unit, unsigned char *memory, uint64_
     nl_fail(error, NL_NO_MEMORY, "%u threads that read cannot be started", NL_STREAM_THREADS);
     nl_stream_close(stream);
     return NULL;
+}
+
+NlStream *nl_stream_open(int file, uint64_t unit, unsigned char *memory, uint64_t buffer_bytes,
+                         const NlMatrix *const *schedule, uint64_t count, NlError *error) {
+    NlStream *stream = open_stream(file, unit, memory, buffer_bytes, count, error);
+    if (stream) enter(stream, schedule, count); /* nothing is read before the first rows are asked for */
+    return stream;
+}
+
+NlStream *nl_stream_open_on_demand(int file, uint64_t unit, unsigned char *memory, uint64_t buffer_bytes, uint64_t most,
+                                   NlError *error) {
+    NlStream *stream = open_stream(file, unit, memory, buffer_bytes, most, error);
+    if (stream) stream->on_demand = 1;
+    return stream;
+}
+
+void nl_stream_ask(NlStream *stream, const NlMatrix *const *matrices, uint64_t count) {
+    pthread_mutex_lock(&stream->lock);
+    enter(stream, matrices, count);
+    stream->base = stream->next;
+    stream->end = stream->next + stream->pieces;
+    stream->wanted = stream->next - 1; /* so that the first piece is the next one; 0 - 1 wraps round, and back */
+    stream->begun = 1;
+    pthread_cond_broadcast(&stream->room);
+    pthread_mutex_unlock(&stream->lock);
 }
 
 void nl_stream_close(NlStream *stream) {
@@ -153,35 +206,35 @@ void nl_stream_close(NlStream *stream) {
     pthread_cond_destroy(&stream->news);
     pthread_cond_destroy(&stream->room);
     pthread_mutex_destroy(&stream->lock);
-    free(stream->pieces);
+    free(stream->entries);
     free(stream);
 }
 
 /* Goes on at a piece that is not the next one: with numbers that no read in flight has. */
 static int seek(NlStream *stream, const NlMatrix *matrix, uint64_t first) {
-    uint64_t place = 0;
-    while (place < stream->count && (stream->pieces[place].matrix != matrix || stream->pieces[place].first != first))
-        place++;
-    if (place == stream->count) return -1;
-    stream->next += (place + stream->count - stream->next % stream->count) % stream->count;
+    uint64_t k = 0, place;
+    while (k < stream->count && stream->entries[k].matrix != matrix) k++;
+    if (k == stream->count || stream->on_demand || first % most_rows(stream, matrix)) return -1;
+    place = stream->entries[k].before + first / most_rows(stream, matrix);
+    stream->next += (place + stream->pieces - stream->next % stream->pieces) % stream->pieces;
     stream->wanted = stream->next;
     return 0;
 }
 
 int nl_stream_rows(NlStream *stream, const NlMatrix *matrix, uint64_t first, NlRows *rows, NlError *error) {
-    const Piece *piece;
+    Piece piece = {NULL, 0, 0};
     Slot *slot;
     int failure;
     pthread_mutex_lock(&stream->lock);
-    piece = &stream->pieces[(stream->wanted + 1) % stream->count];
-    if (stream->begun && piece->matrix == matrix && piece->first == first) {
+    if (stream->begun && stream->wanted + 1 < stream->end) piece = piece_of(stream, stream->wanted + 1);
+    if (piece.matrix == matrix && piece.first == first) {
         stream->wanted++;
     } else if (seek(stream, matrix, first) != 0) {
         pthread_mutex_unlock(&stream->lock);
         return nl_fail(error, NL_BAD_OPTION, "a matrix that is not in the schedule");
     }
     stream->begun = 1;
-    piece = &stream->pieces[stream->wanted % stream->count];
+    piece = piece_of(stream, stream->wanted);
     slot = &stream->slots[stream->wanted % NL_STREAM_BUFFERS];
     pthread_cond_broadcast(&stream->room);
     if (slot->number != stream->wanted || slot->state != READY) {
@@ -195,7 +248,7 @@ int nl_stream_rows(NlStream *stream, const NlMatrix *matrix, uint64_t first, NlR
         return nl_fail(error, NL_IO, "weights cannot be read: %s", failure < 0 ? "the file has ended" : strerror(failure));
     rows->data = stream->memory + stream->wanted % NL_STREAM_BUFFERS * stream->buffer_bytes +
                  (matrix->at.offset + first * matrix->at.row_bytes) % stream->unit;
-    rows->count = piece->rows;
+    rows->count = piece.rows;
     return 0;
 }
 

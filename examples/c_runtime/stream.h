@@ -1,6 +1,7 @@
 /*
  * Weights that do not fit in memory are read anew for every token: in large reads, ahead of the computation, in the order
- * in which it uses them. A ring of buffers lies between threads that read and the thread that computes.
+ * in which it uses them. A ring of buffers lies between threads that read and the thread that computes. Which matrices
+ * come next is known from the start, or, where tokens are routed to experts, told layer by layer.
  */
 #ifndef NL_STREAM_H
 #define NL_STREAM_H
@@ -27,10 +28,18 @@ uint64_t nl_stream_buffer(uint64_t row_bytes, uint64_t usual);
  */
 NlStream *nl_stream_open(int file, uint64_t unit, unsigned char *memory, uint64_t buffer_bytes,
                          const NlMatrix *const *schedule, uint64_t count, NlError *error);
+
+/* The same for matrices that are told by nl_stream_ask, at most `most` at a time. */
+NlStream *nl_stream_open_on_demand(int file, uint64_t unit, unsigned char *memory, uint64_t buffer_bytes, uint64_t most,
+                                   NlError *error);
 void nl_stream_close(NlStream *stream);
 
+/* Has matrices read, once and in this order, each of which is then to be used whole. What was asked for before is forgotten,
+ * and rows of it are there no longer. */
+void nl_stream_ask(NlStream *stream, const NlMatrix *const *matrices, uint64_t count);
+
 /* The rows of a matrix from `first` on, as many as a buffer has. Anything but the next ones of the schedule costs a
- * fresh start. */
+ * fresh start; of those on demand it is an error. */
 int nl_stream_rows(NlStream *stream, const NlMatrix *matrix, uint64_t first, NlRows *rows, NlError *error);
 
 /* What was read so far, and the seconds that the computation waited for it. */

@@ -3,7 +3,9 @@
 
 #include "weights.h"
 
-uint64_t nl_weights_most(const NlWeights *weights) { return 5 * weights->count + 3; }
+uint64_t nl_weights_most(const NlWeights *weights) {
+    return weights->count * (weights->routed > 5 ? weights->routed : 5) + 3;
+}
 
 uint64_t nl_weights_order(NlWeights *weights, NlMatrix **all) {
     uint64_t count = 0;
@@ -14,7 +16,7 @@ uint64_t nl_weights_order(NlWeights *weights, NlMatrix **all) {
         const NlRouting *routing = &weights->routing[k];
         int32_t always = routing->plain >= 0 ? routing->plain : routing->shared;
         for (unsigned m = 0; m < 4; m++) all[count++] = used[m];
-        /* Which experts a token is routed to is not known ahead: their rows stay in memory. */
+        /* Which experts a token is routed to is not known ahead. */
         if (always >= 0) all[count++] = &weights->ffn[always].rows;
     }
     if (weights->project_out.at.format) all[count++] = &weights->project_out;
@@ -54,12 +56,23 @@ static uint64_t mark_evenly(NlMatrix **all, uint64_t count, uint64_t bytes) {
     return marked;
 }
 
+/* The rows of all routed experts, layer by layer; `all` has room for nl_weights_most of them. */
+static uint64_t routed_rows(NlWeights *weights, NlMatrix **all) {
+    uint64_t count = 0;
+    for (uint64_t k = 0; k < weights->count; k++)
+        for (uint64_t e = 0; weights->routing[k].experts && e < weights->routed; e++)
+            all[count++] = &weights->ffn[weights->routing[k].experts[e]].rows;
+    return count;
+}
+
 uint64_t nl_weights_stream(NlWeights *weights, uint64_t bytes, uint64_t *read) {
     NlMatrix **all = calloc((size_t)nl_weights_most(weights), sizeof *all);
     uint64_t saved = 0, count;
     *read = 0;
     if (!all) return 0;
     count = nl_weights_order(weights, all);
+    for (uint64_t k = 0; k < count; k++) all[k]->streamed = 0;
+    count = routed_rows(weights, all);
     for (uint64_t k = 0; k < count; k++) all[k]->streamed = 0;
     weights->embedding.streamed = weights->positions.streamed = 0;
     if (weights->head.at.format) { /* else the embedding is the head too */
@@ -70,7 +83,17 @@ uint64_t nl_weights_stream(NlWeights *weights, uint64_t bytes, uint64_t *read) {
         weights->positions.streamed = 1;
         saved += bytes_of(&weights->positions);
     }
-    if (saved < bytes) *read = mark_evenly(all, count, bytes - saved);
+    if (saved < bytes && count) {
+        uint64_t marked = mark_evenly(all, count, bytes - saved);
+        for (uint64_t k = 0; k < count; k++) all[k]->streamed *= NL_ON_DEMAND;
+        saved += marked;
+        *read = marked * weights->used / weights->routed;
+    }
+    if (saved < bytes) {
+        uint64_t marked = mark_evenly(all, nl_weights_order(weights, all), bytes - saved);
+        saved += marked;
+        *read += marked;
+    }
     free(all);
-    return saved + *read;
+    return saved;
 }

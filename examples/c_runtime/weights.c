@@ -195,6 +195,8 @@ int nl_weights_find(NlWeights *weights, const NlIndex *index, const NlTensors *t
     memset(weights, 0, sizeof *weights);
     if (shape->layers > 4096) return nl_fail(error, NL_BAD_LAYOUT, "%" PRIu64 " layers", shape->layers);
     weights->count = shape->layers;
+    weights->routed = shape->experts;
+    weights->used = shape->used_experts;
     for (more = nl_index_next(index, &at, 1); more > 0; more = nl_index_next(index, &at, 0)) weights->blocks++;
     if (more < 0) return -1;
     experts = (size_t)(weights->count * shape->experts);

@@ -7,11 +7,14 @@
 #include "shape.h"
 #include "tensors.h"
 
+#define NL_ON_DEMAND 2
+
 /* Rows of weights as they are stored; `data` is NULL if there are none. */
 typedef struct {
     NlTensor at;
     int kind; /* of kernels.h */
-    int streamed; /* read anew whenever it is used, see stream.h: there is no data in memory */
+    int streamed; /* read anew whenever it is used, see stream.h: there is no data in memory; NL_ON_DEMAND if a token may
+                     do without it */
     const unsigned char *data;
 } NlMatrix;
 
@@ -53,6 +56,7 @@ typedef struct {
     NlFfnWeights *ffn; /* by block, in the order of the index */
     int32_t *experts;  /* of all layers */
     uint64_t count, blocks; /* of layers; of blocks */
+    uint64_t routed, used;  /* experts of a layer that has them, and how many of them a token uses */
     int held;       /* whether dense weights are read, not mapped */
     const unsigned char *mapping;
     uint64_t mapped; /* bytes of it */
@@ -67,8 +71,9 @@ int nl_weights_find(NlWeights *weights, const NlIndex *index, const NlTensors *t
 uint64_t nl_weights_most(const NlWeights *weights);
 uint64_t nl_weights_order(NlWeights *weights, NlMatrix **all);
 
-/* Marks matrices as streamed, as few as save `bytes` of memory, evenly over a token, and fills in how many bytes a token then reads. Of what a
- * token only needs a row of, nothing else is read. Returns the bytes saved. */
+/* Marks matrices as streamed, as few as save `bytes` of memory, evenly over a token, and fills in how many bytes a token
+ * then reads on average. First those of which a token only needs a row, and nothing else is read; then the rows of routed
+ * experts, of which it needs those of the experts that are chosen; then the others. Returns the bytes saved. */
 uint64_t nl_weights_stream(NlWeights *weights, uint64_t bytes, uint64_t *read);
 
 /* Gives every weight its memory from an arena; twice, see arena.h. */

@@ -134,7 +134,7 @@ def read_token_sequences(
         InputError: The text has no tokens, or the tokenizer cannot be loaded.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
-    require_hf_packages("torch", "transformers")
+    require_hf_packages("transformers")
     from neuralink_cli.models.tokenizer import load_tokenizer
 
     with quiet_transformers():

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from neuralink_cli.errors import InputError, MissingDependencyError, NeuralinkError, OptionError, UnsupportedError
+from neuralink_cli.errors import (
+    InputError,
+    MissingDependencyError,
+    NeuralinkError,
+    OptionError,
+    UnsupportedError,
+    WorkerError,
+)
+from neuralink_cli.signals import deferred_signals
 
 PROGRAM = "flash_run"
 # In a checkout of the repository; the package does not contain it.
@@ -26,20 +36,16 @@ _ERRORS: dict[int, type[NeuralinkError]] = {
 
 
 @dataclass(frozen=True)
-class CAnswer:
-    """What the program said.
+class CFacts:
+    """What the program says before it is asked anything.
 
     Attributes:
-        tokens: The new tokens.
         memory: Its plan, bytes by what for.
         model: Facts of the open model: kernels, whether reads are direct, ...
-        figures: What the prompt and the new tokens took, and the peak of memory.
     """
 
-    tokens: tuple[int, ...]
     memory: dict[str, int]
     model: dict[str, Any]
-    figures: dict[str, Any]
 
 
 def find_engine(path: Path | None) -> Path:
@@ -68,64 +74,166 @@ def find_engine(path: Path | None) -> Path:
     return Path(elsewhere)
 
 
-def run_engine(
-    program: Path,
-    layout: Path,
-    options: Sequence[str],
-    prompt: Sequence[int],
-    new_tokens: int,
-    on_token: Callable[[int], None],
-) -> CAnswer:
-    """Generate from the tokens of a prompt.
-
-    Args:
-        options: Options of the program.
-        on_token: Called with each new token as soon as it is there.
-
-    Raises:
-        OptionError, InputError, UnsupportedError: What the program answered.
-    """
-    command = [str(program), *options, "--json", "--", str(layout)]
+def _start(command: list[str]) -> subprocess.Popen[str]:
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
     except OSError as error:
-        raise OptionError(f"cannot be started ({error.strerror})", where=program) from error
-    with process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        raise OptionError(f"cannot be started ({error.strerror})", where=command[0]) from error
+
+
+class CEngine:
+    """A running program with an open layout. Requests are answered one after the other; `close` ends it.
+
+    `peak_bytes` is the most memory that it has held, as of its last answer.
+    """
+
+    def __init__(self, program: Path, layout: Path, options: Sequence[str]) -> None:
+        """Start the program.
+
+        Raises:
+            OptionError, InputError, UnsupportedError: What the program answered; or it cannot be started.
+            WorkerError: It ended before it had answered; so may every request.
+        """
+        self._program = program
+        self._layout = layout
+        self.peak_bytes = 0
+        self._process: subprocess.Popen[str] | None = None
         try:
-            request = " ".join(map(str, ("generate", new_tokens, *prompt)))
-            try:
-                process.stdin.write(request + "\n")
-                process.stdin.close()
-            except BrokenPipeError:
-                pass  # It says why, and what it says is read now.
-            return _listen(process.stdout, program, layout, on_token)
+            # A signal must not come between the program and the word for it.
+            with deferred_signals():
+                self._process = _start([str(program), *options, "--json", "--", str(layout)])
+            self.facts = CFacts(self._document("memory"), self._document("model"))
         except BaseException:
-            process.kill()
+            self.close()
             raise
 
+    def __enter__(self) -> CEngine:
+        return self
 
-def _listen(lines: IO[str], program: Path, layout: Path, on_token: Callable[[int], None]) -> CAnswer:
-    tokens: list[int] = []
-    documents: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        word, _, rest = line.rstrip("\n").partition(" ")
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the program, whatever it is doing. Harmless when it has ended."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
+        self._answers.close()
+
+    @property
+    def _requests(self) -> IO[str]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    @property
+    def _answers(self) -> IO[str]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def generate(
+        self, prompt: Sequence[int], new_tokens: int, on_token: Callable[[int], None]
+    ) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Generate from the tokens of a prompt.
+
+        Args:
+            on_token: Called with each new token as soon as it is there.
+
+        Returns:
+            The new tokens, and what the prompt and they took.
+
+        Raises:
+            OptionError, InputError, UnsupportedError: What the program answered.
+        """
+        self._ask("generate", new_tokens, *prompt)
+        tokens: list[int] = []
+        while True:
+            word, rest = self._answer()
+            if word != "token":
+                return tuple(tokens), self._figures(word, rest)
+            tokens.append(self._whole(rest))
+            on_token(tokens[-1])
+
+    def perplexity(self, tokens: Sequence[int]) -> tuple[float, int]:
+        """The mean negative log-likelihood of the tokens after the first, and how many these are.
+
+        Raises:
+            OptionError, InputError, UnsupportedError: What the program answered.
+        """
+        self._ask("perplexity", *tokens)
+        word, rest = self._answer()
         try:
-            if word == "error":
-                code, _, text = rest.partition(" ")
-                raise _ERRORS.get(int(code), InputError)(text, where=layout)
-            if word == "token":
-                tokens.append(int(rest))
-                on_token(tokens[-1])
-            else:
-                documents[word] = json.loads(rest)
+            mean, count = rest.split()
+            found = float(mean), int(count)
         except ValueError as error:
-            raise InputError(
-                f"answered {line[:60].strip()!r}, which is not what {PROGRAM} says", where=program
-            ) from error
-    if not {"memory", "model", "figures"} <= documents.keys():
-        raise InputError("stopped before it had answered", where=program, fix="run it by hand to see what it says")
-    return CAnswer(tuple(tokens), documents["memory"], documents["model"], documents["figures"])
+            raise self._strange(f"{word} {rest}") from error
+        self._figures(*self._answer())
+        return found
+
+    def _ask(self, *words: object) -> None:
+        # Where it has ended it says why, and what it says is read next.
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.write(" ".join(map(str, words)) + "\n")
+            self._requests.flush()
+
+    def _answer(self) -> tuple[str, str]:
+        """The first word of the next line, and the rest of it. What it says of errors is raised."""
+        line = self._answers.readline()
+        if not line:
+            raise self._ended()
+        word, _, rest = line.rstrip("\n").partition(" ")
+        if word == "error":
+            code, _, text = rest.partition(" ")
+            raise _ERRORS.get(self._whole(code), InputError)(text, where=self._layout)
+        return word, rest
+
+    def _ended(self) -> BaseException:
+        """Why there are no more answers."""
+        assert self._process is not None
+        status = self._process.wait()
+        if status == -signal.SIGINT:
+            return KeyboardInterrupt()  # Ctrl-C is for both processes, and the program was quicker.
+        if status < 0:
+            return WorkerError(
+                f"was ended by signal {-status} before it had answered",
+                where=self._program,
+                fix="if the system had no memory left, pass a smaller --dram",
+            )
+        return WorkerError(
+            "stopped before it had answered", where=self._program, fix="run it by hand to see what it says"
+        )
+
+    def _figures(self, word: str, rest: str) -> dict[str, Any]:
+        if word != "figures":
+            raise self._strange(f"{word} {rest}")
+        found = self._parsed(word, rest)
+        self.peak_bytes = found["peak_bytes"]
+        return found
+
+    def _document(self, name: str) -> dict[str, Any]:
+        word, rest = self._answer()
+        if word != name:
+            raise self._strange(f"{word} {rest}")
+        return self._parsed(word, rest)
+
+    def _parsed(self, word: str, rest: str) -> dict[str, Any]:
+        try:
+            document: dict[str, Any] = json.loads(rest)
+        except ValueError as error:
+            raise self._strange(f"{word} {rest}") from error
+        return document
+
+    def _whole(self, text: str) -> int:
+        try:
+            return int(text)
+        except ValueError as error:
+            raise self._strange(f"token {text}") from error
+
+    def _strange(self, line: str) -> InputError:
+        return InputError(f"answered {line[:60].strip()!r}, which is not what {PROGRAM} says", where=self._program)

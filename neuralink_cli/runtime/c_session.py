@@ -4,73 +4,146 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.devices.device import DeviceModel, device_record
 from neuralink_cli.errors import OptionError
 from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.models.hf_packages import quiet_transformers
-from neuralink_cli.runtime.c_engine import CAnswer, find_engine, run_engine
+from neuralink_cli.runtime.c_engine import CEngine, find_engine
 from neuralink_cli.runtime.counters import FlashCounters
 from neuralink_cli.runtime.generated import Generated, Phase
+from neuralink_cli.runtime.likelihood import Perplexity, perplexity_of
 from neuralink_cli.runtime.memory import Memory
 from neuralink_cli.runtime.prompts import prompt_tokens, require_room
 from neuralink_cli.runtime.settings import GenerationOptions, RunSettings
+from neuralink_cli.sizes import human_bytes
 from neuralink_cli.storage.policies import LINKED_S3FIFO, S3FIFO
+
+if TYPE_CHECKING:
+    from neuralink_cli.calibration.sequences import TokenIds
+
+logger = logging.getLogger(__name__)
 
 _GENERATION_FILE = "generation_config.json"
 # Stands for a character of which a token brings only a part.
 _UNFINISHED = "\ufffd"
 
 
-def generate_in_c(
+@dataclass(frozen=True)
+class CRun:
+    """What a run gives.
+
+    Attributes:
+        generated: None without a prompt.
+        perplexity: None if no sequence has two tokens.
+        memory: What the program held.
+        facts: What its model is.
+        load_seconds: Until it could be asked.
+    """
+
+    generated: Generated | None
+    perplexity: Perplexity | None
+    memory: Memory
+    facts: dict[str, Any]
+    load_seconds: float
+
+
+def positions_of(layout: Path) -> int | None:
+    """The tokens that a sequence can have, as the config of the model says."""
+    limit = read_foreign_object(layout / CONFIG_FILE).get("max_position_embeddings")
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def run_in_c(
     layout: Path,
-    prompt: str,
+    prompt: str | None,
+    sequences: Sequence[TokenIds],
     settings: RunSettings,
     options: GenerationOptions,
     engine: Path | None,
     on_text: Callable[[str], None] | None = None,
-) -> tuple[Generated, Memory, dict[str, Any], float]:
-    """Generate text with `flash_run`.
+) -> CRun:
+    """Generate text with `flash_run`, then measure the perplexity of sequences, each on its own.
 
     Args:
+        prompt: None to generate nothing.
         engine: The program; None to look for it.
         on_text: Called with the text as it comes, piece by piece.
 
-    Returns:
-        What was generated; the program's memory; facts of its model; and the seconds until the prompt was begun.
-
     Raises:
         OptionError: Settings that the program does not have, or memory that is too little.
-        InputError, UnsupportedError, MissingDependencyError: As `run_engine` and `find_engine`.
+        InputError, UnsupportedError, WorkerError, MissingDependencyError: As `CEngine` and `find_engine`.
     """
     from neuralink_cli.models.tokenizer import load_tokenizer
 
     program = find_engine(engine)
-    arguments = [*_arguments(settings, options)]
-    tokenizer = load_tokenizer(layout)
-    tokens = prompt_tokens(tokenizer, prompt)
-    config = read_foreign_object(layout / CONFIG_FILE)
-    limit = config.get("max_position_embeddings")
-    require_room(tokens, options, limit if isinstance(limit, int) else None)
-    arguments += ["--context", str(len(tokens) + options.max_new_tokens)]
-    stops = _stop_tokens(layout, config)
+    arguments = _arguments(settings, options)
+    tokenizer: Any = None
+    tokens: tuple[int, ...] = ()
+    longest = max((sequence.size for sequence in sequences), default=0)
+    if prompt is not None:
+        tokenizer = load_tokenizer(layout)
+        tokens = prompt_tokens(tokenizer, prompt)
+        require_room(tokens, options, positions_of(layout))
+        longest = max(longest, len(tokens) + options.max_new_tokens)
+    arguments += ["--context", str(longest)]
+    stops = _stop_tokens(layout)
     if stops:
         arguments += ["--stop", ",".join(map(str, stops))]
-    stream = _Stream(tokenizer, on_text)
     started = time.perf_counter()
-    with quiet_transformers(), _profile(settings.device) as profile:
-        arguments += profile
-        answer = run_engine(program, layout, arguments, tokens, options.max_new_tokens, stream.add)
+    with _profile(settings.device) as profile, CEngine(program, layout, [*arguments, *profile]) as running:
+        load_seconds = time.perf_counter() - started
+        _tell_small_cache(running.facts.memory)
+        generated = None
+        if tokenizer is not None:
+            generated = _generate(running, tokenizer, tokens, options.max_new_tokens, on_text)
+        measured = _perplexity(running, sequences)
+        return CRun(generated, measured, _memory(running), running.facts.model, load_seconds)
+
+
+def _tell_small_cache(memory: dict[str, int]) -> None:
+    """Say so if the cache is smaller than what one token uses. Without a cache that is as asked."""
+    cache, cycle, enough = (memory.get(key, 0) for key in ("cache_bytes", "cycle_bytes", "cycle_dram_bytes"))
+    if 0 < cache < cycle:
+        needed = f"{-(-enough // 10**6)}MB" if enough else f"{-(-100 * cycle // memory['flash_bytes'])}%"
+        logger.warning(
+            "the cache takes %s, but a token uses %s of bundles: most are read again; --dram %s would take them",
+            human_bytes(cache),
+            human_bytes(cycle),
+            needed,
+        )
+
+
+def _generate(
+    running: CEngine,
+    tokenizer: Any,
+    prompt: tuple[int, ...],
+    new_tokens: int,
+    on_text: Callable[[str], None] | None,
+) -> Generated:
+    stream = _Stream(tokenizer, on_text)
+    with quiet_transformers():
+        tokens, figures = running.generate(prompt, new_tokens, stream.add)
         text = stream.end()
-    first, rest = (_phase(answer.figures[name]) for name in ("prompt", "tokens"))
-    load_seconds = max(time.perf_counter() - started - first.seconds - rest.seconds, 0.0)
-    return Generated(text, tokens, answer.tokens, first, rest), _memory(answer), answer.model, load_seconds
+    return Generated(text, prompt, tokens, _phase(figures["prompt"]), _phase(figures["tokens"]))
+
+
+def _perplexity(running: CEngine, sequences: Sequence[TokenIds]) -> Perplexity | None:
+    total, count = 0.0, 0
+    for sequence in sequences:
+        if sequence.size > 1:
+            mean, tokens = running.perplexity(sequence.tolist())
+            total += mean * tokens
+            count += tokens
+    return perplexity_of(total, count)
 
 
 def _arguments(settings: RunSettings, options: GenerationOptions) -> list[str]:
@@ -107,10 +180,10 @@ def _profile(device: DeviceModel | None) -> Iterator[list[str]]:
         yield ["--device", file.name]
 
 
-def _stop_tokens(layout: Path, config: dict[str, Any]) -> list[int]:
+def _stop_tokens(layout: Path) -> list[int]:
     """The tokens that end a text, from the generation config as transformers reads it."""
     path = layout / _GENERATION_FILE
-    stated = (read_foreign_object(path) if path.is_file() else config).get("eos_token_id")
+    stated = read_foreign_object(path if path.is_file() else layout / CONFIG_FILE).get("eos_token_id")
     listed = stated if isinstance(stated, list) else [stated]
     return [token for token in listed if isinstance(token, int) and token >= 0]
 
@@ -121,8 +194,8 @@ def _phase(figures: dict[str, Any]) -> Phase:
     return Phase(figures["tokens"], figures["seconds"], counters)
 
 
-def _memory(answer: CAnswer) -> Memory:
-    of = answer.memory
+def _memory(running: CEngine) -> Memory:
+    of = running.facts.memory
     return Memory(
         flash_bytes=of["flash_bytes"],
         cache_bytes=of["cache_bytes"],
@@ -131,7 +204,7 @@ def _memory(answer: CAnswer) -> Memory:
         working_bytes=of["working_bytes"] + of["tables_bytes"],
         sequence_bytes=of["sequence_bytes"],
         programs_bytes=of["programs_bytes"],
-        peak_bytes=answer.figures["peak_bytes"],
+        peak_bytes=running.peak_bytes,
     )
 
 

@@ -18,8 +18,9 @@ from neuralink_cli.models.model_errors import explained_model_errors
 from neuralink_cli.models.offload import input_device
 from neuralink_cli.runtime.generated import Generated
 from neuralink_cli.runtime.generation import generate
+from neuralink_cli.runtime.likelihood import Perplexity
 from neuralink_cli.runtime.masking import masked_neurons
-from neuralink_cli.runtime.perplexity import Perplexity, perplexity
+from neuralink_cli.runtime.perplexity import perplexity
 from neuralink_cli.runtime.settings import GenerationOptions
 
 # Sums in another order differ by rounding: logits closer than this share of the largest one count as equal.

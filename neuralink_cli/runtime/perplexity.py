@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,17 +11,10 @@ import torch
 from neuralink_cli.calibration.sequences import TokenIds
 from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
 from neuralink_cli.models.offload import input_device
+from neuralink_cli.runtime.likelihood import Perplexity, perplexity_of
 
 # Tokens whose losses are computed at a time.
 _AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """exp of the mean negative log-likelihood of `tokens` tokens, each predicted from the tokens before it."""
-
-    value: float
-    tokens: int
 
 
 def perplexity(
@@ -47,5 +38,4 @@ def perplexity(
             count += ids.shape[1] - 1
         if progress is not None:
             progress(ids.shape[1])
-    # A mean too large for exp means that the model knows nothing; it is not a failure.
-    return Perplexity(math.exp(min(total / count, 700.0)), count) if count else None
+    return perplexity_of(total, count)

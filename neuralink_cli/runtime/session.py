@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from neuralink_cli.calibration.sequences import TokenIds
     from neuralink_cli.runtime.dense_comparison import DenseComparison
     from neuralink_cli.runtime.generated import Generated, Phase
-    from neuralink_cli.runtime.perplexity import Perplexity
+    from neuralink_cli.runtime.likelihood import Perplexity
 
 
 TORCH, C = "torch", "c"
@@ -132,6 +132,7 @@ def run_layout(request: RunRequest, on_text: Callable[[str], None] | None = None
         InputError, VerificationError, UnsupportedError: The layout, the text or the model cannot be used.
         MismatchError: `compare` is not the checkpoint that the layout was made from.
         MissingDependencyError: The packages of the extra `hf` are not installed.
+        WorkerError: The program of the runtime in C ended.
     """
     if request.prompt is None and request.perplexity_text is None:
         raise OptionError("there is nothing to do", fix="pass a prompt, or a text to measure perplexity on")
@@ -139,15 +140,13 @@ def run_layout(request: RunRequest, on_text: Callable[[str], None] | None = None
         raise OptionError("--revision is for the model of --compare", fix="pass --compare, or leave out --revision")
     if request.compare is not None and request.generation.temperature > 0:
         raise OptionError("tokens drawn at random cannot be compared", fix="leave out --temperature or --compare")
-    if request.engine == C and request.perplexity_text is not None:
-        raise OptionError("the runtime in C measures no perplexity", fix="leave out --engine c or --perplexity")
     if request.engine != C and request.engine_path is not None:
         raise OptionError("--engine-path is for the runtime in C", fix="pass --engine c, or leave out --engine-path")
     subject = _check(request)
     sequences: list[TokenIds] = []
     if request.engine == C:
         require_hf_packages("transformers")
-        report = _run_in_c(request, subject, on_text)
+        report, sequences = _run_in_c(request, subject, on_text)
     else:
         require_hf_packages("torch", "transformers")
         report, sequences = _run_sparse(request, subject)
@@ -201,25 +200,29 @@ def _check(request: RunRequest) -> _Subject:
         return _Subject(architecture, layout.index.blocks, is_exact(layout), dtype, dense)
 
 
-def _run_in_c(request: RunRequest, subject: _Subject, on_text: Callable[[str], None] | None) -> RunReport:
-    from neuralink_cli.runtime.c_session import generate_in_c
+def _run_in_c(
+    request: RunRequest, subject: _Subject, on_text: Callable[[str], None] | None
+) -> tuple[RunReport, list[TokenIds]]:
+    from neuralink_cli.runtime.c_session import positions_of, run_in_c
 
-    assert request.prompt is not None
-    generated, memory, facts, load_seconds = generate_in_c(
-        request.layout, request.prompt, request.settings, request.generation, request.engine_path, on_text
+    sequences = _sequences(request, positions_of(request.layout))
+    run = run_in_c(
+        request.layout, request.prompt, sequences, request.settings, request.generation, request.engine_path, on_text
     )
-    return RunReport(
+    report = RunReport(
         exact=subject.exact,
-        direct=facts["direct"],
+        direct=run.facts["direct"],
         dtype="float32",
-        load_seconds=load_seconds,
-        memory=memory,
-        generated=generated,
-        perplexity=None,
+        load_seconds=run.load_seconds,
+        memory=run.memory,
+        generated=run.generated,
+        perplexity=run.perplexity,
     )
+    return report, sequences
 
 
 def _run_sparse(request: RunRequest, subject: _Subject) -> tuple[RunReport, list[TokenIds]]:
+    from neuralink_cli.models.loading import max_positions
     from neuralink_cli.models.tokenizer import load_tokenizer
     from neuralink_cli.runtime.generation import encode_prompt, generate
     from neuralink_cli.runtime.loading import load_with_settings
@@ -231,7 +234,7 @@ def _run_sparse(request: RunRequest, subject: _Subject) -> tuple[RunReport, list
         load_seconds = time.perf_counter() - started
         weights = model.flash
         generated = None
-        sequences = _sequences(request, model)
+        sequences = _sequences(request, max_positions(model))
         prompt = None
         if request.prompt is not None:
             prompt = encode_prompt(model, tokenizer, request.prompt, request.generation)
@@ -273,13 +276,13 @@ def _memory(model: Any, subject: _Subject, tokens: int, sequences: list[TokenIds
     )
 
 
-def _sequences(request: RunRequest, model: Any) -> list[TokenIds]:
+def _sequences(request: RunRequest, positions: int | None) -> list[TokenIds]:
+    """What perplexity is measured on, for a model with so many positions (None: no limit)."""
     if request.perplexity_text is None:
         return []
     from neuralink_cli.calibration.readers import read_token_sequences
-    from neuralink_cli.models.loading import max_positions
 
-    length = min(PERPLEXITY_LENGTH, max_positions(model) or PERPLEXITY_LENGTH, request.perplexity_tokens)
+    length = min(PERPLEXITY_LENGTH, positions or PERPLEXITY_LENGTH, request.perplexity_tokens)
     wanted = -(-request.perplexity_tokens // length)
     found = read_token_sequences(request.layout, request.perplexity_text, sequences=wanted, length=length)
     found[-1] = found[-1][: request.perplexity_tokens - length * (len(found) - 1)]

@@ -91,13 +91,19 @@ int main(int argc, char **argv) {
         if (now == 0) now = 1;
         write_file(argv[2], name, changed, now);
         options.cache_share = draw(2) ? 0.3 : 0;
-        options.dram = draw(3) ? 0 : 3000000 + draw(4000000);
+        options.dram = draw(3) ? 0 : 1;
         options.threads = 1 + (uint32_t)draw(2);
         options.queue_depth = 4;
         options.context = draw(2) ? 16 : 0;
         options.half_sequence = (int)draw(2);
         snprintf(device, sizeof device, "%s/%s", argv[2], names[3]);
         if (name == names[3] || draw(4) == 0) options.device = device;
+        if (options.dram) { /* about the least that would do */
+            NlMemory memory;
+            NlError ignored = {NL_OK, ""};
+            nl_plan(argv[2], &options, &memory, &ignored);
+            options.dram = memory.least + 1 + draw(1000000);
+        }
         model = nl_open(argv[2], &options, &error);
         if (model) {
             char path[4096];

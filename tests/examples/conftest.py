@@ -18,7 +18,7 @@ from tests.cli.conftest import neuralink as neuralink
 
 FOLDER = Path(__file__).parents[2] / "examples/c_runtime"
 PROGRAMS = ("flash_read", "flash_run")
-LIBRARY = tuple(sorted(path for path in FOLDER.glob("*.c") if path.stem not in PROGRAMS))
+LIBRARY = tuple(sorted(path for path in FOLDER.glob("*.c") if not path.stem.startswith(PROGRAMS)))
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 CHECKED = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
 SANITIZED = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -41,6 +41,11 @@ class CRuntime:
     def library(self) -> ctypes.CDLL:
         """The library, to call its functions."""
         return ctypes.CDLL(str(self.fast / "libneuralink.so"))
+
+
+def sources_of(program: str) -> list[Path]:
+    """The files of a program, which are not part of the library."""
+    return sorted(FOLDER.glob(f"{program}*.c"))
 
 
 def compile_c(output: Path, sources: Sequence[Path], options: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -72,13 +77,13 @@ def _compile(folder: Path) -> Path:
     objects = _objects(made.checked, SANITIZED) or _objects(made.checked, ("-O0", "-g"))
     assert objects is not None
     sanitized = SANITIZED if objects[1] == SANITIZED else ()
-    for source in (*(FOLDER / f"{program}.c" for program in PROGRAMS), FUZZER):
-        result = compile_c(made.checked / source.stem, [source, *objects[0]], (*sanitized, f"-I{FOLDER}"))
+    for name, sources in {**{program: sources_of(program) for program in PROGRAMS}, FUZZER.stem: [FUZZER]}.items():
+        result = compile_c(made.checked / name, [*sources, *objects[0]], (*sanitized, f"-I{FOLDER}"))
         assert (result.returncode, result.stderr) == (0, "")
     fast = _objects(made.fast, ("-O2", "-fPIC"))
     assert fast is not None
     for program in PROGRAMS:
-        result = compile_c(made.fast / program, [FOLDER / f"{program}.c", *fast[0]], ("-O2",))
+        result = compile_c(made.fast / program, [*sources_of(program), *fast[0]], ("-O2",))
         assert (result.returncode, result.stderr) == (0, "")
     result = compile_c(made.fast / "libneuralink.so", fast[0], ("-shared",))
     assert (result.returncode, result.stderr) == (0, "")

@@ -16,7 +16,7 @@ import pytest
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime.loading import load_flash_model
 from tests.checkpoints import write_random_placement
-from tests.examples.conftest import CHECKED, FOLDER, LIBRARIES, LIBRARY, CRuntime
+from tests.examples.conftest import CHECKED, LIBRARIES, LIBRARY, CRuntime, sources_of
 from tests.layouts import relayout
 from tests.tiny_models import build_model
 
@@ -198,6 +198,19 @@ def test_a_sequence_goes_on(c_runtime: CRuntime, tiny_relu: Path, tiny_relu_toke
     assert sum(line.startswith("figures ") for line in answers) == 4
 
 
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_perplexity_is_that_of_the_logits(c_runtime: CRuntime, tiny_relu: Path, batch: int) -> None:
+    tokens = PROMPT[:5]
+    prefixes = (" ".join(map(str, tokens[: k + 1])) for k in range(4))
+    requests = [f"logits {prefix}" for prefix in prefixes] + ["perplexity " + " ".join(map(str, tokens))]
+    answers = ask(c_runtime.checked / "flash_run", tiny_relu, *requests, options=("--batch", batch))
+    values = np.array([line.split()[1:] for line in answers if line.startswith("logits ")], dtype=np.float64)
+    (found,) = (line.split()[1:] for line in answers if line.startswith("perplexity "))
+    surprises = np.log(np.exp(values).sum(axis=1)) - values[range(4), tokens[1:]]
+    assert float(found[0]) == pytest.approx(surprises.mean(), rel=1e-5)
+    assert found[1] == "4"
+
+
 def test_it_stops_at_a_token(c_runtime: CRuntime, tiny_relu: Path, tiny_relu_tokens: list[int]) -> None:
     end = tiny_relu_tokens.index(tiny_relu_tokens[7])
     found = generate(c_runtime.checked / "flash_run", tiny_relu, PROMPT, 30, "--stop", f"9999,{tiny_relu_tokens[7]}")
@@ -244,7 +257,7 @@ def test_it_computes_the_same_on_arm(
     c_runtime: CRuntime, tmp_path: Path, tiny_relu: Path, tiny_relu_tokens: list[int]
 ) -> None:
     program = tmp_path / "flash_run_arm"
-    sources = map(str, (*LIBRARY, FOLDER / "flash_run.c"))
+    sources = map(str, (*LIBRARY, *sources_of("flash_run")))
     command = [str(CROSS), *CHECKED, "-O1", "-static", "-o", str(program), *sources, *LIBRARIES]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (made.returncode, made.stderr) == (0, "")
