@@ -163,15 +163,13 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(tmp_path: P
         assert plan is not None
         require_measurable(plan, opened, architecture, "--x")
         info = opened.info
-        experts = replace(plan, blocks=tuple(replace(block, expert=0) for block in plan.blocks))
         images = replace(architecture, task="image-encoder")
-        for changed, refused, told in (
-            (replace(info, signal="intermediate"), plan, "by the signal 'intermediate'"),
-            (replace(info, model={**info.model, "code": "run"}), plan, "code of its own"),
-            (info, experts, "all blocks are experts"),
+        for changed, told in (
+            (replace(info, signal="intermediate"), "by the signal 'intermediate'"),
+            (replace(info, model={**info.model, "code": "run"}), "code of its own"),
         ):
             with pytest.raises((OptionError, UnsupportedError), match=told):
-                require_measurable(refused, SimpleNamespace(info=changed), architecture, "--x")  # type: ignore[arg-type]
+                require_measurable(plan, SimpleNamespace(info=changed), architecture, "--x")  # type: ignore[arg-type]
         with pytest.raises(UnsupportedError, match="reads images"):
             require_measurable(plan, opened, images, "--x")
 
