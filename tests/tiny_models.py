@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ def build_model(
     shards: bool = False,
     seed: int = 0,
     activation: str | None = None,
+    sizes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Save a random model of a family with its tokenizer into `directory` and return it.
 
@@ -50,10 +53,11 @@ def build_model(
         dtype: "float32", "float16" or "bfloat16".
         shards: Split the weights into several files with an index.
         activation: Instead of the family's own.
+        sizes: Instead of the family's own options, `{"hidden_size": 64}`.
     """
     import torch
 
-    known = FAMILY[family]
+    known = FAMILY[family] if sizes is None else replace(FAMILY[family], options={**FAMILY[family].options, **sizes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _model(known, activation)

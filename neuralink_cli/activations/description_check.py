@@ -258,7 +258,7 @@ class _Described:
         Raises:
             UnsupportedError: torch cannot compute with the dtype.
         """
-        scales = read_scales(self.checkpoint, region.tensor)
+        scales = read_scales(self.checkpoint, region.tensor, region)
         if dtype not in _DTYPES and scales is None:
             raise UnsupportedError(
                 f"tensor {region.tensor!r}: tensors of dtype {dtype} cannot be computed with",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,27 @@ from torch.nn.functional import linear
 
 from neuralink_cli.errors import UnsupportedError
 
-# The number of an expert, the tokens routed to it in ascending order, and for these tokens the values of its gate (or
-# of its up projection, if it has no gate) and the inputs of its down projection.
-SeeExpert = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+@dataclass(frozen=True)
+class ExpertRun:
+    """What an expert computes for the tokens routed to it.
+
+    Attributes:
+        number: That of the expert.
+        tokens: int64 `[tokens]`, which tokens of the batch, ascending.
+        states: Their hidden states `[tokens, hidden]`.
+        gate: The values of its gate `[tokens, neurons]`, not activated; of its up projection, if it has no gate.
+        product: The inputs of its down projection `[tokens, neurons]`.
+    """
+
+    number: int
+    tokens: torch.Tensor
+    states: torch.Tensor
+    gate: torch.Tensor
+    product: torch.Tensor
+
+
+SeeExpert = Callable[[ExpertRun], None]
 # The number of an expert, the tokens routed to it, and their hidden states, to what its down projection gives.
 ComputeExpert = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 _NAME = "neuralink"
@@ -63,14 +82,9 @@ def run_experts(
     """
 
     def compute(expert: int, tokens: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        gated = getattr(module, "has_gate", True)
-        values = _project(module, "gate_up_proj" if gated else "up_proj", expert, states)
-        if gated:
-            gate = values.chunk(2, dim=-1)[0] if getattr(module, "is_concatenated", True) else values[..., ::2]
-            product = module._apply_gate(values)
-        else:
-            gate, product = values, module.act_fn(values)
-        see(expert, tokens, gate, product)
+        values = _project(module, _firing_name(module), expert, states)
+        product = module._apply_gate(values) if _gated(module) else module.act_fn(values)
+        see(ExpertRun(expert, tokens, states, _firing_part(module, values), product))
         return _project(module, "down_proj", expert, product)
 
     return route_to_experts(module, hidden_states, top_k_index, top_k_weights, compute)
@@ -102,6 +116,13 @@ def route_to_experts(
     return output
 
 
+def firing_bias(module: Any, expert: int) -> torch.Tensor | None:
+    """The bias `[neurons]` of the gate of an expert (of its up projection, if it has no gate); None if it has none."""
+    if not getattr(module, "has_bias", False):
+        return None
+    return _firing_part(module, getattr(module, f"{_firing_name(module)}_bias")[expert])
+
+
 def require_routed(module: Any) -> None:
     """Check that the experts of a module can be run one by one.
 
@@ -110,6 +131,21 @@ def require_routed(module: Any) -> None:
     """
     if not hasattr(module, "_apply_gate") or not hasattr(module, "config"):
         raise UnsupportedError(f"experts of class {type(module).__name__} cannot be run one by one")
+
+
+def _gated(module: Any) -> bool:
+    return bool(getattr(module, "has_gate", True))
+
+
+def _firing_name(module: Any) -> str:
+    return "gate_up_proj" if _gated(module) else "up_proj"
+
+
+def _firing_part(module: Any, values: torch.Tensor) -> torch.Tensor:
+    """Of values `[..., outputs]` of the projection that holds the gate, those of the gate."""
+    if not _gated(module):
+        return values
+    return values.chunk(2, dim=-1)[0] if getattr(module, "is_concatenated", True) else values[..., ::2]
 
 
 def _project(module: Any, name: str, expert: int, values: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuralink_cli.activations.experts import experts_seen
+from neuralink_cli.activations.experts import ExpertRun, experts_seen
 from neuralink_cli.activations.firing import FiringRule, magnitude_counts, not_a_number, require_numbers
 from neuralink_cli.activations.packing import FiredBits, pack_fired
 from neuralink_cli.activations.spool import Spool
@@ -128,12 +128,10 @@ class HookedModel:
 
         return hook
 
-    def _see_expert(
-        self, indexes: Mapping[int, int], expert: int, tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor
-    ) -> None:
-        index = indexes.get(expert)
+    def _see_expert(self, indexes: Mapping[int, int], run: ExpertRun) -> None:
+        index = indexes.get(run.number)
         if index is not None and self._batch is not None:
-            self._batch.routed(index, tokens, gate, product)
+            self._batch.routed(index, run)
 
 
 class _RunningBatch:
@@ -207,14 +205,14 @@ class _RunningBatch:
         rows = signal.detach().reshape(-1, self._blocks[index].neurons)
         self._receive(index, rows if self._kept is None else rows.index_select(0, self._kept), None)
 
-    def routed(self, index: int, tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor) -> None:
+    def routed(self, index: int, run: ExpertRun) -> None:
         """Hand over the signal of an expert on the tokens routed to it.
 
         Raises:
             UnsupportedError: The expert has run before, or has another number of neurons.
         """
         block = self._blocks[index]
-        values = product if block.before else gate
+        tokens, values = run.tokens, run.product if block.before else run.gate
         if index in self._seen or values.shape[-1] != block.neurons:
             raise UnsupportedError(
                 f"block {block.rule.block!r} runs more than once on a batch, or does not match its tensors"

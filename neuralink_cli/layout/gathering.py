@@ -75,7 +75,11 @@ class Gathering:
         from neuralink_cli.weight_formats.scaled import carry_quantised, read_scales, widen_scaled
 
         element_bytes = DTYPE_BITS[self.dtype] // 8
-        scales = {part: read_scales(checkpoint, part.region.tensor) for part in self.parts if part.weights != SOURCE}
+        scales = {
+            part: read_scales(checkpoint, part.region.tensor, part.region)
+            for part in self.parts
+            if part.weights != SOURCE
+        }
         for part, first, count in self._cuts():
             some, lines = part.region.some_lines(first, count), next(pieces)
             if part.weights == SOURCE:

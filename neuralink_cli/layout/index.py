@@ -232,9 +232,15 @@ def _read(path: Path, form: str, schema: Schema) -> dict[str, Any]:
 
 def _check_recall(document: Mapping[str, Any], path: Path) -> None:
     if "gate_recall" in document:
-        named = [block["id"] for block in document["gate_recall"]["blocks"]]
-        if len(set(named)) != len(named) or not set(named) <= {block["id"] for block in document["blocks"]}:
+        stated = document["gate_recall"]["blocks"]
+        named = {block["id"] for block in stated}
+        if len(named) != len(stated) or not named <= {block["id"] for block in document["blocks"]}:
             raise InputError("states the recall of a block twice, or of one that is not there", where=path)
+        experts = {block["id"] for block in document["blocks"] if block["expert"] is not None}
+        if {block["id"] for block in stated if "routed" in block} != named & experts:
+            raise InputError(
+                "states the recall of an expert without its tokens, or of another block with some", where=path
+            )
 
 
 def _digest(document: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import OptionError, UnsupportedError
 from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor
 from neuralink_cli.placement.placement import Placement
-from neuralink_cli.weight_formats.formats import SOURCE
+from neuralink_cli.weight_formats.formats import ROUNDING_FORMATS
 
 # Figures are stated to this many decimals: the last digits of sums depend on the machine that ran the model.
 _DECIMALS = 5
@@ -52,18 +52,21 @@ class MeasuredRecall:
     Attributes:
         tokens: Tokens of the text that the source ran on.
         tokens_sha256: SHA-256 of these tokens as little-endian int32, sequence after sequence.
-        total: Of all blocks together.
-        blocks: By block. Experts are left out, and blocks of which no neuron fired.
+        total: Of all blocks together, experts with the tokens routed to them.
+        blocks: By block. Blocks of which no neuron fired are left out, as experts to which no token was routed.
+        routed: Of each expert in `blocks`, the tokens that were routed to it.
     """
 
     tokens: int
     tokens_sha256: str
     total: GateRecall
     blocks: Mapping[str, GateRecall]
+    routed: Mapping[str, int]
 
     def __str__(self) -> str:
         block, lowest = min(self.blocks.items(), key=lambda found: found[1].recall)
-        return f"on {self.tokens:,} tokens, {self.total}; recall is lowest in {block}, {lowest.recall:.2%}"
+        routed = f" (on {self.routed[block]:,} tokens routed to it)" if block in self.routed else ""
+        return f"on {self.tokens:,} tokens, {self.total}; recall is lowest in {block}, {lowest.recall:.2%}{routed}"
 
     def as_document(self) -> dict[str, Any]:
         """For the index."""
@@ -71,7 +74,10 @@ class MeasuredRecall:
             "tokens": self.tokens,
             "tokens_sha256": self.tokens_sha256,
             "total": asdict(self.total),
-            "blocks": [{"id": block, **asdict(recall)} for block, recall in self.blocks.items()],
+            "blocks": [
+                {"id": block, **asdict(recall), **({"routed": self.routed[block]} if block in self.routed else {})}
+                for block, recall in self.blocks.items()
+            ],
         }
 
 
@@ -81,8 +87,13 @@ MeasureRecall = Callable[[BundledPlan, Checkpoint, Placement, Architecture], Mea
 
 def parse_recall(document: Mapping[str, Any]) -> MeasuredRecall:
     """What `as_document` made, from an index that was checked against its schema."""
-    blocks = {block["id"]: GateRecall(**{k: v for k, v in block.items() if k != "id"}) for block in document["blocks"]}
-    return MeasuredRecall(document["tokens"], document["tokens_sha256"], GateRecall(**document["total"]), blocks)
+    blocks = {
+        block["id"]: GateRecall(**{name: value for name, value in block.items() if name not in ("id", "routed")})
+        for block in document["blocks"]
+    }
+    routed = {block["id"]: block["routed"] for block in document["blocks"] if "routed" in block}
+    total = GateRecall(**document["total"])
+    return MeasuredRecall(document["tokens"], document["tokens_sha256"], total, blocks, routed)
 
 
 def firing_rows(block: FlashBlock) -> BundlePart | ResidentTensor:
@@ -90,14 +101,14 @@ def firing_rows(block: FlashBlock) -> BundlePart | ResidentTensor:
     return next((kept for kept in block.resident if kept.kind == "rows"), block.parts[0])
 
 
-def measurable(blocks: Sequence[FlashBlock]) -> tuple[FlashBlock, ...]:
-    """The blocks whose recall can be measured: those with rounded rows, without experts, which see only some tokens."""
-    return tuple(block for block in blocks if block.expert is None and firing_rows(block).weights != SOURCE)
+def decided_by_rounding(blocks: Sequence[FlashBlock]) -> tuple[FlashBlock, ...]:
+    """The blocks in which rounded rows decide what fires. MXFP4 that was carried over is not rounded."""
+    return tuple(block for block in blocks if firing_rows(block).weights in ROUNDING_FORMATS)
 
 
 def decided_by_rounded_rows(plan: BundledPlan, placement: Placement) -> bool:
     """Whether rounded rows are compared with thresholds other than 0, so that it is not plain what they miss."""
-    return placement.info.signal == "gate" and any(block.threshold > 0 for block in measurable(plan.blocks))
+    return placement.info.signal == "gate" and any(block.threshold > 0 for block in decided_by_rounding(plan.blocks))
 
 
 def require_measurable(
@@ -110,9 +121,9 @@ def require_measurable(
 
     Raises:
         OptionError: No rows that decide firing are rounded, or they decide firing only together with others.
-        UnsupportedError: All blocks are experts, the model does not read text, or it runs code of its own.
+        UnsupportedError: The model does not read text, or it runs code of its own.
     """
-    if plan is None or all(firing_rows(block).weights == SOURCE for block in plan.blocks):
+    if plan is None or not decided_by_rounding(plan.blocks):
         raise OptionError(
             "no rows that decide firing are rounded, so all that fire are found", where=option, fix="leave it out"
         )
@@ -122,8 +133,6 @@ def require_measurable(
             where=option,
             fix="leave it out",
         )
-    if not measurable(plan.blocks):
-        raise UnsupportedError("all blocks are experts, whose recall is not measured", where=option, fix="leave it out")
     if architecture.task == "image-encoder":
         raise UnsupportedError("the model reads images, not text", where=option, fix="leave it out")
     if placement.info.model.get("code") == "run":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import linear
 
+from neuralink_cli.activations.experts import ExpertRun, SeeExpert, experts_seen, firing_bias
 from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.recorder import HookedBlock
 from neuralink_cli.architectures.architecture import Architecture
@@ -27,7 +28,7 @@ from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.decoding import rows_by_slot
 from neuralink_cli.layout.gathering import GatheredPart, Gathering
 from neuralink_cli.layout.plan import BundledPlan, FlashBlock, SourcePiece
-from neuralink_cli.layout.recall import GateRecall, MeasuredRecall, firing_rows, measurable
+from neuralink_cli.layout.recall import GateRecall, MeasuredRecall, decided_by_rounding, firing_rows
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.offload import weight_bytes
 from neuralink_cli.placement.placement import Placement
@@ -62,7 +63,7 @@ def rows_of_layout(layout: BundledLayout) -> tuple[RoundedRows, ...]:
         rows[layout.order(block.id)] = rows_by_slot(layout, SourcePiece(block, firing_rows(block)))
         return rows
 
-    return tuple(RoundedRows(block, partial(read, block)) for block in measurable(layout.index.blocks))
+    return tuple(RoundedRows(block, partial(read, block)) for block in decided_by_rounding(layout.index.blocks))
 
 
 def rows_of_plan(plan: BundledPlan, checkpoint: Checkpoint) -> tuple[RoundedRows, ...]:
@@ -83,7 +84,7 @@ def rows_of_plan(plan: BundledPlan, checkpoint: Checkpoint) -> tuple[RoundedRows
     def read(index: int) -> Values:
         return dequantise(rounded(index), BLOCK_FORMATS[firing_rows(blocks[index]).weights])
 
-    blocks = measurable(plan.blocks)
+    blocks = decided_by_rounding(plan.blocks)
     return tuple(RoundedRows(block, partial(read, index)) for index, block in enumerate(blocks))
 
 
@@ -103,16 +104,28 @@ class RecallMeter:
         # Of each block: neurons that fire, those of them that are found, and all that are; the signal of the first,
         # and what is lost.
         self._counts = {block: np.zeros(5) for block in self._rows}
+        # The tokens that were routed to each expert.
+        self._routed = {block: 0 for block, each in self._rows.items() if each.block.expert is not None}
 
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
         """Within the block, what the model computes is counted."""
         with ExitStack() as hooks:
             found = hooked_blocks(model, self._blocks, self._shapes, self._architecture, "gate")
+            # By experts module, what counts each expert of it.
+            experts: dict[int, dict[int, SeeExpert]] = {}
+            modules = {}
             for block, hooked in zip(self._blocks, found, strict=True):
-                if block.id in self._rows:
+                if block.id not in self._rows:
+                    continue
+                if hooked.expert is None:
                     hook = self._counting(self._rows[block.id], hooked)
                     hooks.callback(hooked.module.register_forward_hook(hook).remove)
+                else:
+                    modules[id(hooked.module)] = hooked.module
+                    of_module = experts.setdefault(id(hooked.module), {})
+                    of_module[hooked.expert] = self._counting_expert(self._rows[block.id], hooked)
+            hooks.enter_context(experts_seen([(modules[key], _seeing(each)) for key, each in experts.items()]))
             yield
 
     @property
@@ -126,6 +139,11 @@ class RecallMeter:
         found = {block: _recall(counts) for block, counts in self._counts.items()}
         return {block: recall for block, recall in found.items() if recall is not None}
 
+    @property
+    def routed(self) -> dict[str, int]:
+        """The tokens that were routed to each expert in which something fired."""
+        return {block: self._routed[block] for block in self.by_block if block in self._routed}
+
     def _counting(self, rows: RoundedRows, hooked: HookedBlock) -> Callable[[Any, tuple[Any, ...], torch.Tensor], None]:
         own = slice(hooked.first, hooked.first + hooked.neurons)
         block = rows.block
@@ -133,17 +151,44 @@ class RecallMeter:
         def hook(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
             hidden = inputs[0].reshape(-1, block.hidden)
             bias = None if getattr(module, "bias", None) is None else module.bias[own]
-            values = output[..., own].reshape(-1, block.neurons)
-            # Decoded for each call, so that the rows of all blocks are never in memory together.
-            weights = torch.from_numpy(rows.read()).to(hidden.device, hidden.dtype)
-            rounded = linear(hidden, weights, bias)
-            fires, found = (hooked.rule.fires(each, block.threshold) for each in (values, rounded))
-            signal = hooked.rule.signal(values).abs().double()
-            self._counts[block.id] += [
-                float(each.sum()) for each in (fires, fires & found, found, signal * fires, signal * (fires & ~found))
-            ]
+            self._count(rows, hooked, hidden, output[..., own].reshape(-1, block.neurons), bias)
 
         return hook
+
+    def _counting_expert(self, rows: RoundedRows, hooked: HookedBlock) -> SeeExpert:
+        def see(run: ExpertRun) -> None:
+            self._routed[rows.block.id] += len(run.tokens)
+            self._count(rows, hooked, run.states, run.gate, firing_bias(hooked.module, run.number))
+
+        return see
+
+    def _count(
+        self,
+        rows: RoundedRows,
+        hooked: HookedBlock,
+        hidden: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> None:
+        """Count what fires by `values` `[tokens, neurons]`, and what by the rounded rows on the same hidden states."""
+        threshold = rows.block.threshold
+        # Decoded for each call, so that the rows of all blocks are never in memory together.
+        weights = torch.from_numpy(rows.read()).to(hidden.device, hidden.dtype)
+        rounded = linear(hidden, weights, bias)
+        fires, found = (hooked.rule.fires(each, threshold) for each in (values, rounded))
+        signal = hooked.rule.signal(values).abs().double()
+        counted = (fires, fires & found, found, signal * fires, signal * (fires & ~found))
+        self._counts[rows.block.id] += [float(each.sum()) for each in counted]
+
+
+def _seeing(experts: Mapping[int, SeeExpert]) -> SeeExpert:
+    """Hand each expert that runs to what counts it."""
+
+    def see(run: ExpertRun) -> None:
+        if run.number in experts:
+            experts[run.number](run)
+
+    return see
 
 
 def measure_recall(
@@ -186,7 +231,7 @@ def measure_recall(
     ids = [batch.inputs["input_ids"].astype("<i4") for batch in batches]
     digest = hashlib.sha256(b"".join(each.tobytes() for each in ids)).hexdigest()
     by_block = {block: recall.rounded() for block, recall in meter.by_block.items()}
-    return MeasuredRecall(sum(each.size for each in ids), digest, meter.total.rounded(), by_block)
+    return MeasuredRecall(sum(each.size for each in ids), digest, meter.total.rounded(), by_block, meter.routed)
 
 
 def _recall(counts: npt.NDArray[np.float64]) -> GateRecall | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from neuralink_cli.activations.experts import SeeExpert, experts_seen
+from neuralink_cli.activations.experts import ExpertRun, SeeExpert, experts_seen
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import ExpertPlace
 from neuralink_cli.layout.plan import FlashBlock
@@ -51,9 +51,9 @@ def _mask_experts(blocks: dict[int, FlashBlock]) -> SeeExpert:
     gated = {number: len(block.parts) > 1 for number, block in blocks.items()}
     rules = {number: deciding_rule(block) for number, block in blocks.items()}
 
-    def see(expert: int, _tokens: torch.Tensor, gate: torch.Tensor, product: torch.Tensor) -> None:
-        deciding = gate if gated[expert] else product
-        product.masked_fill_(~rules[expert].fires(deciding, blocks[expert].threshold), 0)
+    def see(run: ExpertRun) -> None:
+        deciding = run.gate if gated[run.number] else run.product
+        run.product.masked_fill_(~rules[run.number].fires(deciding, blocks[run.number].threshold), 0)
 
     return see
 

@@ -133,8 +133,8 @@ def run_model(
 ) -> Iterator[Outputs]:
     """Outputs of a checkpoint for each batch, of one sequence: float32 `[tokens, outputs]`.
 
-    with_head = architecture.task in TASKS_WITH_HEAD and not saved_without_head(directory, architecture.task)
-    with TemporaryDirectory(prefix="neuralink-") as folder, ExitStack() as watched:
+    Args:
+        watching: Is entered with the model before it runs, and left after the last batch.
 
     Raises:
         InputError, OptionError: As `load_model`.

@@ -15,6 +15,7 @@ from neuralink_cli.architectures.regions import Region
 from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.scaled_tensors import ScaledTensor
+from neuralink_cli.files.header import DTYPE_BITS
 from neuralink_cli.kernels import kernel
 from neuralink_cli.weight_formats.mxfp4_kernels import carry_mxfp4
 from neuralink_cli.weight_formats.quantising import BadBlock, as_float32
@@ -24,13 +25,14 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scales:
-    """The scales of a tensor, and the values of its codes.
+    """The scales of some rows of a tensor, and the values of its codes.
 
     Attributes:
         values: float32 `[ceil(rows / block_rows), ceil(columns / block_columns)]`.
         levels: float32 `[256]`, the value of every code; `[16]` of codes of 4 bits.
         bits: Bits of a code, 8 or 4.
         exponents: uint8, of the shape of `values`, if these are powers of two and the codes MXFP4; 255 is NaN.
+        first_row: The row of the tensor that they start with, a multiple of `block_rows`.
     """
 
     tensor: ScaledTensor
@@ -38,36 +40,48 @@ class Scales:
     levels: Values
     bits: int = 8
     exponents: Bytes | None = None
+    first_row: int = 0
 
+
+# The scales of MXFP4, by byte; 255 is not a number.
+_POWERS_OF_TWO = np.append(np.ldexp(np.float32(1.0), np.arange(-127, 128)), np.nan).astype(np.float32)
 
 # The numbers of MXFP4, by code.
 MXFP4_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
-def read_scales(checkpoint: Checkpoint, name: str) -> Scales | None:
-    """The scales of a tensor of a checkpoint; None if its weights are numbers by themselves."""
+def read_scales(checkpoint: Checkpoint, name: str, region: Region | None = None) -> Scales | None:
+    """The scales of a tensor of a checkpoint; None if its weights are numbers by themselves.
+
+    Args:
+        region: The scales of its rows only, of all rows if None. A tensor may hold all experts of a layer.
+    """
     tensor = checkpoint.scaled.get(name)
     if tensor is None:
         return None
     place = checkpoint.place(tensor.scales)
-    stored = place.file.read(tensor.scales)
-    shape = (-(-tensor.rows // tensor.block_rows), -(-tensor.columns // tensor.block_columns))
+    rows = range(tensor.rows)
+    if region is not None:
+        rows = range(region.start // tensor.columns, (region.stop - 1) // tensor.columns + 1)
+    first, last = rows.start // tensor.block_rows, (rows.stop - 1) // tensor.block_rows
+    shape = (last + 1 - first, -(-tensor.columns // tensor.block_columns))
+    line = shape[1] * DTYPE_BITS[place.entry.dtype] // 8
+    stored = place.file.read(tensor.scales, first * line, (last + 1) * line)
+    first_row = first * tensor.block_rows
     packed = checkpoint.packed.get(name)
     powers = place.entry.dtype == "U8"
     values = (powers_of_two(stored) if powers else as_float32(stored, place.entry.dtype)).reshape(shape)
     if packed is None:
-        return Scales(tensor, values, levels_of(checkpoint.place(name).entry.dtype))
+        return Scales(tensor, values, levels_of(checkpoint.place(name).entry.dtype), first_row=first_row)
     if packed.floats:
         exponents = stored.reshape(shape) if powers else None
-        return Scales(tensor, values, np.array(MXFP4_LEVELS, np.float32), packed.bits, exponents)
-    return Scales(tensor, values, packed_levels(packed.bits), packed.bits)
+        return Scales(tensor, values, np.array(MXFP4_LEVELS, np.float32), packed.bits, exponents, first_row)
+    return Scales(tensor, values, packed_levels(packed.bits), packed.bits, first_row=first_row)
 
 
 def powers_of_two(exponents: Bytes) -> Values:
     """The scales that bytes stand for in MXFP4: 2**(byte - 127), and NaN for 255."""
-    values = np.ldexp(np.float32(1.0), np.minimum(exponents, 254).astype(np.int32) - 127).astype(np.float32)
-    values[exponents == 255] = np.nan
-    return values
+    return _POWERS_OF_TWO[exponents]
 
 
 def packed_levels(bits: int) -> Values:
@@ -98,6 +112,7 @@ def widen_scaled(lines: Bytes, region: Region, scales: Scales) -> tuple[Bytes, R
     """
     columns = scales.tensor.columns
     row, column = divmod(region.start, columns)
+    row -= scales.first_row
     # Rows of several parts may alternate.
     step = max(region.pitch // columns, 1)
     values = np.empty((region.lines, region.line_bytes), np.float32)
@@ -142,6 +157,7 @@ def carry_quantised(
     if scales.exponents is None or region.neuron_axis != 0 or region.start % 32 or region.line_bytes % 32:
         raise ValueError(f"{region.tensor} has no rows of MXFP4")
     row, column = divmod(region.start, scales.tensor.columns)
+    row -= scales.first_row
     step = max(region.pitch // scales.tensor.columns, 1)
     some = slots[first : first + region.lines]
     pitch, blocks = region.pitch // 2, region.line_bytes // 32

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-from neuralink_cli.activations.experts import run_experts
+from neuralink_cli.activations.experts import ExpertRun, firing_bias, run_experts
 
 TOKENS, HIDDEN, NEURONS, EXPERTS, CHOSEN = 11, 6, 5, 4, 2
 
@@ -86,9 +86,9 @@ def test_experts_compute_what_each_token_is_routed_to(
     # Of one more expert than there are: transformers sends there what another device computes. Expert 2 gets nothing.
     chosen = torch.stack([torch.tensor([0, 1, 3, EXPERTS])[torch.randperm(4, generator=generator)[:CHOSEN]]
                           for _ in range(TOKENS)])  # fmt: skip
-    seen: dict[int, tuple[torch.Tensor, ...]] = {}
+    seen: dict[int, ExpertRun] = {}
     with torch.no_grad():
-        output = run_experts(experts, hidden, chosen, weights, lambda expert, *values: seen.update({expert: values}))
+        output = run_experts(experts, hidden, chosen, weights, lambda run: seen.update({run.number: run}))
         expected = torch.zeros(TOKENS, HIDDEN)
         by_expert: dict[int, list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
         for token in range(TOKENS):
@@ -99,7 +99,12 @@ def test_experts_compute_what_each_token_is_routed_to(
                     by_expert.setdefault(expert, []).append((token, gate, inputs))
     torch.testing.assert_close(output, expected)
     assert seen.keys() == by_expert.keys() == {0, 1, 3}
-    for expert, (tokens, gate, inputs) in seen.items():
-        assert tokens.tolist() == [token for token, _, _ in by_expert[expert]]
-        torch.testing.assert_close(gate, torch.stack([gate for _, gate, _ in by_expert[expert]]))
-        torch.testing.assert_close(inputs, torch.stack([inputs for _, _, inputs in by_expert[expert]]))
+    for expert, run in seen.items():
+        assert run.tokens.tolist() == [token for token, _, _ in by_expert[expert]]
+        assert torch.equal(run.states, hidden[run.tokens])
+        torch.testing.assert_close(run.gate, torch.stack([gate for _, gate, _ in by_expert[expert]]))
+        torch.testing.assert_close(run.product, torch.stack([inputs for _, _, inputs in by_expert[expert]]))
+        bias = firing_bias(experts, expert)
+        assert (bias is not None) == biased
+        if bias is not None:
+            assert torch.equal(bias, (experts.gate_bias if gated else experts.up_bias)[expert])

@@ -73,8 +73,12 @@ def test_weights_are_those_that_transformers_decodes(tmp_path: Path) -> None:
             start = (2 * rows + 1) * columns
             region = Region(entry.name, 0, start, 2 * columns, rows // 2, columns)
             flat = blocks.numpy().reshape(-1)[start // 2 : region.stop // 2]
-            values, _ = widen_scaled(flat, region, of_tensor)
-            assert np.array_equal(values.view(np.float32).reshape(-1, columns), decoded[2, 1::2])
+            of_rows = read_scales(checkpoint, entry.name, region)
+            assert of_rows is not None
+            assert of_rows.values.shape == (rows - 1, columns // 32)
+            for each in (of_tensor, of_rows):
+                values, _ = widen_scaled(flat, region, each)
+                assert np.array_equal(values.view(np.float32).reshape(-1, columns), decoded[2, 1::2])
         assert checkpoint.total_bytes == checkpoint.files[0].header.data_bytes
 
 

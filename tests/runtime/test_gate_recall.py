@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,15 +164,13 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(tmp_path: P
         assert plan is not None
         require_measurable(plan, opened, architecture, "--x")
         info = opened.info
-        experts = replace(plan, blocks=tuple(replace(block, expert=0) for block in plan.blocks))
         images = replace(architecture, task="image-encoder")
-        for changed, refused, told in (
-            (replace(info, signal="intermediate"), plan, "by the signal 'intermediate'"),
-            (replace(info, model={**info.model, "code": "run"}), plan, "code of its own"),
-            (info, experts, "all blocks are experts"),
+        for changed, told in (
+            (replace(info, signal="intermediate"), "by the signal 'intermediate'"),
+            (replace(info, model={**info.model, "code": "run"}), "code of its own"),
         ):
             with pytest.raises((OptionError, UnsupportedError), match=told):
-                require_measurable(refused, SimpleNamespace(info=changed), architecture, "--x")  # type: ignore[arg-type]
+                require_measurable(plan, SimpleNamespace(info=changed), architecture, "--x")  # type: ignore[arg-type]
         with pytest.raises(UnsupportedError, match="reads images"):
             require_measurable(plan, opened, images, "--x")
 
@@ -218,20 +217,23 @@ def test_neurons_that_fire_by_another_signal_are_not_measured(tmp_path: Path) ->
         assert rows_of_layout(layout) == ()
 
 
-@pytest.mark.parametrize("ids", [["layers.0", "layers.0"], ["layers.7"], []])
-def test_recall_of_other_blocks_is_found(tmp_path: Path, ids: list[str]) -> None:
+def test_recall_of_other_blocks_is_found(tmp_path: Path) -> None:
     model, placed = finite_checkpoint(tmp_path, "llama", "F16")
     relayout(model, placed, tmp_path / "layout", weights="q4_0")
     figures = {"recall": 0.9, "read_ratio": 1.0, "lost_signal": 0.01}
 
-    def state(document: dict[str, Any], named: list[str]) -> None:
-        blocks = [{"id": block, **figures} for block in named]
+    def state(document: dict[str, Any], named: list[str], **others: int) -> None:
+        blocks = [{"id": block, **figures, **others} for block in named]
         document["gate_recall"] = {"tokens": 5, "tokens_sha256": "ab" * 32, "total": figures, "blocks": blocks}
 
-    edit(tmp_path / "layout", "bundled", lambda document: state(document, ["layers.0"]))
+    edit(tmp_path / "layout", "bundled", partial(state, named=["layers.0"]))
     report = verify(model, tmp_path / "layout", quick=True)
     assert report.gate_recall is not None
     assert report.gate_recall.blocks["layers.0"].recall == 0.9
-    edit(tmp_path / "layout", "bundled", lambda document: state(document, ids))
-    with pytest.raises(InputError):
+    for ids in (["layers.0", "layers.0"], ["layers.7"], []):
+        edit(tmp_path / "layout", "bundled", partial(state, named=ids))
+        with pytest.raises(InputError):
+            verify(model, tmp_path / "layout", quick=True)
+    edit(tmp_path / "layout", "bundled", partial(state, named=["layers.0"], routed=3))
+    with pytest.raises(InputError, match="another block with some"):
         verify(model, tmp_path / "layout", quick=True)

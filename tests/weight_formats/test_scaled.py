@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
@@ -50,9 +52,11 @@ def test_every_weight_has_the_scale_of_its_block(block: tuple[int, int]) -> None
         )
     # A stretch of columns of some rows.
     region = Region("w", 1, 7 * columns + 5, columns, 20, 11)
-    found, place = widen_scaled(data[region.start : region.stop], region, scales)
-    assert (place.pitch, place.line_bytes, place.lines, place.neuron_axis) == (44, 44, 20, 1)
-    assert np.array_equal(found.view(np.float32).reshape(20, 11), expected[7:27, 5:16])
+    before = 7 // block[0]
+    for some in (scales, replace(scales, values=values[before:], first_row=before * block[0])):
+        found, place = widen_scaled(data[region.start : region.stop], region, some)
+        assert (place.pitch, place.line_bytes, place.lines, place.neuron_axis) == (44, 44, 20, 1)
+        assert np.array_equal(found.view(np.float32).reshape(20, 11), expected[7:27, 5:16])
 
 
 @pytest.mark.parametrize("block", [8, 32, 96])
@@ -119,6 +123,10 @@ def test_rows_of_mxfp4_are_carried_from_any_place() -> None:
     bad = carry_quantised(lines, region, 5, slots, scales, bundles, stride, 3)
     assert bad is not None
     assert (bad.neuron, bad.first_weight, bad.finite) == (7, 32, False)
+    later = replace(scales, values=scales.values[6:], exponents=exponents[6:], first_row=6)
+    bad = carry_quantised(lines, region, 5, slots, later, bundles, stride, 3)
+    assert bad is not None
+    assert (bad.neuron, bad.first_weight) == (7, 32)
     for wrong in (Region("w", 1, 0, columns, 10, hidden), Region("w", 0, 16, columns, 10, hidden)):
         with pytest.raises(ValueError, match="no rows of MXFP4"):
             carry_quantised(lines, wrong, 5, slots, scales, bundles, stride, 3)
