@@ -5,6 +5,8 @@
 
 /* Weights worth sharing between threads. */
 #define WORTH_SHARING (1u << 15)
+/* Neurons that are used together. */
+#define TOGETHER 4u
 
 typedef struct {
     const NlFfn *ffn;
@@ -22,18 +24,23 @@ static float product(const Run *run, float fired, float up) {
     return fired * up;
 }
 
-/* One token: rows are used as they are stored. */
-static void use_once(const Run *run, const NlItem *item, const NlPart *up, const NlPart *down, float *sums) {
+/* One token: rows are used as they are stored, those of up to TOGETHER neurons together. */
+static void use_once(const Run *run, const NlItem *items, uint64_t count, const NlPart *up, const NlPart *down,
+                     float *sums) {
     const NlFfnWeights *weights = run->ffn->weights;
     const uint64_t hidden = weights->block.hidden, bundles = weights->block.bundles_offset;
-    const NlKernels *kernels = run->compute->kernels;
-    float value = run->values[item->slot];
+    const float *bias = weights->biases[NL_UP].data;
+    const unsigned char *rows[TOGETHER];
+    float values[TOGETHER], dots[TOGETHER];
+    for (uint64_t k = 0; k < count; k++) values[k] = run->values[items[k].slot];
     if (!up->resident) {
-        float dot = kernels->dot[nl_kind(up->format)](item->bundle + (up->offset - bundles), hidden, run->in);
-        const float *bias = weights->biases[NL_UP].data;
-        value = product(run, value, bias ? dot + bias[item->slot] : dot);
+        for (uint64_t k = 0; k < count; k++) rows[k] = items[k].bundle + (up->offset - bundles);
+        nl_multiply(run->compute, nl_kind(up->format), rows, count, hidden, run->in, dots);
+        for (uint64_t k = 0; k < count; k++)
+            values[k] = product(run, values[k], bias ? dots[k] + bias[items[k].slot] : dots[k]);
     }
-    kernels->add[nl_kind(down->format)](item->bundle + (down->offset - bundles), hidden, value, sums);
+    for (uint64_t k = 0; k < count; k++) rows[k] = items[k].bundle + (down->offset - bundles);
+    nl_adds(run->compute->kernels, nl_kind(down->format), rows, count, hidden, values, sums);
 }
 
 /* Several tokens: rows are widened once for all of them. */
@@ -64,10 +71,14 @@ static void compute_part(void *argument, unsigned thread, unsigned part, unsigne
     float *wide = run->compute->scratch + 2 * thread * run->compute->widest;
     uint64_t begin, end;
     nl_share(run->count, part, parts, &begin, &end);
-    for (uint64_t k = begin; k < end; k++) {
-        if (run->tokens == 1) use_once(run, &run->items[k], &block->parts[NL_UP], &block->parts[NL_DOWN], sums);
-        else use_for_all(run, &run->items[k], &block->parts[NL_UP], &block->parts[NL_DOWN], wide, sums);
+    if (run->tokens == 1) {
+        for (uint64_t k = begin; k < end; k += TOGETHER)
+            use_once(run, &run->items[k], end - k < TOGETHER ? end - k : TOGETHER, &block->parts[NL_UP],
+                     &block->parts[NL_DOWN], sums);
+        return;
     }
+    for (uint64_t k = begin; k < end; k++)
+        use_for_all(run, &run->items[k], &block->parts[NL_UP], &block->parts[NL_DOWN], wide, sums);
 }
 
 static void use_items(void *context, const NlItem *items, size_t count) {
@@ -140,6 +151,7 @@ int nl_ffn_run(NlFfn *ffn, const NlCompute *compute, NlFetch *fetch, const NlFfn
         nl_fetch_give_up(fetch);
         return -1;
     }
+    if (tokens == 1) nl_prepare(compute, nl_kind(weights->block.parts[NL_UP].format), in, hidden);
     memset(room->sums, 0, compute->threads * size * sizeof *room->sums);
     if (nl_fetch_finish(fetch, use_items, &run) != 0) return -1;
     for (uint64_t k = 0; k < size; k++) {

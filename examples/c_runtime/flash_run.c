@@ -128,6 +128,10 @@ static int parse_value(const char *name, char *value, Settings *settings) {
         options->half_sequence = !strcmp(value, "f16");
         return options->half_sequence || !strcmp(value, "f32") ? 0 : -1;
     }
+    if (!strcmp(name, "--activations")) {
+        options->round_activations = !strcmp(value, "int8");
+        return options->round_activations || !strcmp(value, "f32") ? 0 : -1;
+    }
     if (!strcmp(name, "--reads")) {
         options->reads = !strcmp(value, "io_uring") ? 1 : 2;
         return options->reads == 1 || !strcmp(value, "threads") ? 0 : -1;
@@ -197,12 +201,13 @@ static void print_model(const Settings *settings, const NlModel *model) {
     nl_memory(model, &memory);
     print_memory(settings, &memory);
     if (settings->json)
-        printf("model {\"type\": \"%s\", \"kernels\": \"%s\", \"reads\": \"%s\", \"direct\": %s, \"layers\": %u, "
+        printf("model {\"type\": \"%s\", \"kernels\": \"%s\", \"activations\": \"%s\", \"reads\": \"%s\", \"direct\": %s, \"layers\": %u, "
                "\"hidden\": %u, \"vocabulary\": %u, \"context\": %u}\n",
-               facts.type, facts.kernels, facts.reads, facts.direct ? "true" : "false", facts.layers, facts.hidden,
-               facts.vocabulary, facts.context);
+               facts.type, facts.kernels, facts.rounded ? "int8" : "f32", facts.reads, facts.direct ? "true" : "false",
+               facts.layers, facts.hidden, facts.vocabulary, facts.context);
     else
-        fprintf(stderr, "model: %s, kernels %s, reads by %s%s\n", facts.type, facts.kernels, facts.reads,
+        fprintf(stderr, "model: %s, kernels %s%s, reads by %s%s\n", facts.type, facts.kernels,
+                facts.rounded ? " with activations in 8 bits" : "", facts.reads,
                 facts.direct ? " past the page cache" : "");
     if (*facts.note) fprintf(stderr, "flash_run: %s\n", facts.note);
 }
@@ -377,8 +382,8 @@ int main(int argc, char **argv) {
     if (parse(argc, argv, &settings) != 0) {
         fputs("usage: flash_run [--dram SIZE|PERCENT] [--context N] [--batch N] [--threads N] [--queue-depth N]\n"
               "                 [--direct | --no-direct] [--reads io_uring|threads] [--cache linked-s3fifo|s3fifo]\n"
-              "                 [--map-dense] [--keys-values f32|f16] [--kernels scalar|avx2|neon] [--temperature T] [--top-k N] [--top-p P]\n"
-              "                 [--seed N] [--stop TOKEN,...] [--device FILE] [--plan] [--json] DIRECTORY < REQUESTS\n"
+              "                 [--map-dense] [--keys-values f32|f16] [--activations f32|int8] [--kernels scalar|avx2|neon]\n"
+              "                 [--temperature T] [--top-k N] [--top-p P] [--seed N] [--stop TOKEN,...] [--device FILE] [--plan] [--json] DIRECTORY < REQUESTS\n"
               "       flash_run --probe NAME [--queue-depth N] [--reads io_uring|threads] DIRECTORY > NAME.json\n",
               stderr);
         return 2;

@@ -2,6 +2,7 @@
 #ifndef NL_LINEAR_H
 #define NL_LINEAR_H
 
+#include "integers.h"
 #include "stream.h"
 #include "weights.h"
 #include "workers.h"
@@ -13,11 +14,21 @@ typedef struct {
     unsigned threads;
     uint64_t widest;
     float *scratch;
+    const NlIntegers *integers; /* NULL: activations stay float32 */
+    int8_t *codes;              /* a rounded vector of `widest` values, */
+    float *scales;              /* and its scales */
     NlStream *stream; /* of matrices that are not in memory; NULL if all are */
     NlError *failed;  /* where it enters that a matrix could not be read */
     int file;         /* what single rows of such matrices are read from */
     unsigned char *row;
 } NlCompute;
+
+/* A vector that rows of a kind are to be multiplied with, rounded if that is so; batches of tokens stay as they are. */
+void nl_prepare(const NlCompute *compute, int kind, const float *in, uint64_t columns);
+
+/* Rows with one vector, that was prepared: sums[k] = row k with `in`. */
+void nl_multiply(const NlCompute *compute, int kind, const unsigned char *const *rows, uint64_t rows_count,
+                 uint64_t columns, const float *in, float *sums);
 
 /* If a matrix is streamed and cannot be read, compute->failed says so and the result is 0. */
 

@@ -18,6 +18,7 @@ from neuralink_cli.runtime.loading import load_flash_model
 from tests.checkpoints import write_random_placement
 from tests.examples.conftest import CHECKED, FOLDER, LIBRARIES, LIBRARY, CRuntime
 from tests.layouts import relayout
+from tests.scaled import MXFP4, quantised_copy
 from tests.tiny_models import build_model
 
 TINY_RELU = Path(__file__).parents[2] / "examples/tiny-relu"
@@ -155,6 +156,27 @@ def test_logits_of_weight_formats(c_runtime: CRuntime, tmp_path: Path, dtype: st
     model = build(tmp_path / "model", "Llama", dtype, hidden_act="silu")
     layout = lay_out(tmp_path, model, threshold=0.02, **options)
     agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
+
+
+def test_mxfp4_rows(c_runtime: CRuntime, tmp_path: Path) -> None:
+    quantised_copy(TINY_RELU, tmp_path / "model", MXFP4)
+    layout = lay_out(tmp_path, tmp_path / "model", threshold=0.0, weights="up=mxfp4,down=q4_0")
+    agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
+
+
+def test_activations_of_8_bits(c_runtime: CRuntime, tmp_path: Path) -> None:
+    """Close to exact, and the same with all kernels up to their rounding."""
+    model = build(tmp_path / "model", "Llama", hidden_act="silu", hidden_size=96)
+    weights = {"weights": "gate=q8_0,up=iq4_nl,down=q4_0", "dense_weights": "q4_0"}
+    layout = lay_out(tmp_path, model, threshold=0.02, **weights)
+    program, rounds = c_runtime.checked / "flash_run", ("--activations", "int8", "--batch", 1)
+    exact, near = logits(program, layout, PROMPT, "--batch", 1), logits(program, layout, PROMPT, *rounds)
+    assert 1e-3 * abs(exact).max() < abs(exact - near).max() < 0.1 * abs(exact).max()
+    # A last bit may round an activation to the next code.
+    others = logits(program, layout, PROMPT, *rounds, "--kernels", "scalar", "--threads", 1)
+    assert abs(others - near).max() < 0.02 * abs(exact).max()
+    plans = [ask(program, layout, options=of) for of in ((), rounds[:2])]
+    assert ['"activations": "f32"' in plans[0][1], '"activations": "int8"' in plans[1][1]] == [True, True]
 
 
 @pytest.fixture(scope="module")
