@@ -92,27 +92,23 @@ static void use_items(void *context, const NlItem *items, size_t count) {
 /* Neurons of a block as their values become known. */
 typedef struct {
     const NlFfn *ffn;
-    const NlCompute *compute;
     NlFetch *fetch;
     const NlFfnRoom *room;
-    uint64_t tokens, first, count; /* the neurons at hand */
+    uint64_t tokens;
     size_t fired;
     int strange; /* whether a value is not a number */
     NlError *error;
 } Decide;
 
-/* Activates values and sets those of neurons that do not fire to 0. */
-static void decide(void *argument, unsigned thread, unsigned part, unsigned parts) {
-    Decide *job = argument;
+/* Activates the values of some neurons and sets those of neurons that do not fire to 0. */
+static void decide(void *context, uint64_t first, uint64_t count) {
+    Decide *job = context;
     const NlBlock *block = &job->ffn->weights->block;
-    uint64_t begin, end;
     int strange = 0;
-    (void)thread;
-    nl_share(job->count, part, parts, &begin, &end);
     for (uint64_t t = 0; t < job->tokens; t++) {
-        float *values = job->room->values + t * block->neurons + job->first;
-        nl_activate(&job->ffn->activation, values + begin, end - begin);
-        for (uint64_t k = begin; k < end; k++) {
+        float *values = job->room->values + t * block->neurons + first;
+        nl_activate(&job->ffn->activation, values, count);
+        for (uint64_t k = 0; k < count; k++) {
             strange |= isnan(values[k]);
             values[k] = (double)fabsf(values[k]) > block->threshold ? values[k] : 0;
         }
@@ -120,14 +116,10 @@ static void decide(void *argument, unsigned thread, unsigned part, unsigned part
     if (strange) __atomic_store_n(&job->strange, 1, __ATOMIC_RELAXED);
 }
 
-/* Some neurons' values are there: lists those that fire for any token, and has them fetched. */
+/* Some neurons are decided: lists those that fire for any token, and has them fetched. */
 static int go_on(void *context, uint64_t first, uint64_t count) {
     Decide *job = context;
     const NlBlock *block = &job->ffn->weights->block;
-    job->first = first;
-    job->count = count;
-    if (job->tokens * count < WORTH_SHARING / 16) decide(job, 0, 0, 1);
-    else nl_workers_do(job->compute->workers, decide, job);
     if (job->strange) return nl_fail(job->error, NL_BAD_LAYOUT, "a value of %s is not a number", block->id);
     for (uint64_t slot = first; slot < first + count; slot++) {
         for (uint64_t t = 0; t < job->tokens; t++) {
@@ -145,9 +137,9 @@ int nl_ffn_run(NlFfn *ffn, const NlCompute *compute, NlFetch *fetch, const NlFfn
     const uint64_t hidden = weights->block.hidden, neurons = weights->block.neurons, size = tokens * hidden;
     const float *bias = weights->biases[weights->block.parts[NL_GATE].format ? NL_GATE : NL_UP].data;
     Run run = {ffn, compute, in, room->values, room->sums, tokens, NULL, 0};
-    Decide job = {ffn, compute, fetch, room, tokens, 0, 0, 0, 0, error};
+    Decide job = {ffn, fetch, room, tokens, 0, 0, error};
     nl_fetch_begin(fetch, &ffn->store, room->slots, error);
-    if (nl_linear_parts(compute, &weights->rows, bias, in, tokens, room->values, neurons, go_on, &job) != 0) {
+    if (nl_linear_parts(compute, &weights->rows, bias, in, tokens, room->values, neurons, decide, go_on, &job) != 0) {
         nl_fetch_give_up(fetch);
         return -1;
     }

@@ -18,6 +18,8 @@ typedef struct {
     uint64_t tokens, pitch;
     const unsigned char *data; /* rows of the matrix, the first of which is number `first` */
     uint64_t first, count;
+    NlEach each;
+    void *context;
 } Linear;
 
 static int rounds(const NlCompute *compute, int kind) { return compute->integers && compute->integers->dots[kind]; }
@@ -79,17 +81,18 @@ static void multiply(void *argument, unsigned thread, unsigned part, unsigned pa
     nl_share(job->count, part, parts, &begin, &end);
     if (job->tokens == 1) multiply_one(job, begin, end);
     else multiply_all(job, begin, end, job->compute->scratch + 2 * thread * job->compute->widest);
+    if (job->each) job->each(job->context, job->first + begin, end - begin);
 }
 
 void nl_linear(const NlCompute *compute, const NlMatrix *matrix, const float *bias, const float *in, uint64_t tokens,
                float *out, uint64_t pitch) {
-    nl_linear_parts(compute, matrix, bias, in, tokens, out, pitch, NULL, NULL);
+    nl_linear_parts(compute, matrix, bias, in, tokens, out, pitch, NULL, NULL, NULL);
 }
 
 int nl_linear_parts(const NlCompute *compute, const NlMatrix *matrix, const float *bias, const float *in, uint64_t tokens,
-                    float *out, uint64_t pitch, NlAfter after, void *context) {
+                    float *out, uint64_t pitch, NlEach each, NlAfter after, void *context) {
     const uint64_t all = matrix->at.rows, part = after ? PART_BYTES / matrix->at.row_bytes + 1 : all;
-    Linear job = {compute, matrix, bias, in, out, tokens, pitch, matrix->data, 0, 0};
+    Linear job = {compute, matrix, bias, in, out, tokens, pitch, matrix->data, 0, 0, each, context};
     if (tokens == 1) nl_prepare(compute, matrix->kind, in, matrix->at.columns);
     for (; job.first < all; job.first += job.count) {
         job.count = all - job.first < part ? all - job.first : part;

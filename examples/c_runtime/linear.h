@@ -36,10 +36,12 @@ void nl_multiply(const NlCompute *compute, int kind, const unsigned char *const 
 void nl_linear(const NlCompute *compute, const NlMatrix *matrix, const float *bias, const float *in, uint64_t tokens,
                float *out, uint64_t pitch);
 
-/* The same, part by part: `after` is called when rows `first` to `first` + `count` - 1 are done, and ends it by -1. */
+/* The same, part by part. Threads call `each` with rows `first` to `first` + `count` - 1 that they have done; `after` is
+ * called by one of them when all rows of a part are done, and ends it by -1. */
+typedef void (*NlEach)(void *context, uint64_t first, uint64_t count);
 typedef int (*NlAfter)(void *context, uint64_t first, uint64_t count);
 int nl_linear_parts(const NlCompute *compute, const NlMatrix *matrix, const float *bias, const float *in, uint64_t tokens,
-                    float *out, uint64_t pitch, NlAfter after, void *context);
+                    float *out, uint64_t pitch, NlEach each, NlAfter after, void *context);
 
 /* Row `row` of a matrix, widened. */
 void nl_row(const NlCompute *compute, const NlMatrix *matrix, uint64_t row, float *out);

@@ -9,7 +9,7 @@
 #define LOOKS 2000
 
 /* Parts of a job per thread. */
-#define PARTS 4
+#define PARTS 8
 
 /*
  * A job is handed out without a lock: `ticket` holds its number and its next part, and who adds 1 to it has taken that

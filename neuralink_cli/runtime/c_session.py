@@ -35,12 +35,14 @@ def generate_in_c(
     options: GenerationOptions,
     engine: Path | None,
     on_text: Callable[[str], None] | None = None,
+    activations: str = "f32",
 ) -> tuple[Generated, Memory, dict[str, Any], float]:
     """Generate text with `flash_run`.
 
     Args:
         engine: The program; None to look for it.
         on_text: Called with the text as it comes, piece by piece.
+        activations: As the program's option.
 
     Returns:
         What was generated; the program's memory; facts of its model; and the seconds until the prompt was begun.
@@ -52,7 +54,7 @@ def generate_in_c(
     from neuralink_cli.models.tokenizer import load_tokenizer
 
     program = find_engine(engine)
-    arguments = [*_arguments(settings, options)]
+    arguments = [*_arguments(settings, options), "--activations", activations]
     tokenizer = load_tokenizer(layout)
     tokens = prompt_tokens(tokenizer, prompt)
     config = read_foreign_object(layout / CONFIG_FILE)

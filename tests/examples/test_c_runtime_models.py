@@ -18,7 +18,7 @@ from neuralink_cli.runtime.loading import load_flash_model
 from tests.checkpoints import write_random_placement
 from tests.examples.conftest import CHECKED, FOLDER, LIBRARIES, LIBRARY, CRuntime
 from tests.layouts import relayout
-from tests.scaled import MXFP4, quantised_copy
+from tests.scaled import MXFP4, mxfp4_gpt_oss, quantised_copy
 from tests.tiny_models import build_model
 
 TINY_RELU = Path(__file__).parents[2] / "examples/tiny-relu"
@@ -159,9 +159,26 @@ def test_logits_of_weight_formats(c_runtime: CRuntime, tmp_path: Path, dtype: st
 
 
 def test_mxfp4_rows(c_runtime: CRuntime, tmp_path: Path) -> None:
-    quantised_copy(TINY_RELU, tmp_path / "model", MXFP4)
+    values = quantised_copy(TINY_RELU, tmp_path / "model", MXFP4)
     layout = lay_out(tmp_path, tmp_path / "model", threshold=0.0, weights="up=mxfp4,down=q4_0")
     agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
+    command = [c_runtime.checked / "flash_read", "--values", layout, "layers.1", "7"]
+    line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].split()
+    assert line[:2] + line[4:6] == ["neuron", "7", "up", "mxfp4"]
+    up = next(value for name, value in values.items() if name.endswith("layers.1.fc1.weight"))
+    assert np.array_equal(np.array(line[6:], dtype=np.float32), up[7])
+
+
+def test_of_gpt_oss_the_attention_is_missing(c_runtime: CRuntime, tmp_path: Path) -> None:
+    _, model, _ = mxfp4_gpt_oss(tmp_path)
+    layout = lay_out(tmp_path, model, threshold=0.01, weights="gate=mxfp4,up=mxfp4,down=q4_0")
+    command = [c_runtime.checked / "flash_read", "--values", layout, "layers.0.experts.1", "5"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.split()[4:6] for line in result.stdout.splitlines()] == [
+        ["gate", "mxfp4"], ["up", "mxfp4"], ["down", "q4_0"],
+    ]  # fmt: skip
+    refused = subprocess.run([c_runtime.checked / "flash_run", layout], capture_output=True, text=True, check=False)
+    assert 'models of type "gpt_oss" are not supported: the attention of opt, llama' in refused.stderr
 
 
 def test_activations_of_8_bits(c_runtime: CRuntime, tmp_path: Path) -> None:
