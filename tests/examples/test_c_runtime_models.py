@@ -162,7 +162,7 @@ def test_mxfp4_rows(c_runtime: CRuntime, tmp_path: Path) -> None:
     values = quantised_copy(TINY_RELU, tmp_path / "model", MXFP4)
     layout = lay_out(tmp_path, tmp_path / "model", threshold=0.0, weights="up=mxfp4,down=q4_0")
     agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
-    command = [c_runtime.checked / "flash_read", "--values", layout, "layers.1", "7"]
+    command = [str(c_runtime.checked / "flash_read"), "--values", str(layout), "layers.1", "7"]
     line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].split()
     assert line[:2] + line[4:6] == ["neuron", "7", "up", "mxfp4"]
     up = next(value for name, value in values.items() if name.endswith("layers.1.fc1.weight"))
@@ -172,7 +172,7 @@ def test_mxfp4_rows(c_runtime: CRuntime, tmp_path: Path) -> None:
 def test_of_gpt_oss_the_attention_is_missing(c_runtime: CRuntime, tmp_path: Path) -> None:
     _, model, _ = mxfp4_gpt_oss(tmp_path)
     layout = lay_out(tmp_path, model, threshold=0.01, weights="gate=mxfp4,up=mxfp4,down=q4_0")
-    command = [c_runtime.checked / "flash_read", "--values", layout, "layers.0.experts.1", "5"]
+    command = [str(c_runtime.checked / "flash_read"), "--values", str(layout), "layers.0.experts.1", "5"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [line.split()[4:6] for line in result.stdout.splitlines()] == [
         ["gate", "mxfp4"], ["up", "mxfp4"], ["down", "q4_0"],
