@@ -4,7 +4,16 @@
 #include <string.h>
 
 #define WORTH_SHARING (1u << 15)
+/* Positions whose keys or values are used together, and heads that share them. */
+#define STRETCH 32u
+#define GROUP 4u
 #define PI 3.14159265358979323846
+
+/* How many heads that share keys are taken together. */
+static uint64_t group_of(const NlShape *shape) {
+    const uint64_t sharing = shape->heads / shape->kv_heads;
+    return sharing < GROUP ? sharing : GROUP;
+}
 
 void nl_sequence_carve(NlSequence *sequence, NlArena *arena, const NlShape *shape, uint64_t batch, unsigned threads) {
     uint64_t wide = shape->heads * shape->head_size, half = shape->head_size / 2;
@@ -19,7 +28,7 @@ void nl_sequence_carve(NlSequence *sequence, NlArena *arena, const NlShape *shap
     sequence->mixed = nl_carve(arena, NL_WORKING, batch * wide * sizeof(float));
     sequence->cosines = nl_carve(arena, NL_WORKING, batch * half * sizeof(float));
     sequence->sines = nl_carve(arena, NL_WORKING, batch * half * sizeof(float));
-    sequence->scores = nl_carve(arena, NL_WORKING, threads * sequence->context * sizeof(float));
+    sequence->scores = nl_carve(arena, NL_WORKING, threads * group_of(shape) * sequence->context * sizeof(float));
     sequence->frequencies = nl_carve(arena, NL_WORKING, half * sizeof(float));
 }
 
@@ -77,45 +86,66 @@ typedef struct {
     uint64_t length, tokens, window;
 } Attend;
 
-/* One head of one token at position `last`. */
-static void attend_head(const Attend *job, uint64_t head, uint64_t last, const float *query, float *scores, float *out) {
-    const NlShape *shape = job->shape;
-    const uint64_t size = shape->head_size, each = job->sequence->value_bytes, width = job->sequence->width * each;
-    const NlDot dot = job->kernels->dot[job->sequence->kind];
-    const NlAdd add = job->kernels->add[job->sequence->kind];
-    const uint64_t first = job->window && last + 1 > job->window ? last + 1 - job->window : 0;
-    const uint64_t begin = head / (shape->heads / shape->kv_heads) * size * each;
-    float scale = 1 / sqrtf((float)size), most = -INFINITY, sum = 0;
-    for (uint64_t p = first; p <= last; p++) {
-        scores[p] = scale * dot(job->keys + p * width + begin, size, query);
+/* The rows of a stretch of positions. */
+static uint64_t stretch(const unsigned char *from, uint64_t width, uint64_t p, uint64_t last, const unsigned char **rows) {
+    const uint64_t count = last + 1 - p < STRETCH ? last + 1 - p : STRETCH;
+    for (uint64_t k = 0; k < count; k++) rows[k] = from + (p + k) * width;
+    return count;
+}
+
+/* Turns scores into shares of 1. */
+static void soften(float *scores, uint64_t count, float scale) {
+    float most = -INFINITY, sum = 0;
+    for (uint64_t p = 0; p < count; p++) {
+        scores[p] *= scale;
         if (scores[p] > most) most = scores[p];
     }
-    for (uint64_t p = first; p <= last; p++) sum += scores[p] = expf(scores[p] - most);
-    memset(out, 0, size * sizeof *out);
-    for (uint64_t p = first; p <= last; p++)
-        add(job->values + p * width + begin, size, scores[p] / sum, out);
+    for (uint64_t p = 0; p < count; p++) sum += scores[p] = expf(scores[p] - most);
+    for (uint64_t p = 0; p < count; p++) scores[p] /= sum;
+}
+
+/* Some heads that share keys and values, of one token at position `last`. */
+static void attend_heads(const Attend *job, uint64_t head, uint64_t heads, uint64_t last, const float *queries,
+                         float *scores, float *out) {
+    const NlShape *shape = job->shape;
+    const uint64_t size = shape->head_size, each = job->sequence->value_bytes, width = job->sequence->width * each;
+    const uint64_t first = job->window && last + 1 > job->window ? last + 1 - job->window : 0;
+    const uint64_t begin = head / (shape->heads / shape->kv_heads) * size * each, room = job->sequence->context;
+    const unsigned char *rows[STRETCH];
+    uint64_t count;
+    for (uint64_t p = first; p <= last; p += count) {
+        count = stretch(job->keys + begin, width, p, last, rows);
+        nl_products(job->kernels, job->sequence->kind, rows, count, size, queries, heads, size, scores + p, 1, room);
+    }
+    for (uint64_t h = 0; h < heads; h++) soften(scores + h * room + first, last + 1 - first, 1 / sqrtf((float)size));
+    memset(out, 0, heads * size * sizeof *out);
+    for (uint64_t p = first; p <= last; p += count) {
+        count = stretch(job->values + begin, width, p, last, rows);
+        for (uint64_t h = 0; h < heads; h++)
+            nl_adds(job->kernels, job->sequence->kind, rows, count, size, scores + h * room + p, out + h * size);
+    }
 }
 
 static void attend_part(void *argument, unsigned thread, unsigned part, unsigned parts) {
     const Attend *job = argument;
-    const uint64_t heads = job->shape->heads, size = job->shape->head_size;
+    const NlShape *shape = job->shape;
+    const uint64_t size = shape->head_size, sharing = shape->heads / shape->kv_heads, group = group_of(shape);
+    const uint64_t groups = (sharing + group - 1) / group, of_token = shape->kv_heads * groups;
+    float *scores = job->sequence->scores + thread * group * job->sequence->context;
     uint64_t begin, end;
-    nl_share(job->tokens * heads, part, parts, &begin, &end);
-    for (uint64_t k = begin; k < end; k++)
-        attend_head(job, k % heads, job->length + k / heads, job->sequence->queries + k * size,
-                    job->sequence->scores + thread * job->sequence->context, job->sequence->mixed + k * size);
+    nl_share(job->tokens * of_token, part, parts, &begin, &end);
+    for (uint64_t k = begin; k < end; k++) {
+        const uint64_t within = k % groups * group, head = k % of_token / groups * sharing + within;
+        const uint64_t at = (k / of_token * shape->heads + head) * size;
+        attend_heads(job, head, sharing - within < group ? sharing - within : group, job->length + k / of_token,
+                     job->sequence->queries + at, scores, job->sequence->mixed + at);
+    }
 }
 
-static void store(const NlSequence *sequence, const float *from, uint64_t count, unsigned char *to) {
-    if (sequence->kind == NL_F32) {
-        memcpy(to, from, count * sizeof *from);
-        return;
-    }
-    for (uint64_t k = 0; k < count; k++) {
-        uint16_t half = nl_narrow_f16(from[k]);
-        to[2 * k] = (unsigned char)half;
-        to[2 * k + 1] = (unsigned char)(half >> 8);
-    }
+static void store(const NlSequence *sequence, const NlKernels *kernels, const float *from, uint64_t count,
+                  unsigned char *to) {
+    if (sequence->kind == NL_F32) memcpy(to, from, count * sizeof *from);
+    else kernels->narrow(from, count, to);
 }
 
 void nl_attend(NlSequence *sequence, const NlShape *shape, const NlAttention *weights, uint64_t layer,
@@ -139,8 +169,8 @@ void nl_attend(NlSequence *sequence, const NlShape *shape, const NlAttention *we
         turn(sequence, shape, sequence->queries, shape->heads, tokens);
         turn(sequence, shape, sequence->new_keys, shape->kv_heads, tokens);
     }
-    store(sequence, sequence->new_keys, tokens * narrow, keys + length * row);
-    store(sequence, sequence->new_values, tokens * narrow, values + length * row);
+    store(sequence, compute->kernels, sequence->new_keys, tokens * narrow, keys + length * row);
+    store(sequence, compute->kernels, sequence->new_values, tokens * narrow, values + length * row);
     if (tokens * (length + tokens) * wide < WORTH_SHARING) attend_part(&job, 0, 0, 1);
     else nl_workers_do(compute->workers, attend_part, &job);
     nl_linear(compute, &weights->output, weights->output_bias.data, sequence->mixed, tokens, out, shape->hidden);

@@ -13,7 +13,7 @@ typedef struct {
     uint64_t context, width;
     float *queries, *mixed;    /* [tokens, heads * head size] */
     float *cosines, *sines;    /* [tokens, head size / 2], of the batch's positions */
-    float *scores;             /* [threads, context] */
+    float *scores;             /* [threads, heads taken together, context] */
     float *frequencies;        /* [head size / 2] */
 } NlSequence;
 

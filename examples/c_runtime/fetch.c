@@ -155,7 +155,7 @@ static int finish(NlFetch *fetch, NlUse use, void *context) {
     for (size_t k = 0; k < call->count; k++) {
         if (fetch->rows[k] >= 0)
             fetch->items[items++] = (NlItem){call->slots[k], store->pool + (uint64_t)fetch->rows[k] * store->block->stride};
-        if (items < CHUNK && k + 1 < call->count) continue;
+        if ((items < CHUNK || call->done == call->planned) && k + 1 < call->count) continue;
         use(context, fetch->items, items);
         items = 0;
         if (collect(fetch, 0) != 0) return -1;

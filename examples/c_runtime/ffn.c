@@ -5,6 +5,8 @@
 
 /* Weights worth sharing between threads. */
 #define WORTH_SHARING (1u << 15)
+/* Neurons that are used together. */
+#define TOGETHER 4u
 
 typedef struct {
     const NlFfn *ffn;
@@ -22,18 +24,23 @@ static float product(const Run *run, float fired, float up) {
     return fired * up;
 }
 
-/* One token: rows are used as they are stored. */
-static void use_once(const Run *run, const NlItem *item, const NlPart *up, const NlPart *down, float *sums) {
+/* One token: rows are used as they are stored, those of up to TOGETHER neurons together. */
+static void use_once(const Run *run, const NlItem *items, uint64_t count, const NlPart *up, const NlPart *down,
+                     float *sums) {
     const NlFfnWeights *weights = run->ffn->weights;
     const uint64_t hidden = weights->block.hidden, bundles = weights->block.bundles_offset;
-    const NlKernels *kernels = run->compute->kernels;
-    float value = run->values[item->slot];
+    const float *bias = weights->biases[NL_UP].data;
+    const unsigned char *rows[TOGETHER];
+    float values[TOGETHER], dots[TOGETHER];
+    for (uint64_t k = 0; k < count; k++) values[k] = run->values[items[k].slot];
     if (!up->resident) {
-        float dot = kernels->dot[nl_kind(up->format)](item->bundle + (up->offset - bundles), hidden, run->in);
-        const float *bias = weights->biases[NL_UP].data;
-        value = product(run, value, bias ? dot + bias[item->slot] : dot);
+        for (uint64_t k = 0; k < count; k++) rows[k] = items[k].bundle + (up->offset - bundles);
+        nl_multiply(run->compute, nl_kind(up->format), rows, count, hidden, run->in, dots);
+        for (uint64_t k = 0; k < count; k++)
+            values[k] = product(run, values[k], bias ? dots[k] + bias[items[k].slot] : dots[k]);
     }
-    kernels->add[nl_kind(down->format)](item->bundle + (down->offset - bundles), hidden, value, sums);
+    for (uint64_t k = 0; k < count; k++) rows[k] = items[k].bundle + (down->offset - bundles);
+    nl_adds(run->compute->kernels, nl_kind(down->format), rows, count, hidden, values, sums);
 }
 
 /* Several tokens: rows are widened once for all of them. */
@@ -64,10 +71,14 @@ static void compute_part(void *argument, unsigned thread, unsigned part, unsigne
     float *wide = run->compute->scratch + 2 * thread * run->compute->widest;
     uint64_t begin, end;
     nl_share(run->count, part, parts, &begin, &end);
-    for (uint64_t k = begin; k < end; k++) {
-        if (run->tokens == 1) use_once(run, &run->items[k], &block->parts[NL_UP], &block->parts[NL_DOWN], sums);
-        else use_for_all(run, &run->items[k], &block->parts[NL_UP], &block->parts[NL_DOWN], wide, sums);
+    if (run->tokens == 1) {
+        for (uint64_t k = begin; k < end; k += TOGETHER)
+            use_once(run, &run->items[k], end - k < TOGETHER ? end - k : TOGETHER, &block->parts[NL_UP],
+                     &block->parts[NL_DOWN], sums);
+        return;
     }
+    for (uint64_t k = begin; k < end; k++)
+        use_for_all(run, &run->items[k], &block->parts[NL_UP], &block->parts[NL_DOWN], wide, sums);
 }
 
 static void use_items(void *context, const NlItem *items, size_t count) {
@@ -81,27 +92,23 @@ static void use_items(void *context, const NlItem *items, size_t count) {
 /* Neurons of a block as their values become known. */
 typedef struct {
     const NlFfn *ffn;
-    const NlCompute *compute;
     NlFetch *fetch;
     const NlFfnRoom *room;
-    uint64_t tokens, first, count; /* the neurons at hand */
+    uint64_t tokens;
     size_t fired;
     int strange; /* whether a value is not a number */
     NlError *error;
 } Decide;
 
-/* Activates values and sets those of neurons that do not fire to 0. */
-static void decide(void *argument, unsigned thread, unsigned part, unsigned parts) {
-    Decide *job = argument;
+/* Activates the values of some neurons and sets those of neurons that do not fire to 0. */
+static void decide(void *context, uint64_t first, uint64_t count) {
+    Decide *job = context;
     const NlBlock *block = &job->ffn->weights->block;
-    uint64_t begin, end;
     int strange = 0;
-    (void)thread;
-    nl_share(job->count, part, parts, &begin, &end);
     for (uint64_t t = 0; t < job->tokens; t++) {
-        float *values = job->room->values + t * block->neurons + job->first;
-        nl_activate(&job->ffn->activation, values + begin, end - begin);
-        for (uint64_t k = begin; k < end; k++) {
+        float *values = job->room->values + t * block->neurons + first;
+        nl_activate(&job->ffn->activation, values, count);
+        for (uint64_t k = 0; k < count; k++) {
             strange |= isnan(values[k]);
             values[k] = (double)fabsf(values[k]) > block->threshold ? values[k] : 0;
         }
@@ -109,14 +116,10 @@ static void decide(void *argument, unsigned thread, unsigned part, unsigned part
     if (strange) __atomic_store_n(&job->strange, 1, __ATOMIC_RELAXED);
 }
 
-/* Some neurons' values are there: lists those that fire for any token, and has them fetched. */
+/* Some neurons are decided: lists those that fire for any token, and has them fetched. */
 static int go_on(void *context, uint64_t first, uint64_t count) {
     Decide *job = context;
     const NlBlock *block = &job->ffn->weights->block;
-    job->first = first;
-    job->count = count;
-    if (job->tokens * count < WORTH_SHARING / 16) decide(job, 0, 0, 1);
-    else nl_workers_do(job->compute->workers, decide, job);
     if (job->strange) return nl_fail(job->error, NL_BAD_LAYOUT, "a value of %s is not a number", block->id);
     for (uint64_t slot = first; slot < first + count; slot++) {
         for (uint64_t t = 0; t < job->tokens; t++) {
@@ -134,12 +137,13 @@ int nl_ffn_run(NlFfn *ffn, const NlCompute *compute, NlFetch *fetch, const NlFfn
     const uint64_t hidden = weights->block.hidden, neurons = weights->block.neurons, size = tokens * hidden;
     const float *bias = weights->biases[weights->block.parts[NL_GATE].format ? NL_GATE : NL_UP].data;
     Run run = {ffn, compute, in, room->values, room->sums, tokens, NULL, 0};
-    Decide job = {ffn, compute, fetch, room, tokens, 0, 0, 0, 0, error};
+    Decide job = {ffn, fetch, room, tokens, 0, 0, error};
     nl_fetch_begin(fetch, &ffn->store, room->slots, error);
-    if (nl_linear_parts(compute, &weights->rows, bias, in, tokens, room->values, neurons, go_on, &job) != 0) {
+    if (nl_linear_parts(compute, &weights->rows, bias, in, tokens, room->values, neurons, decide, go_on, &job) != 0) {
         nl_fetch_give_up(fetch);
         return -1;
     }
+    if (tokens == 1) nl_prepare(compute, nl_kind(weights->block.parts[NL_UP].format), in, hidden);
     memset(room->sums, 0, compute->threads * size * sizeof *room->sums);
     if (nl_fetch_finish(fetch, use_items, &run) != 0) return -1;
     for (uint64_t k = 0; k < size; k++) {

@@ -56,12 +56,13 @@ void print_model(const Settings *settings, const NlModel *model) {
     nl_memory(model, &memory);
     print_memory(settings, &memory);
     if (settings->json)
-        printf("model {\"type\": \"%s\", \"kernels\": \"%s\", \"reads\": \"%s\", \"direct\": %s, \"layers\": %u, "
-               "\"hidden\": %u, \"vocabulary\": %u, \"context\": %u}\n",
-               facts.type, facts.kernels, facts.reads, facts.direct ? "true" : "false", facts.layers, facts.hidden,
-               facts.vocabulary, facts.context);
+        printf("model {\"type\": \"%s\", \"kernels\": \"%s\", \"activations\": \"%s\", \"reads\": \"%s\", "
+               "\"direct\": %s, \"layers\": %u, \"hidden\": %u, \"vocabulary\": %u, \"context\": %u}\n",
+               facts.type, facts.kernels, facts.rounded ? "int8" : "f32", facts.reads, facts.direct ? "true" : "false",
+               facts.layers, facts.hidden, facts.vocabulary, facts.context);
     else
-        fprintf(stderr, "model: %s, kernels %s, reads by %s%s\n", facts.type, facts.kernels, facts.reads,
+        fprintf(stderr, "model: %s, kernels %s%s, reads by %s%s\n", facts.type, facts.kernels,
+                facts.rounded ? " with activations in 8 bits" : "", facts.reads,
                 facts.direct ? " past the page cache" : "");
     if (*facts.note) fprintf(stderr, "flash_run: %s\n", facts.note);
 }

@@ -83,6 +83,10 @@ static int parse_value(const char *name, char *value, Settings *settings) {
         options->half_sequence = !strcmp(value, "f16");
         return options->half_sequence || !strcmp(value, "f32") ? 0 : -1;
     }
+    if (!strcmp(name, "--activations")) {
+        options->round_activations = !strcmp(value, "int8");
+        return options->round_activations || !strcmp(value, "f32") ? 0 : -1;
+    }
     if (!strcmp(name, "--reads")) {
         options->reads = !strcmp(value, "io_uring") ? 1 : 2;
         return options->reads == 1 || !strcmp(value, "threads") ? 0 : -1;

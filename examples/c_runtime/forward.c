@@ -124,6 +124,7 @@ void nl_counters(const NlModel *model, NlCounters *counters) {
 void nl_facts(const NlModel *model, NlFacts *facts) {
     facts->type = model->shape.type;
     facts->kernels = model->compute.kernels->name;
+    facts->rounded = model->compute.integers != NULL;
     facts->reads = nl_reads_name(model->fetch.reads);
     facts->direct = model->source.direct;
     facts->note = model->source.note;

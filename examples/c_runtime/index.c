@@ -77,6 +77,11 @@ static int role_of(const NlJson *json, const char *entry) {
     return WRONG(json, "a role is not gate, up or down");
 }
 
+/* Whether weights of a dtype may have been codes with scales in the source: they are then always rounded, or mxfp4. */
+static int may_have_scales(const NlFormat *source) {
+    return !strcmp(source->name, "I8") || !strcmp(source->name, "F8_E4M3");
+}
+
 /* Enters what an entry of `parts` or `resident` describes: format and bytes of the part of its role. */
 static int new_part(const NlJson *json, const char *entry, NlBlock *block, NlPart **part) {
     const char *weights;
@@ -86,7 +91,7 @@ static int new_part(const NlJson *json, const char *entry, NlBlock *block, NlPar
     if (block->parts[k].format) return WRONG(json, "the weights of %s are there twice", NL_ROLE_NAMES[k]);
     format = weights ? nl_find_format(NL_BLOCK_FORMATS, weights) : block->source;
     if (!format) return WRONG(json, "the weights of %s are in an unknown format", NL_ROLE_NAMES[k]);
-    if (weights && !block->source->decode)
+    if (weights && !block->source->decode && !may_have_scales(block->source))
         return WRONG(json, "weights of dtype %s cannot be %s", block->source->name, format->name);
     *part = &block->parts[k];
     (*part)->format = format;

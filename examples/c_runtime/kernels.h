@@ -14,14 +14,39 @@ typedef float (*NlDot)(const unsigned char *row, uint64_t count, const float *va
 /* values[j] += scale * row[j]. */
 typedef void (*NlAdd)(const unsigned char *row, uint64_t count, float scale, float *values);
 
-/* Formats that can be computed with. */
-enum { NL_F32, NL_F16, NL_BF16, NL_Q8_0, NL_Q4_0, NL_IQ4_NL, NL_KINDS };
+/* The same with four rows, of a multiple of 8 weights: sums[k] = row k with `values`; all of scales[k] * row k are added. */
+typedef void (*NlDots)(const unsigned char *const rows[4], uint64_t count, const float *values, float *sums);
+typedef void (*NlAdds)(const unsigned char *const rows[4], uint64_t count, const float *scales, float *values);
+/* Two rows of a multiple of 8 weights with four vectors, `pitch` values apart: sums[4 * row + vector]. */
+typedef void (*NlTile)(const unsigned char *const rows[2], uint64_t count, const float *vectors, uint64_t pitch,
+                       float *sums);
+
+/* Values as float16, little-endian: the nearest, and of those beyond the largest the largest. */
+typedef void (*NlNarrow)(const float *values, uint64_t count, unsigned char *out);
+
+/* Formats that can be computed with; the first are those without blocks. */
+enum { NL_F32, NL_F16, NL_BF16, NL_Q8_0, NL_Q4_0, NL_IQ4_NL, NL_MXFP4, NL_KINDS, NL_PLAIN_KINDS = NL_Q8_0 };
 
 typedef struct {
     const char *name; /* "scalar", "avx2" or "neon" */
     NlDot dot[NL_KINDS];
     NlAdd add[NL_KINDS];
+    NlDots dots[NL_KINDS]; /* these three are NULL where several rows at once gain nothing */
+    NlAdds adds[NL_KINDS];
+    NlTile tile[NL_PLAIN_KINDS];
+    NlNarrow narrow;
 } NlKernels;
+
+/* dot and add of any number of rows, four at a time where that is possible: sums[k] = row k with `values`. */
+void nl_dots(const NlKernels *kernels, int kind, const unsigned char *const *rows, uint64_t rows_count, uint64_t count,
+             const float *values, float *sums);
+void nl_adds(const NlKernels *kernels, int kind, const unsigned char *const *rows, uint64_t rows_count, uint64_t count,
+             const float *scales, float *values);
+
+/* Rows with vectors, `pitch` values apart: out[row * row_step + vector * vector_step]. */
+void nl_products(const NlKernels *kernels, int kind, const unsigned char *const *rows, uint64_t rows_count,
+                 uint64_t count, const float *vectors, uint64_t vectors_count, uint64_t pitch, float *out,
+                 uint64_t row_step, uint64_t vector_step);
 
 /* Widens a row: what adding it to zeros gives, which is exact, and faster than NlFormat's decode. */
 void nl_widen(const NlKernels *kernels, int kind, const unsigned char *row, uint64_t count, float *values);

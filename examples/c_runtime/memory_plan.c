@@ -61,6 +61,10 @@ void nl_model_carve(NlModel *model, NlArena *arena, uint64_t batch, uint64_t pag
     model->compute.widest = wide > shape->hidden ? wide : shape->hidden;
     if (shape->embedded > model->compute.widest) model->compute.widest = shape->embedded;
     model->compute.scratch = nl_carve(arena, NL_WORKING, 2 * threads * model->compute.widest * sizeof(float));
+    if (model->compute.integers) {
+        model->compute.codes = nl_carve(arena, NL_WORKING, model->compute.widest);
+        model->compute.scales = nl_carve(arena, NL_WORKING, (model->compute.widest / 32 + 1) * sizeof(float));
+    }
     model->room.values = nl_carve(arena, NL_WORKING, batch * most * sizeof(float));
     model->room.sums = nl_carve(arena, NL_WORKING, threads * size);
     model->room.slots = nl_carve(arena, NL_WORKING, most * sizeof(int32_t));

@@ -31,6 +31,7 @@ static int settle_options(NlModel *model, const NlOptions *options, NlError *err
         return nl_fail(error, NL_BAD_OPTION, "a share of the bundles is from 0 to 1");
     if (!(model->compute.kernels = nl_kernels(own->kernels)))
         return nl_fail(error, NL_BAD_OPTION, "this machine has no kernels %.20s", own->kernels);
+    if (own->round_activations) model->compute.integers = nl_integers(own->kernels);
     own->kernels = NULL; /* the caller's */
     model->compute.threads = own->threads;
     if (own->context > model->shape.positions)

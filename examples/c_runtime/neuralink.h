@@ -48,6 +48,7 @@ typedef struct {
     int map_dense;        /* map dense weights from the file: pages the system may drop, but a file that is cut while it
                              is open then ends the process */
     int half_sequence;    /* keys and values in float16: half the memory, and no longer quite exact */
+    int round_activations; /* multiply rows of q8_0, q4_0 and iq4_nl with activations in 8 bits: faster, and not exact */
     int plain_cache;      /* plain S3-FIFO, without admission aligned to linking */
     const char *device;   /* path of a device profile: which gaps are worth reading across; NULL for those of the index */
     const char *kernels;  /* "scalar", "avx2" or "neon"; NULL for the best that the processor has */
@@ -87,6 +88,7 @@ typedef struct {
 /* What a model is. */
 typedef struct {
     const char *type, *kernels, *reads; /* model type; which kernels compute; how reads are in flight */
+    int rounded;                        /* whether activations are rounded */
     int direct;                         /* whether reads go past the page cache */
     const char *note;                   /* a line on what is not as asked or as usual, or "" */
     uint32_t layers, hidden, vocabulary, context;

@@ -8,7 +8,9 @@
 #define BLOCK 32
 #define HALF (BLOCK / 2)
 
-static const float IQ4_NL_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+const int8_t NL_Q4_0_LEVELS[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+const int8_t NL_IQ4_NL_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+const int8_t NL_MXFP4_DOUBLES[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 static uint32_t little_16(const unsigned char *bytes) { return bytes[0] | (uint32_t)bytes[1] << 8; }
 
@@ -16,6 +18,10 @@ static float from_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
+}
+
+float nl_half_scale(unsigned exponent) {
+    return from_bits(exponent < 2 ? 0x200000u << exponent : (uint32_t)(exponent - 1) << 23); /* the first two are subnormal */
 }
 
 float nl_widen_f16(uint32_t half) {
@@ -43,6 +49,14 @@ uint16_t nl_narrow_f16(float value) {
     return (uint16_t)(sign | half);
 }
 
+void nl_narrow_row(const float *values, uint64_t count, unsigned char *out) {
+    for (uint64_t j = 0; j < count; j++) {
+        uint16_t half = nl_narrow_f16(values[j]);
+        out[2 * j] = (unsigned char)half;
+        out[2 * j + 1] = (unsigned char)(half >> 8);
+    }
+}
+
 static void decode_f32(const unsigned char *row, uint64_t hidden, float *values) {
     for (uint64_t j = 0; j < hidden; j++, row += 4) values[j] = from_bits(little_16(row) | little_16(row + 2) << 16);
 }
@@ -65,30 +79,34 @@ static void decode_q8_0(const unsigned char *row, uint64_t hidden, float *values
     }
 }
 
-static void decode_q4_0(const unsigned char *row, uint64_t hidden, float *values) {
-    for (uint64_t begin = 0; begin < hidden; begin += BLOCK, row += 2 + HALF) {
-        float scale = nl_widen_f16(little_16(row));
-        for (uint64_t j = 0; j < HALF; j++) {
-            values[begin + j] = scale * (float)((row[2 + j] & 15) - 8);
-            values[begin + HALF + j] = scale * (float)((row[2 + j] >> 4) - 8);
-        }
+/* 16 bytes of codes, weights 16 apart in each. */
+static void look_up(const unsigned char *codes, const int8_t *levels, float scale, float *values) {
+    for (int j = 0; j < HALF; j++) {
+        values[j] = scale * (float)levels[codes[j] & 15];
+        values[HALF + j] = scale * (float)levels[codes[j] >> 4];
     }
 }
 
+static void decode_q4_0(const unsigned char *row, uint64_t hidden, float *values) {
+    for (uint64_t begin = 0; begin < hidden; begin += BLOCK, row += 2 + HALF)
+        look_up(row + 2, NL_Q4_0_LEVELS, nl_widen_f16(little_16(row)), values + begin);
+}
+
 static void decode_iq4_nl(const unsigned char *row, uint64_t hidden, float *values) {
-    for (uint64_t begin = 0; begin < hidden; begin += BLOCK, row += 2 + HALF) {
-        float scale = nl_widen_f16(little_16(row));
-        for (uint64_t j = 0; j < HALF; j++) {
-            values[begin + j] = scale * IQ4_NL_LEVELS[row[2 + j] & 15];
-            values[begin + HALF + j] = scale * IQ4_NL_LEVELS[row[2 + j] >> 4];
-        }
-    }
+    for (uint64_t begin = 0; begin < hidden; begin += BLOCK, row += 2 + HALF)
+        look_up(row + 2, NL_IQ4_NL_LEVELS, nl_widen_f16(little_16(row)), values + begin);
+}
+
+static void decode_mxfp4(const unsigned char *row, uint64_t hidden, float *values) {
+    for (uint64_t begin = 0; begin < hidden; begin += BLOCK, row += 1 + HALF)
+        look_up(row + 1, NL_MXFP4_DOUBLES, nl_half_scale(*row), values + begin);
 }
 
 const NlFormat NL_BLOCK_FORMATS[] = {
     {"q8_0", BLOCK, 2 + BLOCK, decode_q8_0},
     {"q4_0", BLOCK, 2 + HALF, decode_q4_0},
     {"iq4_nl", BLOCK, 2 + HALF, decode_iq4_nl},
+    {"mxfp4", BLOCK, 1 + HALF, decode_mxfp4},
     {NULL, 0, 0, NULL},
 };
 

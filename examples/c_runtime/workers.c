@@ -9,8 +9,13 @@
 #define LOOKS 2000
 
 /* Parts of a job per thread. */
-#define PARTS 4
+#define PARTS 8
 
+/*
+ * A job is handed out without a lock: `ticket` holds its number and its next part, and who adds 1 to it has taken that
+ * part. The job stays as it is until all its parts are done, so that whoever has a part may read it. Only threads that
+ * sleep need the lock, to be woken.
+ */
 struct NlWorkers {
     unsigned threads, started;
     pthread_t *handles;
@@ -18,9 +23,10 @@ struct NlWorkers {
     pthread_cond_t work, done;
     NlJob job;
     void *argument;
-    unsigned turn, numbers;   /* number of the job; numbers given to threads */
-    unsigned part, busy;      /* the next part to do; threads within the job */
-    int open, stopping;       /* whether threads may still join the job */
+    uint64_t ticket;             /* number of the job << 32 | next part */
+    unsigned numbers, finished;  /* numbers given to threads; parts of the job that are done */
+    unsigned sleeping, waiting;  /* threads that wait for work; whether the caller sleeps until all is done */
+    int stopping;
 };
 
 static inline void relax(void) {
@@ -31,33 +37,38 @@ static inline void relax(void) {
 #endif
 }
 
+static inline uint64_t look(const uint64_t *at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
+static inline unsigned look_at(const unsigned *at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
+
+/* Does parts of the job that is there until none is left. */
 static void do_parts(NlWorkers *workers, unsigned thread) {
     const unsigned parts = workers->threads * PARTS;
     unsigned part;
-    while ((part = __atomic_fetch_add(&workers->part, 1, __ATOMIC_RELAXED)) < parts)
+    while ((part = (unsigned)__atomic_fetch_add(&workers->ticket, 1, __ATOMIC_SEQ_CST)) < parts) {
         workers->job(workers->argument, thread, part, parts);
+        if (__atomic_add_fetch(&workers->finished, 1, __ATOMIC_SEQ_CST) < parts || !look_at(&workers->waiting)) continue;
+        pthread_mutex_lock(&workers->lock);
+        pthread_cond_signal(&workers->done);
+        pthread_mutex_unlock(&workers->lock);
+    }
+}
+
+/* Waits for a job after number `seen`. Returns its number, or `seen` if there will be none. */
+static unsigned next_job(NlWorkers *workers, unsigned seen) {
+    for (int k = 0; k < LOOKS; k++, relax())
+        if (look(&workers->ticket) >> 32 != seen) return (unsigned)(look(&workers->ticket) >> 32);
+    pthread_mutex_lock(&workers->lock);
+    __atomic_add_fetch(&workers->sleeping, 1, __ATOMIC_SEQ_CST);
+    while (look(&workers->ticket) >> 32 == seen && !workers->stopping) pthread_cond_wait(&workers->work, &workers->lock);
+    __atomic_sub_fetch(&workers->sleeping, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&workers->lock);
+    return (unsigned)(look(&workers->ticket) >> 32);
 }
 
 static void *serve(void *argument) {
     NlWorkers *workers = argument;
-    unsigned seen = 0, thread = __atomic_add_fetch(&workers->numbers, 1, __ATOMIC_RELAXED);
-    for (;;) {
-        for (int look = 0; look < LOOKS && __atomic_load_n(&workers->turn, __ATOMIC_ACQUIRE) == seen; look++) relax();
-        pthread_mutex_lock(&workers->lock);
-        while ((workers->turn == seen || !workers->open) && !workers->stopping)
-            pthread_cond_wait(&workers->work, &workers->lock);
-        seen = workers->turn;
-        if (workers->stopping) break;
-        __atomic_add_fetch(&workers->busy, 1, __ATOMIC_RELAXED);
-        pthread_mutex_unlock(&workers->lock);
-        do_parts(workers, thread);
-        if (__atomic_sub_fetch(&workers->busy, 1, __ATOMIC_ACQ_REL) == 0) {
-            pthread_mutex_lock(&workers->lock);
-            pthread_cond_signal(&workers->done);
-            pthread_mutex_unlock(&workers->lock);
-        }
-    }
-    pthread_mutex_unlock(&workers->lock);
+    const unsigned thread = __atomic_add_fetch(&workers->numbers, 1, __ATOMIC_RELAXED);
+    for (unsigned seen = 0, job; (job = next_job(workers, seen)) != seen; seen = job) do_parts(workers, thread);
     return NULL;
 }
 
@@ -89,7 +100,6 @@ void nl_workers_close(NlWorkers *workers) {
     if (!workers) return;
     pthread_mutex_lock(&workers->lock);
     workers->stopping = 1;
-    __atomic_add_fetch(&workers->turn, 1, __ATOMIC_RELEASE);
     pthread_cond_broadcast(&workers->work);
     pthread_mutex_unlock(&workers->lock);
     for (unsigned k = 0; k < workers->started; k++) pthread_join(workers->handles[k], NULL);
@@ -101,23 +111,26 @@ void nl_workers_close(NlWorkers *workers) {
 }
 
 void nl_workers_do(NlWorkers *workers, NlJob job, void *argument) {
+    const unsigned parts = workers->threads * PARTS;
     if (workers->threads == 1) {
         job(argument, 0, 0, 1);
         return;
     }
-    pthread_mutex_lock(&workers->lock);
     workers->job = job;
     workers->argument = argument;
-    workers->part = 0;
-    workers->open = 1;
-    __atomic_add_fetch(&workers->turn, 1, __ATOMIC_RELEASE);
-    pthread_cond_broadcast(&workers->work);
-    pthread_mutex_unlock(&workers->lock);
+    workers->finished = 0;
+    __atomic_store_n(&workers->ticket, ((look(&workers->ticket) >> 32) + 1) << 32, __ATOMIC_SEQ_CST);
+    if (look_at(&workers->sleeping)) {
+        pthread_mutex_lock(&workers->lock);
+        pthread_cond_broadcast(&workers->work);
+        pthread_mutex_unlock(&workers->lock);
+    }
     do_parts(workers, 0);
-    /* No part is left, but some may still be done. Who has not come yet need not come any more. */
-    for (int look = 0; look < LOOKS && __atomic_load_n(&workers->busy, __ATOMIC_ACQUIRE); look++) relax();
+    for (int k = 0; k < LOOKS && look_at(&workers->finished) < parts; k++) relax();
+    if (look_at(&workers->finished) == parts) return;
     pthread_mutex_lock(&workers->lock);
-    workers->open = 0;
-    while (__atomic_load_n(&workers->busy, __ATOMIC_ACQUIRE)) pthread_cond_wait(&workers->done, &workers->lock);
+    __atomic_store_n(&workers->waiting, 1, __ATOMIC_SEQ_CST);
+    while (look_at(&workers->finished) < parts) pthread_cond_wait(&workers->done, &workers->lock);
+    __atomic_store_n(&workers->waiting, 0, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&workers->lock);
 }

@@ -132,6 +132,14 @@ Examples:
 @click.option(
     "--engine-path", type=PATH, metavar="FILE", help="Program of --engine c.  [default: where make puts it, or in PATH]"
 )
+@click.option(
+    "--activations",
+    type=click.Choice(("f32", "int8")),
+    default="f32",
+    show_default=True,
+    help="With --engine c, int8: round what rows of q8_0, q4_0 and iq4_nl are multiplied with, as llama.cpp does. "
+    "Faster, and no longer exact.",
+)
 @ignore_remote_code_option
 @architecture_options
 @reporting_options
@@ -145,6 +153,7 @@ def command(
     perplexity_tokens: int,
     engine: str,
     engine_path: Path | None,
+    activations: str,
     architecture: ArchitectureChoice,
     as_json: bool,
     **options: Any,
@@ -175,6 +184,7 @@ def command(
         architecture=architecture,
         engine=engine,
         engine_path=engine_path,
+        activations=activations,
     )
     streams = engine == "c" and not as_json
     report = run_layout(request, (lambda text: click.echo(text, nl=False)) if streams else None)

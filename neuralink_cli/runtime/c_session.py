@@ -70,6 +70,7 @@ def run_in_c(
     options: GenerationOptions,
     engine: Path | None,
     on_text: Callable[[str], None] | None = None,
+    activations: str = "f32",
 ) -> CRun:
     """Generate text with `flash_run`, then measure the perplexity of sequences, each on its own.
 
@@ -77,6 +78,7 @@ def run_in_c(
         prompt: None to generate nothing.
         engine: The program; None to look for it.
         on_text: Called with the text as it comes, piece by piece.
+        activations: As the program's option.
 
     Raises:
         OptionError: Settings that the program does not have, or memory that is too little.
@@ -85,7 +87,7 @@ def run_in_c(
     from neuralink_cli.models.tokenizer import load_tokenizer
 
     program = find_engine(engine)
-    arguments = _arguments(settings, options)
+    arguments = [*_arguments(settings, options), "--activations", activations]
     tokenizer: Any = None
     tokens: tuple[int, ...] = ()
     longest = max((sequence.size for sequence in sequences), default=0)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TORCH, C = "torch", "c"
 ENGINES = (TORCH, C)
+FLOATS, ROUNDED = "f32", "int8"
 # Tokens per sequence for perplexity, if the model has that many positions.
 PERPLEXITY_LENGTH = 512
 
@@ -45,6 +46,7 @@ class RunRequest:
         compare_revision: Branch, tag or commit of a hub model to compare with.
         engine: `torch`, or `c` for the runtime in C.
         engine_path: The program of the runtime in C; None to look for it.
+        activations: `f32`; or with the runtime in C `int8`, to round them where weights are in block formats.
         perplexity_text: Text to measure perplexity on, its first `perplexity_tokens` tokens; None for no perplexity.
     """
 
@@ -59,6 +61,7 @@ class RunRequest:
     architecture: ArchitectureChoice = BUILT_IN
     engine: str = TORCH
     engine_path: Path | None = None
+    activations: str = FLOATS
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,13 @@ def run_layout(request: RunRequest, on_text: Callable[[str], None] | None = None
         raise OptionError("tokens drawn at random cannot be compared", fix="leave out --temperature or --compare")
     if request.engine != C and request.engine_path is not None:
         raise OptionError("--engine-path is for the runtime in C", fix="pass --engine c, or leave out --engine-path")
+    if request.activations == ROUNDED and request.engine != C:
+        raise OptionError("--activations int8 is for the runtime in C", fix="pass --engine c, or leave it out")
+    if request.activations == ROUNDED and request.compare is not None:
+        raise OptionError(
+            "with rounded activations tokens need not be those of the dense checkpoint",
+            fix="leave out --activations or --compare",
+        )
     subject = _check(request)
     sequences: list[TokenIds] = []
     if request.engine == C:
@@ -207,7 +217,14 @@ def _run_in_c(
 
     sequences = _sequences(request, positions_of(request.layout))
     run = run_in_c(
-        request.layout, request.prompt, sequences, request.settings, request.generation, request.engine_path, on_text
+        request.layout,
+        request.prompt,
+        sequences,
+        request.settings,
+        request.generation,
+        request.engine_path,
+        on_text,
+        activations=request.activations,
     )
     report = RunReport(
         exact=subject.exact,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +14,33 @@ import pytest
 
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS
 from neuralink_cli.weight_formats.quantising import dequantise
-from tests.examples.conftest import CRuntime
+from tests.examples.conftest import CHECKED, FOLDER, CRuntime
 
-# The kinds of kernels.h. mxfp4 is not among them: a layout with it is refused.
-FORMATS = ("F32", "F16", "BF16", "q8_0", "q4_0", "iq4_nl")
+# The kinds of kernels.h, first those without blocks.
+FORMATS = ("F32", "F16", "BF16", "q8_0", "q4_0", "iq4_nl", "mxfp4")
+PLAIN = FORMATS[:3]
+INTEGERS = FORMATS[3:6]
 ROUNDING = 2.0**-24
 _DOT = ctypes.CFUNCTYPE(ctypes.c_float, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
 _ADD = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_float, ctypes.c_void_p)
+_POINTERS = ctypes.POINTER(ctypes.c_void_p)
+_FOUR = ctypes.CFUNCTYPE(None, _POINTERS, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p)
+_TILE = ctypes.CFUNCTYPE(None, _POINTERS, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
+_NARROW = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
 
 
 class Kernels(ctypes.Structure):
     """`NlKernels`."""
 
-    _fields_ = (("name", ctypes.c_char_p), ("dot", _DOT * len(FORMATS)), ("add", _ADD * len(FORMATS)))
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("dot", _DOT * len(FORMATS)),
+        ("add", _ADD * len(FORMATS)),
+        ("dots", _FOUR * len(FORMATS)),
+        ("adds", _FOUR * len(FORMATS)),
+        ("tile", _TILE * len(PLAIN)),
+        ("narrow", _NARROW),
+    )
 
 
 def kernels(runtime: CRuntime, name: str | None) -> Any:
@@ -44,6 +61,9 @@ def random_row(random: np.random.Generator, weights: str, count: int) -> npt.NDA
         return values.astype({"F32": "<f4", "F16": "<f2"}[weights]).view(np.uint8)
     form = BLOCK_FORMATS[weights]
     blocks = random.integers(0, 256, (count // 32, form.block_bytes)).astype(np.uint8)
+    if weights == "mxfp4":
+        blocks[:, 0] = random.integers(107, 137, len(blocks))
+        return blocks.reshape(-1)
     scales = random.integers(0, 0x4400, len(blocks)) | (random.integers(0, 2, len(blocks)) << 15)
     blocks[:, :2] = scales.astype("<u2").view(np.uint8).reshape(-1, 2)
     return blocks.reshape(-1)
@@ -62,6 +82,10 @@ def values_of(row: npt.NDArray[np.uint8], weights: str) -> npt.NDArray[np.float6
 
 def address(array: npt.NDArray[Any]) -> int:
     return array.ctypes.data
+
+
+def pointers(rows: list[npt.NDArray[np.uint8]]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(rows))(*map(address, rows))
 
 
 @pytest.mark.parametrize("name", ["scalar", "avx2", "neon"])
@@ -90,6 +114,146 @@ def test_dot_and_add(c_runtime: CRuntime, name: str, weights: str) -> None:
             bound = 4 * ROUNDING * (abs(values) + abs(scale * weight)) + 1e-38
             assert (abs(sums[:count] - exact_sums) <= bound).all()
             assert (sums[count:] == 7).all()
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("rows_count", [1, 4, 7])
+def test_any_number_of_rows_with_any_number_of_vectors(c_runtime: CRuntime, weights: str, rows_count: int) -> None:
+    known, kind, library = kernels(c_runtime, None), FORMATS.index(weights), c_runtime.library()
+    random = np.random.default_rng(kind)
+    # 8 and more are taken together, 45 not.
+    for count in (32, 96, 320) if weights in BLOCK_FORMATS else (8, 24, 45, 320):
+        rows = [random_row(random, weights, count) for _ in range(rows_count)]
+        weight = np.stack([values_of(row, weights) for row in rows])
+        vectors = random.standard_normal((5, count)).astype(np.float32)
+        products = np.full((5, rows_count + 1), 7, dtype=np.float32)
+        whole = (ctypes.c_uint64(number) for number in (rows_count, count))
+        library.nl_products(
+            ctypes.byref(known), kind, pointers(rows), *whole, ctypes.c_void_p(address(vectors)),
+            *(ctypes.c_uint64(number) for number in (5, count)), ctypes.c_void_p(address(products)),
+            *(ctypes.c_uint64(number) for number in (1, rows_count + 1)),
+        )  # fmt: skip
+        exact = vectors.astype(np.float64) @ weight.T
+        bound = (count + 3) * ROUNDING * (abs(vectors).astype(np.float64) @ abs(weight.T)) + 1e-38
+        assert (abs(products[:, :-1] - exact) <= bound).all()
+        assert (products[:, -1] == 7).all()
+        scales = random.standard_normal(rows_count).astype(np.float32)
+        sums = np.concatenate((vectors[0], np.full(8, 7, dtype=np.float32)))
+        library.nl_adds(
+            ctypes.byref(known), kind, pointers(rows), *(ctypes.c_uint64(number) for number in (rows_count, count)),
+            ctypes.c_void_p(address(scales)), ctypes.c_void_p(address(sums)),
+        )  # fmt: skip
+        parts = np.concatenate((vectors[:1], scales[:, None] * weight))
+        assert (abs(sums[:count] - parts.sum(axis=0)) <= (rows_count + 3) * ROUNDING * abs(parts).sum(axis=0)).all()
+        assert (sums[count:] == 7).all()
+
+
+@pytest.mark.parametrize("name", ["scalar", "avx2", "neon"])
+def test_float16_is_the_nearest(c_runtime: CRuntime, name: str) -> None:
+    known = kernels(c_runtime, name)
+    random = np.random.default_rng(1)
+    values = (random.standard_normal(1003) * 10.0 ** random.integers(-9, 6, 1003)).astype(np.float32)
+    values[:5] = (65504, 65519, -65520, 1e30, np.nan)
+    halves = np.zeros(1004, dtype="<f2")
+    known.narrow(address(values), values.size, address(halves))
+    expected = np.clip(values, -65504, 65504).astype("<f2")
+    assert np.array_equal(halves[:-1], expected, equal_nan=True)
+    assert halves[-1] == 0
+
+
+@pytest.mark.parametrize("name", ["scalar", "avx2", "neon"])
+def test_mxfp4_has_every_scale(c_runtime: CRuntime, name: str) -> None:
+    """Also those of which weights are subnormal or infinite."""
+    add = kernels(c_runtime, name).add[FORMATS.index("mxfp4")]
+    blocks = np.random.default_rng(4).integers(0, 256, (255, 17)).astype(np.uint8)
+    blocks[:, 0] = np.arange(255)
+    blocks[:, 1:9] = 0xF7  # the greatest of both signs
+    values = np.zeros(255 * 32, dtype=np.float32)
+    add(address(blocks), values.size, 1.0, address(values))
+    with np.errstate(over="ignore"):
+        expected = dequantise(blocks.reshape(1, -1), BLOCK_FORMATS["mxfp4"])[0]
+    assert np.isinf(expected).any()
+    assert np.array_equal(values, expected)
+
+
+def rounded(library: ctypes.CDLL, vector: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """What the runtime rounds activations to: codes `[blocks, 32]` and scales `[blocks]`."""
+    codes = np.zeros((vector.size // 32, 32), dtype=np.int8)
+    scales = np.zeros(len(codes), dtype=np.float32)
+    places = [ctypes.c_void_p(address(each)) for each in (vector, codes, scales)]
+    library.nl_round(places[0], ctypes.c_uint64(vector.size), *places[1:])
+    return codes, scales
+
+
+def test_activations_are_rounded_to_the_nearest_of_255(c_runtime: CRuntime) -> None:
+    random = np.random.default_rng(5)
+    vector = (random.standard_normal((40, 32)) * 10.0 ** random.integers(-20, 20, (40, 1))).astype(np.float32)
+    vector[3] = 0
+    vector[4] *= np.float32(1e-25) / abs(vector[4]).max() * np.float32(1e-20)  # beneath what has a scale
+    codes, scales = rounded(c_runtime.library(), vector)
+    largest = abs(vector).max(axis=1)
+    largest[3:5] = 0
+    assert np.allclose(scales, largest / 127, rtol=1e-6, atol=0)
+    live = largest > 0
+    assert (abs(codes[live]).max(axis=1) == 127).all()
+    assert (codes[3:5] == 0).all()
+    error = abs(codes[live] * scales[live, None].astype(np.float64) - vector[live])
+    assert (error <= 0.5001 * scales[live, None]).all()
+    for strange in (np.nan, np.inf, -np.inf):
+        vector[7, 31] = strange
+        codes, scales = rounded(c_runtime.library(), vector)
+        assert np.isnan(scales[7])
+        assert not np.isnan(np.delete(scales, 7)).any()
+
+
+@pytest.mark.parametrize("name", ["scalar", "avx2", "neon"])
+@pytest.mark.parametrize("weights", INTEGERS)
+def test_integer_products(c_runtime: CRuntime, name: str, weights: str) -> None:
+    """Sums of a block are exact integers, of extreme codes too; only the sum over blocks is rounded."""
+    library, kind, form = c_runtime.library(), FORMATS.index(weights), BLOCK_FORMATS[weights]
+    library.nl_integers.restype = ctypes.c_void_p
+    integers = library.nl_integers(name.encode())
+    if not integers:
+        pytest.skip(f"this machine has no {name}")
+    random = np.random.default_rng(kind)
+    for count in (32, 96, 1024):
+        rows = [random_row(random, weights, count) for _ in range(6)]
+        # The most that pairs of products can be: of equal signs and of opposite ones.
+        for row, code in ((rows[0], 0x80), (rows[1], 0x7F), (rows[2], 0x00), (rows[3], 0xFF)):
+            row.reshape(-1, form.block_bytes)[:, 2:] = code
+        for vector in (random.standard_normal(count), np.ones(count), -np.ones(count)):
+            codes, scales = rounded(library, vector.astype(np.float32))
+            found = np.full(7, 7, dtype=np.float32)
+            library.nl_integer_dots(
+                ctypes.c_void_p(integers), kind, pointers(rows), ctypes.c_uint64(6), ctypes.c_uint64(count),
+                *(ctypes.c_void_p(address(each)) for each in (codes, scales, found)),
+            )  # fmt: skip
+            for k, row in enumerate(rows):
+                blocks = row.reshape(-1, form.block_bytes)
+                unscaled = blocks.copy()
+                unscaled[:, :2] = np.array([1], dtype="<f2").view(np.uint8)
+                levels = values_of(unscaled.reshape(-1), weights).reshape(-1, 32)
+                by = blocks[:, :2].copy().view("<f2").astype(np.float64)[:, 0] * scales
+                parts = by * (levels * codes).sum(axis=1)
+                bound = (count // 32 + 12) * ROUNDING * (abs(by) * abs(levels * codes).sum(axis=1)).sum() + 1e-38
+                assert abs(found[k] - parts.sum()) <= bound
+            assert found[6] == 7
+
+
+CROSS, EMULATOR = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+
+
+@pytest.mark.skipif(
+    CROSS is None or EMULATOR is None, reason="no aarch64 compiler, or no qemu-user to run what it makes"
+)
+def test_kernels_of_arm_give_what_any_machine_gives(tmp_path: Path) -> None:
+    sources = [FOLDER / f"{stem}.c" for stem in ("kernels", "kernels_neon", "weight_formats", "json", "error")]
+    sources += [FOLDER / "integers.c", FOLDER / "integers_neon.c", Path(__file__).parent / "c_runtime_arm.c"]
+    command = [str(CROSS), *CHECKED, "-O1", "-static", f"-I{FOLDER}", "-o", str(tmp_path / "arm"), *map(str, sources)]
+    made = subprocess.run([*command, "-lm"], capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stderr) == (0, "")
+    done = subprocess.run([str(EMULATOR), str(tmp_path / "arm")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "neon\nneon\ndotprod\n")
 
 
 def test_the_best_kernels_of_the_machine_are_chosen(c_runtime: CRuntime) -> None:

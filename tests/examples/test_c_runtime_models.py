@@ -18,6 +18,7 @@ from neuralink_cli.runtime.loading import load_flash_model
 from tests.checkpoints import write_random_placement
 from tests.examples.conftest import CHECKED, LIBRARIES, LIBRARY, CRuntime, sources_of
 from tests.layouts import relayout
+from tests.scaled import MXFP4, mxfp4_gpt_oss, quantised_copy
 from tests.tiny_models import build_model
 
 TINY_RELU = Path(__file__).parents[2] / "examples/tiny-relu"
@@ -155,6 +156,44 @@ def test_logits_of_weight_formats(c_runtime: CRuntime, tmp_path: Path, dtype: st
     model = build(tmp_path / "model", "Llama", dtype, hidden_act="silu")
     layout = lay_out(tmp_path, model, threshold=0.02, **options)
     agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
+
+
+def test_mxfp4_rows(c_runtime: CRuntime, tmp_path: Path) -> None:
+    values = quantised_copy(TINY_RELU, tmp_path / "model", MXFP4)
+    layout = lay_out(tmp_path, tmp_path / "model", threshold=0.0, weights="up=mxfp4,down=q4_0")
+    agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
+    command = [str(c_runtime.checked / "flash_read"), "--values", str(layout), "layers.1", "7"]
+    line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].split()
+    assert line[:2] + line[4:6] == ["neuron", "7", "up", "mxfp4"]
+    up = next(value for name, value in values.items() if name.endswith("layers.1.fc1.weight"))
+    assert np.array_equal(np.array(line[6:], dtype=np.float32), up[7])
+
+
+def test_of_gpt_oss_the_attention_is_missing(c_runtime: CRuntime, tmp_path: Path) -> None:
+    _, model, _ = mxfp4_gpt_oss(tmp_path)
+    layout = lay_out(tmp_path, model, threshold=0.01, weights="gate=mxfp4,up=mxfp4,down=q4_0")
+    command = [str(c_runtime.checked / "flash_read"), "--values", str(layout), "layers.0.experts.1", "5"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.split()[4:6] for line in result.stdout.splitlines()] == [
+        ["gate", "mxfp4"], ["up", "mxfp4"], ["down", "q4_0"],
+    ]  # fmt: skip
+    refused = subprocess.run([c_runtime.checked / "flash_run", layout], capture_output=True, text=True, check=False)
+    assert 'models of type "gpt_oss" are not supported: the attention of opt, llama' in refused.stderr
+
+
+def test_activations_of_8_bits(c_runtime: CRuntime, tmp_path: Path) -> None:
+    """Close to exact, and the same with all kernels up to their rounding."""
+    model = build(tmp_path / "model", "Llama", hidden_act="silu", hidden_size=96)
+    weights = {"weights": "gate=q8_0,up=iq4_nl,down=q4_0", "dense_weights": "q4_0"}
+    layout = lay_out(tmp_path, model, threshold=0.02, **weights)
+    program, rounds = c_runtime.checked / "flash_run", ("--activations", "int8", "--batch", 1)
+    exact, near = logits(program, layout, PROMPT, "--batch", 1), logits(program, layout, PROMPT, *rounds)
+    assert 1e-3 * abs(exact).max() < abs(exact - near).max() < 0.1 * abs(exact).max()
+    # A last bit may round an activation to the next code.
+    others = logits(program, layout, PROMPT, *rounds, "--kernels", "scalar", "--threads", 1)
+    assert abs(others - near).max() < 0.02 * abs(exact).max()
+    plans = [ask(program, layout, options=of) for of in ((), rounds[:2])]
+    assert ['"activations": "f32"' in plans[0][1], '"activations": "int8"' in plans[1][1]] == [True, True]
 
 
 @pytest.fixture(scope="module")

@@ -263,7 +263,7 @@ ROUNDED_CHANGES: dict[str, tuple[Change, str]] = {
     "no whole blocks": (set_in_block("hidden", 65), "65 weights are no whole blocks of q4_0"),
     "other rows": (set_in_block("hidden", 96), "bytes is 36, not from 54 to 54"),
     "many weights": (set_in_block("hidden", 2**31), "hidden is 2147483648, not from 1 to"),
-    "dtype": (set_in_block("dtype", "F8_E4M3"), "weights of dtype F8_E4M3 cannot be q4_0"),
+    "dtype": (set_in_block("dtype", "F8_E5M2"), "weights of dtype F8_E5M2 cannot be q4_0"),
     "unknown dtype": (set_in_block("dtype", "F7"), "a block has a dtype that this reader does not know"),
     "dtype of bundles": (set_in_range("bundles", "dtype", "F32"), 'dtype is not "U8"'),
     "rows in an unknown format": (set_in_rows("weights", "Q8_0"), "the weights of gate are in an unknown format"),

@@ -102,6 +102,7 @@ def test_text_ends_where_the_generation_config_says(
         (("--engine-path", "/nowhere"), "there is no program flash_run"),
         (("--engine-path", TINY_RELU / "README.md"), "cannot be started"),
         (("--engine", "torch"), "--engine-path is for the runtime in C"),
+        (("--activations", "int8", "--compare", TINY_RELU), "with rounded activations tokens need not be those"),
     ],
 )
 def test_what_it_cannot_do_is_an_error(
@@ -158,6 +159,15 @@ def test_perplexity_is_that_of_the_torch_engine(
     assert by_c["text"] is None
     assert by_c.keys() == by_torch.keys()
     assert by_c["dram"]["peak_bytes"] < 1.05 * by_c["dram"]["planned_bytes"]
+
+
+def test_activations_are_the_programs(neuralink: Neuralink, layout: Path, tmp_path: Path) -> None:
+    program = tmp_path / "flash_run"
+    program.write_text('#!/bin/sh\necho "error 3 $*"\n')
+    program.chmod(0o755)
+    command = ("run", layout, "--prompt", PROMPT, "--activations", "int8")
+    assert " --activations int8 " in neuralink(*command, "--engine", "c", "--engine-path", program).error
+    assert "--activations int8 is for the runtime in C" in neuralink(*command).error
 
 
 def test_rounded_weights_run_too(
