@@ -388,6 +388,41 @@ def test_a_build_file_says_what_the_command_line_says(
 
 
 @reads_toml
+def test_layouts_are_run_and_really_read_if_the_file_says_so(
+    neuralink: Neuralink, fleet: Path, model: ModelFactory, text: Path, tmp_path: Path
+) -> None:
+    more = (
+        '[[device]]\ndevice = "ufs3.1"\n[[device]]\ndevice = "nvme"\n[bench]\nreal = true\n[verify]\nforward = true\n'
+    )
+    path = write_file(tmp_path, model("opt"), text, more)
+    assert neuralink("build", "-f", path).error == "`forward` needs text to run on; add `text` to [verify]"
+    path.write_text(path.read_text() + f'text = "{text.name}"\n')
+    planned = json.loads(neuralink("build", "-f", path, "--dry-run", "--json").stdout)["stages"]
+    running = {(each["stage"], each["device"]): each for each in planned if each["runs"]}
+    assert set(running) == {(stage, device) for stage in ("forward", "real") for device in DEVICES}
+    weights = (model("opt") / "model.safetensors").stat().st_size
+    assert running["forward", "nvme"]["memory_bytes"] > weights
+    assert running["forward", "nvme"]["disk_bytes"] == weights
+    said = neuralink("build", "-f", path)
+    assert (said.code, stages_run(said.stderr)) == (
+        0,
+        [f"{stage} {device}" for stage in ("forward", "real") for device in DEVICES],
+    )
+    assert "nvme: really read from the storage of this machine, " in said.stdout
+    assert "nvme: outputs agree on " in said.stdout
+    assert json.loads((fleet / "nvme/forward.json").read_text())["same_argmax"] == 1
+    assert json.loads((fleet / "nvme/real.json").read_text())["real"] is True
+    document = json.loads(neuralink("build", "-f", path, "--locked", "--json").stdout)
+    assert [stage["why"] for stage in document["stages"]] == [None] * (STAGES + 6)
+    assert document["real"]["nvme"]["io_mean"] > 0
+    # What is measured anew is not what it was, which is no failure; what a model computes is the same.
+    for name in ("real", "forward"):
+        (fleet / f"nvme/{name}.json").unlink()
+    said = neuralink("build", "-f", path, "--locked")
+    assert (said.code, stages_run(said.stderr)) == (0, ["forward nvme", "real nvme"])
+
+
+@reads_toml
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
@@ -395,7 +430,7 @@ def test_a_build_file_says_what_the_command_line_says(
         ("[clutser]\n", "unknown key 'clutser'; did you mean 'cluster'?"),
         ("[relayout]\nall_files = true\n", "unknown key 'all_files' in [relayout]; did you mean 'all-files'?"),
         ("[bench]\neffort = 'max'\n", "unknown key 'effort' in [bench]; it belongs in [cluster]"),
-        ("[bench]\nzzz = 1\n", "unknown key 'zzz' in [bench]; known are dram, fail-below"),
+        ("[bench]\nzzz = 1\n", "unknown key 'zzz' in [bench]; known are dram, real, fail-below"),
         ("[bench]\nfail-below = nan\n", "not valid TOML (nan is not a finite number)"),
         ("[bench]\nfail-below = '1'\n", "not a valid build file: at bench.fail-below: '1' is not of type 'number'"),
         ("[bench\n", "not valid TOML ("),
