@@ -60,7 +60,10 @@ def read_build_file(path: Path) -> BuildRequest:
         document = _toml().loads(read_input(path).decode(), parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid TOML ({error})", where=path) from None
-    return parse_build(document, path, path.absolute().parent)
+    try:
+        return parse_build(document, path, path.absolute().parent)
+    except OptionError as error:
+        raise OptionError(error.what, where=error.where or path, fix=error.fix) from None
 
 
 def parse_build(document: dict[str, Any], where: str | Path, folder: Path) -> BuildRequest:
@@ -185,6 +188,8 @@ def _unknown_keys(document: Any, schema: Mapping[str, Any], place: str = "") -> 
         if key not in known:
             yield f"unknown key {key!r}{inside}{_instead(key, known, BUILD_SCHEMA.read(), place)}"
         elif key in tables:
+            if isinstance(value, dict) and tables[key].get("type") == "array":
+                yield f"[{key}] is one table of a list: write [[{key}]]"
             for each in value if isinstance(value, list) else [value]:
                 if isinstance(each, dict):
                     yield from _unknown_keys(each, tables[key].get("items", tables[key]), key)

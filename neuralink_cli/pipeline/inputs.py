@@ -24,7 +24,7 @@ from neuralink_cli.layout.companions import companions_to_copy
 from neuralink_cli.layout.names import MODEL_CARD
 from neuralink_cli.pipeline.options import BuildDevice, BuildOptions
 from neuralink_cli.placement.cluster import check_options
-from neuralink_cli.placement.dask_cluster import require_dask
+from neuralink_cli.placement.dask_cluster import require_dask, scheduler_address
 from neuralink_cli.placement.own_orders import IMPORTED, load_order
 from neuralink_cli.placement.placement import ORDER_NAMES
 
@@ -121,7 +121,7 @@ def cluster_inputs(options: BuildOptions, device: BuildDevice) -> dict[str, Any]
 
     Raises:
         OptionError: An option is out of range, or options do not go together.
-        InputError: The file with an order cannot be read.
+        InputError: The file with an order, or that of a scheduler, cannot be read.
         MissingDependencyError: Blocks are to be ordered on Dask, which is not installed.
     """
     cluster = options.cluster
@@ -129,6 +129,7 @@ def cluster_inputs(options: BuildOptions, device: BuildDevice) -> dict[str, Any]
     if cluster.dask is not None:
         # Now, not after hours of recording.
         require_dask()
+        scheduler_address(cluster.dask)
     own = None
     if cluster.order_from is not None:
         own = digest_of(cluster.order_from)

@@ -307,6 +307,22 @@ def test_locked_refuses_what_comes_out_different(neuralink: Neuralink, arguments
     assert path.read_text() == canonical(document)
 
 
+def test_a_lock_file_that_cannot_be_read_is_told_with_a_way_out(
+    neuralink: Neuralink, arguments: list[str], outputs: Path
+) -> None:
+    path = outputs / "neuralink.lock.json"
+    for text, complaint in (
+        (
+            '{"format": "neuralink-lock", "version": 2}',
+            "has version 2, but this tool reads 1; use the neuralink that wrote it, or choose another output",
+        ),
+        ("[]", "not a JSON object; put the lock file back as it was, or choose another output"),
+    ):
+        path.write_text(text)
+        outcome = neuralink(*arguments, "-o", outputs)
+        assert (outcome.code, outcome.error) == (3, f"{path}: {complaint}")
+
+
 def test_a_folder_that_is_no_build_is_left_alone(
     neuralink: Neuralink, arguments: list[str], outputs: Path, fleet: Path
 ) -> None:
@@ -434,6 +450,7 @@ def test_layouts_are_run_and_really_read_if_the_file_says_so(
         ("[bench]\nfail-below = nan\n", "not valid TOML (nan is not a finite number)"),
         ("[bench]\nfail-below = '1'\n", "not a valid build file: at bench.fail-below: '1' is not of type 'number'"),
         ("[bench\n", "not valid TOML ("),
+        ('[bench]\ndram = "x"\n', "'x' is not a valid size; write it like 20%"),
     ],
 )
 def test_a_build_file_is_checked_strictly(
@@ -441,7 +458,7 @@ def test_a_build_file_is_checked_strictly(
 ) -> None:
     path = write_file(tmp_path, model("opt"), text, more)
     outcome = neuralink("build", "-f", path)
-    assert outcome.code == 3
+    assert outcome.code == (2 if "size" in complaint else 3)
     assert outcome.error.startswith(f"{path}: {complaint}")
     assert not (tmp_path / "fleet").exists()
 

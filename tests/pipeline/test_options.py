@@ -38,6 +38,11 @@ def test_devices_are_named_after_their_profiles(tmp_path: Path) -> None:
     assert build_device(str(path), "theirs").name == "theirs"
 
 
+def test_one_device_is_a_list_of_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^file: \[device\] is one table of a list: write \[\[device\]\]$"):
+        with_tables(tmp_path, device={"device": "nvme"})
+
+
 def test_no_two_devices_share_a_folder() -> None:
     with pytest.raises(OptionError, match="two devices have the name 'nvme'"):
         BuildOptions(DATA, (build_device("nvme"), BuildDevice("NVMe", find_device("ufs4.0"))))
@@ -133,7 +138,10 @@ def test_who_orders_the_blocks_decides_nothing(tmp_path: Path) -> None:
     ):
         options = with_tables(tmp_path, cluster=table)
         assert options.cluster.dask == expected
+        (tmp_path / "scheduler.json").write_text('{"address": "tcp://10.0.0.1:8786"}')
         assert cluster_inputs(options, options.devices[0]) == cluster_inputs(alone, alone.devices[0])
+    with pytest.raises(InputError, match=r"none\.json: cannot be opened"):
+        cluster_inputs(with_tables(tmp_path, cluster={"scheduler": "none.json"}), alone.devices[0])
     with pytest.raises(OptionError, match="needs `scheduler` or `workers`"):
         with_tables(tmp_path, cluster={"send-trace": True})
     with pytest.raises(OptionError, match="exactly one"):
