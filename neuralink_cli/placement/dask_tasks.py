@@ -44,6 +44,8 @@ GROUPS_LEFT = 4.0
 # How long to wait for workers after the last one is gone, in seconds.
 _PATIENCE = 600.0
 _LOOK_SECONDS = 1.0
+_LOST = "the connection to the Dask scheduler is lost"
+_AGAIN = "see why it ended, then start the command again"
 
 
 def on_dask(work: OrderingWork, options: DaskOptions) -> Ordered:
@@ -180,6 +182,8 @@ class _Tasks:
             self._suspects.extend(places)
             return None
         except CancelledError:
+            if self._client.status != "running":
+                raise WorkerError(_LOST, fix=_AGAIN) from None
             raise WorkerError(
                 f"the scheduler gave up {self._names(places)}", fix="was it restarted, or the work cancelled?"
             ) from None
@@ -198,7 +202,7 @@ class _Tasks:
             return
         self._looked = now
         if self._client.status in ("closing", "closed"):
-            raise WorkerError("the connection to the Dask scheduler is lost", fix="start the command again")
+            raise WorkerError(_LOST, fix=_AGAIN)
         self._threads = sum(self._client.nthreads().values())
         if self._threads:
             self._had_workers, self._without = True, None

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,33 @@ def test_a_block_that_ends_every_worker_is_named(
         client.unregister_worker_plugin("deaths")
     assert found.value.where == str(trace)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scheduler_that_ends_in_mid_run_ends_the_run(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker is needed for that: the first block is under way as soon as it is handed in."""
+    file = tmp_path / "scheduler.json"
+    code = "from distributed.cli.dask_scheduler import main; main()"
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    process = subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.DEVNULL)
+    submit: Any = getattr(dask_tasks._Tasks, "_submit")  # noqa: B009
+
+    def submit_and_end(tasks: Any, places: Any) -> None:
+        submit(tasks, places)
+        process.kill()
+        process.wait()
+
+    monkeypatch.setattr(dask_tasks._Tasks, "_submit", submit_and_end)
+    try:
+        while not file.exists() and process.poll() is None:
+            time.sleep(0.05)
+        with pytest.raises(WorkerError, match=r"^the connection to the Dask scheduler is lost; see why it ended"):
+            placed(trace, tmp_path / "p", DaskOptions(str(file)))
+    finally:
+        process.kill()
+        process.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["scheduler.json"]
 
 
 @pytest.mark.parametrize("send", [False, True])
