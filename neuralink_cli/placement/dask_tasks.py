@@ -27,6 +27,7 @@ from neuralink_cli.placement.dask_worker import (
     BlockTask,
     Failure,
     TaskGroup,
+    block_checksum,
     order_on_worker,
     software,
     without_code,
@@ -154,7 +155,8 @@ class _Tasks:
             options = replace(options, own=tuple(without_code(own, block) for own in options.own))
             rows = trace.fired(block) if self._send else None
             positions = trace.tokens_of(block) if self._send and block.routed is not None else None
-            tasks.append(BlockTask(block, options, rows, positions))
+            checksum = None if self._send else block_checksum(trace, block)
+            tasks.append(BlockTask(block, options, checksum, rows, positions))
         return TaskGroup(
             _seen_by_workers(trace.path),
             trace.content_sha256,

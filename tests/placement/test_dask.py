@@ -199,6 +199,19 @@ def test_a_worker_that_sees_another_file_is_told(
             placed(trace, tmp_path / "p", DaskOptions(scheduler))
 
 
+def test_a_worker_whose_copy_is_damaged_is_told(
+    scheduler: str, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header of the copy still states the digest of what was checked here."""
+    data = bytearray(trace.read_bytes())
+    with Trace(trace) as opened:
+        data[opened.header.offset_of(opened.entry("layers.3.fired"))] ^= 1
+    (tmp_path / "copy").write_bytes(data)
+    monkeypatch.setattr(dask_tasks, "_seen_by_workers", lambda _path: tmp_path / "copy")
+    with pytest.raises(MismatchError, match=r"copy: a worker on .* reads other bytes of block 'layers\.3' there"):
+        placed(trace, tmp_path / "p", DaskOptions(scheduler))
+
+
 def test_an_imported_order_goes_along(scheduler: str, trace: Path, tmp_path: Path) -> None:
     with Trace(trace) as opened:
         orders = {block.id: np.arange(block.neurons)[::-1].copy() for block in opened.info.blocks}
