@@ -407,35 +407,30 @@ def test_a_build_file_says_what_the_command_line_says(
 def test_layouts_are_run_and_really_read_if_the_file_says_so(
     neuralink: Neuralink, fleet: Path, model: ModelFactory, text: Path, tmp_path: Path
 ) -> None:
-    more = (
-        '[[device]]\ndevice = "ufs3.1"\n[[device]]\ndevice = "nvme"\n[bench]\nreal = true\n[verify]\nforward = true\n'
-    )
-    path = write_file(tmp_path, model("opt"), text, more)
+    path = write_file(tmp_path, model("opt"), text, "[bench]\nreal = true\n[verify]\nforward = true\n")
     assert neuralink("build", "-f", path).error == "`forward` needs text to run on; add `text` to [verify]"
     path.write_text(path.read_text() + f'text = "{text.name}"\n')
     planned = json.loads(neuralink("build", "-f", path, "--dry-run", "--json").stdout)["stages"]
-    running = {(each["stage"], each["device"]): each for each in planned if each["runs"]}
-    assert set(running) == {(stage, device) for stage in ("forward", "real") for device in DEVICES}
+    running = {each["stage"]: each for each in planned if each["runs"]}
+    # There are fewer layouts to compare than before.
+    assert set(running) == {"forward", "bench", "real", "summary"}
     weights = (model("opt") / "model.safetensors").stat().st_size
-    assert running["forward", "nvme"]["memory_bytes"] > weights
-    assert running["forward", "nvme"]["disk_bytes"] == weights
+    assert running["forward"]["memory_bytes"] > weights
+    assert running["forward"]["disk_bytes"] == weights
     said = neuralink("build", "-f", path)
-    assert (said.code, stages_run(said.stderr)) == (
-        0,
-        [f"{stage} {device}" for stage in ("forward", "real") for device in DEVICES],
-    )
-    assert "nvme: really read from the storage of this machine, " in said.stdout
-    assert "nvme: outputs agree on " in said.stdout
-    assert json.loads((fleet / "nvme/forward.json").read_text())["same_argmax"] == 1
-    assert json.loads((fleet / "nvme/real.json").read_text())["real"] is True
+    assert (said.code, stages_run(said.stderr)[:3]) == (0, ["forward ufs4.0", "bench ufs4.0", "real ufs4.0"])
+    assert "ufs4.0: really read from the storage of this machine, " in said.stdout
+    assert "ufs4.0: outputs agree on " in said.stdout
+    assert json.loads((fleet / "ufs4.0/forward.json").read_text())["same_argmax"] == 1
+    assert json.loads((fleet / "ufs4.0/real.json").read_text())["real"] is True
     document = json.loads(neuralink("build", "-f", path, "--locked", "--json").stdout)
-    assert [stage["why"] for stage in document["stages"]] == [None] * (STAGES + 6)
-    assert document["real"]["nvme"]["io_mean"] > 0
+    assert [stage["why"] for stage in document["stages"]] == [None] * 8
+    assert document["real"]["ufs4.0"]["io_mean"] > 0
     # What is measured anew is not what it was, which is no failure; what a model computes is the same.
     for name in ("real", "forward"):
-        (fleet / f"nvme/{name}.json").unlink()
+        (fleet / f"ufs4.0/{name}.json").unlink()
     said = neuralink("build", "-f", path, "--locked")
-    assert (said.code, stages_run(said.stderr)) == (0, ["forward nvme", "real nvme"])
+    assert (said.code, stages_run(said.stderr)) == (0, ["forward ufs4.0", "real ufs4.0"])
 
 
 @reads_toml
