@@ -1,6 +1,7 @@
 """The whole of a synthetic 7B trace through `neuralink cluster`, as whole processes, with their peak memory.
 
 python benchmarks/cluster_7b.py --folder /tmp          # 32 blocks x 11,008 neurons x 32,768 tokens, 1.4 GB on disk
+python benchmarks/cluster_7b.py --folder /tmp --run "--order linked" --report     # and `report` on what it wrote
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--active", type=float, default=0.1, help="share of neurons that fire")
     parser.add_argument("--folder", type=Path, default=Path(), help="where the trace is written")
     parser.add_argument("--run", action="append", help="options of a run, e.g. '--order linked'; may be repeated")
+    parser.add_argument("--report", action="store_true", help="also run `report` on the last placement")
     options = parser.parse_args()
     trace = options.folder / "synthetic.trace.safetensors"
     placement = options.folder / "synthetic.placement.safetensors"
@@ -47,6 +49,12 @@ def main() -> None:
         print(
             f"{arguments:40} {seconds:8.1f} {cpu:8.1f} {peak:9.0f} {seconds / options.blocks:8.2f}{result}", flush=True
         )
+    if options.report:
+        page = options.folder / "synthetic.html"
+        seconds, cpu, peak, code = run("report", str(placement), "--trace", str(trace), "-o", str(page), "--overwrite")
+        size = f"  {page.stat().st_size / 1e6:.1f} MB" if code == 0 else f"  exit code {code}"
+        print(f"{'neuralink report':40} {seconds:8.1f} {cpu:8.1f} {peak:9.0f} {'':8}{size}", flush=True)
+        page.unlink(missing_ok=True)
     trace.unlink()
     placement.unlink(missing_ok=True)
 

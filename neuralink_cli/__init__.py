@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from neuralink_cli.report.measurements import ReportOptions as ReportOptions
     from neuralink_cli.report.report import WrittenReport as WrittenReport
     from neuralink_cli.report.report import write_report as write_report
+    from neuralink_cli.runtime.forward_check import ForwardOptions as ForwardOptions
     from neuralink_cli.runtime.loading import load_flash_model as load_flash_model
     from neuralink_cli.storage.budget import DramBudget as DramBudget
     from neuralink_cli.storage.budget import parse_budget as parse_budget
@@ -114,6 +115,7 @@ _HOMES = {
     "EstimateReport": "inspection.estimate_report",
     "ExecutionOptions": "models.execution",
     "FlashReader": "storage.reader",
+    "ForwardOptions": "runtime.forward_check",
     "InputError": "errors",
     "Inspection": "inspection.inspect",
     "MergeSummary": "activations.merge",
@@ -195,6 +197,7 @@ __all__ = [
     "EstimateReport",
     "ExecutionOptions",
     "FlashReader",
+    "ForwardOptions",
     "InputError",
     "Inspection",
     "MergeSummary",

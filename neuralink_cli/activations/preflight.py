@@ -76,6 +76,11 @@ def profile_needs(
     return with_margin(_program_bytes() + weights + values), disk
 
 
+def comparing_needs(directory: Path, outputs: int) -> int:
+    """Bytes of memory that it takes to run a model on the CPU, with so many bytes of outputs that are kept."""
+    return with_margin(_program_bytes() + weight_bytes(directory, "float32") + outputs)
+
+
 def _memory_parts(
     data: CalibrationOptions, execution: ExecutionOptions, directory: Path, blocks: Sequence[FFNBlock]
 ) -> tuple[int, int]:

@@ -223,7 +223,11 @@ def _check_same_model(contender: Contender, trace: Trace) -> None:
         )
     found = [(block.id, block.neurons) for block in contender.blocks]
     if found != [(block.id, block.neurons) for block in traced.blocks]:
-        raise MismatchError(f"its blocks differ from those of the trace {trace.path}", where=contender.path)
+        raise MismatchError(
+            f"its blocks differ from those of the trace {trace.path}",
+            where=contender.path,
+            fix="profile the model that it was made from",
+        )
     if [block.threshold for block in contender.blocks] != [block.threshold for block in traced.blocks]:
         _LOGGER.info("%s: its thresholds differ from the trace, where neurons fire more or less often", contender.path)
 

@@ -11,7 +11,15 @@ import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.bench.contenders import Contender, ContenderBlock, TokenRange
-from neuralink_cli.bench.replay import BlockCache, BlockReads, TokenFigures, firing_slots, read_prices, replay_block
+from neuralink_cli.bench.replay import (
+    BlockCache,
+    BlockReads,
+    FiringSlots,
+    TokenFigures,
+    firing_slots,
+    read_prices,
+    replay_block,
+)
 from neuralink_cli.bench.replay_kernels import ACTIVE
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.kernels import available_cpus
@@ -141,7 +149,10 @@ def _replay_block(
     """Replay one block in every way, as many ways at a time as there are CPUs."""
     fired = fired_at(trace, index, tokens)
     orders = {task.order(task.contender.blocks[index]).tobytes() for task in tasks}
-    firing = {key: firing_slots(fired, np.frombuffer(key, dtype=np.int32)) for key in orders}
+    firing: dict[bytes, FiringSlots] = {}
+
+    def find(key: bytes) -> None:
+        firing[key] = firing_slots(fired, np.frombuffer(key, dtype=np.int32))
 
     def replay(k: int) -> None:
         task = tasks[k]
@@ -159,6 +170,7 @@ def _replay_block(
         advance(1)
 
     with ThreadPoolExecutor(available_cpus()) as pool:
+        list(pool.map(find, orders))
         list(pool.map(replay, range(len(tasks))))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,13 +234,20 @@ def _print_plan(
             click.echo(f"{each.stage.title}: {each.why}")
     running = sum(each.why is not None and each.certain for each in planned)
     maybe = sum(not each.certain for each in planned)
-    disk = sum(each["disk_bytes"] or 0 for each in needs.values())
+    # A layout that is run lies there as a checkpoint for that time only.
+    passing = max((needs[each.stage.output]["disk_bytes"] for each in planned if _is_passing(each, needs)), default=0)
+    lasting = [each.stage.output for each in planned if not _is_passing(each, needs)]
+    disk = passing + sum(needs.get(output, _UNKNOWN)["disk_bytes"] or 0 for output in lasting)
     memory = max((each["memory_bytes"] or 0 for each in needs.values()), default=0)
     free = shutil.disk_usage(folder if folder.exists() else folder.absolute().parent).free
     click.echo(
         f"{folder}: {running} of {len(planned)} stages would run, {maybe} more may; as far as known they take up to\n"
         f"{human_bytes(memory)} of memory and {human_bytes(disk)} of disk, of which {human_bytes(free)} are free"
     )
+
+
+def _is_passing(planned: PlannedStage, needs: Mapping[str, Any]) -> bool:
+    return planned.stage.name == "forward" and planned.stage.output in needs
 
 
 _UNKNOWN: dict[str, Any] = {"memory_bytes": None, "disk_bytes": None, "seconds": None}
@@ -250,7 +257,7 @@ def _needs(
     planned: Sequence[PlannedStage], source: ModelInput, folder: Path, request: BuildRequest
 ) -> dict[str, dict[str, Any]]:
     """What stages that run take, by output, as far as it is known."""
-    from neuralink_cli.pipeline.needs import layout_needs, order_needs, trace_needs
+    from neuralink_cli.pipeline.needs import forward_needs, layout_needs, order_needs, trace_needs
     from neuralink_cli.pipeline.options import TRACE_FILE
 
     options, found = request.options, {}
@@ -260,6 +267,10 @@ def _needs(
         # First: what it loads stays in memory, and so is part of what later stages take.
         memory, disk = trace_needs(source, options)
         found[TRACE_FILE] = {**_UNKNOWN, "memory_bytes": memory, "disk_bytes": disk}
+    compared = [stage for stage in running if stage.name == "forward"]
+    if compared:
+        expected_run = asdict(forward_needs(source, options))
+        found |= {stage.output: {**_UNKNOWN, **expected_run} for stage in compared}
     layouts = [stage for stage in running if stage.name == "relayout"]
     if layouts:
         expected = layout_needs(source, options, folder)
@@ -278,6 +289,8 @@ def _needs(
 
 
 def _print_summary(summary: BuildSummary) -> None:
+    from neuralink_cli.runtime.forward_check import forward_text
+
     devices = list(dict.fromkeys(cell.device for cell in summary.cells))
     cells = {(cell.made_for, cell.device): cell for cell in summary.cells}
     run = sum(stage.why is not None for stage in summary.stages)
@@ -294,6 +307,15 @@ def _print_summary(summary: BuildSummary) -> None:
     print_table(["made for", *(f"on {device}" for device in devices)], rows)
     for device in devices:
         click.echo(f"{device}: gain {cells[device, device].gain} with its own layout; 95% interval")
+    for device, real in summary.real.items():
+        print_text(
+            f"{device}: really read from the storage of this machine, {real.tokens:,} tokens, {1e3 * real.io_mean:.3g} "
+            f"ms each: gain {real.gain}, over naive reading {real.gain_over_naive}"
+            + ("" if real.direct else "; NO DIRECT I/O here: times are of the page cache")
+        )
+    for device, figures in summary.forward.items():
+        for line in forward_text(dict(figures)):
+            print_text(f"{device}: {line}")
     others = [cell for cell in summary.cells if cell.made_for != cell.device]
     if others:
         worst = min(others, key=lambda cell: cell.ratio_to_best)

@@ -23,7 +23,7 @@ from neuralink_cli.cli.options import (
 from neuralink_cli.cli.output import print_json, print_pairs, print_table, print_text, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.placement.placement import EFFORT_NAMES
-from neuralink_cli.sizes import human_bytes
+from neuralink_cli.sizes import human_bytes, human_seconds, parse_size
 from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 from neuralink_cli.weight_formats.formats import SOURCE
 
@@ -72,6 +72,11 @@ Examples:
 )
 @tokens_per_second_option
 @click.option(
+    "--disk-speed",
+    metavar="BYTES",
+    help="Bytes a second that the disk of the layout reads or writes, like 1GB: how long `relayout` takes at least.",
+)
+@click.option(
     "--tokens",
     type=click.IntRange(min=1),
     metavar="N",
@@ -96,6 +101,7 @@ def command(
     dram: tuple[str, ...],
     cache: str,
     tokens_per_second: float | None,
+    disk_speed: str | None,
     tokens: int | None,
     effort: str | None,
     jobs: int | None,
@@ -133,6 +139,7 @@ def command(
             policy=cache,
             tokens=tokens,
             tokens_per_second=tokens_per_second,
+            disk_speed=None if disk_speed is None else _speed_of(disk_speed),
             effort=effort or DEFAULT_EFFORT,
             jobs=jobs,
         ),
@@ -146,6 +153,13 @@ def command(
         return
     print_pairs(_pairs(report))
     _print_figures(report)
+
+
+def _speed_of(text: str) -> int:
+    speed = parse_size(text)
+    if not speed:
+        raise OptionError("--disk-speed is 0", fix="pass bytes a second, like 1GB")
+    return speed
 
 
 def _pairs(report: EstimateReport) -> Iterator[tuple[str, str]]:
@@ -168,6 +182,14 @@ def _pairs(report: EstimateReport) -> Iterator[tuple[str, str]]:
         blocks = group.first if group.count == 1 else f"{group.count:,} blocks from {group.first} on"
         before = "" if group.bundle_bytes == group.source_bytes else f", {group.source_bytes:,} in the source"
         yield "bundles", f"{blocks}: {group.neurons:,} neurons of {group.bundle_bytes:,} bytes{before}"
+    writing = report.relayout
+    seconds = writing.least_seconds
+    yield (
+        "relayout",
+        f"reads {human_bytes(writing.bytes_read)}, writes {human_bytes(writing.bytes_written)}, needs up to "
+        f"{human_bytes(writing.memory_bytes)} of memory"
+        + ("" if seconds is None else f", takes at least {human_seconds(seconds)} at the speed of the disk"),
+    )
     memory = report.memory
     if report.layout == "permuted":
         yield "memory", f"{human_bytes(memory.least_bytes)}: an ordinary checkpoint, which is loaded whole"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,20 +14,12 @@ from neuralink_cli.cli.options import (
     architecture_options,
     ignore_remote_code_option,
     model_argument,
-    read_text,
     reporting_options,
     revision_option,
 )
 from neuralink_cli.cli.output import print_json, progress_bar
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.sizes import human_bytes
-
-if TYPE_CHECKING:
-    from neuralink_cli.architectures.architecture import Architecture
-    from neuralink_cli.calibration.batches import ModelBatch
-
-    # The architecture, and the batches to run.
-    Comparison = tuple[Architecture, list[ModelBatch]]
 
 
 @click.command(
@@ -103,27 +94,31 @@ def command(
     """
     if quick and forward:
         raise OptionError("--quick reads no weights, so it cannot be combined with --forward")
-    limits = {"max_increase": max_perplexity_increase, "max_kl": max_kl}
-    if any(limit is not None for limit in limits.values()) and not forward:
-        raise OptionError("--max-perplexity-increase and --max-kl need --forward", fix="pass --forward --text FILE")
     from neuralink_cli.checkpoint.hub import find_model
-    from neuralink_cli.layout.recall import GateRecall
     from neuralink_cli.layout.verify import verify
+    from neuralink_cli.runtime.forward_check import ForwardOptions, forward_text, prepare_forward
+
+    options = None
+    if forward:
+        options = ForwardOptions(
+            text=text_file,
+            tolerance=tolerance,
+            tokens=forward_tokens,
+            max_perplexity_increase=max_perplexity_increase,
+            max_kl=max_kl,
+            trust_remote_code=trust_remote_code,
+            ignore_remote_code=ignore_remote_code,
+        )
+    elif max_perplexity_increase is not None or max_kl is not None:
+        raise OptionError("--max-perplexity-increase and --max-kl need --forward", fix="pass --forward --text FILE")
 
     directory = find_model(model, revision).directory
-    code = {"trust_remote_code": trust_remote_code, "ignore_remote_code": ignore_remote_code}
-    rounded = forward and _is_rounded(layout_directory)
-    if any(limit is not None for limit in limits.values()) and not rounded:
-        raise OptionError("--max-perplexity-increase and --max-kl are for layouts with rounded weights")
-    sizes = {"sequences": -(-forward_tokens // 128), "length": 128} if rounded else {}
-    prepared = _prepare_comparison(directory, text_file, architecture, code, sizes) if forward else None
+    run = None if options is None else prepare_forward(directory, layout_directory, options, architecture)
     try:
         report = verify(directory, layout_directory, quick=quick, progress=progress_bar)
         document = asdict(report)
-        if prepared is not None and rounded:
-            document["forward"] = _measure_distance(directory, layout_directory, prepared, limits, code)
-        elif prepared is not None:
-            document["forward"] = _compare_outputs(directory, layout_directory, prepared, tolerance, code)
+        if run is not None:
+            document["forward"] = run()
     except VerificationError as error:
         if as_json:
             print_json({"verified": False, "problem": str(error)})
@@ -140,91 +135,5 @@ def command(
     recall = report.gate_recall
     if recall is not None:
         click.echo(f"  rounded rows decide firing; measured when it was written: {recall}")
-    if "forward" in document and rounded:
-        figures = document["forward"]
-        click.echo(
-            f"  on {figures['tokens']:,} tokens: perplexity {figures['perplexity']:.4g} of the source, "
-            f"{figures['layout_perplexity']:.4g} of the layout ({figures['perplexity_increase']:+.2%}); KL divergence "
-            f"{figures['mean_kl']:.4f} (99th percentile {figures['p99_kl']:.4f}); same first choice at "
-            f"{figures['same_first_choice']:.2%}"
-        )
-        gate = figures["gate"]
-        if gate is not None:
-            click.echo(f"  rounded rows decide firing: {GateRecall(**gate)}")
-    elif "forward" in document:
-        figures = document["forward"]
-        click.echo(
-            f"  outputs agree on {figures['tokens']:,} tokens: largest difference {figures['max_abs_difference']:.2g} "
-            f"of {figures['reference_scale']:.3g}, same first choice at {figures['same_argmax']:.2%}"
-        )
-
-
-def _prepare_comparison(
-    model: Path, text_file: Path | None, choice: ArchitectureChoice, code: dict[str, bool], sizes: dict[str, int]
-) -> Comparison:
-    from neuralink_cli.architectures.choice import choose_architecture
-    from neuralink_cli.architectures.model_description import describe
-    from neuralink_cli.checkpoint.checkpoint import Checkpoint
-    from neuralink_cli.models.own_code import settle_own_code
-    from neuralink_cli.runtime.output_comparison import comparison_batches
-
-    with Checkpoint(model) as checkpoint:
-        architecture = choose_architecture(describe(checkpoint), choice)
-    settle_own_code(model, architecture, trust=code["trust_remote_code"], ignore=code["ignore_remote_code"])
-    text = None if text_file is None else read_text(text_file)
-    trusted = code["trust_remote_code"]
-    return architecture, comparison_batches(model, architecture, text, trust_remote_code=trusted, **sizes)
-
-
-def _is_rounded(directory: Path) -> bool:
-    from neuralink_cli.layout.open_layout import open_layout
-
-    with open_layout(directory) as layout:
-        return not layout.exact
-
-
-def _measure_distance(
-    model: Path, directory: Path, prepared: Comparison, limits: dict[str, float | None], code: dict[str, bool]
-) -> dict[str, Any]:
-    from neuralink_cli.layout.restore import loadable
-    from neuralink_cli.runtime.model_distance import measure_distance
-
-    architecture, batches = prepared
-    with loadable(directory) as decoded:
-        distance = measure_distance(
-            model,
-            decoded,
-            batches,
-            architecture,
-            trust_remote_code=code["trust_remote_code"],
-            ignore_remote_code=code["ignore_remote_code"],
-            layout=directory,
-        )
-    distance.check(directory, **limits)
-    return {**asdict(distance), "perplexity_increase": distance.perplexity_increase}
-
-
-def _compare_outputs(
-    model: Path, directory: Path, prepared: Comparison, tolerance: float, code: dict[str, bool]
-) -> dict[str, Any]:
-    from neuralink_cli.layout.restore import loadable
-    from neuralink_cli.runtime.output_comparison import compare_outputs
-
-    architecture, batches = prepared
-    with loadable(directory) as rewritten:
-        comparison = compare_outputs(
-            model,
-            rewritten,
-            batches,
-            architecture,
-            tolerance=tolerance,
-            trust_remote_code=code["trust_remote_code"],
-            ignore_remote_code=code["ignore_remote_code"],
-        )
-    if not comparison.agrees:
-        raise VerificationError(
-            f"outputs differ by up to {comparison.max_abs_difference:.3g} (largest output "
-            f"{comparison.reference_scale:.3g}), more than --tolerance {tolerance:g} allows",
-            where=directory,
-        )
-    return asdict(comparison)
+    for line in forward_text(document["forward"]) if "forward" in document else ():
+        click.echo(f"  {line}")

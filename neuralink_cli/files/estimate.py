@@ -92,10 +92,20 @@ def estimate(passes: Sequence[Pass], largest: int, output: Path | None = None) -
     seconds = None
     if read + written >= _WORTH_SAMPLING:
         seconds = sum(_seconds(each, output) for each in passes)
-    load_compiler()
     free = None if output is None else shutil.disk_usage(output.absolute().parent).free + leftover_bytes(output)
+    return Estimate(read, written, free, memory_bytes(passes, largest, program_bytes()), seconds)
+
+
+def program_bytes() -> int:
+    """Bytes of memory that a run takes before it begins: what this process has taken so far, and the compiler."""
+    load_compiler()
+    return resident_bytes()
+
+
+def memory_bytes(passes: Sequence[Pass], largest: int, programs: int) -> int:
+    """The peak of a run's memory; `largest` as for `estimate`, `programs` as from `program_bytes`."""
     waiting = 2 * min(pipeline.IN_FLIGHT, max(each.read for each in passes))
-    return Estimate(read, written, free, with_margin(resident_bytes() + waiting + largest), seconds)
+    return with_margin(programs + waiting + largest)
 
 
 def _seconds(work: Pass, output: Path | None) -> float:

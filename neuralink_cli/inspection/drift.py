@@ -173,7 +173,11 @@ def drift(
     """
     found = recognise(artefact)
     if found.kind not in PLACED_KINDS:
-        raise InputError(f"is a {found.kind}, but drift is that of a layout or placement", where=artefact)
+        raise InputError(
+            f"is a {found.kind}, but drift is that of a layout or placement",
+            where=artefact,
+            fix="pass what `cluster` or `relayout` wrote, and the trace of new traffic with --trace",
+        )
     facts = read_facts(found)
     with Trace(trace) as opened:
         opened.check_content()

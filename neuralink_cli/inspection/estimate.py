@@ -29,6 +29,7 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.devices.device import DeviceModel, default_device, stated_device
 from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.files.estimate import memory_bytes, program_bytes
 from neuralink_cli.inspection.estimate_report import (
     REPLAYED,
     SHARES,
@@ -38,12 +39,14 @@ from neuralink_cli.inspection.estimate_report import (
     EstimateOptions,
     EstimateReport,
     MemoryNeeds,
+    RelayoutNeeds,
 )
 from neuralink_cli.inspection.facts import kept_in_dram
 from neuralink_cli.inspection.reading import speed_needed
 from neuralink_cli.layout.plan import RelayoutPlan
 from neuralink_cli.layout.planned_size import planned_size
 from neuralink_cli.layout.planning import check_options, plan_relayout
+from neuralink_cli.layout.relayout import relayout_pass
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.gain import total_gain
 from neuralink_cli.placement.placement import ORIGINAL, STORED, Placement
@@ -80,6 +83,8 @@ def estimate(
     if placement is None and trace is None:
         raise OptionError("there is nothing to estimate from", fix="pass --placement, --trace or both")
     check_options(options.layout)
+    # Before an order is made, or tokens are replayed, which `relayout` does not do.
+    programs = program_bytes()
     with ExitStack() as stack:
         opened = None if placement is None else stack.enter_context(Placement(placement))
         tokens = None if trace is None else stack.enter_context(Trace(trace))
@@ -117,6 +122,7 @@ def estimate(
             source_bytes=sum(file.size for file in checkpoint.files),
             size=planned_size(plan, checkpoint, opened),
             memory=memory,
+            relayout=_writing(plan, checkpoint, programs, options.disk_speed),
             device=device.name,
             tokens_per_second=options.tokens_per_second,
             figures=REPLAYED if replayed is not None else STATED if budgets else None,
@@ -124,6 +130,12 @@ def estimate(
             held_out=None if replayed is None else replayed.held_out,
             budgets=budgets,
         )
+
+
+def _writing(plan: RelayoutPlan, checkpoint: Checkpoint, programs: int, disk_speed: int | None) -> RelayoutNeeds:
+    work = relayout_pass(plan, checkpoint)
+    seconds = None if disk_speed is None else (work.read + work.written) / disk_speed
+    return RelayoutNeeds(work.read, work.written, memory_bytes([work], plan.peak_block_bytes, programs), seconds)
 
 
 def _check_model(checkpoint: Checkpoint, found: Sequence[FFNBlock], trace: Trace) -> None:

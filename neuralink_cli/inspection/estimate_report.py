@@ -30,6 +30,7 @@ class EstimateOptions:
         policy: Name of the cache's policy.
         tokens: Replay at most this many held-out tokens; None for all, or for as many as take about a minute.
         tokens_per_second: What storage should be fast enough for.
+        disk_speed: Bytes a second that the disk reads or writes, to say how long `relayout` takes; None if not asked.
         effort: How long to refine the order that is made if there is no placement.
         jobs: Blocks to order at a time; by default as many as CPUs.
     """
@@ -40,6 +41,7 @@ class EstimateOptions:
     policy: str = DEFAULT_POLICY
     tokens: int | None = None
     tokens_per_second: float | None = None
+    disk_speed: int | None = None
     effort: str = DEFAULT_EFFORT
     jobs: int | None = None
 
@@ -73,6 +75,23 @@ class MemoryNeeds:
     pinned_bytes: int
     token_bytes: int
     least_bytes: int
+
+
+@dataclass(frozen=True)
+class RelayoutNeeds:
+    """What writing the layout takes, as `relayout` says before it begins.
+
+    Attributes:
+        bytes_read: Of the checkpoint.
+        bytes_written: Weights and the files beside them.
+        memory_bytes: Peak of resident memory.
+        least_seconds: What reading and writing take together at the speed of the disk; None if it is not stated.
+    """
+
+    bytes_read: int
+    bytes_written: int
+    memory_bytes: int
+    least_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -129,6 +148,7 @@ class EstimateReport:
     source_bytes: int
     size: PlannedSize
     memory: MemoryNeeds
+    relayout: RelayoutNeeds
     device: str
     tokens_per_second: float | None
     figures: str | None

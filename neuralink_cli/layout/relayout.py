@@ -307,5 +307,9 @@ def _write_card(
 
 def estimate_relayout(plan: RelayoutPlan, checkpoint: Checkpoint, output: Path) -> Estimate:
     """Estimate what `write_layout` will take."""
-    work = Pass(checkpoint.files, plan.total_bytes, other_read=plan.companion_bytes)
-    return estimate([work], plan.peak_block_bytes, output)
+    return estimate([relayout_pass(plan, checkpoint)], plan.peak_block_bytes, output)
+
+
+def relayout_pass(plan: RelayoutPlan, checkpoint: Checkpoint) -> Pass:
+    """What `write_layout` reads and writes."""
+    return Pass(checkpoint.files, plan.total_bytes, other_read=plan.companion_bytes)

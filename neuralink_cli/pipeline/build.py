@@ -14,10 +14,11 @@ from typing import Any
 
 from neuralink_cli.errors import MismatchError, OutputError, VerificationError
 from neuralink_cli.files.durable import leftover_bytes, locked_directory
-from neuralink_cli.pipeline.fleet import FleetCell, read_summary
+from neuralink_cli.files.json_text import read_object
+from neuralink_cli.pipeline.fleet import FleetCell, RealReads, read_real, read_summary
 from neuralink_cli.pipeline.inputs import ModelInput, read_model
 from neuralink_cli.pipeline.lock import Lock, LockEntry, differences, read_lock, write_lock
-from neuralink_cli.pipeline.needs import layout_needs
+from neuralink_cli.pipeline.needs import forward_needs, layout_needs
 from neuralink_cli.pipeline.options import LOCK_FILE, SUMMARY_FILE, BuildOptions
 from neuralink_cli.pipeline.outputs import content_digest, damage, digest_files, require_own
 from neuralink_cli.pipeline.stages import Stage, build_stages
@@ -55,12 +56,16 @@ class BuildSummary:
         stages: All of them, those that had nothing to do too.
         tokens: Held-out tokens that the layouts were replayed on.
         cells: Every layout on every device.
+        forward: Of every device whose layout was run, how far it is from the model, as `verify --forward --json` says.
+        real: Of every device whose layout was read from the storage here, what that takes.
     """
 
     output: str
     stages: tuple[BuiltStage, ...]
     tokens: int
     cells: tuple[FleetCell, ...]
+    forward: Mapping[str, Mapping[str, Any]]
+    real: Mapping[str, RealReads]
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,15 @@ def build(
             _tell_of_dropped(output, stages, lock)
             write_lock(output / LOCK_FILE, {stage.output: lock[stage.output] for stage in stages})
     tokens, cells = read_summary(output / SUMMARY_FILE)
-    return BuildSummary(str(output), built, tokens, cells)
+    made = {name: [stage for stage in stages if stage.name == name] for name in ("forward", "real")}
+    return BuildSummary(
+        str(output),
+        built,
+        tokens,
+        cells,
+        {str(stage.device): read_object(output / stage.output) for stage in made["forward"]},
+        {str(stage.device): read_real(output / stage.output) for stage in made["real"]},
+    )
 
 
 def plan_build(
@@ -231,6 +244,8 @@ def _require_room(
         needed = layout_needs(source, options, output).bytes_written
         absent = [output / stage.output for stage in unmade if not lock[stage.output].files]
         left = sum(needed - min(leftover_bytes(path), needed) for path in absent)
+        if options.forward is not None:
+            left += forward_needs(source, options).disk_bytes
         free = shutil.disk_usage(output).free
         if free < left:
             raise OutputError(
@@ -307,7 +322,7 @@ def _make(stage: Stage, digests: Mapping[str, str], output: Path, progress: Prog
 
 
 def _require_same(output: Path, stage: Stage, entry: LockEntry, made: LockEntry) -> None:
-    if (made.digest, made.files) == (entry.digest, entry.files):
+    if not stage.repeatable or (made.digest, made.files) == (entry.digest, entry.files):
         return
     changed = sorted(name for name in {*made.files, *entry.files} if made.files.get(name) != entry.files.get(name))
     other = list(differences(dict(entry.versions), dict(made.versions)))

@@ -15,13 +15,15 @@ from neuralink_cli.activations.options import ProfileOptions, ThresholdOptions
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.devices.device import builtin_devices
-from neuralink_cli.errors import InputError, MissingDependencyError
+from neuralink_cli.errors import InputError, MissingDependencyError, OptionError
 from neuralink_cli.files.input_file import read_input, require_reachable
 from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.models.execution import ExecutionOptions
 from neuralink_cli.pipeline.options import BuildOptions, build_device
 from neuralink_cli.placement.cluster import ClusterOptions
+from neuralink_cli.placement.dask_cluster import DaskOptions
+from neuralink_cli.runtime.forward_check import ForwardOptions
 from neuralink_cli.sizes import parse_size
 from neuralink_cli.storage.budget import parse_budget
 
@@ -58,7 +60,10 @@ def read_build_file(path: Path) -> BuildRequest:
         document = _toml().loads(read_input(path).decode(), parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid TOML ({error})", where=path) from None
-    return parse_build(document, path, path.absolute().parent)
+    try:
+        return parse_build(document, path, path.absolute().parent)
+    except OptionError as error:
+        raise OptionError(error.what, where=error.where or path, fix=error.fix) from None
 
 
 def parse_build(document: dict[str, Any], where: str | Path, folder: Path) -> BuildRequest:
@@ -115,14 +120,39 @@ def parse_build(document: dict[str, Any], where: str | Path, folder: Path) -> Bu
             order_from=_path(folder, cluster.get("order-from")),
             **_given(cluster, "order", "effort", "bundle-bytes", "pin-hot", "held-out", "jobs"),
             **({"fewest_tokens": cluster["min-tokens"]} if "min-tokens" in cluster else {}),
+            dask=_dask(cluster, folder),
         ),
         relayout=RelayoutOptions(**_given(relayout, *(key for key in relayout if not key.startswith("recall-")))),
         recall_text=_path(folder, relayout.get("recall-text")),
         **_given(relayout, "recall-tokens"),
+        forward=_forward(document.get("verify", {}), model, folder),
+        **_given(bench, "real"),
         dram=dram,
     )
     output = _path(folder, document.get("output"))
     return BuildRequest(_path_or_name(folder, model["path"]), output, options, bench.get("fail-below"))
+
+
+def _forward(table: Mapping[str, Any], model: Mapping[str, Any], folder: Path) -> ForwardOptions | None:
+    if not table.get("forward", False):
+        return None
+    return ForwardOptions(
+        text=_path(folder, table.get("text")),
+        **({"tokens": table["forward-tokens"]} if "forward-tokens" in table else {}),
+        **_given(table, "tolerance", "max-perplexity-increase", "max-kl"),
+        **_given(model, "trust-remote-code", "ignore-remote-code"),
+    )
+
+
+def _dask(table: Mapping[str, Any], folder: Path) -> DaskOptions | None:
+    scheduler, workers = table.get("scheduler"), table.get("workers")
+    if scheduler is None and workers is None:
+        if table.get("send-trace", False):
+            raise OptionError("`send-trace` needs `scheduler` or `workers` in [cluster]")
+        return None
+    if scheduler is not None:
+        scheduler = scheduler if "://" in scheduler else str(folder / scheduler)
+    return DaskOptions(scheduler, workers, table.get("send-trace", False))
 
 
 def _given(table: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -158,6 +188,8 @@ def _unknown_keys(document: Any, schema: Mapping[str, Any], place: str = "") -> 
         if key not in known:
             yield f"unknown key {key!r}{inside}{_instead(key, known, BUILD_SCHEMA.read(), place)}"
         elif key in tables:
+            if isinstance(value, dict) and tables[key].get("type") == "array":
+                yield f"[{key}] is one table of a list: write [[{key}]]"
             for each in value if isinstance(value, list) else [value]:
                 if isinstance(each, dict):
                     yield from _unknown_keys(each, tables[key].get("items", tables[key]), key)

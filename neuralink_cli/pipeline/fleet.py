@@ -35,6 +35,25 @@ class FleetCell:
     ratio_to_best: float
 
 
+@dataclass(frozen=True)
+class RealReads:
+    """What reading a layout takes on the storage that it lies on, with collapse and with the cache there is.
+
+    Attributes:
+        tokens: Held-out tokens that were read.
+        gain: As of a `FleetCell`.
+        gain_over_naive: As of a `FleetCell`.
+        io_mean: The mean time of a token's reads in seconds.
+        direct: Whether all reads went past the page cache.
+    """
+
+    tokens: int
+    gain: Ratio
+    gain_over_naive: Ratio
+    io_mean: float
+    direct: bool
+
+
 def bench_document(report: BenchReport, layouts: Mapping[str, Path]) -> dict[str, Any]:
     """A report as JSON, with the names of devices in place of the paths of the layouts made for them."""
     names = {str(path): name for name, path in layouts.items()}
@@ -59,12 +78,7 @@ def summary_document(benches: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _cells(device: str, rows: list[dict[str, Any]]) -> list[FleetCell]:
-    cached = any(row["way"]["cache"] != NO_CACHE for row in rows)
-    stored = [
-        row
-        for row in rows
-        if row["way"]["layout"] is not None and row["way"]["collapse"] and (row["way"]["cache"] != NO_CACHE) == cached
-    ]
+    stored = _stored(rows)
     times = [row["figures"]["io_mean"] for row in stored]
     return [
         FleetCell(
@@ -77,6 +91,29 @@ def _cells(device: str, rows: list[dict[str, Any]]) -> list[FleetCell]:
         )
         for row, time in zip(stored, times, strict=True)
     ]
+
+
+def _stored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of layouts, read with access collapse and with the cache there is."""
+    cached = any(row["way"]["cache"] != NO_CACHE for row in rows)
+    return [
+        row
+        for row in rows
+        if row["way"]["layout"] is not None and row["way"]["collapse"] and (row["way"]["cache"] != NO_CACHE) == cached
+    ]
+
+
+def read_real(path: Path) -> RealReads:
+    """What a file with the figures of real reads of one layout says."""
+    document = read_object(path)
+    (row,) = _stored(document["rows"])
+    return RealReads(
+        tokens=sum(part["stop"] - part["start"] for part in document["tokens"]),
+        gain=Ratio(**row["gain"]),
+        gain_over_naive=Ratio(**row["gain_over_naive"]),
+        io_mean=row["figures"]["io_mean"],
+        direct=document["direct"],
+    )
 
 
 def read_summary(path: Path) -> tuple[int, tuple[FleetCell, ...]]:

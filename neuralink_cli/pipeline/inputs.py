@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from neuralink_cli.activations.trace import Trace
-from neuralink_cli.architectures.choice import ArchitectureChoice
+from neuralink_cli.architectures.choice import ArchitectureChoice, choose_architecture
+from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.calibration.identity import identify_dataset
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.devices.device import device_record
+from neuralink_cli.errors import OptionError
 from neuralink_cli.files.input_file import digest_of
 from neuralink_cli.files.json_text import canonical
 from neuralink_cli.layout.companions import companions_to_copy
 from neuralink_cli.layout.names import MODEL_CARD
 from neuralink_cli.pipeline.options import BuildDevice, BuildOptions
 from neuralink_cli.placement.cluster import check_options
+from neuralink_cli.placement.dask_cluster import require_dask, scheduler_address
 from neuralink_cli.placement.own_orders import IMPORTED, load_order
 from neuralink_cli.placement.placement import ORDER_NAMES
 
@@ -114,14 +117,19 @@ def profile_inputs(model: ModelInput, options: BuildOptions) -> dict[str, Any]:
 
 
 def cluster_inputs(options: BuildOptions, device: BuildDevice) -> dict[str, Any]:
-    """What a placement is made from beside the trace.
+    """What a placement is made from beside the trace. Who orders the blocks decides nothing.
 
     Raises:
         OptionError: An option is out of range, or options do not go together.
-        InputError: The file with an order cannot be read.
+        InputError: The file with an order, or that of a scheduler, cannot be read.
+        MissingDependencyError: Blocks are to be ordered on Dask, which is not installed.
     """
     cluster = options.cluster
     check_options(cluster)
+    if cluster.dask is not None:
+        # Now, not after hours of recording.
+        require_dask()
+        scheduler_address(cluster.dask)
     own = None
     if cluster.order_from is not None:
         own = digest_of(cluster.order_from)
@@ -158,6 +166,28 @@ def _recall(options: BuildOptions) -> dict[str, Any]:
     if options.recall_text is None:
         return {}
     return {"recall": {"text": digest_of(options.recall_text), "tokens": options.recall_tokens}}
+
+
+def forward_inputs(model: ModelInput, options: BuildOptions) -> dict[str, Any]:
+    """What the comparison of what two models compute is made from beside the layout; nothing if they are not run.
+
+    Raises:
+        OptionError: The model needs a text to run on.
+        InputError: The text cannot be read.
+    """
+    forward = options.forward
+    if forward is None:
+        return {}
+    architecture = options.profile.architecture
+    if forward.text is None:
+        with Checkpoint(model.directory, model.origin) as checkpoint:
+            task = choose_architecture(describe(checkpoint), architecture).task
+        if task != "image-encoder":
+            raise OptionError("`forward` needs text to run on", fix="add `text` to [verify]")
+    text = None if forward.text is None else digest_of(forward.text)
+    # What the text decides does not depend on where it lies.
+    settings = {**asdict(forward), "text": text, **_blocks(architecture, options.profile.allow_uncovered)}
+    return {"model": model.record(model.files_sha256), "options": settings}
 
 
 def bench_inputs(options: BuildOptions, device: BuildDevice) -> dict[str, Any]:

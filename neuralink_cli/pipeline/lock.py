@@ -18,6 +18,8 @@ LOCK_SCHEMA = Schema("lock file", __package__, "lock.schema.json")
 TOOL = f"neuralink {__version__}"
 _FORMAT, _VERSION = "neuralink-lock", 1
 _LONGEST_VALUE = 40
+# Without its lock file a folder is no build.
+_WAY_OUT = "put the lock file back as it was, or choose another output"
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,19 @@ def read_lock(path: Path) -> Lock | None:
     require_reachable(path)
     if not path.exists():
         return None
-    document = read_object(path)
+    try:
+        return _entries(read_object(path), path)
+    except InputError as error:
+        raise InputError(error.what, where=path, fix=error.fix or _WAY_OUT) from None
+
+
+def _entries(document: dict[str, Any], path: Path) -> Lock:
     if document.get("format") == _FORMAT and document.get("version") != _VERSION:
-        raise InputError(f"has version {document.get('version')!r}, but this tool reads {_VERSION}", where=path)
+        raise InputError(
+            f"has version {document.get('version')!r}, but this tool reads {_VERSION}",
+            where=path,
+            fix="use the neuralink that wrote it, or choose another output",
+        )
     check_document(document, LOCK_SCHEMA, path)
     entries: Lock = {}
     for stated in document["stages"]:

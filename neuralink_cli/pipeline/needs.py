@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 from neuralink_cli.activations.trace import Trace
@@ -18,7 +19,8 @@ from neuralink_cli.pipeline.inputs import ModelInput
 from neuralink_cli.pipeline.options import BuildOptions
 from neuralink_cli.placement.held_out import split_tokens
 from neuralink_cli.placement.placement import ORIGINAL, PlacementBlock
-from neuralink_cli.placement.preflight import cluster_needs
+from neuralink_cli.placement.preflight import cluster_needs, worker_needs
+from neuralink_cli.runtime.forward_check import output_bytes
 
 
 def model_blocks(model: ModelInput, options: BuildOptions) -> tuple[FFNBlock, ...]:
@@ -76,14 +78,39 @@ def trace_needs(model: ModelInput, options: BuildOptions) -> tuple[int, int | No
     return profile_needs(options.data, options.profile.execution, model.directory, model_blocks(model, options))
 
 
+def forward_needs(model: ModelInput, options: BuildOptions) -> Needs:
+    """What running the model and one layout takes: the model, the outputs of both, and a layout as a checkpoint.
+
+    Raises:
+        MissingDependencyError: The packages of the extra `hf` are not installed.
+    """
+    from neuralink_cli.activations.preflight import comparing_needs
+    from neuralink_cli.models.hf_packages import require_hf_packages
+
+    assert options.forward is not None
+    require_hf_packages("torch", "transformers")
+    with Checkpoint(model.directory, model.origin) as checkpoint:
+        outputs = output_bytes(checkpoint.config, options.forward, rounded=options.rounded)
+        files = sum(file.size for file in checkpoint.files)
+        weights = sum(prod(place.entry.shape) for place in checkpoint.tensors.values())
+    as_checkpoint = 0
+    if options.relayout.layout == BUNDLED:
+        # Rounded weights are decoded to float32.
+        as_checkpoint = 4 * weights if options.rounded else files
+    return Needs(comparing_needs(model.directory, outputs), as_checkpoint)
+
+
 def order_needs(trace: Path, options: BuildOptions) -> Needs:
-    """What ordering the blocks of a trace takes.
+    """What ordering the blocks of a trace takes on this machine.
 
     Raises:
         InputError: The trace cannot be read.
     """
     cluster = options.cluster
     with Trace(trace) as opened:
+        if cluster.dask is not None:
+            split = split_tokens(opened, cluster.held_out)
+            return worker_needs(opened, split, cluster.pin_hot, cluster.jobs or 1, cluster.dask.workers or 0)
         return cluster_needs(opened, split_tokens(opened, cluster.held_out), cluster.pin_hot, cluster.jobs)
 
 

@@ -10,9 +10,12 @@ from neuralink_cli.activations.options import ProfileOptions
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.devices.device import DeviceModel, builtin_devices, default_device, find_device
 from neuralink_cli.errors import OptionError
+from neuralink_cli.layout.names import BUNDLED
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.placement.cluster import ClusterOptions
+from neuralink_cli.runtime.forward_check import ForwardOptions
 from neuralink_cli.storage.budget import DramBudget
+from neuralink_cli.weight_formats.formats import SOURCE
 
 # Names of folders: no separators, nothing hidden, no dot at the end.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
@@ -83,6 +86,8 @@ class BuildOptions:
         recall_text: Text to run the model on before a layout is written, for its index to state what rounding the rows
             that decide firing does; None to not measure that.
         recall_tokens: How many tokens of it.
+        forward: What the model and every layout are run on, to compare what they compute; None to not run them.
+        real: Whether to read every layout from the storage that it lies on, too, beside modelling that.
 
     Raises:
         OptionError: Options that do not go together.
@@ -96,6 +101,8 @@ class BuildOptions:
     dram: DramBudget = field(default_factory=lambda: DramBudget(fraction=0.05))
     recall_text: Path | None = None
     recall_tokens: int = 1024
+    forward: ForwardOptions | None = None
+    real: bool = False
 
     def __post_init__(self) -> None:
         if not self.devices:
@@ -106,6 +113,10 @@ class BuildOptions:
             raise OptionError(f"two devices have the name {twice!r}", fix="give each a name of its own in a build file")
         if self.profile.part is not None:
             raise OptionError("a build records all of its data, so it takes no --part")
+        if self.real and self.relayout.layout != BUNDLED:
+            raise OptionError(f"a {self.relayout.layout} layout has no bundles, so `real` cannot read them")
+        if self.forward is not None and self.forward.limited and not self.rounded:
+            raise OptionError("`max-perplexity-increase` and `max-kl` are for layouts with rounded weights")
         for device in self.devices:
             share = self.dram_of(device).fraction
             if share is not None and 0 < share < self.cluster.pin_hot:
@@ -113,6 +124,15 @@ class BuildOptions:
                     f"--dram {share:.3g} of the bundles has no room for the pinned {self.cluster.pin_hot:.3g}",
                     fix="raise --dram or lower --pin-hot",
                 )
+
+    @property
+    def rounded(self) -> bool:
+        """Whether layouts have rounded weights.
+
+        Raises:
+            OptionError: A format of weights is none.
+        """
+        return {*self.relayout.formats.values(), self.relayout.dense_format} != {SOURCE}
 
     def dram_of(self, device: BuildDevice) -> DramBudget:
         """DRAM for bundles when layouts are replayed on a device."""

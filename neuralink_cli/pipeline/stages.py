@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from neuralink_cli.files.durable import new_file, write_all
 from neuralink_cli.files.json_text import readable
 from neuralink_cli.pipeline.fleet import bench_document, summary_document
-from neuralink_cli.pipeline.inputs import ModelInput, bench_inputs, cluster_inputs, profile_inputs, relayout_inputs
+from neuralink_cli.pipeline.inputs import (
+    ModelInput,
+    bench_inputs,
+    cluster_inputs,
+    forward_inputs,
+    profile_inputs,
+    relayout_inputs,
+)
 from neuralink_cli.pipeline.lock import TOOL
 from neuralink_cli.pipeline.options import SUMMARY_FILE, TRACE_FILE, BuildDevice, BuildOptions
 from neuralink_cli.progress import Progress
@@ -37,6 +44,7 @@ class Stage:
         inputs: What else it is made from.
         make: Makes it; what is there is replaced.
         packages: Those whose versions are noted.
+        repeatable: Whether the same inputs give the same bytes: not if it measures this machine.
     """
 
     name: str
@@ -46,6 +54,7 @@ class Stage:
     inputs: Mapping[str, Any]
     make: Callable[[Progress], object]
     packages: tuple[str, ...] = field(default=_NUMERIC)
+    repeatable: bool = True
 
     @property
     def title(self) -> str:
@@ -76,6 +85,16 @@ def bench_of(device: str) -> str:
     return f"{device}/bench.json"
 
 
+def forward_of(device: str) -> str:
+    """How far the layout of a device computes something else than the model, relative to the build."""
+    return f"{device}/forward.json"
+
+
+def real_of(device: str) -> str:
+    """What reading the layout of a device takes on the storage it lies on, relative to the build."""
+    return f"{device}/real.json"
+
+
 def build_stages(model: ModelInput, output: Path, options: BuildOptions) -> tuple[Stage, ...]:
     """All stages of a build, those first that others need.
 
@@ -95,6 +114,8 @@ def build_stages(model: ModelInput, output: Path, options: BuildOptions) -> tupl
         after = (TRACE_FILE, *(layout_of(name) for name in names))
         make = partial(_bench, output, options, device)
         stages.append(Stage("bench", device.name, bench_of(device.name), after, bench_inputs(options, device), make))
+    if options.real:
+        stages += [_real_stage(output, options, device) for device in options.devices]
     after = tuple(bench_of(name) for name in names)
     stages.append(Stage("summary", None, SUMMARY_FILE, after, {}, partial(_summary, output, names), ()))
     return tuple(stages)
@@ -111,6 +132,15 @@ def _stages_of(model: ModelInput, output: Path, options: BuildOptions, device: B
     yield Stage("relayout", name, layout, (placement,), relayout_inputs(model, options), make, packages)
     inputs = {"model": model.record(model.files_sha256)}
     yield Stage("verify", name, f"{name}/verify.json", (layout,), inputs, partial(_verify, model, output, name))
+    if options.forward is not None:
+        make = partial(_forward, model, output, options, name)
+        yield Stage("forward", name, forward_of(name), (layout,), forward_inputs(model, options), make, _MODELS)
+
+
+def _real_stage(output: Path, options: BuildOptions, device: BuildDevice) -> Stage:
+    make, after = partial(_real, output, options, device), (TRACE_FILE, layout_of(device.name))
+    inputs = bench_inputs(options, device)
+    return Stage("real", device.name, real_of(device.name), after, inputs, make, repeatable=False)
 
 
 def _profile(model: ModelInput, output: Path, options: BuildOptions, progress: Progress) -> None:
@@ -165,6 +195,24 @@ def _verify(model: ModelInput, output: Path, device: str, progress: Progress) ->
 
     report = verify(model.directory, output / layout_of(device), progress=progress)
     _write(output / device / "verify.json", {"verified": True, **asdict(report)})
+
+
+def _forward(model: ModelInput, output: Path, options: BuildOptions, device: str, _progress: Progress) -> None:
+    from neuralink_cli.runtime.forward_check import prepare_forward
+
+    assert options.forward is not None
+    layout = output / layout_of(device)
+    run = prepare_forward(model.directory, layout, options.forward, options.profile.architecture)
+    _write(output / forward_of(device), run())
+
+
+def _real(output: Path, options: BuildOptions, device: BuildDevice, progress: Progress) -> None:
+    from neuralink_cli.bench.bench import BenchOptions, bench_layouts
+
+    layout = output / layout_of(device.name)
+    settings = BenchOptions(devices=(device.device,), dram=options.dram_of(device), real=True)
+    report = bench_layouts([layout], output / TRACE_FILE, settings, progress=progress)
+    _write(output / real_of(device.name), bench_document(report, {device.name: layout}))
 
 
 def _bench(output: Path, options: BuildOptions, device: BuildDevice, progress: Progress) -> None:

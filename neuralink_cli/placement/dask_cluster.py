@@ -82,18 +82,24 @@ def connected(options: DaskOptions) -> Iterator[Any]:
 
             address = stack.enter_context(local_workers(options.workers))
         else:
-            assert options.scheduler is not None
-            address = _address(options.scheduler)
+            found = scheduler_address(options)
+            assert found is not None
+            address = found
         client = _client(address)
         stack.callback(_close, client)
         _require_same_software(client, address)
         yield client
 
 
-def _address(scheduler: str) -> str:
-    if "://" in scheduler:
-        return scheduler
-    path = Path(scheduler)
+def scheduler_address(options: DaskOptions) -> str | None:
+    """The address of the scheduler; None if one is going to be started.
+
+    Raises:
+        InputError: Its file cannot be read, or is none.
+    """
+    if options.scheduler is None or "://" in options.scheduler:
+        return options.scheduler
+    path = Path(options.scheduler)
     document = parse_object(read_input(path), path)
     address = document.get("address")
     if not isinstance(address, str):

@@ -27,6 +27,7 @@ from neuralink_cli.placement.dask_worker import (
     BlockTask,
     Failure,
     TaskGroup,
+    block_checksum,
     order_on_worker,
     software,
     without_code,
@@ -44,6 +45,8 @@ GROUPS_LEFT = 4.0
 # How long to wait for workers after the last one is gone, in seconds.
 _PATIENCE = 600.0
 _LOOK_SECONDS = 1.0
+_LOST = "the connection to the Dask scheduler is lost"
+_AGAIN = "see why it ended, then start the command again"
 
 
 def on_dask(work: OrderingWork, options: DaskOptions) -> Ordered:
@@ -152,7 +155,8 @@ class _Tasks:
             options = replace(options, own=tuple(without_code(own, block) for own in options.own))
             rows = trace.fired(block) if self._send else None
             positions = trace.tokens_of(block) if self._send and block.routed is not None else None
-            tasks.append(BlockTask(block, options, rows, positions))
+            checksum = None if self._send else block_checksum(trace, block)
+            tasks.append(BlockTask(block, options, checksum, rows, positions))
         return TaskGroup(
             _seen_by_workers(trace.path),
             trace.content_sha256,
@@ -180,6 +184,8 @@ class _Tasks:
             self._suspects.extend(places)
             return None
         except CancelledError:
+            if self._client.status != "running":
+                raise WorkerError(_LOST, fix=_AGAIN) from None
             raise WorkerError(
                 f"the scheduler gave up {self._names(places)}", fix="was it restarted, or the work cancelled?"
             ) from None
@@ -198,7 +204,7 @@ class _Tasks:
             return
         self._looked = now
         if self._client.status in ("closing", "closed"):
-            raise WorkerError("the connection to the Dask scheduler is lost", fix="start the command again")
+            raise WorkerError(_LOST, fix=_AGAIN)
         self._threads = sum(self._client.nthreads().values())
         if self._threads:
             self._had_workers, self._without = True, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import socket
 import sys
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
 from contextlib import nullcontext
@@ -31,15 +32,17 @@ from neuralink_cli.placement.block_ordering import BlockOptions, OrderedBlock, o
 from neuralink_cli.placement.held_out import TokenSplit
 from neuralink_cli.placement.own_orders import OwnOrder, load_order
 
+_STRETCH = 1 << 22
 SHARE_OR_SEND = "put the trace where all workers see it under this path, or pass --send-trace"
 
 
 @dataclass(frozen=True, eq=False)
 class BlockTask:
-    """A block to order; its rows, and for an expert their tokens, if they are sent along."""
+    """A block to order; its rows, and for an expert their tokens, if they are sent along, else their checksum."""
 
     block: TraceBlock
     options: BlockOptions
+    checksum: int | None = None
     rows: Bits | None = None
     positions: Positions | None = None
 
@@ -136,6 +139,8 @@ def _order(group: TaskGroup, task: BlockTask, trace: TensorFile | None) -> Order
     options = replace(task.options, own=tuple(map(_with_code, task.options.own)))
     block = task.block
     try:
+        if trace is not None:
+            _require_same_bytes(trace, task)
         rows = _rows_sent(task, group) if trace is None else _rows_on_disk(trace, group, block)
         return order_block(rows, block, group.split, group.source_names, options, _stop_if_cancelled)
     except MemoryError:
@@ -164,7 +169,7 @@ def _with_code(own: OwnOrder) -> OwnOrder:
 def _open_trace(group: TaskGroup) -> TensorFile:
     """The trace under the path that the workers share.
 
-    Its document and its arrays were checked where the work was handed in; here only that it is the same file.
+    Its document and its arrays were checked where the work was handed in; here only that it says to be the same file.
 
     Raises:
         InputError: It cannot be read here.
@@ -185,6 +190,30 @@ def _open_trace(group: TaskGroup) -> TensorFile:
         opened.close()
         raise MismatchError(f"a worker on {host} sees another file there", where=group.trace, fix=SHARE_OR_SEND)
     return opened
+
+
+def block_checksum(trace: TensorFile, block: TraceBlock) -> int:
+    """CRC-32 of the rows of a block, and for an expert of their tokens, as they are in the file."""
+    checksum = 0
+    for name in (f"{block.id}.fired", *(() if block.routed is None else (f"{block.id}.tokens",))):
+        size = trace.entry(name).nbytes
+        for start in range(0, size, _STRETCH):
+            checksum = zlib.crc32(trace.read(name, start, min(start + _STRETCH, size)).data, checksum)
+    return checksum
+
+
+def _require_same_bytes(trace: TensorFile, task: BlockTask) -> None:
+    """Refuse a block that is another one here than where the work was handed in: a digest in a header proves nothing.
+
+    Raises:
+        MismatchError: It is.
+    """
+    if block_checksum(trace, task.block) != task.checksum:
+        raise MismatchError(
+            f"a worker on {socket.gethostname()} reads other bytes of block {task.block.id!r} there",
+            where=trace.path,
+            fix=SHARE_OR_SEND,
+        )
 
 
 def _rows_sent(task: BlockTask, group: TaskGroup) -> BlockRows:

@@ -55,9 +55,7 @@ def tell_worker_needs(trace: Trace, split: TokenSplit, pinned: float, threads: i
         threads: Threads that a worker counts with.
         workers: Workers on this machine; None if they are elsewhere.
     """
-    load_compiler()
-    largest = max((block_bytes(trace, block, split, pinned, threads) for block in trace.info.blocks), default=0)
-    each = with_margin(resident_bytes() + _KERNEL_BYTES + _DASK_BYTES + largest)
+    largest, each = _worker_bytes(trace, split, pinned, threads)
     logger.info(
         "each %s takes about %s of memory (%s to order a block); this process takes %s of disk",
         f"of {workers} workers" if workers else "worker",
@@ -65,6 +63,19 @@ def tell_worker_needs(trace: Trace, split: TokenSplit, pinned: float, threads: i
         human_bytes(largest),
         human_bytes(2 * placement_bytes(trace)),
     )
+
+
+def worker_needs(trace: Trace, split: TokenSplit, pinned: float, threads: int, workers: int) -> Needs:
+    """What it takes here to order the blocks of a trace on workers of Dask; arguments as `tell_worker_needs`."""
+    _, each = _worker_bytes(trace, split, pinned, threads)
+    return Needs(with_margin(resident_bytes() + _DASK_BYTES) + workers * each, 2 * placement_bytes(trace))
+
+
+def _worker_bytes(trace: Trace, split: TokenSplit, pinned: float, threads: int) -> tuple[int, int]:
+    """Bytes to order the largest block, and of the worker that does."""
+    load_compiler()
+    largest = max((block_bytes(trace, block, split, pinned, threads) for block in trace.info.blocks), default=0)
+    return largest, with_margin(resident_bytes() + _KERNEL_BYTES + _DASK_BYTES + largest)
 
 
 def placement_bytes(trace: Trace) -> int:

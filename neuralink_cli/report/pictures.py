@@ -18,6 +18,7 @@ Picture = npt.NDArray[np.float32]
 RASTER_TOKENS, RASTER_SLOTS, PAIR_CELLS = 240, 768, 96
 # A co-activation is counted over so many tokens.
 PAIR_TOKENS = 2048
+_STRETCH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +104,12 @@ def co_activation(fired: npt.NDArray[np.uint8], order: Order, cells: int) -> Pic
         cells: Cells that the slots are cut into, as equal as can be; no more than slots.
     """
     starts = (np.arange(min(cells, order.size)) * order.size) // min(cells, order.size)
-    ordered = fired[:, order]
-    counts = np.add.reduceat(ordered, starts, axis=1, dtype=np.float64)
-    frequency = ordered.sum(axis=0, dtype=np.float64)
-    together = counts.T @ counts
+    frequency = fired.sum(axis=0, dtype=np.int64)[order].astype(np.float64)
+    together = np.zeros((starts.size, starts.size))
+    # Some tokens at a time: sums are of float64, which is eight times what fires.
+    for first in range(0, fired.shape[0], _STRETCH):
+        counts = np.add.reduceat(fired[first : first + _STRETCH, order], starts, axis=1, dtype=np.float64)
+        together += counts.T @ counts
     roots = np.add.reduceat(np.sqrt(frequency), starts)
     possible = np.outer(roots, roots)
     # A neuron is no pair with itself.

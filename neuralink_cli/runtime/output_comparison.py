@@ -22,6 +22,8 @@ from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_pack
 from neuralink_cli.models.model_class import TASKS_WITH_HEAD, saved_without_head
 
 Outputs = npt.NDArray[np.float32]
+# What of a text models are run on, unless more is asked for.
+SEQUENCES, SEQUENCE_LENGTH = 4, 64
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def comparison_batches(
     architecture: Architecture,
     text: str | None,
     *,
-    sequences: int = 4,
-    length: int = 64,
+    sequences: int = SEQUENCES,
+    length: int = SEQUENCE_LENGTH,
     trust_remote_code: bool = False,
 ) -> list[ModelBatch]:
     """What to compare the outputs of two models on: the start of a text, or images of noise.

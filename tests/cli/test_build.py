@@ -307,6 +307,22 @@ def test_locked_refuses_what_comes_out_different(neuralink: Neuralink, arguments
     assert path.read_text() == canonical(document)
 
 
+def test_a_lock_file_that_cannot_be_read_is_told_with_a_way_out(
+    neuralink: Neuralink, arguments: list[str], outputs: Path
+) -> None:
+    path = outputs / "neuralink.lock.json"
+    for text, complaint in (
+        (
+            '{"format": "neuralink-lock", "version": 2}',
+            "has version 2, but this tool reads 1; use the neuralink that wrote it, or choose another output",
+        ),
+        ("[]", "not a JSON object; put the lock file back as it was, or choose another output"),
+    ):
+        path.write_text(text)
+        outcome = neuralink(*arguments, "-o", outputs)
+        assert (outcome.code, outcome.error) == (3, f"{path}: {complaint}")
+
+
 def test_a_folder_that_is_no_build_is_left_alone(
     neuralink: Neuralink, arguments: list[str], outputs: Path, fleet: Path
 ) -> None:
@@ -388,6 +404,36 @@ def test_a_build_file_says_what_the_command_line_says(
 
 
 @reads_toml
+def test_layouts_are_run_and_really_read_if_the_file_says_so(
+    neuralink: Neuralink, fleet: Path, model: ModelFactory, text: Path, tmp_path: Path
+) -> None:
+    path = write_file(tmp_path, model("opt"), text, "[bench]\nreal = true\n[verify]\nforward = true\n")
+    assert neuralink("build", "-f", path).error == "`forward` needs text to run on; add `text` to [verify]"
+    path.write_text(path.read_text() + f'text = "{text.name}"\n')
+    planned = json.loads(neuralink("build", "-f", path, "--dry-run", "--json").stdout)["stages"]
+    running = {each["stage"]: each for each in planned if each["runs"]}
+    # There are fewer layouts to compare than before.
+    assert set(running) == {"forward", "bench", "real", "summary"}
+    weights = (model("opt") / "model.safetensors").stat().st_size
+    assert running["forward"]["memory_bytes"] > weights
+    assert running["forward"]["disk_bytes"] == weights
+    said = neuralink("build", "-f", path)
+    assert (said.code, stages_run(said.stderr)[:3]) == (0, ["forward ufs4.0", "bench ufs4.0", "real ufs4.0"])
+    assert "ufs4.0: really read from the storage of this machine, " in said.stdout
+    assert "ufs4.0: outputs agree on " in said.stdout
+    assert json.loads((fleet / "ufs4.0/forward.json").read_text())["same_argmax"] == 1
+    assert json.loads((fleet / "ufs4.0/real.json").read_text())["real"] is True
+    document = json.loads(neuralink("build", "-f", path, "--locked", "--json").stdout)
+    assert [stage["why"] for stage in document["stages"]] == [None] * 8
+    assert document["real"]["ufs4.0"]["io_mean"] > 0
+    # What is measured anew is not what it was, which is no failure; what a model computes is the same.
+    for name in ("real", "forward"):
+        (fleet / f"ufs4.0/{name}.json").unlink()
+    said = neuralink("build", "-f", path, "--locked")
+    assert (said.code, stages_run(said.stderr)) == (0, ["forward ufs4.0", "real ufs4.0"])
+
+
+@reads_toml
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
@@ -395,10 +441,11 @@ def test_a_build_file_says_what_the_command_line_says(
         ("[clutser]\n", "unknown key 'clutser'; did you mean 'cluster'?"),
         ("[relayout]\nall_files = true\n", "unknown key 'all_files' in [relayout]; did you mean 'all-files'?"),
         ("[bench]\neffort = 'max'\n", "unknown key 'effort' in [bench]; it belongs in [cluster]"),
-        ("[bench]\nzzz = 1\n", "unknown key 'zzz' in [bench]; known are dram, fail-below"),
+        ("[bench]\nzzz = 1\n", "unknown key 'zzz' in [bench]; known are dram, real, fail-below"),
         ("[bench]\nfail-below = nan\n", "not valid TOML (nan is not a finite number)"),
         ("[bench]\nfail-below = '1'\n", "not a valid build file: at bench.fail-below: '1' is not of type 'number'"),
         ("[bench\n", "not valid TOML ("),
+        ('[bench]\ndram = "x"\n', "'x' is not a valid size; write it like 20%"),
     ],
 )
 def test_a_build_file_is_checked_strictly(
@@ -406,7 +453,7 @@ def test_a_build_file_is_checked_strictly(
 ) -> None:
     path = write_file(tmp_path, model("opt"), text, more)
     outcome = neuralink("build", "-f", path)
-    assert outcome.code == 3
+    assert outcome.code == (2 if "size" in complaint else 3)
     assert outcome.error.startswith(f"{path}: {complaint}")
     assert not (tmp_path / "fleet").exists()
 

@@ -57,7 +57,7 @@ def test_the_shape_of_its_json(neuralink: Neuralink, folder: Path) -> None:
     for document in (replayed, stated):
         assert sorted(document) == [
             "blocks", "budgets", "dense_weights", "device", "effort", "figures", "held_out", "layout", "memory",
-            "model", "order", "origin", "placement", "resident", "size", "source_bytes", "tokens",
+            "model", "order", "origin", "placement", "relayout", "resident", "size", "source_bytes", "tokens",
             "tokens_per_second", "weights",
         ]  # fmt: skip
         assert sorted(document["size"]) == ["companions", "own", "total", "weights"]
@@ -74,6 +74,22 @@ def test_the_shape_of_its_json(neuralink: Neuralink, folder: Path) -> None:
     assert (replayed["figures"], stated["figures"]) == ("replayed", "stated")
     assert replayed["budgets"][0]["share"] is None
     assert stated["size"]["total"] == replayed["size"]["total"]
+
+
+def test_says_what_relayout_will_say(neuralink: Neuralink, folder: Path, outputs: Path) -> None:
+    arguments = (folder / "model", "--placement", folder / "placement", "--resident", "gate")
+    found = json.loads(neuralink("estimate", *arguments, "--json", "--disk-speed", "1kB").stdout)["relayout"]
+    planned = json.loads(neuralink("relayout", *arguments, "-o", outputs / "flash", "--dry-run", "--json").stdout)
+    expected = planned["estimate"]
+    assert (found["bytes_read"], found["bytes_written"]) == (expected["bytes_read"], expected["bytes_written"])
+    assert found["least_seconds"] == (found["bytes_read"] + found["bytes_written"]) / 1000
+    # The same programs, but what it has taken so far a process never gives back.
+    assert 0.9 * expected["memory_bytes"] <= found["memory_bytes"] <= expected["memory_bytes"]
+    said = " ".join(neuralink("estimate", *arguments).stdout.split())
+    assert "relayout reads " in said
+    assert "takes at least" not in said
+    refused = neuralink("estimate", *arguments, "--disk-speed", "0")
+    assert (refused.code, refused.error) == (2, "--disk-speed is 0; pass bytes a second, like 1GB")
 
 
 def test_a_placement_alone_says_what_it_knows(neuralink: Neuralink, folder: Path) -> None:

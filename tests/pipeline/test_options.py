@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,10 @@ from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import InputError, OptionError
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.pipeline.build_file import parse_build
-from neuralink_cli.pipeline.inputs import ModelInput, relayout_inputs
+from neuralink_cli.pipeline.inputs import ModelInput, cluster_inputs, forward_inputs, relayout_inputs
 from neuralink_cli.pipeline.options import BuildDevice, BuildOptions, build_device
+from neuralink_cli.placement.dask_cluster import DaskOptions
+from neuralink_cli.runtime.forward_check import ForwardOptions
 
 PROFILE = Path(__file__).parents[2] / "neuralink_cli/devices/profiles/ufs3.1.json"
 DATA = CalibrationOptions(("text.txt",))
@@ -33,6 +36,11 @@ def test_devices_are_named_after_their_profiles(tmp_path: Path) -> None:
     path = Path(shutil.copy(PROFILE, tmp_path / "my phone.json"))
     assert build_device(str(path)).name == "my-phone"
     assert build_device(str(path), "theirs").name == "theirs"
+
+
+def test_one_device_is_a_list_of_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^file: \[device\] is one table of a list: write \[\[device\]\]$"):
+        with_tables(tmp_path, device={"device": "nvme"})
 
 
 def test_no_two_devices_share_a_folder() -> None:
@@ -88,6 +96,56 @@ def test_recall_is_measured_on_the_text_that_the_file_names(tmp_path: Path) -> N
         found.append(relayout_inputs(model, options))
     assert found[0]["recall"] != found[1]["recall"]
     assert "recall" not in relayout_inputs(model, replace(options, recall_text=None))
+
+
+def with_tables(folder: Path, **tables: Any) -> BuildOptions:
+    """The options of a build file with some tables; the model and its text are `folder / "model"` and "text.txt"."""
+    document = {"model": {"path": "./model"}, "profile": {"dataset": ["./text.txt"]}, "device": [{"device": "nvme"}]}
+    return parse_build({**document, **tables}, "file", folder).options
+
+
+def test_models_are_run_on_the_text_that_the_file_names(tmp_path: Path) -> None:
+    table = {"forward": True, "text": "held-out.txt", "forward-tokens": 256, "max-kl": 0.02}
+    options = with_tables(tmp_path, verify=table, relayout={"weights": "q4_0"})
+    assert options.forward == ForwardOptions(tmp_path / "held-out.txt", tokens=256, max_kl=0.02)
+    assert with_tables(tmp_path, verify={**table, "forward": False}).forward is None
+    with pytest.raises(InputError, match="at verify: 'forward' is a required property"):
+        with_tables(tmp_path, verify={"text": "held-out.txt"})
+    with pytest.raises(OptionError, match="for layouts with rounded weights"):
+        with_tables(tmp_path, verify=table)
+    # Another text is another comparison, but it may lie elsewhere.
+    model = ModelInput(tmp_path, tmp_path, None, "", "", "")
+    found = []
+    for place, content in (("held-out.txt", "Up."), ("held-out.txt", "Down."), ("moved.txt", "Down.")):
+        (tmp_path / place).write_text(content)
+        of_place = with_tables(tmp_path, verify={**table, "text": place}, relayout={"weights": "q4_0"})
+        found.append(forward_inputs(model, of_place))
+    assert found[0] != found[1] == found[2]
+
+
+def test_only_bundles_are_really_read(tmp_path: Path) -> None:
+    assert with_tables(tmp_path, bench={"real": True}).real
+    with pytest.raises(OptionError, match="a permuted layout has no bundles"):
+        with_tables(tmp_path, bench={"real": True}, relayout={"layout": "permuted"})
+
+
+def test_who_orders_the_blocks_decides_nothing(tmp_path: Path) -> None:
+    alone = with_tables(tmp_path)
+    for table, expected in (
+        ({"workers": 2}, DaskOptions(workers=2)),
+        ({"scheduler": "tcp://10.0.0.1:8786", "send-trace": True}, DaskOptions("tcp://10.0.0.1:8786", send_trace=True)),
+        ({"scheduler": "scheduler.json"}, DaskOptions(str(tmp_path / "scheduler.json"))),
+    ):
+        options = with_tables(tmp_path, cluster=table)
+        assert options.cluster.dask == expected
+        (tmp_path / "scheduler.json").write_text('{"address": "tcp://10.0.0.1:8786"}')
+        assert cluster_inputs(options, options.devices[0]) == cluster_inputs(alone, alone.devices[0])
+    with pytest.raises(InputError, match=r"none\.json: cannot be opened"):
+        cluster_inputs(with_tables(tmp_path, cluster={"scheduler": "none.json"}), alone.devices[0])
+    with pytest.raises(OptionError, match="needs `scheduler` or `workers`"):
+        with_tables(tmp_path, cluster={"send-trace": True})
+    with pytest.raises(OptionError, match="exactly one"):
+        with_tables(tmp_path, cluster={"scheduler": "tcp://x:1", "workers": 2})
 
 
 def test_a_dataset_is_its_bytes_and_its_name(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,33 @@ def test_a_block_that_ends_every_worker_is_named(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_scheduler_that_ends_in_mid_run_ends_the_run(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker is needed for that: the first block is under way as soon as it is handed in."""
+    file = tmp_path / "scheduler.json"
+    code = "from distributed.cli.dask_scheduler import main; main()"
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    process = subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.DEVNULL)
+    submit: Any = getattr(dask_tasks._Tasks, "_submit")  # noqa: B009
+
+    def submit_and_end(tasks: Any, places: Any) -> None:
+        submit(tasks, places)
+        process.kill()
+        process.wait()
+
+    monkeypatch.setattr(dask_tasks._Tasks, "_submit", submit_and_end)
+    try:
+        while not file.exists() and process.poll() is None:
+            time.sleep(0.05)
+        with pytest.raises(WorkerError, match=r"^the connection to the Dask scheduler is lost; see why it ended"):
+            placed(trace, tmp_path / "p", DaskOptions(str(file)))
+    finally:
+        process.kill()
+        process.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["scheduler.json"]
+
+
 @pytest.mark.parametrize("send", [False, True])
 def test_experts_give_the_same_bytes_read_or_sent(scheduler: str, tmp_path: Path, send: bool) -> None:
     trace = write_routed_trace(tmp_path / "t", experts=3)
@@ -169,6 +197,19 @@ def test_a_worker_that_sees_another_file_is_told(
         monkeypatch.setattr(dask_tasks, "_seen_by_workers", lambda _path, path=path: path)
         with pytest.raises(NeuralinkError, match=f"{name}: a worker on .*--send-trace"):
             placed(trace, tmp_path / "p", DaskOptions(scheduler))
+
+
+def test_a_worker_whose_copy_is_damaged_is_told(
+    scheduler: str, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header of the copy still states the digest of what was checked here."""
+    data = bytearray(trace.read_bytes())
+    with Trace(trace) as opened:
+        data[opened.header.offset_of(opened.entry("layers.3.fired"))] ^= 1
+    (tmp_path / "copy").write_bytes(data)
+    monkeypatch.setattr(dask_tasks, "_seen_by_workers", lambda _path: tmp_path / "copy")
+    with pytest.raises(MismatchError, match=r"copy: a worker on .* reads other bytes of block 'layers\.3' there"):
+        placed(trace, tmp_path / "p", DaskOptions(scheduler))
 
 
 def test_an_imported_order_goes_along(scheduler: str, trace: Path, tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ from tests.traces import write_clustered_trace, write_routed_trace
 
 @pytest.fixture
 def fired() -> np.ndarray:
-    return (np.random.default_rng(3).random((17, 23)) < 0.3).astype(np.uint8)
+    # More tokens than are counted at a time.
+    return (np.random.default_rng(3).random((70, 23)) < 0.3).astype(np.uint8)
 
 
 @pytest.mark.parametrize("per_cell", [1, 4, 23, 30])
 def test_a_raster_is_the_share_of_the_slots_of_a_cell(fired: np.ndarray, per_cell: int) -> None:
     order = np.random.default_rng(1).permutation(23).astype(np.int32)
     found = raster(fired, order, per_cell)
-    assert found.shape == (17, -(-23 // per_cell))
+    assert found.shape == (70, -(-23 // per_cell))
     for token, row in enumerate(found):
         for cell, share in enumerate(row):
             neurons = order[cell * per_cell : (cell + 1) * per_cell]
