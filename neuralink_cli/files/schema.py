@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any
 
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.json_text import parse_object
+from neuralink_cli.files.schema_check import Check, compile_schema, is_integer, is_number, is_the_same, whole_pattern
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ def check_document(document: dict[str, Any], schema: Schema, where: str | os.Pat
     Raises:
         InputError: The document is not valid. The message says where and why.
     """
+    try:
+        if _check(schema)(document):
+            return
+    except RecursionError:
+        raise InputError(f"not a valid {schema.kind}: nested too deeply", where=where) from None
     from jsonschema.exceptions import best_match
 
     try:
@@ -51,8 +56,9 @@ def check_document(document: dict[str, Any], schema: Schema, where: str | os.Pat
         raise InputError(f"not a valid {schema.kind}: at {place.lstrip('.') or 'the top'}: {complaint}", where=where)
 
 
-# Beyond it JSON readers that use floating point lose integers, and 64-bit sums overflow.
-_LARGEST_INTEGER = (1 << 53) - 1
+@cache
+def _check(schema: Schema) -> Check:
+    return compile_schema(schema.read())
 
 
 @cache
@@ -67,30 +73,29 @@ def _validator(schema: Schema) -> Any:
 
 
 def _is_integer(_checker: Any, value: Any) -> bool:
-    return type(value) is int and abs(value) <= _LARGEST_INTEGER
+    return is_integer(value)
 
 
-def _is_number(checker: Any, value: Any) -> bool:
-    return type(value) is float or _is_integer(checker, value)
+def _is_number(_checker: Any, value: Any) -> bool:
+    return is_number(value)
 
 
 def _check_pattern(_validator: Any, pattern: str, value: Any, _schema: Any) -> Iterator[Any]:
     from jsonschema import ValidationError
 
-    # Python's own $ also matches before a line break at the end.
-    if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
+    if isinstance(value, str) and not whole_pattern(pattern).search(value):
         yield ValidationError(f"{value!r} does not match {pattern!r}")
 
 
 def _check_const(_validator: Any, expected: Any, value: Any, _schema: Any) -> Iterator[Any]:
     from jsonschema import ValidationError
 
-    if type(value) is not type(expected) or value != expected:
+    if not is_the_same(value, expected):
         yield ValidationError(f"{expected!r} was expected")
 
 
 def _check_enum(_validator: Any, allowed: Any, value: Any, _schema: Any) -> Iterator[Any]:
     from jsonschema import ValidationError
 
-    if not any(type(value) is type(one) and value == one for one in allowed):
+    if not any(is_the_same(value, one) for one in allowed):
         yield ValidationError(f"{value!r} is not one of {allowed!r}")

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import neuralink_cli
 from neuralink_cli.activations.trace import TRACE_SCHEMA, Trace, write_trace
+from neuralink_cli.architectures.architecture import ARCHITECTURE_SCHEMA
+from neuralink_cli.devices.device import DEVICE_SCHEMA
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.journal import JOURNAL_FILE, Journal, read_marks
-from neuralink_cli.files.schema import check_document
+from neuralink_cli.files.schema import Schema, _check, _validator, check_document
+from neuralink_cli.files.schema_check import compile_schema
 from neuralink_cli.layout.index import FLASH_SCHEMA, PERMUTED_SCHEMA
-from neuralink_cli.placement.placement import PLACEMENT_SCHEMA
-from tests.damage import put
+from neuralink_cli.placement.placement import PLACEMENT_SCHEMA, Placement
+from tests.damage import leaves, put
+from tests.layouts import LayoutFactory
 from tests.traces import write_clustered_trace
 
 SCHEMAS = (TRACE_SCHEMA, PLACEMENT_SCHEMA, FLASH_SCHEMA, PERMUTED_SCHEMA)
@@ -88,3 +95,99 @@ def test_a_journal_of_nonsense_is_not_believed(tmp_path: Path, line: str) -> Non
     with (tmp_path / JOURNAL_FILE).open("a") as file:
         file.write(line + "\n")
     assert read_marks(tmp_path, {"run": 1}) is None
+
+
+PACKAGE = Path(neuralink_cli.__file__).parent
+# One or several of every type, and of the edges between what is valid and what is not.
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    1.0,
+    0.5,
+    -0.5,
+    2**31,
+    2**53,
+    "",
+    "a",
+    "a\n",
+    "F32",
+    "x" * 300,
+    [],
+    {},
+)
+DAMAGED = 40
+
+
+def damaged(document: dict[str, Any], seed: int) -> Iterator[dict[str, Any]]:
+    """Copies of a document with a value changed, or a member missing or too many."""
+    draw = random.Random(seed)
+    places = [place for place, _ in leaves(document)]
+    for _ in range(DAMAGED):
+        copy = json.loads(json.dumps(document))
+        place = draw.choice(places)
+        place = place[: draw.randint(1, len(place))]
+        parent = copy
+        for step in place[:-1]:
+            parent = parent[step]
+        match draw.randrange(4):
+            case 0 if isinstance(parent, dict):
+                del parent[place[-1]]
+            case 1 if isinstance(parent, dict):
+                parent[draw.choice(["unknown", "id", "bytes", "a/b"])] = draw.choice(VALUES)
+            case 2 if isinstance(parent, list):
+                parent.append(parent[place[-1]])
+            case _:
+                parent[place[-1]] = draw.choice(VALUES)
+        yield copy
+
+
+def written(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def test_what_is_checked_quickly_is_what_jsonschema_checks(trace: Path, layouts: LayoutFactory) -> None:
+    with Trace(trace) as opened:
+        examples: list[tuple[Schema, dict[str, Any]]] = [(TRACE_SCHEMA, dict(opened.document))]
+    made = layouts.bundled("llama", resident="gate"), layouts.permuted("llama")
+    with Placement(made[0].placement) as placement:
+        examples.append((PLACEMENT_SCHEMA, dict(placement.document)))
+    examples += [(FLASH_SCHEMA, written(made[0].layout / "model.flash.json"))]
+    examples += [(PERMUTED_SCHEMA, written(made[1].layout / "model.permuted.json"))]
+    examples += [(DEVICE_SCHEMA, written(path)) for path in sorted(PACKAGE.glob("devices/profiles/*.json"))[:1]]
+    examples += [(ARCHITECTURE_SCHEMA, written(path)) for path in sorted(PACKAGE.glob("**/descriptions/*.json"))[::12]]
+    valid = 0
+    for seed, (schema, document) in enumerate(examples):
+        assert _check(schema)(document)
+        for copy in damaged(document, seed):
+            expected = _validator(schema).is_valid(copy)
+            assert _check(schema)(copy) == expected, (schema, copy)
+            valid += expected
+    assert len(examples) * DAMAGED * 0.05 < valid < len(examples) * DAMAGED * 0.6
+
+
+def test_every_schema_is_understood() -> None:
+    schemas = sorted(PACKAGE.glob("**/*.schema.json"))
+    assert len(schemas) >= 10
+    for path in schemas:
+        compile_schema(written(path))
+    with pytest.raises(ValueError, match="not known: if, then"):
+        compile_schema({"properties": {"a": {"if": {}, "then": {}}}})
+
+
+def test_a_definition_may_refer_to_itself() -> None:
+    tree = {"type": "object", "properties": {"next": {"$ref": "#/$defs/tree"}}, "additionalProperties": False}
+    check = compile_schema({"$ref": "#/$defs/tree", "$defs": {"tree": tree}})
+    assert check({"next": {"next": {}}})
+    assert not check({"next": {"next": {"other": {}}}})
+
+
+def test_equal_items_and_members_that_need_others() -> None:
+    check = compile_schema({"type": "array", "uniqueItems": True, "items": {"dependentRequired": {"a": ["b"]}}})
+    assert check([{"a": 1, "b": 2}, {"b": 2}, {}])
+    assert not check([{"a": 1}])
+    assert not check([{"b": 1}, {"b": 1}])
