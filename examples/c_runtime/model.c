@@ -104,7 +104,10 @@ int nl_start_caches(NlModel *model, NlError *error) {
 
 static int start(NlModel *model, const char *directory, NlError *error) {
     const NlBlock *first = &model->weights.ffn[0].block;
-    model->arena.bytes = model->memory.dense + model->memory.resident + model->memory.sequence + model->memory.working;
+    NlArena counted;
+    memset(&counted, 0, sizeof counted);
+    nl_model_carve(model, &counted, model->memory.batch, model->fetch.room.pages);
+    model->arena.bytes = counted.used; /* without dense weights that are mapped: large pages would fill their place */
     if (!(model->arena.memory = nl_map(model->arena.bytes)))
         return nl_fail(error, NL_NO_MEMORY, "the system has no %" PRIu64 " bytes of memory", model->arena.bytes);
     if (!model->weights.held) {
