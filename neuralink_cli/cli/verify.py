@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from neuralink_cli.sizes import human_bytes
 if TYPE_CHECKING:
     from neuralink_cli.architectures.architecture import Architecture
     from neuralink_cli.calibration.batches import ModelBatch
+    from neuralink_cli.runtime.layout_description import LayoutDescription
 
     # The architecture, and the batches to run.
     Comparison = tuple[Architecture, list[ModelBatch]]
@@ -99,7 +101,8 @@ def command(
     byte is checked: the digests of the files, each tensor of MODEL against the one restored from the layout, and the
     other files of MODEL. The first difference is reported with its tensor and neuron. Weights that `relayout --weights`
     rounded are rounded again and compared bit by bit; --forward then compares predictions: perplexity, KL divergence
-    and first choices.
+    and first choices. --forward also computes blocks of MODEL again as LAYOUT describes them, one of each kind in the
+    first and in the last layer, and compares them with what MODEL computes.
     """
     if quick and forward:
         raise OptionError("--quick reads no weights, so it cannot be combined with --forward")
@@ -120,10 +123,13 @@ def command(
     try:
         report = verify(directory, layout_directory, quick=quick, progress=progress_bar)
         document = asdict(report)
-        if prepared is not None and rounded:
-            document["forward"] = _measure_distance(directory, layout_directory, prepared, limits, code)
-        elif prepared is not None:
-            document["forward"] = _compare_outputs(directory, layout_directory, prepared, tolerance, code)
+        if prepared is not None:
+            description = _describe(directory, layout_directory, prepared)
+            if rounded:
+                figures = _measure_distance(directory, layout_directory, prepared, limits, code, description)
+            else:
+                figures = _compare_outputs(directory, layout_directory, prepared, tolerance, code, description)
+            document["forward"] = {**figures, "described_blocks": description.compared}
     except VerificationError as error:
         if as_json:
             print_json({"verified": False, "problem": str(error)})
@@ -137,6 +143,8 @@ def command(
     if document["tensors"]:
         verdict = "equal to the source" if document["exact"] else "as the source gives them"
         click.echo(f"  {document['tensors']:,} tensors, {human_bytes(document['bytes'])} {verdict}")
+    if "forward" in document:
+        click.echo(f"  {_described_blocks(document['forward']['described_blocks'])}")
     recall = report.gate_recall
     if recall is not None:
         click.echo(f"  rounded rows decide firing; measured when it was written: {recall}")
@@ -176,6 +184,21 @@ def _prepare_comparison(
     return architecture, comparison_batches(model, architecture, text, trust_remote_code=trusted, **sizes)
 
 
+def _describe(model: Path, directory: Path, prepared: Comparison) -> LayoutDescription:
+    from neuralink_cli.models.hf_packages import require_hf_packages
+
+    require_hf_packages("torch", "transformers")
+    from neuralink_cli.runtime.layout_description import LayoutDescription
+
+    return LayoutDescription(directory, model, prepared[0])
+
+
+def _described_blocks(compared: Sequence[str]) -> str:
+    if not compared:
+        return "no block could be computed again as the layout describes it"
+    return f"the model computes what the layout says in the blocks that were computed again: {', '.join(compared)}"
+
+
 def _is_rounded(directory: Path) -> bool:
     from neuralink_cli.layout.open_layout import open_layout
 
@@ -184,7 +207,12 @@ def _is_rounded(directory: Path) -> bool:
 
 
 def _measure_distance(
-    model: Path, directory: Path, prepared: Comparison, limits: dict[str, float | None], code: dict[str, bool]
+    model: Path,
+    directory: Path,
+    prepared: Comparison,
+    limits: dict[str, float | None],
+    code: dict[str, bool],
+    description: LayoutDescription,
 ) -> dict[str, Any]:
     from neuralink_cli.layout.restore import loadable
     from neuralink_cli.runtime.model_distance import measure_distance
@@ -199,13 +227,19 @@ def _measure_distance(
             trust_remote_code=code["trust_remote_code"],
             ignore_remote_code=code["ignore_remote_code"],
             layout=directory,
+            watching=description.watching,
         )
     distance.check(directory, **limits)
     return {**asdict(distance), "perplexity_increase": distance.perplexity_increase}
 
 
 def _compare_outputs(
-    model: Path, directory: Path, prepared: Comparison, tolerance: float, code: dict[str, bool]
+    model: Path,
+    directory: Path,
+    prepared: Comparison,
+    tolerance: float,
+    code: dict[str, bool],
+    description: LayoutDescription,
 ) -> dict[str, Any]:
     from neuralink_cli.layout.restore import loadable
     from neuralink_cli.runtime.output_comparison import compare_outputs
@@ -220,6 +254,7 @@ def _compare_outputs(
             tolerance=tolerance,
             trust_remote_code=code["trust_remote_code"],
             ignore_remote_code=code["ignore_remote_code"],
+            watching=description.watching,
         )
     if not comparison.agrees:
         raise VerificationError(
