@@ -36,7 +36,7 @@ def test_it_gives_what_the_torch_engine_gives(
     by_torch = json.loads(neuralink(*command, "--json").stdout)
     by_c: dict[str, Any] = json.loads(neuralink(*command, *engine, "--compare", TINY_RELU, "--json").stdout)
     assert by_c.keys() == by_torch.keys()
-    for key in ("text", "prompt_tokens", "new_tokens", "exact", "dtype"):
+    for key in ("coverage", "text", "prompt_tokens", "new_tokens", "exact", "dtype"):
         assert by_c[key] == by_torch[key], key
     for phase in ("prompt", "tokens"):
         assert by_c[phase].keys() == by_torch[phase].keys()
