@@ -12,11 +12,12 @@ from neuralink_cli.activations.ranks import ALONE, Ranks
 from neuralink_cli.activations.trace import bytes_per_token
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
+from neuralink_cli.checkpoint.loaded_size import FLOAT_BYTES
 from neuralink_cli.files.free_memory import resident_bytes, with_margin
 from neuralink_cli.kernels import load_compiler
 from neuralink_cli.models.execution import ExecutionOptions
 from neuralink_cli.models.loading import compute_dtype, find_device
-from neuralink_cli.models.offload import FLOAT_BYTES, weight_bytes
+from neuralink_cli.models.offload import weight_bytes
 from neuralink_cli.sizes import human_bytes, human_seconds
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def _memory_parts(
 ) -> tuple[int, int]:
     """Bytes of weights and of activations."""
     dtype = compute_dtype(execution.dtype, find_device(execution.device))
-    weights = weight_bytes(directory, dtype)
+    weights = weight_bytes(directory, dtype, with_head=False)
     if execution.max_memory is not None:
         weights = min(weights, execution.max_memory)
     return weights, activation_bytes(data, blocks, FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes))
