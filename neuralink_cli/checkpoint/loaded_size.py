@@ -10,6 +10,7 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What computes logits from the last hidden states.
 _HEADS = ("lm_head.", "embed_out.")
+_STORED_AS = {"float32": ("F32",), "bfloat16": ("BF16",), "float16": ("F16",), "auto": ("F32", "BF16", "F16")}
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
 
 
@@ -31,3 +32,16 @@ def loaded_bytes(checkpoint: Checkpoint, dtype: str, *, with_head: bool = True) 
             widened = dtype != "auto" and entry.dtype in _FLOATS
             total += prod(entry.shape) * FLOAT_BYTES[dtype] if widened else entry.nbytes
     return total
+
+
+def mapped_bytes(checkpoint: Checkpoint, dtype: str, *, with_head: bool = True) -> int:
+    """Bytes of the files that are in memory beside the weights until all are loaded: of what is not stored in a dtype.
+
+    transformers maps the files and makes other weights from what it finds. Weights of the dtype stay where they are.
+    """
+    return sum(
+        entry.nbytes
+        for file in checkpoint.files
+        for entry in file.header.entries
+        if entry.dtype not in _STORED_AS[dtype] and (with_head or not entry.name.startswith(_HEADS))
+    )
