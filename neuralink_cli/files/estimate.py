@@ -94,8 +94,11 @@ def estimate(passes: Sequence[Pass], largest: int, output: Path | None = None) -
         seconds = sum(_seconds(each, output) for each in passes)
     load_compiler()
     free = None if output is None else shutil.disk_usage(output.absolute().parent).free + leftover_bytes(output)
-    waiting = 2 * min(pipeline.IN_FLIGHT, max(each.read for each in passes))
-    return Estimate(read, written, free, with_margin(resident_bytes() + waiting + largest), seconds)
+    longest = max(each.read for each in passes)
+    waiting = 2 * min(pipeline.IN_FLIGHT, longest)
+    # Beside what waits on either side: the piece from there that is worked on, and what is made of it.
+    in_hand = 3 * min(pipeline.PIECE, longest)
+    return Estimate(read, written, free, with_margin(resident_bytes() + waiting + in_hand + largest), seconds)
 
 
 def _seconds(work: Pass, output: Path | None) -> float:
