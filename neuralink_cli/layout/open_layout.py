@@ -53,16 +53,13 @@ def describe_source(layout: Layout) -> ModelDescription:
 
 def coverage_of(layout: BundledLayout) -> Coverage:
     """How much of the FFN weights of its source the blocks of a layout cover."""
-    stored = [
-        (block, part)
-        for block in layout.index.blocks
-        for part in (*block.parts, *(kept for kept in block.resident if kept.kind == "rows"))
-    ]
+    blocks = layout.index.blocks
+    matrices = [part for block in blocks for part in block.matrices]
     return find_uncovered(
         {entry.name: entry for entries in layout.source_entries.values() for entry in entries},
-        covered={part.source for _, part in stored},
-        hidden=frozenset(block.hidden for block, _ in stored),
-        axes=frozenset(part.neuron_axis for _, part in stored if part.role != "down"),
+        covered={part.source for part in matrices},
+        hidden=frozenset(block.hidden for block in blocks),
+        axes=frozenset(part.neuron_axis for part in matrices if part.role != "down"),
     ).coverage
 
 

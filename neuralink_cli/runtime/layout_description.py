@@ -16,7 +16,6 @@ from neuralink_cli.architectures.regions import Region
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import MismatchError
 from neuralink_cli.layout.open_layout import Layout, open_layout
-from neuralink_cli.layout.plan import FlashBlock
 
 
 class LayoutDescription:
@@ -60,7 +59,11 @@ def _as_stated(layout: Layout, checkpoint: Checkpoint, architecture: Architectur
     if layout.kind == "bundled":
         bundled = {block.id: block for block in layout.index.blocks}
         described = {id: {(part.role, block.region(part)) for part in block.parts} for id, block in found.items()}
-        _require_same(layout, {id: _matrices(block) for id, block in bundled.items()}, described)
+        _require_same(
+            layout,
+            {id: {(part.role, block.source_region(part)) for part in block.matrices} for id, block in bundled.items()},
+            described,
+        )
         return tuple(
             replace(found[id], activation=block.activation, up_values=block.up_values) for id, block in bundled.items()
         )
@@ -68,12 +71,6 @@ def _as_stated(layout: Layout, checkpoint: Checkpoint, architecture: Architectur
     stated = {id: {Region(**region) for region in block["regions"]} for id, block in permuted.items()}
     _require_same(layout, stated, {id: set(moved_regions(checkpoint, block)) for id, block in found.items()})
     return tuple(replace(found[id], activation=block["activation"]) for id, block in permuted.items())
-
-
-def _matrices(block: FlashBlock) -> set[tuple[str, Region]]:
-    """By role, where the matrices of a block lie in the source."""
-    rows = [kept for kept in block.resident if kept.kind == "rows"]
-    return {(part.role, block.source_region(part)) for part in (*block.parts, *rows)}
 
 
 def _require_same(layout: Layout, stated: Mapping[str, Set[object]], described: Mapping[str, Set[object]]) -> None:
