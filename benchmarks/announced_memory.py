@@ -1,6 +1,6 @@
 """What commands say that they take of memory, beside what they take: on a random model of the Llama shape.
 
-python benchmarks/announced_memory.py --folder /on/the/disk                  # 1.1 billion weights: 7 GB of disk and memory
+python benchmarks/announced_memory.py --folder /on/the/disk                  # 1.1 billion weights: 7 GB of both
 python benchmarks/announced_memory.py --folder /on/the/disk --shape tiny
 
 One command after the other, each a process of its own. The peak is that of its resident memory as the system counts it.
