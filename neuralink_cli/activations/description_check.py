@@ -56,20 +56,34 @@ class DescriptionCheck:
     Args:
         model: As it was loaded from `directory`.
         shapes: Of the tensors of the checkpoint, by name.
+        told_by: What describes the blocks, for messages; the architecture if None.
     """
 
     def __init__(
-        self, model: Any, directory: Path, blocks: Sequence[FFNBlock], shapes: Shapes, architecture: Architecture
+        self,
+        model: Any,
+        directory: Path,
+        blocks: Sequence[FFNBlock],
+        shapes: Shapes,
+        architecture: Architecture,
+        told_by: str | None = None,
     ) -> None:
         self._model = model
         self._directory = directory
         self._shapes = shapes
         self._architecture = architecture
+        self._told_by = f"architecture {architecture.name!r}" if told_by is None else told_by
         self._names = {id(module): name for name, module in model.named_modules()}
         self._chosen = [found for found in _first_and_last(blocks) if self._can_be_computed(found[0])]
         self._hooks = ExitStack()
         # Ids of the blocks that have not been compared yet; of experts that of the first of the layer.
         self._waiting = {found[0].id for found in self._chosen}
+        self._compared: list[str] = []
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Ids of the blocks that compute what is said of them."""
+        return tuple(self._compared)
 
     def __enter__(self) -> DescriptionCheck:
         for found in self._chosen:
@@ -200,11 +214,12 @@ class DescriptionCheck:
                 # Some quantisers multiply codes and scales in the dtype of the scales.
                 allowed = max(allowed, _TOLERANCE[torch.bfloat16])
             if difference <= allowed:
+                self._compared.append(block.id)
                 return
             hint = _suspicion(described, result, expected, block.activation, allowed)
         raise UnsupportedError(
-            f"block {block.id!r} computes something else than architecture {self._architecture.name!r} says: its "
-            f"output is off by {difference:.2g} of its largest value, rounding explains {allowed:.0e}",
+            f"block {block.id!r} computes something else than {self._told_by} says: its output is "
+            f"off by {difference:.2g} of its largest value, rounding explains {allowed:.0e}",
             where=self._directory,
             fix=hint,
         )

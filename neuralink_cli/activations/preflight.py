@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
@@ -13,11 +14,12 @@ from neuralink_cli.activations.threshold import HISTOGRAM_BYTES
 from neuralink_cli.activations.trace import bytes_per_token
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.loaded_size import FLOAT_BYTES, loaded_bytes, mapped_bytes
 from neuralink_cli.files.free_memory import resident_bytes, with_margin
 from neuralink_cli.kernels import load_compiler
 from neuralink_cli.models.execution import ExecutionOptions
 from neuralink_cli.models.loading import compute_dtype, find_device
-from neuralink_cli.models.offload import FLOAT_BYTES, weight_bytes
 from neuralink_cli.sizes import human_bytes, human_seconds
 
 logger = logging.getLogger(__name__)
@@ -44,18 +46,20 @@ def tell_needs(
     Raises:
         OptionError: The device or dtype is not available.
     """
-    weights, values = _memory_parts(data, execution, directory, blocks)
+    parts = _memory_parts(data, execution, directory, blocks)
     if data.max_tokens is None:
         disk = f"{human_bytes(round(1_000_000 * _disk_per_token(blocks)))} of disk per million tokens"
     else:
         disk = f"at most {human_bytes(_most_disk(data, data.max_tokens, part, blocks))} of disk"
-    memory, here = with_margin(_program_bytes() + weights + values), len(ranks.here)
+    memory, here = with_margin(_program_bytes() + parts.most), len(ranks.here)
+    files = f"{human_bytes(parts.mapped)} of files while they are loaded, " if parts.mapped else ""
     logger.info(
-        "%s about %s of memory (%s of weights, %s of activations, the rest for programs)%s and %s",
+        "%s about %s of memory (%s of weights, %s%s of activations, the rest for programs)%s and %s",
         "takes" if ranks.count == 1 else f"each of {ranks.count} ranks takes",
         human_bytes(memory),
-        human_bytes(weights),
-        human_bytes(values),
+        human_bytes(parts.weights),
+        files,
+        human_bytes(parts.values),
         "" if ranks.count == 1 else f", together {human_bytes(here * memory)} on this machine",
         disk,
     )
@@ -71,29 +75,51 @@ def profile_needs(
     """
     # A run has opened its data before it tells what it takes.
     importlib.import_module("datasets")
-    weights, values = _memory_parts(data, execution, directory, blocks)
+    parts = _memory_parts(data, execution, directory, blocks)
     disk = None if data.max_tokens is None else _most_disk(data, data.max_tokens, None, blocks)
-    return with_margin(_program_bytes() + weights + values), disk
+    return with_margin(_program_bytes() + parts.most), disk
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Bytes of weights, of the files that they are made from, and of activations."""
+
+    weights: int
+    mapped: int
+    values: int
+
+    @property
+    def most(self) -> int:
+        """At the same time: nothing runs before all is loaded."""
+        return self.weights + max(self.mapped, self.values)
 
 
 def comparing_needs(directory: Path, outputs: int) -> int:
     """Bytes of memory that it takes to run a model on the CPU, with so many bytes of outputs that are kept."""
-    return with_margin(_program_bytes() + weight_bytes(directory, "float32") + outputs)
+    weights, mapped = _weights(directory, "float32", with_head=True)
+    return with_margin(_program_bytes() + _Parts(weights, mapped, outputs).most)
 
 
 def _memory_parts(
     data: CalibrationOptions, execution: ExecutionOptions, directory: Path, blocks: Sequence[FFNBlock]
-) -> tuple[int, int]:
-    """Bytes of weights and of activations."""
+) -> _Parts:
     dtype = compute_dtype(execution.dtype, find_device(execution.device))
-    weights = weight_bytes(directory, dtype)
+    weights, mapped = _weights(directory, dtype)
     if execution.max_memory is not None:
         weights = min(weights, execution.max_memory)
+    element_bytes = FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes)
     # Thousands of experts have hundreds of megabytes of histograms.
-    histograms = len(blocks) * HISTOGRAM_BYTES
-    return weights, histograms + activation_bytes(
-        data, blocks, FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes)
-    )
+    values = len(blocks) * HISTOGRAM_BYTES + activation_bytes(data, blocks, element_bytes)
+    return _Parts(weights, mapped, values)
+
+
+def _weights(directory: Path, dtype: str, *, with_head: bool = False) -> tuple[int, int]:
+    """Bytes of weights, and of the files that they are made from."""
+    with Checkpoint(directory) as checkpoint:
+        return (
+            loaded_bytes(checkpoint, dtype, with_head=with_head),
+            mapped_bytes(checkpoint, dtype, with_head=with_head),
+        )
 
 
 def _disk_per_token(blocks: Sequence[FFNBlock]) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.inference_names import NamePattern, Place, role_of, take_numbers_out
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
+from neuralink_cli.files.header import TensorEntry
 
 logger = logging.getLogger(__name__)
 
@@ -89,31 +90,65 @@ def require_coverage(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], *, allo
     Raises:
         UnsupportedError: They do not.
     """
-    covered = {part.weight for block in blocks for part in block.parts}
-    hidden = frozenset(block.hidden for block in blocks)
-    axes = frozenset(part.neuron_axis for block in blocks for part in block.parts if part.role != "down")
+    entries = {name: place.entry for name, place in checkpoint.tensors.items()}
+    found = find_uncovered(
+        entries,
+        covered={part.weight for block in blocks for part in block.parts},
+        hidden=frozenset(block.hidden for block in blocks),
+        axes=frozenset(part.neuron_axis for block in blocks for part in block.parts if part.role != "down"),
+    )
+    if found.uncovered:
+        _tell(checkpoint, found.uncovered, found.coverage, allow_uncovered)
+    if found.aside:
+        size = sum(found.aside.values())
+        logger.warning(
+            "left alone, as no part of the text model: %s (%s bytes of FFNs)", _list(found.aside), f"{size:,}"
+        )
+    return found.coverage
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """What blocks leave of the FFNs.
+
+    Attributes:
+        uncovered: Shapes of matrices that are in no block, by name.
+        aside: Bytes of those that are left alone, by the list of layers or the layer.
+    """
+
+    coverage: Coverage
+    uncovered: Mapping[str, Shape]
+    aside: Mapping[str, int]
+
+
+def find_uncovered(
+    entries: Mapping[str, TensorEntry], covered: Set[str], hidden: frozenset[int], axes: frozenset[int]
+) -> Uncovered:
+    """Find the matrices of FFNs that are in no block.
+
+    Args:
+        entries: All tensors of the checkpoint.
+        covered: Names of those that hold weights of blocks.
+        hidden: The hidden sizes of blocks.
+        axes: Along which neurons run in the matrices of gate and up.
+    """
     layers = _layers(covered)
     uncovered: dict[str, Shape] = {}
     aside: dict[str, int] = {}
-    for unit in _units(checkpoint, covered).values():
+    for unit in _units(entries, covered).values():
         stack = unit.pattern.stack
         beyond = stack in layers and unit.place.layer > max(layers[stack])
         is_aside = beyond or (stack not in layers and _ASIDE.search(stack) is not None)
         for name in unit.matrices(None if is_aside or stack not in layers else hidden, axes):
             if is_aside:
                 place = f"{stack}{unit.place.layer}" if beyond else stack.rstrip(".")
-                aside[place] = aside.get(place, 0) + _nbytes(checkpoint, name)
+                aside[place] = aside.get(place, 0) + entries[name].nbytes
             else:
                 uncovered[name] = unit.shapes[name]
-    in_blocks = sum(_nbytes(checkpoint, name) for name in covered)
-    others = sum(_nbytes(checkpoint, name) for name in uncovered)
+    in_blocks = sum(entries[name].nbytes for name in covered)
+    others = sum(entries[name].nbytes for name in uncovered)
     coverage = Coverage(in_blocks + others + sum(aside.values()), in_blocks, tuple(sorted(aside)))
-    if uncovered:
-        _tell(checkpoint, uncovered, coverage, allow_uncovered)
-    if aside:
-        size = sum(aside.values())
-        logger.warning("left alone, as no part of the text model: %s (%s bytes of FFNs)", _list(aside), f"{size:,}")
-    return coverage
+    return Uncovered(coverage, uncovered, aside)
 
 
 def _tell(checkpoint: Checkpoint, uncovered: Mapping[str, Shape], coverage: Coverage, allowed: bool) -> None:
@@ -132,11 +167,11 @@ def _tell(checkpoint: Checkpoint, uncovered: Mapping[str, Shape], coverage: Cove
     logger.warning("%s: %s", checkpoint.directory, what)
 
 
-def _units(checkpoint: Checkpoint, covered: set[str]) -> dict[str, _Unit]:
+def _units(entries: Mapping[str, TensorEntry], covered: Set[str]) -> dict[str, _Unit]:
     """The matrices of layers that are in no block, by the module that has them."""
     found: dict[str, _Unit] = {}
-    for name, tensor in checkpoint.tensors.items():
-        shape = tensor.entry.shape
+    for name, entry in entries.items():
+        shape = entry.shape
         taken = take_numbers_out(name)
         if name in covered or taken is None or len(shape) not in (2, 3) or min(shape[-2:]) < 2:
             continue
@@ -167,7 +202,7 @@ def _sizes(into: Shape, out: Shape, axes: frozenset[int]) -> Iterator[tuple[int,
             yield neurons, hidden
 
 
-def _layers(covered: set[str]) -> dict[str, set[int]]:
+def _layers(covered: Set[str]) -> dict[str, set[int]]:
     """Numbers of the layers with blocks, by the list that they are in."""
     found: dict[str, set[int]] = {}
     for name in covered:
@@ -175,10 +210,6 @@ def _layers(covered: set[str]) -> dict[str, set[int]]:
         if taken is not None:
             found.setdefault(taken[0].stack, set()).add(taken[1].layer)
     return found
-
-
-def _nbytes(checkpoint: Checkpoint, name: str) -> int:
-    return checkpoint.place(name).entry.nbytes
 
 
 def _list(names: Mapping[str, int], most: int = 5) -> str:

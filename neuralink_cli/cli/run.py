@@ -221,7 +221,7 @@ def _say(report: RunReport) -> None:
     memory = report.memory
     remark(
         f"DRAM: {human_bytes(memory.cache_bytes)} of cache and {human_bytes(memory.resident_bytes)} of resident rows, "
-        f"for {human_bytes(memory.flash_bytes)} in flash"
+        f"for {human_bytes(memory.flash_bytes)} in flash; {report.coverage}"
     )
     remark(
         f"memory: {human_bytes(memory.peak_bytes)} at most in use, {human_bytes(memory.planned_bytes)} planned: these, "

@@ -90,7 +90,8 @@ def command(
     byte is checked: the digests of the files, each tensor of MODEL against the one restored from the layout, and the
     other files of MODEL. The first difference is reported with its tensor and neuron. Weights that `relayout --weights`
     rounded are rounded again and compared bit by bit; --forward then compares predictions: perplexity, KL divergence
-    and first choices.
+    and first choices. --forward also computes blocks of MODEL again as LAYOUT describes them, one of each kind in the
+    first and in the last layer, and compares them with what MODEL computes.
     """
     if quick and forward:
         raise OptionError("--quick reads no weights, so it cannot be combined with --forward")

@@ -104,8 +104,11 @@ def program_bytes() -> int:
 
 def memory_bytes(passes: Sequence[Pass], largest: int, programs: int) -> int:
     """The peak of a run's memory; `largest` as for `estimate`, `programs` as from `program_bytes`."""
-    waiting = 2 * min(pipeline.IN_FLIGHT, max(each.read for each in passes))
-    return with_margin(programs + waiting + largest)
+    longest = max(each.read for each in passes)
+    waiting = 2 * min(pipeline.IN_FLIGHT, longest)
+    # Beside what waits on either side: the piece from there that is worked on, and what is made of it.
+    in_hand = 3 * min(pipeline.PIECE, longest)
+    return with_margin(programs + waiting + in_hand + largest)
 
 
 def _seconds(work: Pass, output: Path | None) -> float:

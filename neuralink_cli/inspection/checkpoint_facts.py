@@ -17,6 +17,7 @@ from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.loaded_size import loaded_bytes
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, UnsupportedError
 
@@ -42,6 +43,7 @@ class CheckpointFacts:
     Attributes:
         origin: The hub model that it is in the local cache; None for a local directory.
         bytes: Of all tensors.
+        loaded_bytes: What they take as float32 in memory without the output head, quantised ones too.
         dtypes: Bytes of the tensors of each dtype.
         architecture: Name of the built-in description; None if there is none that fits.
         task: As the architecture states it.
@@ -62,6 +64,7 @@ class CheckpointFacts:
     files: int
     tensors: int
     bytes: int
+    loaded_bytes: int
     dtypes: Mapping[str, int]
     architecture: str | None
     task: str | None
@@ -110,6 +113,7 @@ def read_checkpoint(directory: Path, origin: Origin | None = None) -> Checkpoint
             files=len(checkpoint.files),
             tensors=len(checkpoint.tensors),
             bytes=checkpoint.total_bytes,
+            loaded_bytes=loaded_bytes(checkpoint, "float32", with_head=False),
             dtypes=dict(dtypes.most_common()),
             architecture=None if architecture is None else architecture.name,
             task=task,

@@ -174,8 +174,9 @@ def _architecture_facts(found: Found) -> ArchitectureFacts:
 def _needs_of(facts: CheckpointFacts) -> tuple[Need, ...]:
     if facts.problem is not None:
         return ()
+    weights = "memory for weights as float32, the default on CPUs (with less, --max-memory reads them for every batch)"
     return (
-        Need("profile", "memory for weights (with less, --max-memory reads them again for every batch)", facts.bytes),
+        Need("profile", weights, facts.loaded_bytes),
         Need("profile", "disk for a trace of a million tokens", round(1_000_000 * facts.trace_bytes_per_token)),
         Need("relayout", "disk for a layout as in the source", facts.bytes),
         Need("relayout", "memory for the largest block", facts.largest_block_bytes),

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from neuralink_cli.architectures.coverage import Coverage, find_uncovered
 from neuralink_cli.architectures.model_description import ModelDescription
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX, PERMUTED_INDEX
 from neuralink_cli.errors import InputError, VerificationError
@@ -48,6 +49,18 @@ def describe_source(layout: Layout) -> ModelDescription:
     """
     shapes = {entry.name: entry.shape for entries in layout.source_entries.values() for entry in entries}
     return ModelDescription(layout.directory, read_foreign_object(layout.directory / CONFIG_FILE), shapes)
+
+
+def coverage_of(layout: BundledLayout) -> Coverage:
+    """How much of the FFN weights of its source the blocks of a layout cover."""
+    blocks = layout.index.blocks
+    matrices = [part for block in blocks for part in block.matrices]
+    return find_uncovered(
+        {entry.name: entry for entries in layout.source_entries.values() for entry in entries},
+        covered={part.source for part in matrices},
+        hidden=frozenset(block.hidden for block in blocks),
+        axes=frozenset(part.neuron_axis for part in matrices if part.role != "down"),
+    ).coverage
 
 
 def check_weight_files(layout: Layout, progress: Callable[[int], object] | None = None) -> None:

@@ -100,6 +100,11 @@ class FlashBlock:
     up_values: UpValues | None = None
 
     @property
+    def matrices(self) -> tuple[BundlePart | ResidentTensor, ...]:
+        """What holds its weights, biases aside."""
+        return (*self.parts, *(kept for kept in self.resident if kept.kind == "rows"))
+
+    @property
     def exact(self) -> bool:
         """Whether all its weights are stored as they are in the source."""
         stored: tuple[BundlePart | ResidentTensor, ...] = (*self.parts, *self.resident)

@@ -7,13 +7,13 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.loaded_size import loaded_bytes
 from neuralink_cli.errors import OptionError, UnsupportedError, first_line
 from neuralink_cli.files.free_memory import available_memory
 from neuralink_cli.models.hf_packages import require_hf_packages
@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 # The share of free memory that weights may take by default; the rest is for activations.
 _SHARE = 0.8
-# Bytes per value of the dtypes that models run in.
-FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
 
 
 @dataclass(frozen=True)
@@ -44,20 +41,10 @@ class MemoryLimit:
     free: int | None = None
 
 
-def weight_bytes(directory: Path, dtype: str) -> int:
-    """Bytes that the weights of a checkpoint take in a dtype; "auto" is their own dtype."""
+def weight_bytes(directory: Path, dtype: str, *, with_head: bool = True) -> int:
+    """Bytes that the weights of a checkpoint take, as `loaded_bytes`."""
     with Checkpoint(directory) as checkpoint:
-        scaled = checkpoint.scaled.keys()
-        entries = [place.entry for place in checkpoint.tensors.values()]
-    total = 0
-    for entry in entries:
-        if entry.name in scaled:
-            # transformers makes numbers of codes and scales as it loads them.
-            total += prod(entry.shape) * FLOAT_BYTES.get(dtype, 2)
-        else:
-            widened = dtype != "auto" and entry.dtype in _FLOATS
-            total += prod(entry.shape) * FLOAT_BYTES[dtype] if widened else entry.nbytes
-    return total
+        return loaded_bytes(checkpoint, dtype, with_head=with_head)
 
 
 def placement_options(directory: Path, dtype: str, device: torch.device, limit: MemoryLimit) -> dict[str, Any]:

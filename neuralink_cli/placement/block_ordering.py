@@ -197,18 +197,19 @@ def cost_sequences(
     """
     positions = np.concatenate([np.zeros(0, np.uint32), *(trace.tokens_of(block, *part) for part in ranges)])
     starts = sequence_starts_in(trace, ranges)
-    sequence = np.searchsorted(starts, positions, side="right") - 1
-
-    def by_sequence(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.bincount(sequence, costs, starts.size).astype(np.float64)
-
-    # One order after the other: two numbers for every token are more than the bits of few neurons.
-    collapsed = {}
-    for name, order in orders.items():
-        across, apart = token_costs(bits, order, operation_in_bundles, positions.size)
-        collapsed[name] = by_sequence(across)
-        if name == ORIGINAL:
-            naive = by_sequence(apart)
+    collapsed = {name: np.zeros(starts.size) for name in orders}
+    naive = np.zeros(starts.size)
+    # In stretches: some numbers for every token are more than the bits of few neurons.
+    for first in range(0, positions.size, STRETCH):
+        tokens = positions[first : first + STRETCH]
+        sequence = np.searchsorted(starts, tokens, side="right") - 1
+        some = np.ascontiguousarray(bits[:, first // WORD : (first + STRETCH) // WORD])
+        for name, order in orders.items():
+            across, apart = token_costs(some, order, operation_in_bundles, tokens.size)
+            # Token by token, so that the sums do not depend on the stretches.
+            np.add.at(collapsed[name], sequence, across)
+            if name == ORIGINAL:
+                np.add.at(naive, sequence, apart)
     return SequenceCosts(collapsed, naive)
 
 

@@ -20,12 +20,15 @@ logger = logging.getLogger(__name__)
 
 # Of a slot in the placement: the neuron, how often it fires, and where a link starts.
 _PLACED_BYTES = 12
-# Of a held-out token: its place, its sequence, and what it costs, as a number of slots and with and without collapse.
-_MEASURED_BYTES = 4 + 8 + 8 + 16
+# Of a held-out token: its place, in a list for each range and in one of all.
+_MEASURED_BYTES = 4
+_LISTS = 2
 # An entry of a list of partners takes 16 bytes: neuron and count, and both again the other way round.
 _PARTNER_BYTES = 16 * refinement.PARTNERS
 # Compiled kernels, with what numba keeps beside them, and what threads keep of memory that was freed.
 _KERNEL_BYTES = 16 << 20
+# A thread keeps what it has freed of arrays up to this size, for its next block: they come from its own heap.
+_KEPT_BYTES = 32 << 20
 # What a worker of Dask takes beside the programs of this process.
 _DASK_BYTES = 64 << 20
 
@@ -75,6 +78,7 @@ def _worker_bytes(trace: Trace, split: TokenSplit, pinned: float, threads: int) 
     """Bytes to order the largest block, and of the worker that does."""
     load_compiler()
     largest = max((block_bytes(trace, block, split, pinned, threads) for block in trace.info.blocks), default=0)
+    largest += max((_kept_bytes(trace, block, split) for block in trace.info.blocks), default=0)
     return largest, with_margin(resident_bytes() + _KERNEL_BYTES + _DASK_BYTES + largest)
 
 
@@ -98,25 +102,45 @@ def _jobs(trace: Trace, jobs: int | None) -> int:
 
 def _ordering_bytes(trace: Trace, split: TokenSplit, pinned: float, jobs: int) -> int:
     """Bytes that ordering so many of the largest blocks at a time takes."""
-    return sum(heapq.nlargest(jobs, (block_bytes(trace, block, split, pinned) for block in trace.info.blocks)))
+    blocks = trace.info.blocks
+    at_once = sum(heapq.nlargest(jobs, (block_bytes(trace, block, split, pinned) for block in blocks)))
+    if jobs < len(blocks):
+        at_once += sum(heapq.nlargest(jobs, (_kept_bytes(trace, block, split) for block in blocks)))
+    return at_once
+
+
+def _kept_bytes(trace: Trace, block: TraceBlock, split: TokenSplit) -> int:
+    """What a thread has freed and keeps while it orders its next block: all that it measured held-out tokens with."""
+    held = _most_held_out(trace, block, split)
+    sizes = [_vector_bytes(block, held), *[_MEASURED_BYTES * held] * _LISTS]
+    return sum(size for size in sizes if size <= _KEPT_BYTES)
+
+
+def _most_held_out(trace: Trace, block: TraceBlock, split: TokenSplit) -> int:
+    return max((count_tokens(trace, block, part) for part in split.held_out), default=0)
+
+
+def _vector_bytes(block: TraceBlock, tokens: int) -> int:
+    return block.neurons * 8 * -(-tokens // 64)
 
 
 def block_bytes(trace: Trace, block: TraceBlock, split: TokenSplit, pinned: float, threads: int | None = None) -> int:
     """Bytes that ordering one block takes at its peak.
 
     Its bit vectors are there all the time. Beside them are, one after the other: some rows of the trace that they are
-    made from; the vectors selected to count, the counts and the pairs to link; the refinement's padded copy, while it
-    is made from another one; the vectors of the held-out tokens of a source, and what each token costs. As many threads
-    count as `threads` says, by default one on each CPU.
+    made from; the vectors selected to count, the counts and the pairs to link; the refinement's padded copy, two rows
+    longer, while it is made from another one with a row of indexes; the vectors of the held-out tokens of a source, and
+    a stretch of them. As many threads count as `threads` says, by default one on each CPU.
     """
     tokens = count_tokens(trace, block, split.ordering)
-    held = max((count_tokens(trace, block, part) for part in split.held_out), default=0)
-    vectors = block.neurons * 8 * -(-tokens // 64)
+    held = _most_held_out(trace, block, split)
+    vectors = _vector_bytes(block, tokens)
+    row = 8 * -(-tokens // 64)
     rows = block.row_bytes * 2 * min(STRETCH, tokens)
     stripes = (threads or available_cpus()) * STRIPE * block.neurons * (2 if tokens < 1 << 16 else 4)
     pairs = 8 * min(BATCH + max(BATCH, block.neurons), block.neurons**2 // 2)
     partners = _PARTNER_BYTES * block.neurons
-    beside = max(rows, vectors + pairs + stripes, 2 * vectors + partners, partners + stripes)
+    beside = max(rows, vectors + pairs + stripes, 2 * vectors + 3 * row + partners, partners + stripes)
     selected = vectors if pinned else 0
-    beside = max(beside, block.neurons * 8 * -(-held // 64) + _MEASURED_BYTES * held)
+    beside = max(beside, _vector_bytes(block, held) + _LISTS * _MEASURED_BYTES * held + rows)
     return vectors + selected + beside

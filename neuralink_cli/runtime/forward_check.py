@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,8 @@ def prepare_forward(
 
     Returns:
         A function that gives a `ModelDistance` if the layout has rounded weights, else an `OutputComparison`, as JSON.
-        It raises VerificationError if they are too far apart.
+        It raises VerificationError if they are too far apart, and MismatchError or UnsupportedError if the model does
+        not compute what the layout says.
 
     Raises:
         OptionError: There is no text, it is too short, or limits for rounded weights are for a layout that has none.
@@ -101,10 +102,12 @@ def output_bytes(config: Mapping[str, Any], options: ForwardOptions, *, rounded:
 
 def forward_text(figures: dict[str, Any]) -> list[str]:
     """What two models were found to differ by, a line each."""
+    described = _described_blocks(figures["described_blocks"])
     if "perplexity" not in figures:
         return [
             f"outputs agree on {figures['tokens']:,} tokens: largest difference {figures['max_abs_difference']:.2g} "
-            f"of {figures['reference_scale']:.3g}, same first choice at {figures['same_argmax']:.2%}"
+            f"of {figures['reference_scale']:.3g}, same first choice at {figures['same_argmax']:.2%}",
+            described,
         ]
     gate = figures["gate"]
     return [
@@ -113,15 +116,24 @@ def forward_text(figures: dict[str, Any]) -> list[str]:
         f"{figures['mean_kl']:.4f} (99th percentile {figures['p99_kl']:.4f}); same first choice at "
         f"{figures['same_first_choice']:.2%}",
         *([] if gate is None else [f"rounded rows decide firing: {GateRecall(**gate)}"]),
+        described,
     ]
+
+
+def _described_blocks(compared: Sequence[str]) -> str:
+    if not compared:
+        return "no block could be computed again as the layout describes it"
+    return f"the model computes what the layout says in the blocks that were computed again: {', '.join(compared)}"
 
 
 def _measure_distance(
     model: Path, layout: Path, batches: list[ModelBatch], architecture: Architecture, options: ForwardOptions
 ) -> dict[str, Any]:
     from neuralink_cli.layout.restore import loadable
+    from neuralink_cli.runtime.layout_description import LayoutDescription
     from neuralink_cli.runtime.model_distance import measure_distance
 
+    description = LayoutDescription(layout, model, architecture)
     with loadable(layout) as decoded:
         distance = measure_distance(
             model,
@@ -131,17 +143,24 @@ def _measure_distance(
             trust_remote_code=options.trust_remote_code,
             ignore_remote_code=options.ignore_remote_code,
             layout=layout,
+            watching=description.watching,
         )
     distance.check(layout, max_increase=options.max_perplexity_increase, max_kl=options.max_kl)
-    return {**asdict(distance), "perplexity_increase": distance.perplexity_increase}
+    return {
+        **asdict(distance),
+        "perplexity_increase": distance.perplexity_increase,
+        "described_blocks": description.compared,
+    }
 
 
 def _compare_outputs(
     model: Path, layout: Path, batches: list[ModelBatch], architecture: Architecture, options: ForwardOptions
 ) -> dict[str, Any]:
     from neuralink_cli.layout.restore import loadable
+    from neuralink_cli.runtime.layout_description import LayoutDescription
     from neuralink_cli.runtime.output_comparison import compare_outputs
 
+    description = LayoutDescription(layout, model, architecture)
     with loadable(layout) as rewritten:
         comparison = compare_outputs(
             model,
@@ -151,6 +170,7 @@ def _compare_outputs(
             tolerance=options.tolerance,
             trust_remote_code=options.trust_remote_code,
             ignore_remote_code=options.ignore_remote_code,
+            watching=description.watching,
         )
     if not comparison.agrees:
         raise VerificationError(
@@ -158,4 +178,4 @@ def _compare_outputs(
             f"{comparison.reference_scale:.3g}), more than --tolerance {options.tolerance:g} allows",
             where=layout,
         )
-    return asdict(comparison)
+    return {**asdict(comparison), "described_blocks": description.compared}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,10 @@ from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.recall import GateRecall
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
-from neuralink_cli.runtime.output_comparison import Outputs, run_model
+from neuralink_cli.runtime.output_comparison import Outputs, Watching, run_model
 
 if TYPE_CHECKING:
     from neuralink_cli.runtime.gate_recall import RecallMeter
-
-Watching = Callable[[Any], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,13 @@ def measure_distance(
     trust_remote_code: bool = False,
     ignore_remote_code: bool = False,
     layout: Path | None = None,
+    watching: Watching = nullcontext,
 ) -> ModelDistance:
     """Run two local checkpoints of a causal language model, one after the other, on the same sequences, as float32.
 
     Args:
         layout: The layout that `other` is decoded from, to see what its rounded rows let fire.
+        watching: Makes a context from the source's model, in which it runs.
 
     Raises:
         UnsupportedError: Another kind of model, which has no perplexity.
@@ -111,7 +111,7 @@ def measure_distance(
 
     with _open_bundled(layout) as opened:
         meter = None if opened is None else _meter(opened, source, architecture)
-        expected = predictions(source, nullcontext if meter is None else meter.watching)
+        expected = predictions(source, watching if meter is None else _both(watching, meter.watching))
     found = predictions(other, nullcontext)
     targets = [batch.inputs["input_ids"][0][1:] for batch in batches]
     tokens = sum(target.size for target in targets)
@@ -138,6 +138,15 @@ def measure_distance(
         same / tokens,
         None if meter is None else meter.total,
     )
+
+
+def _both(first: Watching, second: Watching) -> Watching:
+    @contextmanager
+    def entered(model: Any) -> Iterator[None]:
+        with first(model), second(model):
+            yield
+
+    return entered
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from neuralink_cli.models.model_class import TASKS_WITH_HEAD, saved_without_head
 Outputs = npt.NDArray[np.float32]
 # What of a text models are run on, unless more is asked for.
 SEQUENCES, SEQUENCE_LENGTH = 4, 64
+Watching = Callable[[Any], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ def compare_outputs(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     ignore_remote_code: bool = False,
+    watching: Watching = nullcontext,
 ) -> OutputComparison:
     """Run two local checkpoints, one after the other, on the same batches, each of one sequence.
 
     Args:
         tolerance: What `OutputComparison.agrees` allows, as a share of the original's largest absolute output.
+        watching: Makes a context from the original's model, in which it runs.
 
     Raises:
         InputError, OptionError: A model cannot be loaded, as `load_model`.
@@ -70,13 +73,15 @@ def compare_outputs(
     """
     require_hf_packages("torch", "transformers")
 
-    def outputs(directory: Path) -> list[Outputs]:
+    def outputs(directory: Path, watching: Watching) -> list[Outputs]:
         with quiet_transformers():
             return list(
-                run_model(directory, batches, architecture, device, dtype, trust_remote_code, ignore_remote_code)
+                run_model(
+                    directory, batches, architecture, device, dtype, trust_remote_code, ignore_remote_code, watching
+                )
             )
 
-    expected, found = outputs(original), outputs(other)
+    expected, found = outputs(original, watching), outputs(other, nullcontext)
     for a, b in zip(expected, found, strict=True):
         if a.shape != b.shape:
             raise MismatchError(f"gives outputs of shape {b.shape}, but {original} of {a.shape}", where=other)
@@ -131,12 +136,12 @@ def run_model(
     dtype: str,
     trust_remote_code: bool,
     ignore_remote_code: bool = False,
-    watching: Callable[[Any], AbstractContextManager[object]] = nullcontext,
+    watching: Watching = nullcontext,
 ) -> Iterator[Outputs]:
     """Outputs of a checkpoint for each batch, of one sequence: float32 `[tokens, outputs]`.
 
     Args:
-        watching: Is entered with the model before it runs, and left after the last batch.
+        watching: Makes a context from the loaded model, in which it runs.
 
     Raises:
         InputError, OptionError: As `load_model`.

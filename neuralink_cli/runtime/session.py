@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
+from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import InputError, MismatchError, OptionError, UnsupportedError
 from neuralink_cli.files.free_memory import resident_bytes
-from neuralink_cli.layout.open_layout import describe_source, open_layout
+from neuralink_cli.layout.open_layout import coverage_of, describe_source, open_layout
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.models.hf_packages import require_hf_packages
 from neuralink_cli.runtime.memory import Memory, sequence_bytes, tell_needs
@@ -68,9 +69,11 @@ class RunRequest:
 class RunReport:
     """Results of a run.
 
-    `exact`: no threshold was calibrated; `direct`: reads went past the page cache; `dtype`: what it was computed in.
+    `coverage`: of the source's FFN weights, by the blocks of the layout; `exact`: no threshold was calibrated;
+    `direct`: reads went past the page cache; `dtype`: what it was computed in.
     """
 
+    coverage: Coverage
     exact: bool
     direct: bool
     dtype: str
@@ -84,6 +87,7 @@ class RunReport:
         """The JSON document of `--json`."""
         generated, compared = self.generated, self.comparison
         return {
+            "coverage": asdict(self.coverage),
             "exact": self.exact,
             "direct": self.direct,
             "dtype": self.dtype,
@@ -119,6 +123,7 @@ def phase_document(phase: Phase) -> dict[str, Any]:
 class _Subject:
     architecture: Architecture
     blocks: tuple[FlashBlock, ...]
+    coverage: Coverage
     exact: bool
     dtype: str
     dense: Path | None
@@ -207,7 +212,7 @@ def _check(request: RunRequest) -> _Subject:
                         where=request.compare,
                     )
         dtype = compute_dtype(request.settings.dtype, layout)
-        return _Subject(architecture, layout.index.blocks, is_exact(layout), dtype, dense)
+        return _Subject(architecture, layout.index.blocks, coverage_of(layout), is_exact(layout), dtype, dense)
 
 
 def _run_in_c(
@@ -227,6 +232,7 @@ def _run_in_c(
         activations=request.activations,
     )
     report = RunReport(
+        coverage=subject.coverage,
         exact=subject.exact,
         direct=run.facts["direct"],
         dtype="float32",
@@ -261,6 +267,7 @@ def _run_sparse(request: RunRequest, subject: _Subject) -> tuple[RunReport, list
             generated = generate(model, tokenizer, prompt, request.generation, lambda: weights.counters)
         found = perplexity(model, sequences) if sequences else None
         report = RunReport(
+            coverage=subject.coverage,
             exact=subject.exact,
             direct=weights.reader.direct,
             dtype=subject.dtype,

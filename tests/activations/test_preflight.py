@@ -10,16 +10,24 @@ from typing import NoReturn
 import pytest
 
 from neuralink_cli.activations import preflight
+from neuralink_cli.activations.options import ProfileOptions
 from neuralink_cli.activations.preflight import activation_bytes, tell_needs, telling_time
 from neuralink_cli.activations.ranks import Ranks
+from neuralink_cli.activations.subject import read_subject
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.files.free_memory import resident_bytes
+from neuralink_cli.inspection.inspect import inspect
 from neuralink_cli.models.execution import ExecutionOptions
+from neuralink_cli.models.hf_packages import quiet_transformers
+from neuralink_cli.models.loading import load_model
 from neuralink_cli.sizes import human_bytes
 from tests.conftest import ModelFactory
 from tests.profile_requests import ProfileRequest, profile
+from tests.scaled import FP8, MXFP4, mxfp4_gpt_oss, quantised_copy
 from tests.tiny_models import LAYERS, NEURONS
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples/tiny-relu"
 
 
 @pytest.fixture
@@ -77,7 +85,8 @@ def test_a_batch_holds_the_values_of_the_widest_layer_for_all_its_tokens() -> No
     ],
 )
 @pytest.mark.parametrize(("limit", "weights"), [(None, 5_000_000), (2_000_000, 2_000_000), (6_000_000, 5_000_000)])
-def test_memory_is_that_of_weights_and_activations_and_disk_that_of_bits_twice(
+@pytest.mark.parametrize("mapped", [0, 1_000_000, 4_000_000])
+def test_memory_is_that_of_weights_and_activations_or_files_and_disk_that_of_bits_twice(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     remarks: Callable[[], list[str]],
@@ -87,17 +96,44 @@ def test_memory_is_that_of_weights_and_activations_and_disk_that_of_bits_twice(
     disk: str,
     limit: int | None,
     weights: int,
+    mapped: int,
 ) -> None:
-    monkeypatch.setattr(preflight, "weight_bytes", lambda _directory, _dtype: 5_000_000)
+    monkeypatch.setattr(preflight, "_weights", lambda *_: (5_000_000, mapped))
+    monkeypatch.setattr(preflight, "resident_bytes", lambda: 0)
     data = CalibrationOptions(("x",) * datasets, max_tokens=max_tokens, max_seq_length=100)
     execution = ExecutionOptions(device="cpu", dtype="bfloat16", max_memory=limit)
     tell_needs(data, execution, part, tmp_path, [ffn_block(8, 250), ffn_block(40, 250)])
     activations = 8 * 100 * (4 * 40 + 6 * 250) * 2
-    (told,) = remarks()
-    assert told.endswith(
-        f"of memory ({human_bytes(weights)} of weights, {human_bytes(activations)} of activations, "
-        f"the rest for programs) and {disk}"
-    )
+    files = f"{human_bytes(mapped)} of files while they are loaded, " if mapped else ""
+    most = round(1.06 * (weights + max(mapped, activations)))
+    assert remarks() == [
+        f"takes about {human_bytes(most)} of memory ({human_bytes(weights)} of weights, {files}"
+        f"{human_bytes(activations)} of activations, the rest for programs) and {disk}"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", FP8, MXFP4])
+def test_inspect_tells_the_weights_that_profile_tells_and_holds(model: ModelFactory, tmp_path: Path, kind: str) -> None:
+    directory = EXAMPLE if kind == FP8 else model("llama", dtype="bfloat16")
+    if kind == MXFP4:
+        _, directory, _ = mxfp4_gpt_oss(tmp_path)
+    elif kind == FP8:
+        quantised_copy(directory, tmp_path / "model", FP8)
+        directory = tmp_path / "model"
+    subject = read_subject(directory, ProfileOptions())
+    parts = preflight._memory_parts(CalibrationOptions(("x",)), ExecutionOptions(), directory, subject.blocks)
+    need, weights = inspect(directory).needs[0], parts.weights
+    assert (need.stage, need.bytes) == ("profile", weights)
+    # All that is stored in another dtype is in memory until it is loaded: not headers, heads and scales of float32.
+    whole = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    assert {"bfloat16": 0.6, FP8: 0.95, MXFP4: 0.7}[kind] * whole < parts.mapped < whole
+    if kind == "bfloat16":
+        assert parts.mapped == weights / 2
+    with quiet_transformers():
+        loaded = load_model(directory, subject.architecture, device="cpu")
+    held = sum(tensor.nbytes for tensor in loaded.parameters())
+    # The scales of quantised weights come on top.
+    assert held <= weights <= 1.05 * held
 
 
 class Four(Ranks):
@@ -108,7 +144,7 @@ class Four(Ranks):
 def test_ranks_are_told_what_each_takes_and_all_on_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remarks: Callable[[], list[str]]
 ) -> None:
-    monkeypatch.setattr(preflight, "weight_bytes", lambda _directory, _dtype: 5_000_000)
+    monkeypatch.setattr(preflight, "_weights", lambda *_: (5_000_000, 0))
     monkeypatch.setattr(preflight, "resident_bytes", lambda: 0)
     data = CalibrationOptions(("x",), max_tokens=1000, max_seq_length=1, batch_size=1)
     execution = ExecutionOptions(device="cpu", dtype="bfloat16")

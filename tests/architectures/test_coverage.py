@@ -16,8 +16,11 @@ from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
-from tests.checkpoints import random_tensor, tensors_of, write_checkpoint
+from neuralink_cli.layout.bundled_layout import BundledLayout
+from neuralink_cli.layout.open_layout import coverage_of
+from tests.checkpoints import random_tensor, tensors_of, write_checkpoint, write_random_placement
 from tests.families import FAMILY
+from tests.layouts import relayout
 from tests.tiny_models import build_model
 
 H, N = 20, 37
@@ -116,6 +119,15 @@ def test_parts_left_alone_are_named(tmp_path: Path, caplog: pytest.LogCaptureFix
     aside = 6 * N * H * 4 + 2 * 9 * 8 * 4
     assert coverage == Coverage(BLOCKS + aside, BLOCKS, ("model.layers.2", "mtp.layers", "vision_tower.layers"))
     assert "left alone, as no part of the text model: model.layers.2, mtp.layers, vision_tower.layers" in caplog.text
+
+
+@pytest.mark.parametrize("uncovered", [{}, gated(f"{L}.moe.shared_experts", 12), gated("mtp.layers.0.mlp", N)])
+def test_a_layout_covers_what_the_blocks_of_its_source_do(tmp_path: Path, uncovered: Shapes) -> None:
+    model = with_tensors(tmp_path, uncovered)
+    placement = write_random_placement(model, tmp_path / "placement")
+    relayout(model, placement, tmp_path / "layout", resident="gate")
+    with BundledLayout(tmp_path / "layout") as layout:
+        assert coverage_of(layout) == measure(model, allow_uncovered=True)
 
 
 def test_experts_that_a_description_leaves_out_are_found(tmp_path: Path) -> None:

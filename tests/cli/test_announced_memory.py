@@ -1,4 +1,7 @@
-"""What a command says that it needs is what it takes: its peak resident memory, as the system counts it."""
+"""What a command says that it needs is what it takes: its peak resident memory, as the system counts it.
+
+Of `run`, `tests/runtime/test_memory.py` says so.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,18 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
+def announced_in(said: str) -> int:
+    """Bytes that a command announces."""
+    found = re.search(r"(?:needs up to|takes about) ([0-9.]+ [kMG]?B) of memory", said)
+    assert found is not None, said
+    return parse_size(found[1])
+
+
 def needs(*arguments: object) -> tuple[int, int]:
     """Bytes that a command announces, and bytes that it takes."""
     command = [sys.executable, "-c", MEASURE, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    said = re.search(r"(?:needs up to|takes about) ([0-9.]+ [kMG]?B) of memory", done.stderr)
-    assert said is not None, done.stderr
-    return parse_size(said[1]), int(done.stdout.split()[-1])
+    return announced_in(done.stderr), int(done.stdout.split()[-1])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss, and what counts as resident, differ")
@@ -42,7 +50,6 @@ def test_every_announcement_is_kept(tmp_path: Path) -> None:
         ("bench", placement, "--trace", trace),
         ("relayout", model, "--placement", placement, "--resident", "gate", "-o", layout, "--overwrite"),
         ("verify", model, layout),
-        ("run", layout, "--prompt", "The river", "--max-new-tokens", "4", "--dram", "20%"),
         ("restore", layout, "-o", tmp_path / "restored", "--overwrite"),
     ]
     for command in commands:

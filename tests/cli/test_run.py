@@ -78,7 +78,8 @@ def test_the_text_is_the_dense_models_and_the_figures_are_on_stderr(
     assert lines[0].startswith("neuralink: takes about ")
     assert re.search(r"^neuralink: prompt: \d+ tokens in [0-9.]+ s \([0-9.]+ tokens/s\), \d+% of it", lines[1])
     assert re.search(rf"^neuralink: text:   {TOKENS - 1} tokens .*% of them in DRAM, [0-9.]+ reads, ", lines[2])
-    assert re.search(r"^neuralink: DRAM: .* of cache and .* of resident rows, for .* in flash$", lines[3])
+    assert re.search(r"^neuralink: DRAM: .* of cache and .* of resident rows, for .* in flash; the blocks", lines[3])
+    assert lines[3].endswith("; the blocks cover 100 % of the FFN bytes")
 
 
 @pytest.mark.parametrize("dram", ["2%", "20%", "100%", "0", "100kB"])

@@ -39,7 +39,7 @@ def test_it_gives_what_the_torch_engine_gives(
     # By the frequencies of this random placement half of the neurons fire.
     assert "of bundles: most are read again; --dram 50% would take them" in outcome.stderr
     assert by_c.keys() == by_torch.keys()
-    for key in ("text", "prompt_tokens", "new_tokens", "exact", "dtype"):
+    for key in ("coverage", "text", "prompt_tokens", "new_tokens", "exact", "dtype"):
         assert by_c[key] == by_torch[key], key
     for phase in ("prompt", "tokens"):
         assert by_c[phase].keys() == by_torch[phase].keys()

@@ -99,3 +99,15 @@ def test_what_an_earlier_run_left_counts_as_free(
     (tmp_path / ".out.partial" / "x").write_bytes(bytes(200_000))
     assert of_relayout(made, tmp_path / "out").free_bytes == needed + 100_000
     relayout(made.model, made.placement, tmp_path / "out")
+
+
+def test_pieces_that_are_worked_on_are_counted_beside_those_that_wait(
+    layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = layouts.bundled("llama", shards=2)
+    monkeypatch.setattr(estimate, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(pipeline, "IN_FLIGHT", 5000)
+    monkeypatch.setattr(pipeline, "PIECE", 1000)
+    with Checkpoint(made.model) as checkpoint, open_layout(made.layout) as layout:
+        verified = estimate_verify(layout, checkpoint)
+        assert verified.memory_bytes == round(1.06 * (2 * 5000 + 3 * 1000 + layout.largest_bytes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from neuralink_cli.activations.trace import Trace
-from neuralink_cli.devices.cost import order_cost
+from neuralink_cli.devices.cost import order_cost, token_costs
 from neuralink_cli.placement.baselines import frequency_order
 from neuralink_cli.placement.bits import transpose_bits
-from neuralink_cli.placement.block_ordering import BlockOptions, block_bits, order_block
+from neuralink_cli.placement.block_ordering import BlockOptions, block_bits, cost_sequences, order_block
 from neuralink_cli.placement.held_out import split_tokens
 from neuralink_cli.placement.orders import NeuronOrder, OrderingTask, make_orders, pinned_first
 from tests.traces import numbered_digests, recorded
@@ -158,3 +159,25 @@ def test_vectors_made_in_stretches_are_those_made_at_once(
         assert block_bits(trace, block, []).shape == (70, 0)
     on = np.isin(np.arange(313), made.routed.get(block.id, np.arange(313)))
     assert np.array_equal(whole, bits_of(rows(made.fired[block.id], on, *ranges)))
+
+
+def test_few_neurons_take_little_memory_on_many_held_out_tokens(tmp_path: Path) -> None:
+    """Nothing but places is there for every token, and the sums are those over all tokens at once."""
+    trace = recorded(0, [[70_000, 9, 30_000]], [8], [])
+    trace.write(tmp_path / "trace")
+    with Trace(tmp_path / "trace") as opened:
+        [block], ranges = opened.info.blocks, [(0, 100_009)]
+        bits = block_bits(opened, block, ranges)
+        orders = {"original": np.arange(8, dtype=np.int32), "linked": np.arange(8, dtype=np.int32)[::-1].copy()}
+        cost_sequences(opened, block, ranges, bits, orders, 2.7)
+        tracemalloc.start()
+        found = cost_sequences(opened, block, ranges, bits, orders, 2.7)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2 * 4 * 100_009 + 500_000
+    sequence = np.repeat(np.arange(3), [70_000, 9, 30_000])
+    for name, order in orders.items():
+        across, apart = token_costs(bits, order, 2.7, 100_009)
+        assert np.array_equal(found.collapsed[name], np.bincount(sequence, across))
+        if name == "original":
+            assert np.array_equal(found.naive, np.bincount(sequence, apart))

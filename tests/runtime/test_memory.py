@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime.memory import sequence_bytes
 from tests.checkpoints import write_random_placement
-from tests.cli.test_announced_memory import MEASURE
+from tests.cli.test_announced_memory import MEASURE, announced_in
 from tests.layouts import relayout
 from tests.tiny_models import tokenizer_of
 
@@ -43,12 +43,13 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss, and what counts as resident, differ")
 @pytest.mark.parametrize(("dtype", "size"), [("auto", 2), ("float32", 4)])
 def test_the_sum_of_the_parts_is_what_the_process_takes(layout: Path, dtype: str, size: int) -> None:
-    arguments = ["run", layout, "--prompt", "The river", "--max-new-tokens", 2, "--dtype", dtype, "--json", "-q"]
+    arguments = ["run", layout, "--prompt", "The river", "--max-new-tokens", 2, "--dtype", dtype, "--json"]
     script = MEASURE.replace("stdout=subprocess.DEVNULL", "stdout=sys.stderr")
     command = [sys.executable, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    memory = json.loads(done.stderr)["dram"]
-    taken = int(done.stdout.split()[-1])
+    memory = json.loads(done.stderr[done.stderr.index("{") :])["dram"]
+    taken, announced = int(done.stdout.split()[-1]), announced_in(done.stderr)
+    assert 1 <= announced / taken <= 1.15
     weights = size * (2 * VOCABULARY * HIDDEN + 4 * HIDDEN * HIDDEN)
     assert weights < memory["dense_bytes"] < 1.01 * weights
     # A second copy of embedding or head would be larger than this.
