@@ -12,7 +12,7 @@ from time import monotonic
 from neuralink_cli.activations.ranks import ALONE, Ranks
 from neuralink_cli.activations.threshold import HISTOGRAM_BYTES
 from neuralink_cli.activations.trace import bytes_per_token
-from neuralink_cli.architectures.blocks import FFNBlock
+from neuralink_cli.architectures.blocks import FFNBlock, experts_of
 from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.loaded_size import FLOAT_BYTES, loaded_bytes, mapped_bytes
@@ -108,8 +108,9 @@ def _memory_parts(
     if execution.max_memory is not None:
         weights = min(weights, execution.max_memory)
     element_bytes = FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes)
-    # Thousands of experts have hundreds of megabytes of histograms.
-    values = len(blocks) * HISTOGRAM_BYTES + activation_bytes(data, blocks, element_bytes)
+    values = activation_bytes(data, blocks, element_bytes)
+    # To calibrate thresholds; thousands of experts have hundreds of megabytes of them.
+    values += HISTOGRAM_BYTES * sum(experts_of(block.id) is not None for block in blocks)
     return _Parts(weights, mapped, values)
 
 

@@ -14,6 +14,7 @@ from neuralink_cli.activations.options import ProfileOptions
 from neuralink_cli.activations.preflight import activation_bytes, tell_needs, telling_time
 from neuralink_cli.activations.ranks import Ranks
 from neuralink_cli.activations.subject import read_subject
+from neuralink_cli.activations.threshold import HISTOGRAM_BYTES
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.files.free_memory import resident_bytes
@@ -110,6 +111,16 @@ def test_memory_is_that_of_weights_and_activations_or_files_and_disk_that_of_bit
         f"takes about {human_bytes(most)} of memory ({human_bytes(weights)} of weights, {files}"
         f"{human_bytes(activations)} of activations, the rest for programs) and {disk}"
     ]
+
+
+def test_experts_have_histograms_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remarks: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setattr(preflight, "_weights", lambda *_: (5_000_000, 0))
+    data = CalibrationOptions(("x",), max_tokens=1000, max_seq_length=1, batch_size=1)
+    blocks = [replace(ffn_block(8, 250), id=f"layers.0.experts.{k}") for k in range(1000)]
+    tell_needs(data, ExecutionOptions(device="cpu", dtype="bfloat16"), None, tmp_path, blocks)
+    assert f", {human_bytes(1000 * HISTOGRAM_BYTES + 2 * (4 * 8 + 6 * 250))} of activations" in remarks()[0]
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", FP8, MXFP4])
