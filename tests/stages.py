@@ -44,7 +44,7 @@ def make_layouts(family: str, folder: Path, *, dtype: str = "float32", shards: b
     ratio = () if FAMILY[family].exact else ("--active-ratio", "0.3")
     codes = {
         "profile": stage("profile", model, "--dataset", data, "-o", trace, *ratio),
-        "cluster": stage("cluster", trace, "-o", placement, "--min-tokens", MIN_TOKENS),
+        "cluster": stage("cluster", trace, "-o", placement, "--min-tokens", MIN_TOKENS, "--effort", "fast"),
     }
     layouts = {name: folder / name for name in LAYOUTS}
     for name, options in LAYOUTS.items():
