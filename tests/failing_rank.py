@@ -1,6 +1,7 @@
-"""The command line as torchrun starts it, one of whose ranks fails on the way: for tests/cli/test_torchrun.py.
+"""A rank that fails on the way, for tests/cli/test_torchrun.py.
 
-The first argument is RANK:WHERE:HOW: the rank, "record" or "write", and "die" or "fail"; the others are the command's.
+Torchrun starts it as a program. The first argument is RANK:WHERE:HOW: the rank, "record" or "write", and "die" or
+"fail"; the others are the command's.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from tests.faults import die, fail
 ACTIONS = {"die": die, "fail": fail}
 
 
-def install(where: str, how: str) -> None:
-    """Let this process do some work first, and then `how` happens."""
+def install(failure: str) -> None:
+    """If this process is the rank that is to fail, it does some work first, and then it happens."""
+    rank, where, how = failure.split(":")
+    if os.environ["RANK"] != rank:
+        return
     owner, name, spared = {"record": (Spool, "append", 5), "write": (stage_file, "write_all", 1)}[where]
     real = getattr(owner, name)
     calls = 0
@@ -34,7 +38,5 @@ def install(where: str, how: str) -> None:
 
 
 if __name__ == "__main__":
-    rank, where, how = sys.argv.pop(1).split(":")
-    if os.environ["RANK"] == rank:
-        install(where, how)
+    install(sys.argv.pop(1))
     main()

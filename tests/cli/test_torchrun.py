@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
+from neuralink_cli.cli.exit_codes import OUTPUT
 from tests.cli.conftest import Neuralink
 from tests.conftest import ModelFactory
+from tests.failing_rank import install
+from tests.processes import Command
 from tests.tiny_models import TEXT
 
 
@@ -65,25 +73,51 @@ def test_two_ranks_write_the_trace_of_one_process(
     assert len(steps) == len(set(steps)) == 10
 
 
-@pytest.mark.parametrize(
-    ("failure", "error", "code"),
-    [
-        ("1:record:die", "rank 1 of 2 died without a word", "-9"),
-        # The unfinished trace of rank 0 is removed by the other.
-        ("0:write:die", "rank 0 of 2 died without a word", "-9"),
-        ("1:record:fail", "rank 1: ", "6"),
-    ],
-)
-def test_a_rank_that_fails_is_told_once_and_nothing_is_left(
-    model: ModelFactory, datasets: list[str], outputs: Path, failure: str, error: str, code: str
-) -> None:
-    options = [model("opt"), *datasets, "--batch-size", "1", "--device", "cpu", "-q", "-o", outputs / "trace"]
-    ended = torchrun("tests.failing_rank", failure, "profile", *options)
+@pytest.fixture
+def failing(model: ModelFactory, datasets: list[str], outputs: Path) -> list[object]:
+    return [model("opt"), *datasets, "--batch-size", "1", "--device", "cpu", "-q", "-o", outputs / "trace"]
+
+
+def test_a_rank_that_dies_is_told_once_and_nothing_is_left(failing: list[object], outputs: Path) -> None:
+    """The unfinished trace of rank 0 is removed by the other, which torchrun stops meanwhile."""
+    ended = torchrun("tests.failing_rank", "0:write:die", "profile", *failing)
     assert ended.code != 0
     (line,) = ended.lines
-    assert line.startswith(f"neuralink: error: {error}"), line
+    assert line.startswith("neuralink: error: rank 0 of 2 died without a word"), line
     assert ended.stdout == ""
     # torchrun names what it takes for the cause, and has a traceback of its own.
-    assert f"failed (exitcode: {code})" in ended.report
+    assert "failed (exitcode: -9)" in ended.report
     assert ended.report.count("Traceback (most recent call last)") == 1
     assert list(outputs.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "code"),
+    [("1:record:die", "rank 1 of 2 died without a word", -9), ("1:record:fail", "rank 1: ", OUTPUT)],
+)
+def test_ranks_that_are_stopped_since_one_failed_tell_of_it_once(
+    failing: list[object], outputs: Path, failure: str, error: str, code: int
+) -> None:
+    # What torchrun does, without waiting for torch to be loaded three times: it keeps the store, and stops the others.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = [Command("profile", *failing, prepare=partial(_be_rank, rank, store.port, failure)) for rank in range(2)]
+    until = time.monotonic() + 60
+    while None in (codes := [rank.poll() for rank in ranks]):
+        if any(codes) or time.monotonic() > until:
+            for rank in ranks:
+                rank.send_signal(signal.SIGTERM if time.monotonic() < until else signal.SIGKILL)
+        time.sleep(0.2)
+    told = [line for rank in ranks for text in rank.communicate() for line in text.splitlines()]
+    (line,) = told
+    assert line.startswith(f"neuralink: error: {error}"), line
+    assert codes[1] == code
+    assert codes[0]
+    assert list(outputs.iterdir()) == []
+
+
+def _be_rank(rank: int, port: int, failure: str) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test", TORCHELASTIC_USE_AGENT_STORE="True",
+    )  # fmt: skip
+    install(failure)
