@@ -58,14 +58,17 @@ def read_ahead(ranges: Iterable[FileRange], in_flight: int | None = None) -> Ite
 def _read_ahead(reader: ThreadPoolExecutor, ranges: Iterable[FileRange], in_flight: int) -> Iterator[Bytes]:
     pending: deque[tuple[Future[Bytes], Bytes]] = deque()
     free: list[Bytes] = []
+    held = 0
     for wanted in ranges:
         # Large buffers are used again, and lie in huge pages that even a small range would take as a whole.
         needed = max(wanted.size, PIECE) if wanted.size > PIECE // 8 else wanted.size
-        while pending and sum(buffer.size for _, buffer in pending) + needed > in_flight:
+        while pending and held + needed > in_flight:
             future, buffer = pending.popleft()
             yield future.result()
+            held -= buffer.size
             free.append(buffer)
         buffer = _buffer_for(needed, free)
+        held += buffer.size
         pending.append((reader.submit(wanted.file.read_range, wanted.offset, wanted.size, buffer), buffer))
     for future, _ in pending:
         yield future.result()
