@@ -29,22 +29,23 @@ void print_memory(const Settings *settings, const NlMemory *memory) {
     if (settings->json) {
         printf("memory {\"programs_bytes\": %" PRIu64 ", \"dense_bytes\": %" PRIu64 ", \"resident_bytes\": %" PRIu64
                ", \"sequence_bytes\": %" PRIu64 ", \"working_bytes\": %" PRIu64 ", \"tables_bytes\": %" PRIu64
-               ", \"cache_bytes\": %" PRIu64 ", \"planned_bytes\": %" PRIu64 ", \"least_bytes\": %" PRIu64
+               ", \"system_bytes\": %" PRIu64 ", \"cache_bytes\": %" PRIu64
+               ", \"planned_bytes\": %" PRIu64 ", \"least_bytes\": %" PRIu64
                ", \"flash_bytes\": %" PRIu64 ", \"cached_bundles\": %" PRIu64 ", \"bundles\": %" PRIu64
                ", \"streamed_bytes\": %" PRIu64 ", \"cycle_bytes\": %" PRIu64 ", \"cycle_dram_bytes\": %" PRIu64
                ", \"batch\": %" PRIu64 ", \"context\": %" PRIu64 "}\n",
                memory->programs, memory->dense, memory->resident, memory->sequence, memory->working, memory->tables,
-               memory->cache, memory->total, memory->least, memory->flash, memory->cached, memory->bundles,
+               memory->system, memory->cache, memory->total, memory->least, memory->flash, memory->cached, memory->bundles,
                memory->streamed, memory->cycle, memory->cycle_dram, memory->batch, memory->context);
         return;
     }
     fprintf(stderr,
             "memory: %.1f MB = %.1f of cache (%.1f %% of the bundles) + %.1f of dense weights + %.1f of resident rows + "
-            "%.1f for %" PRIu64 " tokens + %.1f to work with + %.1f of tables + %.1f of programs; at least %.1f\n",
+            "%.1f for %" PRIu64 " tokens + %.1f to work with + %.1f of tables + %.1f of programs and the system; at least %.1f\n",
             (double)memory->total / 1e6, (double)memory->cache / 1e6,
             100 * (double)memory->cached / (double)(memory->bundles ? memory->bundles : 1), (double)memory->dense / 1e6,
             (double)memory->resident / 1e6, (double)memory->sequence / 1e6, memory->context,
-            (double)memory->working / 1e6, (double)memory->tables / 1e6, (double)memory->programs / 1e6,
+            (double)memory->working / 1e6, (double)memory->tables / 1e6, (double)(memory->programs + memory->system) / 1e6,
             (double)memory->least / 1e6);
     print_cycle(memory);
 }

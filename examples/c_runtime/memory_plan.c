@@ -8,6 +8,9 @@
 /* What a thread touches of its stack, and the rings of io_uring. */
 #define THREAD_BYTES (24u << 10)
 #define READING_BYTES (256u << 10)
+/* Page tables have 8 bytes for 4,096; what else the system keeps for the process was measured. */
+#define PER_SYSTEM_BYTE 400
+#define SYSTEM_BYTES (UINT64_C(1) << 20)
 /* Room for reads of bundles: enough of them to keep a device busy, or a few of the shortest where memory is scarce. */
 #define USUAL_ROOM (UINT64_C(4) << 20)
 #define FEWEST_READS 4u
@@ -118,8 +121,10 @@ static void set_capacities(NlModel *model, uint64_t share) {
 }
 
 static uint64_t total_of(NlMemory *memory) {
-    memory->total = memory->programs + memory->dense + memory->resident + memory->sequence + memory->working +
-                    memory->tables + memory->cache;
+    const uint64_t held = memory->programs + memory->dense + memory->resident + memory->sequence + memory->working +
+                          memory->tables + memory->cache;
+    memory->system = held / PER_SYSTEM_BYTE + SYSTEM_BYTES;
+    memory->total = held + memory->system;
     return memory->total;
 }
 

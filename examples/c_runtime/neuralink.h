@@ -62,6 +62,7 @@ typedef struct {
     uint64_t sequence; /* keys and values of a sequence's tokens */
     uint64_t working;  /* activations, and buffers of reads */
     uint64_t tables;   /* of the caches */
+    uint64_t system;   /* page tables, and what else the system keeps for the process: limits of containers count it */
     uint64_t cache;    /* cached bundles */
     uint64_t total;
     uint64_t least;    /* the least total that would do */

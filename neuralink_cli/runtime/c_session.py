@@ -205,7 +205,7 @@ def _memory(running: CEngine) -> Memory:
         dense_bytes=of["dense_bytes"],
         working_bytes=of["working_bytes"] + of["tables_bytes"],
         sequence_bytes=of["sequence_bytes"],
-        programs_bytes=of["programs_bytes"],
+        programs_bytes=of["programs_bytes"] + of["system_bytes"],
         peak_bytes=running.peak_bytes,
     )
 

@@ -281,7 +281,7 @@ def test_figures_add_up(c_runtime: CRuntime, tiny_relu: Path) -> None:
         assert phase["bytes_useful"] == missing * 256 <= phase["bytes_read"]
         assert 0 < phase["reads"] <= missing
         assert 0 <= phase["io_seconds"] <= phase["seconds"]
-    parts = ("programs", "dense", "resident", "sequence", "working", "tables", "cache")
+    parts = ("programs", "dense", "resident", "sequence", "working", "tables", "system", "cache")
     assert memory["planned_bytes"] == sum(memory[f"{part}_bytes"] for part in parts)
     assert memory["flash_bytes"] == 4 * 768 * 256
 
