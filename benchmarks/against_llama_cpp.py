@@ -45,16 +45,24 @@ class Run:
 
 
 class Group:
-    """A control group with a memory limit, version 1 or 2; none where none can be made."""
+    """A control group with a memory limit, version 1 or 2; none where none can be made.
+
+    Every run has a new one: what the system keeps for processes that have ended counts for the next in the same group.
+    """
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self._limit = self._peak = ""
+        self._number = 0
+        self._make()
+
+    def _make(self) -> None:
+        self._number += 1
         for root, limit, peak in (
             ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
             ("/sys/fs/cgroup", "memory.max", "memory.peak"),
         ):
-            path = Path(root) / f"neuralink-bench-{os.getpid()}"
+            path = Path(root) / f"neuralink-bench-{os.getpid()}-{self._number}"
             try:
                 path.mkdir()
             except OSError:
@@ -67,6 +75,8 @@ class Group:
     @contextmanager
     def limited(self, limit: int | None) -> Iterator[None]:
         if self.path is not None:
+            self.close()
+            self._make()
             self._set(self._limit, str(limit) if limit else {"memory.max": "max"}.get(self._limit, "-1"))
             self._set(self._peak, "0")
         yield

@@ -13,7 +13,6 @@ import pytest
 
 from neuralink_cli.models.tokenizer import load_tokenizer
 from neuralink_cli.runtime import c_engine
-from tests.cli.conftest import Neuralink
 from tests.examples.conftest import CRuntime
 from tests.examples.test_c_runtime_models import TINY_RELU, lay_out
 from tests.processes import Command, run_command
@@ -99,11 +98,10 @@ def test_a_signal_while_it_starts_ends_both(layout: Path, tmp_path: Path) -> Non
         ("exit 1", 9, "stopped before it had answered; run it by hand"),
     ],
 )
-def test_a_program_that_ends_is_told(
-    neuralink: Neuralink, layout: Path, tmp_path: Path, then: str, code: int, said: str
-) -> None:
-    outcome = neuralink(*command_line(layout, write_engine(tmp_path, then)))
-    assert outcome.code == code
+def test_a_program_that_ends_is_told(layout: Path, tmp_path: Path, then: str, code: int, said: str) -> None:
+    # In a process of its own, where no signal is ignored.
+    outcome = run_command(*command_line(layout, write_engine(tmp_path, then)))
+    assert outcome.returncode == code
     assert said in outcome.stderr
     assert outcome.stderr.count("\n") == 1
     assert not is_there(wait_for_id(tmp_path))
