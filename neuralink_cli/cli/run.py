@@ -20,6 +20,7 @@ from neuralink_cli.cli.options import (
 from neuralink_cli.cli.output import print_json, remark
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.models.execution import RUN_DTYPES
+from neuralink_cli.runtime.engines import ACTIVATIONS, ENGINES, FLOATS, TORCH, C
 from neuralink_cli.sizes import human_bytes
 from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 
@@ -124,8 +125,8 @@ Examples:
 )
 @click.option(
     "--engine",
-    type=click.Choice(("torch", "c")),
-    default="torch",
+    type=click.Choice(ENGINES),
+    default=TORCH,
     show_default=True,
     help="What computes: torch, or the program of examples/c_runtime, for OPT and models like Llama.",
 )
@@ -134,8 +135,8 @@ Examples:
 )
 @click.option(
     "--activations",
-    type=click.Choice(("f32", "int8")),
-    default="f32",
+    type=click.Choice(ACTIVATIONS),
+    default=FLOATS,
     show_default=True,
     help="With --engine c, int8: round what rows of q8_0, q4_0 and iq4_nl are multiplied with, as llama.cpp does. "
     "Faster, and no longer exact.",
@@ -186,7 +187,7 @@ def command(
         engine_path=engine_path,
         activations=activations,
     )
-    streams = engine == "c" and not as_json
+    streams = engine == C and not as_json
     report = run_layout(request, (lambda text: click.echo(text, nl=False)) if streams else None)
     if as_json:
         print_json({"layout": str(layout), **report.as_document()})

@@ -40,20 +40,19 @@ def check_document(document: dict[str, Any], schema: Schema, where: str | os.Pat
         InputError: The document is not valid. The message says where and why.
     """
     try:
-        if _check(schema)(document):
-            return
-    except RecursionError:
-        raise InputError(f"not a valid {schema.kind}: nested too deeply", where=where) from None
-    from jsonschema.exceptions import best_match
-
-    try:
-        error = best_match(_validator(schema).iter_errors(document))
+        error = None if _check(schema)(document) else _first_error(document, schema)
     except RecursionError:
         raise InputError(f"not a valid {schema.kind}: nested too deeply", where=where) from None
     if error is not None:
         place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
         complaint = error.message if len(error.message) <= 200 else error.message[:200] + "..."
         raise InputError(f"not a valid {schema.kind}: at {place.lstrip('.') or 'the top'}: {complaint}", where=where)
+
+
+def _first_error(document: dict[str, Any], schema: Schema) -> Any:
+    from jsonschema.exceptions import best_match
+
+    return best_match(_validator(schema).iter_errors(document))
 
 
 @cache

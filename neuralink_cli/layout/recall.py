@@ -13,7 +13,7 @@ from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import OptionError, UnsupportedError
 from neuralink_cli.layout.plan import BundledPlan, BundlePart, FlashBlock, ResidentTensor
-from neuralink_cli.placement.placement import Placement
+from neuralink_cli.placement.placement import Placement, PlacementHeader
 from neuralink_cli.weight_formats.formats import ROUNDING_FORMATS
 
 # Figures are stated to this many decimals: the last digits of sums depend on the machine that ran the model.
@@ -112,7 +112,7 @@ def decided_by_rounded_rows(plan: BundledPlan, placement: Placement) -> bool:
 
 
 def require_measurable(
-    plan: BundledPlan | None, placement: Placement, architecture: Architecture, option: str
+    plan: BundledPlan | None, placement: PlacementHeader, architecture: Architecture, option: str
 ) -> BundledPlan:
     """Check that the recall of a planned layout can be measured.
 
@@ -127,15 +127,15 @@ def require_measurable(
         raise OptionError(
             "no rows that decide firing are rounded, so all that fire are found", where=option, fix="leave it out"
         )
-    if placement.info.signal != "gate":
+    if placement.signal != "gate":
         raise OptionError(
-            f"neurons fire by the signal {placement.info.signal!r} of the placement, not by these rows alone",
+            f"neurons fire by the signal {placement.signal!r} of the placement, not by these rows alone",
             where=option,
             fix="leave it out",
         )
     if architecture.task == "image-encoder":
         raise UnsupportedError("the model reads images, not text", where=option, fix="leave it out")
-    if placement.info.model.get("code") == "run":
+    if placement.model.get("code") == "run":
         raise UnsupportedError(
             "the model runs Python code of its own, which `relayout` does not",
             where=option,

@@ -140,7 +140,7 @@ def relayout(
             plan = plan_relayout(checkpoint, found.blocks, opened, options)
             check_output(plan, output, overwrite)
             if measure_recall is not None:
-                require_measurable(plan.bundled, opened, found.architecture, "--recall-text")
+                require_measurable(plan.bundled, opened.info, found.architecture, "--recall-text")
             elif plan.bundled is not None and decided_by_rounded_rows(plan.bundled, opened):
                 logger.info(
                     "rounded rows decide which neurons are above calibrated thresholds: --recall-text FILE measures "

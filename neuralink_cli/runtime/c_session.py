@@ -19,6 +19,7 @@ from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime.c_engine import CEngine, find_engine
 from neuralink_cli.runtime.counters import FlashCounters
+from neuralink_cli.runtime.engines import FLOATS
 from neuralink_cli.runtime.generated import Generated, Phase
 from neuralink_cli.runtime.likelihood import Perplexity, perplexity_of
 from neuralink_cli.runtime.memory import Memory
@@ -70,7 +71,7 @@ def run_in_c(
     options: GenerationOptions,
     engine: Path | None,
     on_text: Callable[[str], None] | None = None,
-    activations: str = "f32",
+    activations: str = FLOATS,
 ) -> CRun:
     """Generate text with `flash_run`, then measure the perplexity of sequences, each on its own.
 

@@ -18,6 +18,8 @@ from neuralink_cli.layout.recall import GateRecall
 if TYPE_CHECKING:
     from neuralink_cli.architectures.architecture import Architecture
     from neuralink_cli.calibration.batches import ModelBatch
+    from neuralink_cli.runtime.model_distance import ModelDistance
+    from neuralink_cli.runtime.output_comparison import OutputComparison
 
 # Keys of a config for the outputs of a token: logits, or else hidden states.
 _WIDTHS = ("vocab_size", "hidden_size")
@@ -85,8 +87,7 @@ def prepare_forward(
     text = None if options.text is None else read_text(options.text)
     sizes = {"sequences": -(-options.tokens // SEQUENCE_TOKENS), "length": SEQUENCE_TOKENS} if rounded else {}
     batches = comparison_batches(model, architecture, text, trust_remote_code=options.trust_remote_code, **sizes)
-    run = _measure_distance if rounded else _compare_outputs
-    return lambda: run(model, layout, batches, architecture, options)
+    return lambda: _run(model, layout, batches, architecture, options, rounded=rounded)
 
 
 def output_bytes(config: Mapping[str, Any], options: ForwardOptions, *, rounded: bool) -> int:
@@ -126,56 +127,45 @@ def _described_blocks(compared: Sequence[str]) -> str:
     return f"the model computes what the layout says in the blocks that were computed again: {', '.join(compared)}"
 
 
-def _measure_distance(
-    model: Path, layout: Path, batches: list[ModelBatch], architecture: Architecture, options: ForwardOptions
+def _run(
+    model: Path,
+    layout: Path,
+    batches: list[ModelBatch],
+    architecture: Architecture,
+    options: ForwardOptions,
+    *,
+    rounded: bool,
 ) -> dict[str, Any]:
     from neuralink_cli.layout.restore import loadable
     from neuralink_cli.runtime.layout_description import LayoutDescription
     from neuralink_cli.runtime.model_distance import measure_distance
-
-    description = LayoutDescription(layout, model, architecture)
-    with loadable(layout) as decoded:
-        distance = measure_distance(
-            model,
-            decoded,
-            batches,
-            architecture,
-            trust_remote_code=options.trust_remote_code,
-            ignore_remote_code=options.ignore_remote_code,
-            layout=layout,
-            watching=description.watching,
-        )
-    distance.check(layout, max_increase=options.max_perplexity_increase, max_kl=options.max_kl)
-    return {
-        **asdict(distance),
-        "perplexity_increase": distance.perplexity_increase,
-        "described_blocks": description.compared,
-    }
-
-
-def _compare_outputs(
-    model: Path, layout: Path, batches: list[ModelBatch], architecture: Architecture, options: ForwardOptions
-) -> dict[str, Any]:
-    from neuralink_cli.layout.restore import loadable
-    from neuralink_cli.runtime.layout_description import LayoutDescription
     from neuralink_cli.runtime.output_comparison import compare_outputs
 
     description = LayoutDescription(layout, model, architecture)
+    ways: dict[str, Any] = {
+        "trust_remote_code": options.trust_remote_code,
+        "ignore_remote_code": options.ignore_remote_code,
+        "watching": description.watching,
+    }
     with loadable(layout) as rewritten:
-        comparison = compare_outputs(
-            model,
-            rewritten,
-            batches,
-            architecture,
-            tolerance=options.tolerance,
-            trust_remote_code=options.trust_remote_code,
-            ignore_remote_code=options.ignore_remote_code,
-            watching=description.watching,
-        )
-    if not comparison.agrees:
+        models = model, rewritten, batches, architecture
+        if rounded:
+            figures = _accept_distance(measure_distance(*models, layout=layout, **ways), layout, options)
+        else:
+            figures = _accept_outputs(compare_outputs(*models, tolerance=options.tolerance, **ways), layout, options)
+    return {**figures, "described_blocks": description.compared}
+
+
+def _accept_distance(found: ModelDistance, layout: Path, options: ForwardOptions) -> dict[str, Any]:
+    found.check(layout, max_increase=options.max_perplexity_increase, max_kl=options.max_kl)
+    return {**asdict(found), "perplexity_increase": found.perplexity_increase}
+
+
+def _accept_outputs(found: OutputComparison, layout: Path, options: ForwardOptions) -> dict[str, Any]:
+    if not found.agrees:
         raise VerificationError(
-            f"outputs differ by up to {comparison.max_abs_difference:.3g} (largest output "
-            f"{comparison.reference_scale:.3g}), more than --tolerance {options.tolerance:g} allows",
+            f"outputs differ by up to {found.max_abs_difference:.3g} (largest output {found.reference_scale:.3g}), "
+            f"more than --tolerance {options.tolerance:g} allows",
             where=layout,
         )
-    return {**asdict(comparison), "described_blocks": description.compared}
+    return asdict(found)

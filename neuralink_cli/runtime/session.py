@@ -19,6 +19,7 @@ from neuralink_cli.files.free_memory import resident_bytes
 from neuralink_cli.layout.open_layout import coverage_of, describe_source, open_layout
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.models.hf_packages import require_hf_packages
+from neuralink_cli.runtime.engines import FLOATS, ROUNDED, TORCH, C
 from neuralink_cli.runtime.memory import Memory, sequence_bytes, tell_needs
 from neuralink_cli.runtime.settings import GenerationOptions, RunSettings, compute_dtype, is_exact, require_runnable
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from neuralink_cli.runtime.likelihood import Perplexity
 
 
-TORCH, C = "torch", "c"
-ENGINES = (TORCH, C)
-FLOATS, ROUNDED = "f32", "int8"
 # Tokens per sequence for perplexity, if the model has that many positions.
 PERPLEXITY_LENGTH = 512
 

@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -162,17 +161,17 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(tmp_path: P
         architecture = choose_architecture(describe(source))
         plan = plan_relayout(source, find_blocks(source, architecture), opened, RelayoutOptions(weights="q4_0")).bundled
         assert plan is not None
-        require_measurable(plan, opened, architecture, "--x")
         info = opened.info
+        require_measurable(plan, info, architecture, "--x")
         images = replace(architecture, task="image-encoder")
         for changed, told in (
             (replace(info, signal="intermediate"), "by the signal 'intermediate'"),
             (replace(info, model={**info.model, "code": "run"}), "code of its own"),
         ):
             with pytest.raises((OptionError, UnsupportedError), match=told):
-                require_measurable(plan, SimpleNamespace(info=changed), architecture, "--x")  # type: ignore[arg-type]
+                require_measurable(plan, changed, architecture, "--x")
         with pytest.raises(UnsupportedError, match="reads images"):
-            require_measurable(plan, opened, images, "--x")
+            require_measurable(plan, info, images, "--x")
 
 
 @pytest.mark.parametrize(
