@@ -3,8 +3,9 @@
 python benchmarks/real_disk.py --folder /on/the/disk        # 1.6 GB of random weights, and as much for the layout
 
 The disk is probed, an order is made for the profile, and `neuralink bench` replays the same tokens twice: on the
-model of the disk, and with `--real`. The weights are random and the activations synthetic (clustered, spread over each
-block): what is measured is the storage, and how far the model of it can be trusted.
+model of the disk, and with `--real`. Storage that others use too is another one a minute later, so that the disk is
+probed again in each of some rounds; the table has medians. The weights are random and the activations synthetic
+(clustered, spread over each block): what is measured is the storage, and how far the model of it can be trusted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -48,17 +50,24 @@ def neuralink(*arguments: object) -> dict[str, Any]:
     return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
 
 
-def compare(modelled: dict[str, Any], measured: dict[str, Any]) -> None:
-    """Print times and gains of every way to read, as the model has them and as they were."""
+def compare(rounds: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Print times and gains of every way to read, as the model of a round has them and as they were in it: medians."""
+    print(f"medians of {len(rounds)} rounds; off: modelled gain over measured gain, with the least and the most")
     print("gain: over naive reading (original order, no gap read across, same cache), modelled and measured")
     print(f"{'order':<12}{'collapse':<10}{'cache':<15}{'model ms':>10}{'disk ms':>10}{'model':>7}{'disk':>7}{'off':>6}")
-    for expected, found in zip(modelled["rows"], measured["rows"], strict=True):
-        gains = [row["gain_over_naive"]["value"] for row in (expected, found)]
-        times = [1e3 * row["figures"]["io_mean"] for row in (expected, found)]
-        kind = found["way"]
-        way = f"{kind['name']:<12}{'yes' if kind['collapse'] else 'no':<10}{kind['cache']:<15}"
-        off = gains[0] / gains[1] - 1
-        print(f"{way}{times[0]:>10.2f}{times[1]:>10.2f}{gains[0]:>7.2f}{gains[1]:>7.2f}{off:>6.0%}")
+    ways = zip(*([*zip(*(report["rows"] for report in each), strict=True)] for each in rounds), strict=True)
+    for way in ways:
+        # By modelled and measured, of each round.
+        gains = [[pair[side]["gain_over_naive"]["value"] for pair in way] for side in (0, 1)]
+        times = [[1e3 * pair[side]["figures"]["io_mean"] for pair in way] for side in (0, 1)]
+        kind = way[0][1]["way"]
+        off = [modelled / measured - 1 for modelled, measured in zip(*gains, strict=True)]
+        print(
+            f"{kind['name']:<12}{'yes' if kind['collapse'] else 'no':<10}{kind['cache']:<15}"
+            f"{statistics.median(times[0]):>10.2f}{statistics.median(times[1]):>10.2f}"
+            f"{statistics.median(gains[0]):>7.2f}{statistics.median(gains[1]):>7.2f}"
+            f"{statistics.median(off):>6.0%} ({min(off):.0%} to {max(off):.0%})"
+        )
 
 
 def main() -> None:
@@ -70,7 +79,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="of the trace")
     parser.add_argument("--replayed", type=int, default=30, help="tokens that are really read")
     parser.add_argument("--active", type=float, default=0.05)
-    parser.add_argument("--device", help="profile that the order is made for; by default the disk is probed")
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     work = options.folder / "neuralink-real-disk"
     shutil.rmtree(work, ignore_errors=True)
@@ -86,13 +95,16 @@ def main() -> None:
             fingerprint=fingerprint,
             **shape,
         )
-        device = options.device or work / "disk.json"
-        if options.device is None:
-            neuralink("probe", work, "-o", device)
+        device = work / "disk.json"
+        neuralink("probe", work, "-o", device)
         neuralink("cluster", work / "trace", "-o", work / "placement", "--device", device, "--effort", "fast")
         neuralink("relayout", work / "model", "--placement", work / "placement", "-o", work / "flash")
         bench = ("bench", work / "flash", "--trace", work / "trace", "--tokens", options.replayed, "--device", device)
-        compare(neuralink(*bench), neuralink(*bench, "--real"))
+        rounds = []
+        for _ in range(options.rounds):
+            neuralink("probe", work, "-o", device, "--overwrite")
+            rounds.append((neuralink(*bench), neuralink(*bench, "--real")))
+        compare(rounds)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -70,6 +70,8 @@ class ReadPrices:
         part_bytes: Bytes of a bundle, or of one part if each part lies on its own.
         page_bytes: A read moves whole pages of this size.
         latency: Seconds that a token waits for the block beyond the time of its reads, if there are any.
+        fill: float64 `[n + 1]`, seconds that it waits because the queue has to fill, by the bundles of a read.
+        queue_reads: Reads of slots that fill the queue.
     """
 
     seconds: npt.NDArray[np.float64]
@@ -78,6 +80,8 @@ class ReadPrices:
     part_bytes: float
     page_bytes: int
     latency: float
+    fill: npt.NDArray[np.float64]
+    queue_reads: float
 
 
 # Cached: the search for the gap takes a second for the largest blocks, which are all alike.
@@ -99,7 +103,9 @@ def read_prices(device: DeviceModel, neurons: int, bundle_bytes: int, *, parts: 
         apart, search = max(int(replay_kernels.never_across(seconds)), 1), True
     elif collapse:
         apart = collapse_gap(device.operation_in_bundles(part_bytes)) + 1
-    return ReadPrices(seconds, apart, search, part_bytes, device.page_bytes, device.latency_seconds)
+    fill = device.fill_seconds(np.arange(neurons + 1) * part_bytes + device.rounding_bytes(part_bytes))
+    queue_reads = device.queue_depth / parts
+    return ReadPrices(seconds, apart, search, part_bytes, device.page_bytes, device.latency_seconds, fill, queue_reads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +188,8 @@ def replay_block(
         prices.apart,
         prices.search,
         prices.latency,
+        prices.fill,
+        prices.queue_reads,
         prices.part_bytes,
         prices.page_bytes,
         counts,

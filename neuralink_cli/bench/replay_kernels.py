@@ -139,6 +139,8 @@ def replay_tokens(
     apart: int,
     search: bool,
     latency: float,
+    fill: npt.NDArray[np.float64],
+    queue_reads: float,
     part_bytes: float,
     page_bytes: int,
     counts: npt.NDArray[np.int64],
@@ -158,6 +160,8 @@ def replay_tokens(
         apart: As in `plan_reads`.
         search: As in `plan_reads`.
         latency: Seconds that a token with any reads takes beyond them.
+        fill: float64 `[n + 1]`, seconds that it takes because the queue has to fill, by the mean slots of its reads.
+        queue_reads: How many reads fill it; fewer take their share of `fill`.
         part_bytes: Bytes of a slot; slot 0 starts with a page.
         page_bytes: Bytes of a page.
         counts: int64 `[tokens, COLUMNS]`; the longest read is the longest over blocks, the others add up.
@@ -187,8 +191,6 @@ def replay_tokens(
                 missing[misses] = active[k]
                 misses += 1
         reads = plan_reads(missing[:misses], seconds, apart, search, read_first, read_count, best, chosen)
-        if reads:
-            times[t] += latency
         total = 0
         k = 0
         for r in range(reads):
@@ -210,6 +212,9 @@ def replay_tokens(
                 first[recorded] = read_first[r]
                 count[recorded] = length
                 recorded += 1
+        if reads:
+            # The mean, rounded to the nearest.
+            times[t] += latency + fill[(2 * total + reads) // (2 * reads)] * min(reads / queue_reads, 1.0)
         if caching:
             admit(state, covered[:total], wanted[:total], rows)
         counts[t, ACTIVE] += active.size

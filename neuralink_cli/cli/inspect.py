@@ -218,6 +218,9 @@ def _of_device(facts: DeviceFacts) -> Pairs:
     yield "measured", f"{len(device['reads'])} read sizes" if device["reads"] else "no table of read sizes"
     if device["latency_seconds"]:
         yield "latency", f"{1e6 * device['latency_seconds']:.1f} us for each block of a token"
+    fills = [read.get("fill_seconds", 0.0) for read in device["reads"]]
+    if any(fills):
+        yield "full queue", f"after up to {1e6 * max(fills):,.0f} us more for each block of a token"
     if facts.hot_rate is not None:
         yield "when hot", f"{facts.hot_rate:.0%} of its speed (pass it with :hot)"
     costs = ", ".join(f"{cost:.1f} of {size:,} bytes" for size, cost in facts.operation_in_bundles.items())

@@ -164,6 +164,7 @@ def _summary(probe: Probe | None, profile: Profile, output: Path | None) -> dict
         "operation_seconds": profile.device.operation_seconds,
         "bytes_per_second": profile.device.bytes_per_second,
         "latency_seconds": profile.device.latency_seconds,
+        "fill_seconds": [rate.fill_seconds for rate in profile.device.reads],
         "page_bytes": profile.device.page_bytes,
         "hot_rate": profile.device.hot_rate,
         "profile": profile.document,
@@ -191,5 +192,8 @@ def _print(probe: Probe | None, profile: Profile, output: Path | None) -> None:
     )
     if probe is not None:
         hot = "" if device.hot_rate is None else f"; {device.hot_rate:.0%} of the speed is left when hot"
-        wait = f"{1e6 * device.latency_seconds:.0f} us more for each wait"
+        longest = max((rate.fill_seconds for rate in device.reads), default=0.0)
+        wait = (
+            f"{1e6 * device.latency_seconds:.0f} us more for each wait, up to {1e6 * longest:,.0f} us to fill the queue"
+        )
         click.echo(f"{wait}, reads rounded out to {device.page_bytes:,} bytes{hot}")

@@ -31,10 +31,16 @@ _HOT = ":hot"
 
 @dataclass(frozen=True)
 class ReadRate:
-    """Bandwidth measured for random reads of one size."""
+    """Bandwidth measured for random reads of one size.
+
+    Attributes:
+        fill_seconds: What a batch of such reads takes beyond their time and the latency, if it is long enough to fill
+            the queue: while the queue fills and empties, reads take longer. 0 if not known.
+    """
 
     bytes: int
     bytes_per_second: float
+    fill_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -49,8 +55,8 @@ class DeviceModel:
     Attributes:
         reads: Times measured by size, of reads of whole pages.
         page_bytes: The device serves whole pages, so a read moves every page that it touches.
-        latency_seconds: What a runtime waits each time it needs bundles, beyond the cost of their reads: until the
-            queue is full, and for the last read. 0 if not known.
+        latency_seconds: What a runtime waits each time it needs bundles, beyond the cost of their reads: for the last
+            of them. 0 if not known.
         hot_rate: The share of its speed that a device keeps when it is hot; None if not known.
     """
 
@@ -76,6 +82,20 @@ class DeviceModel:
         beyond = np.maximum(size - known[-1], 0) / self.bytes_per_second
         cost: npt.NDArray[np.float64] = np.interp(size, known, seconds) + beyond
         return cost
+
+    def fill_seconds(self, sizes: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Seconds that a batch of reads takes because the queue has to fill, by the size in bytes of its reads.
+
+        Interpolated between measured sizes, and as for the nearest beyond. A batch of fewer reads than the queue has
+        places takes as large a share of it as it fills.
+        """
+        size = np.asarray(sizes, dtype=np.float64)
+        if not self.reads:
+            return np.zeros_like(size)
+        filled: npt.NDArray[np.float64] = np.interp(
+            size, [rate.bytes for rate in self.reads], [rate.fill_seconds for rate in self.reads]
+        )
+        return filled
 
     def rounding_bytes(self, bundle_bytes: float) -> float:
         """Bytes that a read of bundles moves beyond their own, on average over all slots that it may start at.
@@ -112,7 +132,10 @@ class DeviceModel:
             name=self.name + _HOT,
             operation_seconds=self.operation_seconds / self.hot_rate,
             bytes_per_second=self.bytes_per_second * self.hot_rate,
-            reads=tuple(ReadRate(rate.bytes, rate.bytes_per_second * self.hot_rate) for rate in self.reads),
+            reads=tuple(
+                ReadRate(rate.bytes, rate.bytes_per_second * self.hot_rate, rate.fill_seconds / self.hot_rate)
+                for rate in self.reads
+            ),
             latency_seconds=self.latency_seconds / self.hot_rate,
             hot_rate=None,
         )
@@ -169,7 +192,7 @@ def parse_device(document: Mapping[str, Any], where: str | Path) -> DeviceModel:
         InputError: It does not match the schema, or its values cannot be right.
     """
     check_document(dict(document), DEVICE_SCHEMA, where)
-    reads = [ReadRate(rate["bytes"], float(rate["bytes_per_second"])) for rate in document.get("reads", ())]
+    reads = _read_rates(document)
     if "operation_seconds" in document:
         _check_reads(reads, where)
         operation, bandwidth = float(document["operation_seconds"]), float(document["bytes_per_second"])
@@ -194,8 +217,14 @@ def device_record(device: DeviceModel) -> dict[str, Any]:
         "bytes_per_second": device.bytes_per_second,
         "page_bytes": device.page_bytes,
         "latency_seconds": device.latency_seconds,
-        "reads": [{"bytes": rate.bytes, "bytes_per_second": rate.bytes_per_second} for rate in device.reads],
+        "reads": [read_record(rate) for rate in device.reads],
     }
+
+
+def read_record(rate: ReadRate) -> dict[str, Any]:
+    """An item of `reads` in a profile or a record."""
+    record: dict[str, Any] = {"bytes": rate.bytes, "bytes_per_second": rate.bytes_per_second}
+    return record | {"fill_seconds": rate.fill_seconds} if rate.fill_seconds else record
 
 
 def recorded_device(record: Mapping[str, Any], where: str | Path) -> DeviceModel:
@@ -204,7 +233,7 @@ def recorded_device(record: Mapping[str, Any], where: str | Path) -> DeviceModel
     Raises:
         InputError: Its values cannot be right.
     """
-    reads = tuple(ReadRate(rate["bytes"], float(rate["bytes_per_second"])) for rate in record.get("reads", ()))
+    reads = tuple(_read_rates(record))
     _check_reads(reads, where)
     return DeviceModel(
         name=record["name"],
@@ -230,6 +259,13 @@ def stated_device(parameters: Mapping[str, Any], where: str | Path) -> DeviceMod
 def default_device() -> DeviceModel:
     """The device where none is named."""
     return builtin_devices()[DEFAULT_DEVICE]
+
+
+def _read_rates(document: Mapping[str, Any]) -> list[ReadRate]:
+    return [
+        ReadRate(rate["bytes"], float(rate["bytes_per_second"]), float(rate.get("fill_seconds", 0.0)))
+        for rate in document.get("reads", ())
+    ]
 
 
 def _from_reads(name: str, queue_depth: int, reads: Sequence[ReadRate], where: str | Path) -> DeviceModel:

@@ -30,6 +30,9 @@ _BUFFER_BYTES = 1 << 26
 _PILOT = 4
 _TURNS = 3
 _SINGLE_READS = 50
+# Batches that show what a queue takes to fill, and how often they fill it.
+_BATCHES = 15
+_FILLED = 2
 # Stands for an operation that costs nothing, which device models do not allow.
 _LEAST_SECONDS = 1e-9
 _MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs", "devtmpfs", "hugetlbfs"))
@@ -37,12 +40,18 @@ _MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs", "devtmpfs", "hugetlbfs"))
 
 @dataclass(frozen=True)
 class ProbePoint:
-    """Random reads of `bytes` bytes with `queue_depth` of them in flight: `reads` of them took `seconds`."""
+    """Random reads of `bytes` bytes with `queue_depth` of them in flight: `reads` of them took `seconds`.
+
+    Attributes:
+        batch_seconds: What a batch of twice `queue_depth` reads takes on its own, which starts with an empty queue and
+            ends with one; None if not measured.
+    """
 
     bytes: int
     queue_depth: int
     reads: int
     seconds: float
+    batch_seconds: float | None = None
 
     @property
     def reads_per_second(self) -> float:
@@ -53,6 +62,13 @@ class ProbePoint:
     def bytes_per_second(self) -> float:
         """Bandwidth."""
         return self.reads * self.bytes / self.seconds
+
+    def fill_seconds(self, latency: float) -> float:
+        """What a batch takes because the queue has to fill: beyond the time of its reads, and the latency."""
+        if self.batch_seconds is None:
+            return 0.0
+        expected = latency + _FILLED * self.queue_depth * self.seconds / self.reads
+        return max(self.batch_seconds - expected, 0.0)
 
 
 @dataclass(frozen=True)
@@ -124,11 +140,14 @@ def probe_storage(
     random = np.random.default_rng(seed)
     points = []
     with _temporary_file(directory, file_bytes, random, queue_depths) as files:
+        deepest = max(files, key=lambda file: file.queue_depth)
         for file in files:
             for size in sizes:
-                points.append(_measure(file, size, seconds, random))
+                point = _measure(file, size, seconds, random)
+                if file is deepest:
+                    point = replace(point, batch_seconds=_batch_seconds(file, size, seconds, random))
+                points.append(point)
                 progress(1)
-        deepest = max(files, key=lambda file: file.queue_depth)
         return Probe(
             direct=deepest.direct,
             file_system=file_system_of(directory),
@@ -147,7 +166,8 @@ def probe_profile(probe: Probe, name: str) -> Profile:
         InputError: Larger reads take no longer, so no per-read cost can be fitted; measuring again may help.
     """
     depth = max(point.queue_depth for point in probe.points)
-    rates = {point.bytes: point.bytes_per_second for point in probe.points if point.queue_depth == depth}
+    deepest = {point.bytes: point for point in probe.points if point.queue_depth == depth}
+    rates = {size: point.bytes_per_second for size, point in deepest.items()}
     how = "direct I/O"
     if not probe.direct:
         how = "reads through the page cache, for want of direct I/O (not the storage's own)"
@@ -161,7 +181,13 @@ def probe_profile(probe: Probe, name: str) -> Profile:
         rates=sorted(rates.items()),
     )
     smallest = profile.device.reads[0]
-    more = {"latency_seconds": round(max(probe.single_read_seconds - smallest.seconds, 0.0), 9)}
+    latency = max(probe.single_read_seconds - smallest.seconds, 0.0)
+    fills = {size: round(point.fill_seconds(latency), 9) for size, point in deepest.items()}
+    reads = [
+        read | ({"fill_seconds": fills[read["bytes"]]} if fills[read["bytes"]] else {})
+        for read in profile.document["reads"]
+    ]
+    more: dict[str, Any] = {"latency_seconds": round(latency, 9), "reads": reads}
     if probe.page_bytes > 1:
         more["page_bytes"] = probe.page_bytes
     if probe.sustained is not None:
@@ -315,6 +341,18 @@ def _single_read_seconds(file: ScatteredFile, size: int, random: np.random.Gener
     offsets = random.integers(0, (file.size - size) // UNIT + 1, (_TURNS, _SINGLE_READS, 1)) * UNIT
     means = [np.mean([file.read(offset, sizes, buffer, places) for offset in turn]) for turn in offsets]
     return float(np.median(means))
+
+
+def _batch_seconds(file: ScatteredFile, size: int, seconds: float, random: np.random.Generator) -> float:
+    """What a batch of reads takes that fills the queue, on its own: the median of some."""
+    buffer = aligned_buffer(max(_BUFFER_BYTES, size))
+    reads = _FILLED * file.queue_depth
+    sizes, places = np.full(reads, size), np.arange(reads) % (buffer.size // size) * size
+    taken: list[float] = []
+    while len(taken) < _BATCHES and (len(taken) < _TURNS or sum(taken) < seconds):
+        offsets = random.integers(0, (file.size - size) // UNIT + 1, reads) * UNIT
+        taken.append(file.read(offsets, sizes, buffer, places))
+    return float(np.median(taken))
 
 
 def _sustain(file: ScatteredFile, size: int, seconds: float, random: np.random.Generator) -> ProbePoint:

@@ -169,6 +169,30 @@ def test_a_token_waits_for_every_block_that_it_reads() -> None:
     np.testing.assert_allclose(after.seconds - soon.seconds, waited)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_token_waits_until_the_queue_is_full(parts: int) -> None:
+    table = (ReadRate(4096, 1e8), ReadRate(40960, 4e8))
+    bare = replace(LINEAR, reads=table, queue_depth=8)
+    filling = replace(
+        bare, reads=tuple(replace(rate, fill_seconds=fill) for rate, fill in zip(table, (1e-3, 4e-3), strict=True))
+    )
+    firing = firing_slots(pack(random_bits(100, seed=9)), np.arange(NEURONS, dtype=np.int32))
+    nothing = BlockCache(POLICIES["none"], 0, NO_SLOTS)
+    soon, after = TokenFigures.empty(100), TokenFigures.empty(100)
+    for device, figures in ((bare, soon), (filling, after)):
+        prices = read_prices(device, NEURONS, 8192, parts=parts, collapse=True)
+        replay_block(firing, prices, nothing, 8192, figures, parts=parts)
+    reads, slots = soon.counts[:, replay_kernels.STRETCHES], soon.counts[:, replay_kernels.READ]
+    assert (soon.counts == after.counts).all()
+    expected = []
+    for count, total in zip(reads.tolist(), slots.tolist(), strict=True):
+        # Bundles and their halves are whole pages.
+        size = 0 if not count else int(total / count + 0.5) * 8192 / parts
+        expected.append(0.0 if not count else np.interp(size, [4096, 40960], [1e-3, 4e-3]) * min(count * parts / 8, 1))
+    assert len(set(expected)) > 3
+    np.testing.assert_allclose(after.seconds - soon.seconds, expected, atol=1e-12)
+
+
 def test_blocks_add_up() -> None:
     figures = TokenFigures.empty(40)
     nothing = BlockCache(POLICIES["none"], 0, NO_SLOTS)

@@ -105,10 +105,13 @@ def test_a_profile_named_like_a_built_in_one_is_used_and_told_apart(tmp_path: Pa
 
 
 def test_what_a_placement_records_of_a_device_is_the_whole_model(tmp_path: Path) -> None:
-    document = {**PROFILE, "reads": READS, "page_bytes": 512, "latency_seconds": 1e-4}
+    reads = [READS[0], {**READS[1], "fill_seconds": 2e-3}, *READS[2:]]
+    document = {**PROFILE, "reads": reads, "page_bytes": 512, "latency_seconds": 1e-4}
     device = find_device(write(tmp_path / "d.json", document))
     assert (device.page_bytes, device.latency_seconds) == (512, 1e-4)
     assert recorded_device(json.loads(json.dumps(device_record(device))), "x") == device
+    assert device_record(device)["reads"] == reads
+    assert device.fill_seconds([0, READS[0]["bytes"], READS[1]["bytes"]]) == pytest.approx([0, 0, 2e-3])
 
 
 def test_fit_to_a_table_recovers_the_line_it_was_made_from() -> None:

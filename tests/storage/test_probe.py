@@ -20,6 +20,7 @@ from neuralink_cli.storage.probe import (
     Probe,
     ProbePoint,
     Profile,
+    _batch_seconds,
     _measure,
     file_system_of,
     fio_profile,
@@ -129,6 +130,28 @@ def test_a_profile_says_latency_pages_and_how_fast_it_is_when_hot() -> None:
     assert profile.device.page_bytes == 512
     assert profile.device.hot_rate == pytest.approx(55 / 66, rel=1e-3)
     assert parse_device(profile.document, "x") == profile.device
+
+
+def test_a_profile_says_what_a_queue_takes_to_fill() -> None:
+    # 16 reads take 16 times 16 us and the latency; what is more is the queue's, if it is more.
+    first, second = points((4096, 16), (65536, 55))
+    figures = (replace(first, batch_seconds=300e-6), replace(second, batch_seconds=2e-3))
+    profile = probe_profile(Probe(True, "ext4", 1 << 30, figures, single_read_seconds=66e-6), "disk")
+    assert profile.device.latency_seconds == pytest.approx(50e-6)
+    assert [rate.fill_seconds for rate in profile.device.reads] == [
+        0,
+        pytest.approx(2e-3 - 16 * 55e-6 - 50e-6, rel=1e-4),
+    ]
+    assert "fill_seconds" not in profile.document["reads"][0]
+    assert parse_device(profile.document, "x") == profile.device
+
+
+@pytest.mark.parametrize(("each", "batches"), [(1e-6, 15), (2e-3, 10), (1.0, 3)])
+def test_batches_fill_the_queue_twice(each: float, batches: int) -> None:
+    file = SlowFile(4 << 20, 8, each)
+    file.requests = [0] * 4
+    assert _batch_seconds(file, 65536, 0.3, np.random.default_rng(0)) == pytest.approx(16 * each)  # type: ignore[arg-type]
+    assert file.requests[4:] == [16] * batches
 
 
 def test_sustained_reads_are_measured(tmp_path: Path) -> None:
