@@ -28,16 +28,19 @@ help:
 	@echo "make docs    regenerate docs/cli.md, docs/supported.md and docs/images"
 	@echo "make clean   remove what make built, but keep the environment"
 
+# Python compiles what it imports, and keeps it; compiling all that is installed takes longer than the rest.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
 # Two stamp files: the demo installs what users need; tests and lint also install the development tools.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[hf]'
+	$(INSTALL) -c $(CONSTRAINTS) -e '.[hf]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[hf,dev]'
+	$(INSTALL) -c $(CONSTRAINTS) -e '.[hf,dev]'
 	touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
