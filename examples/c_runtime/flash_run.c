@@ -34,7 +34,8 @@ int main(int argc, char **argv) {
     if (parse_options(argc, argv, &settings) != 0) {
         fputs("usage: flash_run [--dram SIZE|PERCENT] [--context N] [--batch N] [--threads N] [--queue-depth N]\n"
               "                 [--direct | --no-direct] [--reads io_uring|threads] [--cache linked-s3fifo|s3fifo]\n"
-              "                 [--map-dense] [--keys-values f32|f16] [--activations f32|int8] [--kernels scalar|avx2|neon]\n"
+              "                 [--map-dense] [--keys-values f32|f16] [--activations f32|int8]\n"
+              "                 [--kernels scalar|avx2|avx512|neon]\n"
               "                 [--temperature T] [--top-k N] [--top-p P] [--seed N] [--stop TOKEN,...] [--device FILE]\n"
               "                 [--plan] [--json] DIRECTORY < REQUESTS\n"
               "       flash_run --probe NAME [--queue-depth N] [--reads io_uring|threads] DIRECTORY > NAME.json\n",

@@ -51,7 +51,7 @@ typedef struct {
     int round_activations; /* multiply rows of q8_0, q4_0 and iq4_nl with activations in 8 bits: faster, and not exact */
     int plain_cache;      /* plain S3-FIFO, without admission aligned to linking */
     const char *device;   /* path of a device profile: which gaps are worth reading across; NULL for those of the index */
-    const char *kernels;  /* "scalar", "avx2" or "neon"; NULL for the best that the processor has */
+    const char *kernels;  /* "scalar", "avx2", "avx512" or "neon"; NULL for the best that the processor has */
 } NlOptions;
 
 /* Bytes that a model takes, by what for. `total` is their sum without `flash`. */
