@@ -61,5 +61,5 @@ int main(int argc, char **argv) {
     print_model(&settings, model);
     failed = serve(model, &settings);
     nl_close(model);
-    return failed;
+    return failed || settings.end_with_stdin; /* whoever notices the end first */
 }

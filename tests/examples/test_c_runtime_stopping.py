@@ -152,13 +152,13 @@ def test_the_program_ends_with_its_stdin_if_told_so(c_runtime: CRuntime, layout:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    # More requests than it has answered, or even read.
-    process.stdin.write("generate 250 1 2 3\n" * 3)
+    # More answers than the pipe takes, which nobody reads.
+    process.stdin.write("generate 250 1 2 3\n" * 200)
     process.stdin.flush()
     assert process.stdout.readline().startswith("token ")
     process.stdin.close()
     assert process.wait(timeout=60) == 1
-    assert process.stdout.read().count("token ") < 249
+    process.stdout.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="opens a pipe by its name in /proc")
