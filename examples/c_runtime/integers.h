@@ -34,9 +34,11 @@ extern const NlIntegers NL_AVX2_INTEGERS;
 extern const NlIntegers NL_AVX512_INTEGERS;
 #endif
 /* The same instruction, for processors without AVX-512. */
-#if __GNUC__ >= 11 || __clang_major__ >= 12
+#ifdef __has_include
+#if __has_include(<avxvnniintrin.h>)
 #define NL_HAS_AVXVNNI
 extern const NlIntegers NL_AVXVNNI_INTEGERS;
+#endif
 #endif
 #endif
 #ifdef NL_HAS_NEON

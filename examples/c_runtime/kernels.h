@@ -61,9 +61,11 @@ extern const NlKernels NL_SCALAR_KERNELS;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define NL_HAS_AVX2
 extern const NlKernels NL_AVX2_KERNELS;
-#if __GNUC__ >= 9 || __clang_major__ >= 9
-#define NL_HAS_AVX512 /* if the compiler knows it with VNNI */
+#ifdef __has_include
+#if __has_include(<avx512vnniintrin.h>) /* the compiler knows it with VNNI */
+#define NL_HAS_AVX512
 extern const NlKernels NL_AVX512_KERNELS;
+#endif
 #endif
 #endif
 #if defined(__aarch64__)
