@@ -34,14 +34,19 @@ int main(int argc, char **argv) {
     if (parse_options(argc, argv, &settings) != 0) {
         fputs("usage: flash_run [--dram SIZE|PERCENT] [--context N] [--batch N] [--threads N] [--queue-depth N]\n"
               "                 [--direct | --no-direct] [--reads io_uring|threads] [--cache linked-s3fifo|s3fifo]\n"
-              "                 [--map-dense] [--keys-values f32|f16] [--activations f32|int8] [--kernels scalar|avx2|neon]\n"
+              "                 [--map-dense] [--keys-values f32|f16] [--activations f32|int8]\n"
+              "                 [--kernels scalar|avx2|avx512|neon]\n"
               "                 [--temperature T] [--top-k N] [--top-p P] [--seed N] [--stop TOKEN,...] [--device FILE]\n"
-              "                 [--plan] [--json] DIRECTORY < REQUESTS\n"
+              "                 [--plan] [--json] [--end-with-stdin] DIRECTORY < REQUESTS\n"
               "       flash_run --probe NAME [--queue-depth N] [--reads io_uring|threads] DIRECTORY > NAME.json\n",
               stderr);
         return 2;
     }
     if (settings.probe) return measure(&settings);
+    if (settings.end_with_stdin && end_with_stdin() != 0) {
+        fputs("flash_run: no thread can be started\n", stderr);
+        return 1;
+    }
     if (settings.only_plan) {
         failed = nl_plan(settings.directory, &settings.options, &memory, &error);
         if (memory.least) print_memory(&settings, &memory);
@@ -56,5 +61,5 @@ int main(int argc, char **argv) {
     print_model(&settings, model);
     failed = serve(model, &settings);
     nl_close(model);
-    return failed;
+    return failed || settings.end_with_stdin; /* whoever notices the end first */
 }

@@ -11,7 +11,7 @@ typedef struct {
     NlSampling sampling;
     const char *directory, *probe; /* the layout; the name of the device to measure */
     uint32_t stops[MOST_STOPS], stop_count;
-    int json, only_plan;
+    int json, only_plan, end_with_stdin;
 } Settings;
 
 /* What some tokens took. */
@@ -26,6 +26,9 @@ int parse_options(int argc, char **argv, Settings *settings);
 
 /* A whole number of at most `most`, and nothing else; -1 if it is none. */
 int parse_whole(const char *text, uint64_t most, uint64_t *out);
+
+/* From now on the program ends as soon as stdin does, whatever it is doing. -1 if that cannot be. */
+int end_with_stdin(void);
 
 /* Answers requests from stdin until there are no more. 1 if one failed, or nobody can read the answers. */
 int serve(NlModel *model, Settings *settings);

@@ -109,6 +109,8 @@ int parse_options(int argc, char **argv, Settings *settings) {
             settings->json = 1;
         } else if (!strcmp(argv[k], "--plan")) {
             settings->only_plan = 1;
+        } else if (!strcmp(argv[k], "--end-with-stdin")) {
+            settings->end_with_stdin = 1;
         } else if (!strcmp(argv[k], "--direct")) {
             settings->options.direct = 1;
         } else if (!strcmp(argv[k], "--no-direct")) {

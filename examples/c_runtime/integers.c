@@ -6,6 +6,9 @@
 #include <math.h>
 #include <string.h>
 
+#ifdef NL_HAS_AVXVNNI
+#include <cpuid.h>
+#endif
 #ifdef NL_HAS_DOTPROD
 #include <sys/auxv.h>
 #define HWCAP_DOTPROD (1ul << 20)
@@ -86,8 +89,22 @@ void nl_integer_dots(const NlIntegers *integers, int kind, const unsigned char *
     }
 }
 
+#ifdef NL_HAS_AVXVNNI
+/* Beside AVX2, as not every compiler's function knows it by name. */
+static int has_avxvnni(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
+#endif
+
 const NlIntegers *nl_integers(const char *name) {
     const NlKernels *kernels = nl_kernels(name);
+#ifdef NL_HAS_AVX512
+    if (kernels == &NL_AVX512_KERNELS) return &NL_AVX512_INTEGERS;
+#endif
+#ifdef NL_HAS_AVXVNNI
+    if (!name && kernels == &NL_AVX2_KERNELS && has_avxvnni()) return &NL_AVXVNNI_INTEGERS;
+#endif
 #ifdef NL_HAS_AVX2
     if (kernels == &NL_AVX2_KERNELS) return &NL_AVX2_INTEGERS;
 #endif

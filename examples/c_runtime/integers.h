@@ -30,6 +30,16 @@ const NlIntegers *nl_integers(const char *name);
 extern const NlIntegers NL_SCALAR_INTEGERS;
 #ifdef NL_HAS_AVX2
 extern const NlIntegers NL_AVX2_INTEGERS;
+#ifdef NL_HAS_AVX512
+extern const NlIntegers NL_AVX512_INTEGERS;
+#endif
+/* The same instruction, for processors without AVX-512. */
+#ifdef __has_include
+#if __has_include(<avxvnniintrin.h>)
+#define NL_HAS_AVXVNNI
+extern const NlIntegers NL_AVXVNNI_INTEGERS;
+#endif
+#endif
 #endif
 #ifdef NL_HAS_NEON
 extern const NlIntegers NL_NEON_INTEGERS;

@@ -109,6 +109,12 @@ int nl_kind(const NlFormat *format) {
 }
 
 const NlKernels *nl_kernels(const char *name) {
+#ifdef NL_HAS_AVX512
+    /* The compilers' functions ask the system too whether it keeps the registers. */
+    if ((!name || !strcmp(name, "avx512")) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &NL_AVX512_KERNELS;
+#endif
 #ifdef NL_HAS_AVX2
     /* Every processor with AVX2 has F16C. */
     if ((!name || !strcmp(name, "avx2")) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))

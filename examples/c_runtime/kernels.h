@@ -28,7 +28,7 @@ typedef void (*NlNarrow)(const float *values, uint64_t count, unsigned char *out
 enum { NL_F32, NL_F16, NL_BF16, NL_Q8_0, NL_Q4_0, NL_IQ4_NL, NL_MXFP4, NL_KINDS, NL_PLAIN_KINDS = NL_Q8_0 };
 
 typedef struct {
-    const char *name; /* "scalar", "avx2" or "neon" */
+    const char *name; /* "scalar", "avx2", "avx512" or "neon" */
     NlDot dot[NL_KINDS];
     NlAdd add[NL_KINDS];
     NlDots dots[NL_KINDS]; /* these three are NULL where several rows at once gain nothing */
@@ -61,6 +61,12 @@ extern const NlKernels NL_SCALAR_KERNELS;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define NL_HAS_AVX2
 extern const NlKernels NL_AVX2_KERNELS;
+#ifdef __has_include
+#if __has_include(<avx512vnniintrin.h>) /* the compiler knows it with VNNI */
+#define NL_HAS_AVX512
+extern const NlKernels NL_AVX512_KERNELS;
+#endif
+#endif
 #endif
 #if defined(__aarch64__)
 #define NL_HAS_NEON

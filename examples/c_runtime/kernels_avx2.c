@@ -3,11 +3,12 @@
 #include "kernels.h"
 
 #ifdef NL_HAS_AVX2
-#include <immintrin.h>
 #include <string.h>
 
-#define TARGET __attribute__((target("avx2,fma,f16c")))
-#define INLINE TARGET static inline __attribute__((always_inline))
+#include "x86.h"
+
+#define TARGET NL_TARGET(NL_AVX2)
+#define INLINE NL_INLINE(NL_AVX2)
 
 INLINE float sum_of(__m256 v) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -15,20 +16,14 @@ INLINE float sum_of(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 
-/* The sums of four at once. */
-INLINE __m128 sums_of(__m256 a, __m256 b, __m256 c, __m256 d) {
-    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-}
-
 INLINE __m256 load_f32(const unsigned char *at) { return _mm256_loadu_ps((const float *)(const void *)at); }
 
 INLINE __m256 load_f16(const unsigned char *at) {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)at));
+    return _mm256_cvtph_ps(nl_load_16(at));
 }
 
 INLINE __m256 load_bf16(const unsigned char *at) {
-    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)at));
+    __m256i wide = _mm256_cvtepu16_epi32(nl_load_16(at));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
@@ -84,7 +79,7 @@ INLINE __m256 load_bf16(const unsigned char *at) {
             c = _mm256_fmadd_ps(load_##name(r + j * (bytes)), of, c);                                               \
             d = _mm256_fmadd_ps(load_##name(s + j * (bytes)), of, d);                                               \
         }                                                                                                           \
-        _mm_storeu_ps(sums, sums_of(a, b, c, d));                                                                   \
+        _mm_storeu_ps(sums, nl_sums_of(a, b, c, d));                                                                \
     }                                                                                                               \
     TARGET static void tile_##name(const unsigned char *const rows[2], uint64_t count, const float *vectors,        \
                                    uint64_t pitch, float *sums) {                                                   \
@@ -105,8 +100,8 @@ INLINE __m256 load_bf16(const unsigned char *at) {
             d = _mm256_fmadd_ps(p, of, d);                                                                          \
             h = _mm256_fmadd_ps(q, of, h);                                                                          \
         }                                                                                                           \
-        _mm_storeu_ps(sums, sums_of(a, b, c, d));                                                                   \
-        _mm_storeu_ps(sums + 4, sums_of(e, f, g, h));                                                               \
+        _mm_storeu_ps(sums, nl_sums_of(a, b, c, d));                                                                \
+        _mm_storeu_ps(sums + 4, nl_sums_of(e, f, g, h));                                                            \
     }                                                                                                               \
     TARGET static void adds_##name(const unsigned char *const rows[4], uint64_t count, const float *scales,         \
                                    float *values) {                                                                 \
@@ -148,8 +143,8 @@ INLINE __m256 spread(__m256i bytes, __m256i eight) { return _mm256_cvtepi32_ps(_
 /* Of 16 bytes, each with the code of a weight in its low half and that of the weight 16 further in its high half: what a
  * table has for them, times 2^24. */
 INLINE Levels look_up(const unsigned char *at, const int8_t *table) {
-    const __m256i packed = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)at));
-    const __m256i levels = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)table));
+    const __m256i packed = _mm256_broadcastsi128_si256(nl_load_16(at));
+    const __m256i levels = _mm256_broadcastsi128_si256(nl_load_16(table));
     const __m256i mask = _mm256_set1_epi8(15), step = _mm256_set1_epi32(0x08000000);
     const __m256i first = _mm256_setr_epi32(0x00808080, 0x01808080, 0x02808080, 0x03808080, 0x04808080, 0x05808080,
                                             0x06808080, 0x07808080);
@@ -168,8 +163,8 @@ INLINE __m256 scaled(__m128i codes, __m256 half) {
 }
 
 INLINE Levels levels_mxfp4(const unsigned char *block) {
-    const __m128i packed = _mm_loadu_si128((const __m128i *)(const void *)(block + 1)), mask = _mm_set1_epi8(15);
-    const __m128i table = _mm_loadu_si128((const __m128i *)(const void *)NL_MXFP4_DOUBLES);
+    const __m128i packed = nl_load_16(block + 1), mask = _mm_set1_epi8(15);
+    const __m128i table = nl_load_16(NL_MXFP4_DOUBLES);
     const __m128i low = _mm_shuffle_epi8(table, _mm_and_si128(packed, mask));
     const __m128i high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(packed, 4), mask));
     const __m256 half = _mm256_set1_ps(nl_half_scale(*block));
@@ -177,14 +172,9 @@ INLINE Levels levels_mxfp4(const unsigned char *block) {
                      scaled(_mm_srli_si128(high, 8), half)}};
 }
 
-INLINE float scale_q8_0(const unsigned char *block) {
-    uint16_t half;
-    memcpy(&half, block, sizeof half);
-    return _cvtsh_ss(half);
-}
-
-INLINE float scale_q4_0(const unsigned char *block) { return 0x1p-24f * scale_q8_0(block); }
-INLINE float scale_iq4_nl(const unsigned char *block) { return 0x1p-24f * scale_q8_0(block); }
+INLINE float scale_q8_0(const unsigned char *block) { return nl_scale_of(block); }
+INLINE float scale_q4_0(const unsigned char *block) { return 0x1p-24f * nl_scale_of(block); }
+INLINE float scale_iq4_nl(const unsigned char *block) { return 0x1p-24f * nl_scale_of(block); }
 INLINE float scale_mxfp4(const unsigned char *block) { return (void)block, 1; }
 
 INLINE __m256 times(Levels levels, const float *values) {
@@ -220,7 +210,7 @@ INLINE __m256 times(Levels levels, const float *values) {
             c = block_##name(rows[2] + at, values + j, c);                                                          \
             d = block_##name(rows[3] + at, values + j, d);                                                          \
         }                                                                                                           \
-        _mm_storeu_ps(sums, sums_of(a, b, c, d));                                                                   \
+        _mm_storeu_ps(sums, nl_sums_of(a, b, c, d));                                                                \
     }                                                                                                               \
     TARGET static void add_##name(const unsigned char *row, uint64_t count, float scale, float *values) {           \
         for (uint64_t j = 0; j < count; j += 32, row += (bytes)) {                                                  \

@@ -11,13 +11,20 @@
  *     nl_close(model);
  *
  * Functions that can fail enter an error and return -1 or NULL; nothing exits, prints, or keeps state outside of the
- * model. A model belongs to one thread at a time; it has threads of its own.
+ * model. A model belongs to one thread at a time; it has threads of its own. After NL_BAD_OPTION it is as it was, and so it
+ * is where nl_shrink finds a limit too small. After a read that failed it can only be closed: calls repeat the error.
+ *
+ * embed.c is a program that uses this file alone. In C++ write {} where {0} is meant.
  */
 #ifndef NEURALINK_H
 #define NEURALINK_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What went wrong. The numbers are stable. */
 typedef enum {
@@ -37,7 +44,7 @@ typedef struct {
 
 /* How to open a model. {0} is a good start; `dram` or `cache_share` says how much memory to use. */
 typedef struct {
-    uint64_t dram;        /* all the bytes that the process may hold */
+    uint64_t dram;        /* all the bytes that the process may hold, with what it holds already */
     double cache_share;   /* without `dram`: share of the bundles to cache, 0 to 1; the rest comes on top */
     uint32_t context;     /* tokens that a sequence can have; 0 for 1,024, or what the model has if that is less */
     uint32_t batch;       /* tokens of a prompt computed at once; 0 for as many as fit well, at most 64 */
@@ -51,7 +58,7 @@ typedef struct {
     int round_activations; /* multiply rows of q8_0, q4_0 and iq4_nl with activations in 8 bits: faster, and not exact */
     int plain_cache;      /* plain S3-FIFO, without admission aligned to linking */
     const char *device;   /* path of a device profile: which gaps are worth reading across; NULL for those of the index */
-    const char *kernels;  /* "scalar", "avx2" or "neon"; NULL for the best that the processor has */
+    const char *kernels;  /* "scalar", "avx2", "avx512" or "neon"; NULL for the best that the processor has */
 } NlOptions;
 
 /* Bytes that a model takes, by what for. `total` is their sum without `flash`. */
@@ -163,4 +170,7 @@ int nl_probe_profile(const NlProbe *probe, const char *name, char *text, size_t 
 /* Under memory pressure: a new, smaller limit, as `dram`. What is cached is lost, except for pinned bundles. */
 int nl_shrink(NlModel *model, uint64_t dram, NlError *error);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

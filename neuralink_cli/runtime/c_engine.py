@@ -101,9 +101,10 @@ class CEngine:
         self.peak_bytes = 0
         self._process: subprocess.Popen[str] | None = None
         try:
-            # A signal must not come between the program and the word for it.
+            # A signal must not come between the program and the word for it. Where this process is killed, the
+            # program ends as it finds the end of its requests.
             with deferred_signals():
-                self._process = _start([str(program), *options, "--json", "--", str(layout)])
+                self._process = _start([str(program), *options, "--end-with-stdin", "--json", "--", str(layout)])
             self.facts = CFacts(self._document("memory"), self._document("model"))
         except BaseException:
             self.close()
@@ -206,7 +207,9 @@ class CEngine:
                 fix="if the system had no memory left, pass a smaller --dram",
             )
         return WorkerError(
-            "stopped before it had answered", where=self._program, fix="run it by hand to see what it says"
+            "stopped before it had answered",
+            where=self._program,
+            fix="run it by hand to see what it says, or build it again if it is older",
         )
 
     def _figures(self, word: str, rest: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 from tests.cli.conftest import neuralink as neuralink
 
 FOLDER = Path(__file__).parents[2] / "examples/c_runtime"
-PROGRAMS = ("flash_read", "flash_run")
+PROGRAMS = ("flash_read", "flash_run", "embed")
 LIBRARY = tuple(sorted(path for path in FOLDER.glob("*.c") if not path.stem.startswith(PROGRAMS)))
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 CHECKED = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import platform
+import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS
 from neuralink_cli.weight_formats.quantising import dequantise
-from tests.examples.conftest import CHECKED, FOLDER, CRuntime
+from tests.examples.conftest import CHECKED, FOLDER, LIBRARY, CRuntime, compile_c
 
 # The kinds of kernels.h, first those without blocks.
 FORMATS = ("F32", "F16", "BF16", "q8_0", "q4_0", "iq4_nl", "mxfp4")
@@ -43,13 +46,57 @@ class Kernels(ctypes.Structure):
     )
 
 
-def kernels(runtime: CRuntime, name: str | None) -> Any:
-    library = runtime.library()
+@dataclass(frozen=True)
+class Machine:
+    """What a kind of machine computes with: its `NlKernels`, and the addresses of all of its `NlIntegers`."""
+
+    library: ctypes.CDLL
+    kernels: Any
+    integers: tuple[int, ...]
+
+
+def machine_here(library: ctypes.CDLL, name: str) -> Machine:
     library.nl_kernels.restype = ctypes.POINTER(Kernels)
-    found = library.nl_kernels(None if name is None else name.encode())
+    library.nl_integers.restype = ctypes.c_void_p
+    found = library.nl_kernels(name.encode())
     if not found:
         pytest.skip(f"this machine has no {name}")
-    return found.contents
+    return Machine(library, found.contents, (library.nl_integers(name.encode()),))
+
+
+EMULATED = ("kernels_avx512", "integers_x86")
+EMULATION = Path(__file__).parent / "c_runtime_simde.h"
+
+
+def emulate(runtime: CRuntime, folder: Path) -> ctypes.CDLL:
+    """The library with its kernels for AVX-512 compiled to what a machine without it can run."""
+    if not Path("/usr/include/simde").is_dir():
+        pytest.skip("there is no SIMDe to emulate AVX-512 with: install libsimde-dev")
+    machine_here(runtime.library(), "avx2")
+    options = ("-O1", "-fPIC", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi", f'-DNL_EMULATION="{EMULATION}"')
+    objects = [runtime.fast / f"{source.stem}.o" for source in LIBRARY if source.stem not in EMULATED]
+    for stem in EMULATED:
+        objects.append(folder / f"{stem}.o")
+        made = compile_c(objects[-1], [FOLDER / f"{stem}.c"], ("-c", *options))
+        assert (made.returncode, made.stderr) == (0, "")
+    made = compile_c(folder / "emulated.so", objects, ("-shared",))
+    assert (made.returncode, made.stderr) == (0, "")
+    return ctypes.CDLL(str(folder / "emulated.so"))
+
+
+KINDS = ("scalar", "avx2", "avx512") if platform.machine() in ("x86_64", "AMD64") else ("scalar", "neon")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def machine(request: pytest.FixtureRequest, c_runtime: CRuntime, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """AVX-512 is emulated where the machine has none."""
+    library = c_runtime.library()
+    library.nl_kernels.restype = ctypes.c_void_p
+    if request.param != "avx512" or library.nl_kernels(b"avx512"):
+        return machine_here(library, request.param)
+    library = emulate(c_runtime, tmp_path_factory.mktemp("emulated"))
+    tables = [ctypes.c_byte.in_dll(library, f"NL_{name}_INTEGERS") for name in ("AVX512", "AVXVNNI")]
+    return Machine(library, Kernels.in_dll(library, "NL_AVX512_KERNELS"), tuple(map(ctypes.addressof, tables)))
 
 
 def random_row(random: np.random.Generator, weights: str, count: int) -> npt.NDArray[np.uint8]:
@@ -88,11 +135,9 @@ def pointers(rows: list[npt.NDArray[np.uint8]]) -> ctypes.Array[ctypes.c_void_p]
     return (ctypes.c_void_p * len(rows))(*map(address, rows))
 
 
-@pytest.mark.parametrize("name", ["scalar", "avx2", "neon"])
 @pytest.mark.parametrize("weights", FORMATS)
-def test_dot_and_add(c_runtime: CRuntime, name: str, weights: str) -> None:
-    known = kernels(c_runtime, name)
-    dot, add = known.dot[FORMATS.index(weights)], known.add[FORMATS.index(weights)]
+def test_dot_and_add(machine: Machine, weights: str) -> None:
+    dot, add = machine.kernels.dot[FORMATS.index(weights)], machine.kernels.add[FORMATS.index(weights)]
     random = np.random.default_rng(FORMATS.index(weights))
     counts = (32, 64, 96, 1024) if weights in BLOCK_FORMATS else (1, 3, 7, 8, 9, 31, 32, 45, 64, 1000)
     for count in counts:
@@ -118,8 +163,8 @@ def test_dot_and_add(c_runtime: CRuntime, name: str, weights: str) -> None:
 
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("rows_count", [1, 4, 7])
-def test_any_number_of_rows_with_any_number_of_vectors(c_runtime: CRuntime, weights: str, rows_count: int) -> None:
-    known, kind, library = kernels(c_runtime, None), FORMATS.index(weights), c_runtime.library()
+def test_any_number_of_rows_with_any_number_of_vectors(machine: Machine, weights: str, rows_count: int) -> None:
+    known, kind, library = machine.kernels, FORMATS.index(weights), machine.library
     random = np.random.default_rng(kind)
     # 8 and more are taken together, 45 not.
     for count in (32, 96, 320) if weights in BLOCK_FORMATS else (8, 24, 45, 320):
@@ -148,23 +193,20 @@ def test_any_number_of_rows_with_any_number_of_vectors(c_runtime: CRuntime, weig
         assert (sums[count:] == 7).all()
 
 
-@pytest.mark.parametrize("name", ["scalar", "avx2", "neon"])
-def test_float16_is_the_nearest(c_runtime: CRuntime, name: str) -> None:
-    known = kernels(c_runtime, name)
+def test_float16_is_the_nearest(machine: Machine) -> None:
     random = np.random.default_rng(1)
     values = (random.standard_normal(1003) * 10.0 ** random.integers(-9, 6, 1003)).astype(np.float32)
     values[:5] = (65504, 65519, -65520, 1e30, np.nan)
     halves = np.zeros(1004, dtype="<f2")
-    known.narrow(address(values), values.size, address(halves))
+    machine.kernels.narrow(address(values), values.size, address(halves))
     expected = np.clip(values, -65504, 65504).astype("<f2")
     assert np.array_equal(halves[:-1], expected, equal_nan=True)
     assert halves[-1] == 0
 
 
-@pytest.mark.parametrize("name", ["scalar", "avx2", "neon"])
-def test_mxfp4_has_every_scale(c_runtime: CRuntime, name: str) -> None:
+def test_mxfp4_has_every_scale(machine: Machine) -> None:
     """Also those of which weights are subnormal or infinite."""
-    add = kernels(c_runtime, name).add[FORMATS.index("mxfp4")]
+    add = machine.kernels.add[FORMATS.index("mxfp4")]
     blocks = np.random.default_rng(4).integers(0, 256, (255, 17)).astype(np.uint8)
     blocks[:, 0] = np.arange(255)
     blocks[:, 1:9] = 0xF7  # the greatest of both signs
@@ -206,28 +248,42 @@ def test_activations_are_rounded_to_the_nearest_of_255(c_runtime: CRuntime) -> N
         assert not np.isnan(np.delete(scales, 7)).any()
 
 
-@pytest.mark.parametrize("name", ["scalar", "avx2", "neon"])
+def extreme_rows(random: np.random.Generator, weights: str, count: int) -> list[npt.NDArray[np.uint8]]:
+    """Six rows, of which four have the most that pairs of products can be: of equal signs and of opposite ones."""
+    rows = [random_row(random, weights, count) for _ in range(6)]
+    for row, code in zip(rows, (0x80, 0x7F, 0x00, 0xFF), strict=False):
+        row.reshape(-1, BLOCK_FORMATS[weights].block_bytes)[:, 2:] = code
+    return rows
+
+
+def integer_products(
+    machine: Machine,
+    integers: int,
+    weights: str,
+    rows: list[npt.NDArray[np.uint8]],
+    codes: npt.NDArray[Any],
+    scales: npt.NDArray[Any],
+) -> npt.NDArray[np.float32]:
+    """What rows give with rounded activations; room behind them must stay as it is."""
+    found = np.full(len(rows) + 1, 7, dtype=np.float32)
+    machine.library.nl_integer_dots(
+        ctypes.c_void_p(integers), FORMATS.index(weights), pointers(rows),
+        *(ctypes.c_uint64(number) for number in (len(rows), codes.size)),
+        *(ctypes.c_void_p(address(each)) for each in (codes, scales, found)),
+    )  # fmt: skip
+    assert found[-1] == 7
+    return found[:-1]
+
+
 @pytest.mark.parametrize("weights", INTEGERS)
-def test_integer_products(c_runtime: CRuntime, name: str, weights: str) -> None:
+def test_integer_products(machine: Machine, weights: str) -> None:
     """Sums of a block are exact integers, of extreme codes too; only the sum over blocks is rounded."""
-    library, kind, form = c_runtime.library(), FORMATS.index(weights), BLOCK_FORMATS[weights]
-    library.nl_integers.restype = ctypes.c_void_p
-    integers = library.nl_integers(name.encode())
-    if not integers:
-        pytest.skip(f"this machine has no {name}")
-    random = np.random.default_rng(kind)
+    form, random = BLOCK_FORMATS[weights], np.random.default_rng(INTEGERS.index(weights))
     for count in (32, 96, 1024):
-        rows = [random_row(random, weights, count) for _ in range(6)]
-        # The most that pairs of products can be: of equal signs and of opposite ones.
-        for row, code in ((rows[0], 0x80), (rows[1], 0x7F), (rows[2], 0x00), (rows[3], 0xFF)):
-            row.reshape(-1, form.block_bytes)[:, 2:] = code
+        rows = extreme_rows(random, weights, count)
         for vector in (random.standard_normal(count), np.ones(count), -np.ones(count)):
-            codes, scales = rounded(library, vector.astype(np.float32))
-            found = np.full(7, 7, dtype=np.float32)
-            library.nl_integer_dots(
-                ctypes.c_void_p(integers), kind, pointers(rows), ctypes.c_uint64(6), ctypes.c_uint64(count),
-                *(ctypes.c_void_p(address(each)) for each in (codes, scales, found)),
-            )  # fmt: skip
+            codes, scales = rounded(machine.library, vector.astype(np.float32))
+            found = [integer_products(machine, each, weights, rows, codes, scales) for each in machine.integers]
             for k, row in enumerate(rows):
                 blocks = row.reshape(-1, form.block_bytes)
                 unscaled = blocks.copy()
@@ -236,8 +292,41 @@ def test_integer_products(c_runtime: CRuntime, name: str, weights: str) -> None:
                 by = blocks[:, :2].copy().view("<f2").astype(np.float64)[:, 0] * scales
                 parts = by * (levels * codes).sum(axis=1)
                 bound = (count // 32 + 12) * ROUNDING * (abs(by) * abs(levels * codes).sum(axis=1)).sum() + 1e-38
-                assert abs(found[k] - parts.sum()) <= bound
-            assert found[6] == 7
+                assert all(abs(each[k] - parts.sum()) <= bound for each in found)
+
+
+@pytest.mark.skipif("avx512" not in KINDS, reason="not a machine with AVX2")
+@pytest.mark.parametrize("machine", ["avx512"], indirect=True)
+@pytest.mark.parametrize("weights", INTEGERS)
+def test_integer_products_of_vnni_are_those_of_avx2_to_the_last_bit(
+    c_runtime: CRuntime, machine: Machine, weights: str
+) -> None:
+    other = machine_here(c_runtime.library(), "avx2")
+    random = np.random.default_rng(INTEGERS.index(weights))
+    for count in (32, 96, 2048):
+        rows = extreme_rows(random, weights, count)
+        for vector in (random.standard_normal(count), np.ones(count), random.choice([-1.0, 1.0], count)):
+            codes, scales = rounded(machine.library, vector.astype(np.float32))
+            expected = integer_products(other, other.integers[0], weights, rows, codes, scales)
+            for integers in machine.integers:
+                found = integer_products(machine, integers, weights, rows, codes, scales)
+                assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.skipif("avx512" not in KINDS, reason="not compilers for x86-64")
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_compilers_make_instructions_of_avx512(tmp_path: Path, compiler: str) -> None:
+    path = shutil.which(compiler)
+    if path is None:
+        pytest.skip(f"there is no {compiler}")
+    sources = [str(FOLDER / f"{stem}.c") for stem in EMULATED]
+    made = subprocess.run(
+        [path, *CHECKED, "-O1", "-S", *sources], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (made.returncode, made.stderr) == (0, "")
+    kernels, integers = ((tmp_path / f"{stem}.s").read_text() for stem in EMULATED)
+    assert re.search(r"\bvscalefps\s.*%zmm", kernels)
+    assert re.search(r"\bvpdpbusd\s.*%ymm", integers)
 
 
 CROSS, EMULATOR = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
@@ -259,7 +348,6 @@ def test_kernels_of_arm_give_what_any_machine_gives(tmp_path: Path) -> None:
 def test_the_best_kernels_of_the_machine_are_chosen(c_runtime: CRuntime) -> None:
     library = c_runtime.library()
     library.nl_kernels.restype = ctypes.POINTER(Kernels)
-    best = kernels(c_runtime, None).name
-    others = [name for name in (b"avx2", b"neon") if library.nl_kernels(name)]
-    assert best == (others[0] if others else b"scalar")
+    here = [name for name in (b"avx512", b"avx2", b"neon", b"scalar") if library.nl_kernels(name)]
+    assert library.nl_kernels(None).contents.name == here[0]
     assert not library.nl_kernels(b"abacus")

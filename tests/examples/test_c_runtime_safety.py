@@ -188,13 +188,14 @@ def test_rows_of_routed_experts_that_do_not_fit_are_read_when_a_token_is_routed_
     c_runtime: CRuntime, experts: dict[str, Path], kind: str, spare: int
 ) -> None:
     requests = f"generate 9 {PROMPT}\nperplexity 5 6 7 8\n"
-    for program in (c_runtime.fast / "flash_run", c_runtime.checked / "flash_run"):
+    # With sanitizers what the process holds at first differs by half a megabyte from run to run.
+    for program, differs in ((c_runtime.fast / "flash_run", 0), (c_runtime.checked / "flash_run", 600_000)):
         whole = go(program, "--json", "--dram", "100%", experts[kind], requests=requests)
         (held,) = answers(whole.stdout, "memory")
         (plan,) = answers(go(program, "--json", "--dram", 1, "--plan", experts[kind]).stdout, "memory")
         # What is not there in any case: rows of all experts, less the buffers that they are read into.
         assert plan["least_bytes"] < held["least_bytes"] - held["resident_bytes"] // 2
-        dram = plan["least_bytes"] + spare
+        dram = plan["least_bytes"] + spare + differs
         found = go(program, "--json", "--dram", dram, experts[kind], requests=requests)
         assert found.returncode == 0, found.stderr[-3000:]
         (memory,), figures = answers(found.stdout, "memory"), answers(found.stdout, "figures")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from neuralink_cli.models.tokenizer import load_tokenizer
-from neuralink_cli.runtime import c_engine
+from neuralink_cli.runtime import c_engine, c_session
 from tests.examples.conftest import CRuntime
 from tests.examples.test_c_runtime_models import TINY_RELU, lay_out
 from tests.processes import Command, run_command
@@ -47,10 +48,10 @@ def command_line(layout: Path, program: Path) -> tuple[object, ...]:
     return ("run", layout, "--prompt", "The river", "--engine", "c", "--engine-path", program)
 
 
-def wait_for_id(folder: Path) -> int:
-    while not (folder / "pid").exists() or not (folder / "pid").read_text():
+def wait_for_number(path: Path) -> int:
+    while not path.exists() or not path.read_text().endswith("\n"):
         time.sleep(0.01)
-    return int((folder / "pid").read_text())
+    return int(path.read_text())
 
 
 def is_there(process: int) -> bool:
@@ -64,7 +65,7 @@ def is_there(process: int) -> bool:
 @pytest.mark.parametrize("number", CODES)
 def test_a_signal_ends_both(layout: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = Command(*command_line(layout, write_engine(tmp_path, "exec sleep 60")))
-    engine = wait_for_id(tmp_path)
+    engine = wait_for_number(tmp_path / "pid")
     command.send_signal(number)
     _, stderr = command.communicate()
     assert command.returncode == CODES[number]
@@ -104,7 +105,7 @@ def test_a_program_that_ends_is_told(layout: Path, tmp_path: Path, then: str, co
     assert outcome.returncode == code
     assert said in outcome.stderr
     assert outcome.stderr.count("\n") == 1
-    assert not is_there(wait_for_id(tmp_path))
+    assert not is_there(wait_for_number(tmp_path / "pid"))
 
 
 def test_a_stdout_that_cannot_be_written_ends_both(layout: Path, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_a_stdout_that_cannot_be_written_ends_both(layout: Path, tmp_path: Path)
     os.close(writer)
     full_disk = "neuralink: error: the disk is full; free some space or write elsewhere\n"
     assert [(result.returncode, result.stderr) for result in results] == [(141, ""), (6, full_disk)]
-    assert not is_there(wait_for_id(tmp_path))
+    assert not is_there(wait_for_number(tmp_path / "pid"))
 
 
 def test_the_program_ends_when_nobody_reads_it(c_runtime: CRuntime, layout: Path) -> None:
@@ -139,6 +140,41 @@ def test_the_program_ends_when_nobody_reads_it(c_runtime: CRuntime, layout: Path
     process.stdout.close()
     assert process.wait(timeout=60) == -signal.SIGPIPE
     process.communicate()
+
+
+def test_the_program_ends_with_its_stdin_if_told_so(c_runtime: CRuntime, layout: Path) -> None:
+    process = subprocess.Popen(
+        [c_runtime.checked / "flash_run", "--end-with-stdin", layout],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    # More answers than the pipe takes, which nobody reads.
+    process.stdin.write("generate 250 1 2 3\n" * 200)
+    process.stdin.flush()
+    assert process.stdout.readline().startswith("token ")
+    process.stdin.close()
+    assert process.wait(timeout=60) == 1
+    process.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="opens a pipe by its name in /proc")
+def test_the_program_ends_with_a_command_that_is_killed(c_runtime: CRuntime, layout: Path, tmp_path: Path) -> None:
+    """Also if what it writes could still be read, so that writing tells it nothing."""
+    program = tmp_path / "flash_run"
+    run = f'"{c_runtime.checked}/flash_run" "$@" 3</proc/self/fd/1'
+    program.write_text(f'#!/bin/sh\n{run}\necho $? > "{tmp_path}/status"\n')
+    program.chmod(0o755)
+
+    def kill_at_the_first_token() -> None:
+        c_session._Stream.add = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+
+    command = (*command_line(layout, program), "--max-new-tokens", 200)
+    assert run_command(*command, prepare=kill_at_the_first_token).returncode == -signal.SIGKILL
+    assert wait_for_number(tmp_path / "status") == 1
 
 
 @pytest.mark.parametrize("request_line", ["generate 3 1 2 3", "logits 1 2 3", "perplexity 1 2 3", "shout"])
