@@ -35,7 +35,9 @@ def undisturbed_logger() -> None:
     """Commands that ran in this process, for fixtures too, set up the package's logger: undone before each test."""
     logger = logging.getLogger("neuralink_cli")
     logger.handlers[:], logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
+    if logger.level != logging.NOTSET:
+        # Which makes all loggers there are forget what they know.
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module", autouse=True)
