@@ -42,7 +42,11 @@ def ended_with(code: int, stdout: str, stderr: str) -> Ended:
 
 def torchrun(*arguments: object) -> Ended:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    # Sets are in another order there than here.
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    ended = subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+    )
     return ended_with(ended.returncode, ended.stdout, ended.stderr)
 
 
