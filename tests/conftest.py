@@ -4,7 +4,7 @@ import gc
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from hypothesis import settings
 from tests.layouts import LayoutFactory, Made
 
 ModelFactory = Callable[..., Path]
+
+FLUSHING = ("files", "layout", "storage")
 
 # No test talks to the real hub, nor does a process that one starts. Read when its library is imported, so set first.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -35,13 +37,27 @@ def undisturbed_logger() -> None:
     """Commands that ran in this process, for fixtures too, set up the package's logger: undone before each test."""
     logger = logging.getLogger("neuralink_cli")
     logger.handlers[:], logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
+    if logger.level != logging.NOTSET:
+        # Which makes all loggers there are forget what they know.
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_search_of_what_is_loaded() -> None:
     """What has been imported so far need not be searched for garbage whenever a model is let go: half a second."""
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def flushes_cost_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Flushes go to the device only in the rooms whose tests are about that: what they do shows after a power cut.
+
+    Who counts flushes, or lets one fail, still sees all of them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name not in FLUSHING:
+            patch.setattr(os, "fsync", os.fstat)
+        yield
 
 
 @pytest.fixture

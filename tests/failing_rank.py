@@ -1,16 +1,13 @@
 """A rank that fails on the way, for tests/cli/test_torchrun.py.
 
-Torchrun starts it as a program. The first argument is RANK:WHERE:HOW: the rank, "record" or "write", and "die" or
-"fail"; the others are the command's.
+Which, where and how is said as RANK:WHERE:HOW: the rank, "record" or "write", and "die" or "fail".
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
-from neuralink_cli.__main__ import main
 from neuralink_cli.activations.spool import Spool
 from neuralink_cli.files import stage_file
 from tests.faults import die, fail
@@ -35,8 +32,3 @@ def install(failure: str) -> None:
         real(*arguments)
 
     setattr(owner, name, failing)
-
-
-if __name__ == "__main__":
-    install(sys.argv.pop(1))
-    main()

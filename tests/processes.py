@@ -25,9 +25,15 @@ class Command:
     Args:
         arguments: As after `neuralink`.
         prepare: Called in the process before stdout and stderr are opened and the command runs.
+        program: What is run there, with the arguments in `sys.argv`.
     """
 
-    def __init__(self, *arguments: object, prepare: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        prepare: Callable[[], object] = lambda: None,
+        program: Callable[[], object] = main,
+    ) -> None:
         # Files, since nobody reads while the command runs.
         self._stdout = tempfile.TemporaryFile()  # noqa: SIM115
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
@@ -37,7 +43,7 @@ class Command:
             stream.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            self._be([*map(str, arguments)], prepare)
+            self._be([*map(str, arguments)], prepare, program)
 
     def poll(self) -> int | None:
         """The exit code, minus the number of the signal that killed it, or None while it runs."""
@@ -75,7 +81,7 @@ class Command:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
-    def _be(self, arguments: list[str], prepare: Callable[[], object]) -> None:
+    def _be(self, arguments: list[str], prepare: Callable[[], object], program: Callable[[], object]) -> None:
         """The life of the forked process. It must not come back into the test."""
         code = 1
         try:
@@ -94,7 +100,7 @@ class Command:
             sys.stdout = sys.__stdout__ = _stream(1, errors="strict")  # type: ignore[misc]
             sys.stderr = sys.__stderr__ = _stream(2, errors="backslashreplace")  # type: ignore[misc]
             sys.argv = ["neuralink", *arguments]
-            main()
+            program()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         except BaseException:

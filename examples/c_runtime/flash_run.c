@@ -16,7 +16,8 @@ static int measure(const Settings *settings) {
     NlError error = {NL_OK, ""};
     NlProbe probe;
     char text[2000];
-    if (nl_probe(settings->directory, &settings->options, PROBE_SECONDS, &probe, &error) != 0 ||
+    if (nl_probe_name(settings->probe, &error) != 0 ||
+        nl_probe(settings->directory, &settings->options, PROBE_SECONDS, &probe, &error) != 0 ||
         nl_probe_profile(&probe, settings->probe, text, sizeof text, &error) != 0) {
         fprintf(stderr, "flash_run: %s\n", error.text);
         return 1;

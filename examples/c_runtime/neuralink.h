@@ -163,6 +163,9 @@ typedef struct {
  * direct and reads. */
 int nl_probe(const char *directory, const NlOptions *options, double seconds, NlProbe *probe, NlError *error);
 
+/* Checks that a profile can have this name: before the time that measuring takes. */
+int nl_probe_name(const char *name, NlError *error);
+
 /* Writes a device profile for `neuralink cluster --device` from what was measured, as a text of less than `size` bytes;
  * 2,000 are enough. */
 int nl_probe_profile(const NlProbe *probe, const char *name, char *text, size_t size, NlError *error);

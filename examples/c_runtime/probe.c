@@ -126,15 +126,20 @@ int nl_probe(const char *directory, const NlOptions *options, double seconds, Nl
     return result;
 }
 
-int nl_probe_profile(const NlProbe *probe, const char *name, char *text, size_t size, NlError *error) {
-    const NlProbePoint *first = probe->points;
-    double latency = probe->single_seconds - first->seconds / (double)first->reads;
-    size_t used;
+int nl_probe_name(const char *name, NlError *error) {
     if (!*name || strpbrk(name, "\"\\") || strlen(name) > 200)
         return nl_fail(error, NL_BAD_OPTION, "a device's name has 1 to 200 characters, and no quotes or backslashes");
     for (const char *at = name; *at; at++)
         if ((unsigned char)*at < 0x20 || *at == 0x7f)
             return nl_fail(error, NL_BAD_OPTION, "a device's name has no control characters");
+    return 0;
+}
+
+int nl_probe_profile(const NlProbe *probe, const char *name, char *text, size_t size, NlError *error) {
+    const NlProbePoint *first = probe->points;
+    double latency = probe->single_seconds - first->seconds / (double)first->reads;
+    size_t used;
+    if (nl_probe_name(name, error) != 0) return -1;
     used = (size_t)snprintf(text, size,
         "{\n  \"format\": \"neuralink-device\",\n  \"version\": 1,\n  \"name\": \"%s\",\n"
         "  \"description\": \"Random reads measured by `flash_run --probe` with %s%s.\",\n"

@@ -19,9 +19,9 @@ from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import coverage_of
 from tests.checkpoints import random_tensor, tensors_of, write_checkpoint, write_random_placement
+from tests.conftest import ModelFactory
 from tests.families import FAMILY
 from tests.layouts import relayout
-from tests.tiny_models import build_model
 
 H, N = 20, 37
 # Of a checkpoint of type llama with 2 layers: 3 matrices of 20 by 37 in float32.
@@ -47,8 +47,8 @@ def gated(stem: str, n: int, h: int = H) -> Shapes:
 
 
 @pytest.mark.parametrize("family", FAMILY)
-def test_the_blocks_of_every_family_cover_its_ffns(family: str, tmp_path: Path) -> None:
-    coverage = measure(build_model(tmp_path / "model", family))
+def test_the_blocks_of_every_family_cover_its_ffns(model: ModelFactory, family: str) -> None:
+    coverage = measure(model(family))
     # Gemma 3 also has a tower for images.
     assert bool(coverage.left_alone) == (family == "gemma3")
     assert (coverage.covered_bytes == coverage.ffn_bytes) == (family != "gemma3")
@@ -130,9 +130,8 @@ def test_a_layout_covers_what_the_blocks_of_its_source_do(tmp_path: Path, uncove
         assert coverage_of(layout) == measure(model, allow_uncovered=True)
 
 
-def test_experts_that_a_description_leaves_out_are_found(tmp_path: Path) -> None:
-    model = build_model(tmp_path / "model", "deepseek_v3")
-    with Checkpoint(model) as checkpoint:
+def test_experts_that_a_description_leaves_out_are_found(model: ModelFactory) -> None:
+    with Checkpoint(model("deepseek_v3")) as checkpoint:
         whole = choose_architecture(describe(checkpoint))
 
         def only(*ids: str) -> Architecture:

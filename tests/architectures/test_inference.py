@@ -19,8 +19,9 @@ from neuralink_cli.architectures.model_description import ModelDescription, desc
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
 from tests.checkpoints import HIDDEN, NEURONS, RawTensor, tensors_of, write_checkpoint
+from tests.conftest import ModelFactory
 from tests.scaled import FP8, INT8, MXFP4, PACKED4, quantised_copy
-from tests.tiny_models import FAMILIES, build_model
+from tests.tiny_models import FAMILIES
 
 Shapes = dict[str, tuple[int, ...]]
 CONFIG: dict[str, Any] = {
@@ -123,12 +124,11 @@ def test_raw_checkpoints_have_the_blocks_of_the_built_in_architecture(
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in DIFFERENT])
-def test_real_models_have_the_blocks_of_the_built_in_architecture(tmp_path: Path, family: str) -> None:
-    model = build_model(tmp_path / "model", family)
+def test_real_models_have_the_blocks_of_the_built_in_architecture(model: ModelFactory, family: str) -> None:
     if family not in REFUSED:
-        assert_finds_what_is_built_in(model)
+        assert_finds_what_is_built_in(model(family))
         return
-    with Checkpoint(model) as checkpoint, pytest.raises(UnsupportedError, match=REFUSED[family]):
+    with Checkpoint(model(family)) as checkpoint, pytest.raises(UnsupportedError, match=REFUSED[family]):
         infer_architecture(describe(checkpoint))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from neuralink_cli.cli.entry import run
 from tests.traces import write_clustered_trace
 
 COMMAND = [sys.executable, "-m", "neuralink_cli", "cluster"]
@@ -30,7 +31,7 @@ def trace(tmp_path: Path) -> Path:
 
 def test_local_workers_write_the_same_bytes_and_say_nothing_of_their_own(trace: Path, tmp_path: Path) -> None:
     """One of them is killed as soon as it is there, and replaced."""
-    subprocess.run([*COMMAND, trace, "-o", tmp_path / "alone", "--order", "linked", "-q"], check=True)
+    assert run(["cluster", str(trace), "-o", str(tmp_path / "alone"), "--order", "linked", "-q"]) == 0
     process = subprocess.Popen(
         [*COMMAND, trace, "-o", tmp_path / "p", "--order", "linked", "--workers", "2"],
         stdout=subprocess.DEVNULL,

@@ -138,7 +138,7 @@ def test_from_profiling_to_verifying(
     assert [block["id"] for block in json.loads(profiled.stdout)["blocks"]] == list(kind.blocks)
     assert "please review" in profiled.stderr
     assert inferred.stdout in profiled.stderr
-    assert neuralink("cluster", trace, "-o", placement, "-q").code == 0
+    assert neuralink("cluster", trace, "-o", placement, "--effort", "fast", "-q").code == 0
     with Placement(placement) as made:
         assert made.info.model["architecture"] == document["name"]
         assert [block.id for block in made.info.blocks] == list(kind.blocks)

@@ -24,7 +24,7 @@ def test_from_fp8_to_text(neuralink: Neuralink, tmp_path: Path) -> None:
     formats = ("--weights", "q8_0", "--resident", "gate")
     for command in (
         ("profile", tmp_path / "model", "--dataset", text, "--max-tokens", 600, "-o", trace),
-        ("cluster", trace, "-o", placement, *formats),
+        ("cluster", trace, "-o", placement, "--effort", "fast", *formats),
         ("relayout", tmp_path / "model", "--placement", placement, "-o", layout, *formats),
     ):
         done = neuralink(*command, "-q")
@@ -83,7 +83,7 @@ def test_gpt_oss_from_mxfp4_to_text(neuralink: Neuralink, tmp_path: Path) -> Non
     formats = ("--weights", "down=q8_0", "--resident", "gate")
     for command in (
         ("profile", model, "--dataset", tmp_path / "text.txt", "--active-ratio", 0.3, "-o", trace),
-        ("cluster", trace, "-o", placement, "--min-tokens", 20, *formats),
+        ("cluster", trace, "-o", placement, "--min-tokens", 20, "--effort", "fast", *formats),
         ("relayout", model, "--placement", placement, "-o", layout, *formats),
     ):
         done = neuralink(*command, "-q")

@@ -21,7 +21,7 @@ PROGRAMS = ("flash_read", "flash_run", "embed")
 LIBRARY = tuple(sorted(path for path in FOLDER.glob("*.c") if not path.stem.startswith(PROGRAMS)))
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 CHECKED = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
-SANITIZED = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-Og", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 LIBRARIES = ("-lm", "-lpthread")
 FUZZER = Path(__file__).parent / "c_runtime_fuzz.c"
 
@@ -80,12 +80,12 @@ def _compile(folder: Path) -> Path:
     for name, sources in {**{program: sources_of(program) for program in PROGRAMS}, FUZZER.stem: [FUZZER]}.items():
         result = compile_c(made.checked / name, [*sources, *objects[0]], (*sanitized, f"-I{FOLDER}"))
         assert (result.returncode, result.stderr) == (0, "")
-    fast = _objects(made.fast, ("-O2", "-fPIC"))
-    assert fast is not None
-    for program in PROGRAMS:
-        result = compile_c(made.fast / program, [*sources_of(program), *fast[0]], ("-O2",))
-        assert (result.returncode, result.stderr) == (0, "")
-    result = compile_c(made.fast / "libneuralink.so", fast[0], ("-shared",))
+    for path in (*FOLDER.glob("*.[ch]"), FOLDER / "Makefile"):
+        shutil.copy(path, made.fast)
+    command = ["make", "-s", "-j2", "-C", str(made.fast), f"CC={COMPILER}", "CFLAGS=-O2 -fPIC"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    result = compile_c(made.fast / "libneuralink.so", [made.fast / f"{path.stem}.o" for path in LIBRARY], ("-shared",))
     assert (result.returncode, result.stderr) == (0, "")
     return folder
 

@@ -127,6 +127,12 @@ def test_names_that_no_profile_can_have(c_runtime: CRuntime, layout: Path, name:
     assert "a device's name has" in result.stderr
 
 
+def test_a_wrong_name_is_refused_before_anything_is_measured(c_runtime: CRuntime, tmp_path: Path) -> None:
+    """Nothing can be measured there, and the name is still what is complained of."""
+    result = call(c_runtime.fast / "flash_run", "--probe", "", tmp_path)
+    assert (result.returncode, "a device's name has" in result.stderr) == (1, True)
+
+
 def test_float16_is_rounded_as_numpy_rounds_it(c_runtime: CRuntime) -> None:
     library = c_runtime.library()
     library.nl_narrow_f16.restype = ctypes.c_uint16

@@ -74,17 +74,26 @@ class Deaths(WorkerPlugin):  # type: ignore[misc]
         setattr(dask_worker, "order_block", self.before)  # noqa: B010
 
 
+WORKER = "neuralink_cli.placement.dask_worker"
+
+
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """Two processes, with what Dask starts again when one ends."""
     with (
-        # A cluster on this machine gives up a process that does not start again within some seconds.
         dask.config.set(
-            {"distributed.scheduler.allowed-failures": 0, "distributed.deploy.lost-worker-timeout": "600s"}
+            {
+                "distributed.scheduler.allowed-failures": 0,
+                # A cluster on this machine gives up a process that does not start again within some seconds.
+                "distributed.deploy.lost-worker-timeout": "600s",
+                # Processes are forked from one that has imported what they need: several end here.
+                "distributed.worker.multiprocessing-method": "forkserver",
+                "distributed.worker.multiprocessing.initialize": WORKER,
+            }
         ),
         LocalCluster(
             # What workers need is imported before they register: importing it later blocks them for seconds.
-            preload=["neuralink_cli.placement.dask_worker"],
+            preload=[WORKER],
             n_workers=2,
             threads_per_worker=1,
             host="127.0.0.1",
