@@ -188,12 +188,6 @@ class BundledLayout:
         return ((self.file, self.index.file_sha256),)
 
     @property
-    def largest_bytes(self) -> int:
-        """Bytes of the largest stretch that must be in memory whole while sources are rebuilt."""
-        # Rounded bundles are made again beside what is stored.
-        return max(block.bundles.bytes * (1 if block.exact else 2) for block in self.index.blocks)
-
-    @property
     def exact(self) -> bool:
         """Whether all weights are stored as they are in the source."""
         return not self.dense and all(block.exact for block in self.index.blocks)

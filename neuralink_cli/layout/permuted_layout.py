@@ -82,11 +82,6 @@ class PermutedLayout:
         return tuple((file, stated[file.path.name]) for file in self.checkpoint.files)
 
     @property
-    def largest_bytes(self) -> int:
-        """Bytes of the largest stretch that must be in memory whole while sources are rebuilt."""
-        return max(slab.nbytes for slabs in self.moved_slabs.values() for slab in slabs)
-
-    @property
     def companions(self) -> list[dict[str, Any]]:
         """Name, size and SHA-256 of the files beside the weights that the layout keeps from its source."""
         return list(self.index["companions"])

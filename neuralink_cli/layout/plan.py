@@ -275,6 +275,7 @@ class RelayoutPlan:
     Attributes:
         companions: The files copied beside the weights, by their name in the source.
         left_out: The files of the source that are not in the layout.
+        held_bytes: The most bytes that are in memory as a whole while it is written, as `held_while_writing`.
     """
 
     source: Path
@@ -285,7 +286,7 @@ class RelayoutPlan:
     companions: tuple[str, ...]
     companion_bytes: int
     left_out: tuple[LeftOut, ...]
-    peak_block_bytes: int
+    held_bytes: int
 
     @property
     def total_bytes(self) -> int:

@@ -17,6 +17,7 @@ from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.header import Header
 from neuralink_cli.layout.companion_comparison import check_companions, check_large_companions, large_bytes
 from neuralink_cli.layout.companions import companion_bytes
+from neuralink_cli.layout.held_memory import held_while_comparing
 from neuralink_cli.layout.open_layout import Layout, open_layout
 from neuralink_cli.layout.recall import MeasuredRecall
 from neuralink_cli.layout.replaced import Unreplaced
@@ -140,5 +141,6 @@ def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, wh
 
 def estimate_verify(layout: Layout, checkpoint: Checkpoint) -> Estimate:
     """Estimate what `verify_full` will take."""
-    files = [*(file for file, _ in layout.weight_files), *checkpoint.files]
-    return estimate([Pass(files, hashed_share=0.5, other_read=2 * companion_bytes(layout))], layout.largest_bytes)
+    files = [file for file, _ in layout.weight_files]
+    work = Pass(files, hashed_share=0.5, beside=checkpoint.files, other_read=2 * companion_bytes(layout))
+    return estimate([work], held_while_comparing(layout, checkpoint))
