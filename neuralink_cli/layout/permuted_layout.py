@@ -21,7 +21,7 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.gathering import Gathering
 from neuralink_cli.layout.index import read_permuted_index
 from neuralink_cli.layout.names import MODEL_CARD, ORIGINALS
-from neuralink_cli.layout.plan import DenseTensor, SourcePiece
+from neuralink_cli.layout.plan import DenseTensor, SourceMatrix, SourcePiece
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import Placement
 from neuralink_cli.weight_formats.formats import NEAREST
@@ -133,6 +133,20 @@ class PermutedLayout:
             InputError: There is no such tensor.
         """
         return self.checkpoint.place(name)
+
+    def matrices(self) -> Iterator[SourceMatrix]:
+        """The matrices of all blocks. The last of a block is down; biases are no matrices."""
+        for block in self.index["blocks"]:
+            regions = [Region(**region) for region in block["regions"]]
+            sizes = [self._hidden(region) for region in regions]
+            found = [(region, hidden) for region, hidden in zip(regions, sizes, strict=True) if hidden > 1]
+            for number, (region, hidden) in enumerate(found, 1):
+                yield SourceMatrix(region.tensor, region.neuron_axis, hidden, number == len(found))
+
+    def _hidden(self, region: Region) -> int:
+        """How many weights a neuron has in a region."""
+        dtype = self.checkpoint.place(region.tensor).entry.dtype
+        return region.line_bytes * 8 // DTYPE_BITS[dtype] if region.neuron_axis == 0 else region.lines
 
     def regions_of(self, name: str) -> Iterator[tuple[str, Region]]:
         """The blocks with neurons in a source tensor, and where in it."""

@@ -32,6 +32,16 @@ class TensorRange:
 
 
 @dataclass(frozen=True)
+class SourceMatrix:
+    """A matrix of a block, in tensor `tensor` of the source: neurons run along `neuron_axis` of it."""
+
+    tensor: str
+    neuron_axis: int
+    hidden: int
+    is_down: bool
+
+
+@dataclass(frozen=True)
 class BundlePart:
     """A stretch of every bundle: `bytes` bytes at `offset`, from a row or column of a matrix in tensor `source`.
 
