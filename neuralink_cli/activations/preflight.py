@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 # and residual, normalised, queries, keys, values and outputs.
 _WIDE_VALUES = 4
 _NARROW_VALUES = 6
+# What a model's own code, and torch when it first computes, load beside programs and weights.
+_FIRST_RUN_BYTES = 32 << 20
 _LEAST_SECONDS = 60.0
 
 
@@ -96,8 +98,10 @@ class _Parts:
 
 def comparing_needs(directory: Path, outputs: int) -> int:
     """Bytes of memory that it takes to run a model on the CPU, with so many bytes of outputs that are kept."""
+    # Its text is read before it is loaded.
+    importlib.import_module("tokenizers")
     weights, mapped = _weights(directory, "float32", with_head=True)
-    return with_margin(_program_bytes() + _Parts(weights, mapped, outputs).most)
+    return with_margin(_program_bytes() + _Parts(weights, mapped, _FIRST_RUN_BYTES + outputs).most)
 
 
 def _memory_parts(

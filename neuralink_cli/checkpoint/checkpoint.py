@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from types import TracebackType
 
@@ -140,6 +141,14 @@ class Checkpoint:
     def scales(self) -> frozenset[str]:
         """The tensors that only weights with scales need: their scales, and the shapes of packed ones."""
         return frozenset(tensor.scales for tensor in self.scaled.values()) | shapes_of(self.packed)
+
+    def scale_bytes(self, name: str, weights: int) -> int:
+        """Bytes that the scales of so many weights of a tensor take, stored and as float32; 0 if it has none."""
+        tensor = self.scaled.get(name)
+        if tensor is None:
+            return 0
+        entry = self.place(tensor.scales).entry
+        return (entry.nbytes + 4 * prod(entry.shape)) * weights // (tensor.rows * tensor.columns)
 
     @property
     def total_bytes(self) -> int:

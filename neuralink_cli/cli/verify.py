@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from neuralink_cli.cli.options import (
     revision_option,
 )
 from neuralink_cli.cli.output import print_json, progress_bar
-from neuralink_cli.errors import OptionError, VerificationError
+from neuralink_cli.errors import MismatchError, NeuralinkError, OptionError, UnsupportedError, VerificationError
 from neuralink_cli.sizes import human_bytes
 
 
@@ -86,12 +88,13 @@ def command(
 ) -> None:
     """Prove that a layout holds its checkpoint.
 
-    MODEL is a directory or hub id as for `profile`. Exit code 1 means that LAYOUT does not hold MODEL. By default every
-    byte is checked: the digests of the files, each tensor of MODEL against the one restored from the layout, and the
-    other files of MODEL. The first difference is reported with its tensor and neuron. Weights that `relayout --weights`
-    rounded are rounded again and compared bit by bit; --forward then compares predictions: perplexity, KL divergence
-    and first choices. --forward also computes blocks of MODEL again as LAYOUT describes them, one of each kind in the
-    first and in the last layer, and compares them with what MODEL computes.
+    MODEL is a directory or hub id as for `profile`. Exit code 1 means that LAYOUT does not hold MODEL, 5 that it was
+    made from another model; --json then says `"verified": false` and the problem. By default every byte is checked: the
+    digests of the files, each tensor of MODEL against the one restored from the layout, and the other files of MODEL.
+    The first difference is reported with its tensor and neuron. Weights that `relayout --weights` rounded are rounded
+    again and compared bit by bit; --forward then compares predictions: perplexity, KL divergence and first choices.
+    --forward also computes blocks of MODEL again as LAYOUT describes them, one of each kind in the first and in the
+    last layer, and compares them with what MODEL computes.
     """
     if quick and forward:
         raise OptionError("--quick reads no weights, so it cannot be combined with --forward")
@@ -115,19 +118,17 @@ def command(
 
     directory = find_model(model, revision).directory
     run = None if options is None else prepare_forward(directory, layout_directory, options, architecture)
-    try:
+    with _saying_no(as_json, VerificationError, MismatchError):
         report = verify(directory, layout_directory, quick=quick, progress=progress_bar)
-        document = asdict(report)
-        if run is not None:
+    document = asdict(report)
+    if run is not None:
+        # Both can be used, so that whatever ends this is an answer.
+        with _saying_no(as_json, VerificationError, MismatchError, UnsupportedError):
             document["forward"] = run()
-    except VerificationError as error:
-        if as_json:
-            print_json({"verified": False, "problem": str(error)})
-        raise
     if as_json:
         print_json({"verified": True, **document})
         return
-    click.echo(f"verified: {layout_directory} ({document['layout']}, {document['mode']})")
+    click.echo(f"verified: {layout_directory} ({document['layout']}, {document['mode']}); {report.coverage}")
     for check in document["checks"]:
         click.echo(f"  {check}")
     if document["tensors"]:
@@ -138,3 +139,14 @@ def command(
         click.echo(f"  rounded rows decide firing; measured when it was written: {recall}")
     for line in forward_text(document["forward"]) if "forward" in document else ():
         click.echo(f"  {line}")
+
+
+@contextlib.contextmanager
+def _saying_no(as_json: bool, *answers: type[NeuralinkError]) -> Iterator[None]:
+    """Within the block, errors that answer the question are printed as a document too, if that is what is asked for."""
+    try:
+        yield
+    except answers as error:
+        if as_json:
+            print_json({"verified": False, "problem": str(error)})
+        raise

@@ -46,11 +46,13 @@ def transfer_buffer(size: int) -> Bytes:
     if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return aligned_buffer(size)
     memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # Fails on a system built without huge pages.
-    with contextlib.suppress(OSError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(memory, dtype=np.uint8)
     start = -whole.ctypes.data % _HUGE_PAGE
+    # Fails on a system built without huge pages.
+    with contextlib.suppress(OSError):
+        # Of the last one, of which little is used, the system would take all.
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        memory.madvise(mmap.MADV_HUGEPAGE, start, size - size % _HUGE_PAGE)
     return whole[start : start + size]
 
 

@@ -40,19 +40,26 @@ class Needs:
 class Pass:
     """Files that are read once from start to end, while `written` bytes are written.
 
-    Everything written is hashed. If nothing is written, `hashed_share` of the bytes read is hashed. `other_read` bytes
-    are read from files that are not open yet.
+    Everything written is hashed. If nothing is written, `hashed_share` of the bytes read is hashed. `beside` are files
+    that are read at the same time, by themselves. `other_read` bytes are read from files that are not open yet.
     """
 
     files: Sequence[ByteFile]
     written: int = 0
     hashed_share: float = 1.0
+    beside: Sequence[ByteFile] = ()
     other_read: int = 0
 
     @property
     def read(self) -> int:
         """Bytes that are read."""
-        return sum(file.size for file in self.files) + self.other_read
+        return sum(file.size for file in (*self.files, *self.beside)) + self.other_read
+
+    @property
+    def waiting(self) -> int:
+        """The most bytes that wait, read ahead or to be written, and are worked on there."""
+        ahead = (sum(file.size for file in side) for side in (self.files, self.beside))
+        return sum(min(pipeline.AHEAD, size) for size in ahead) + min(pipeline.BEHIND, self.written)
 
 
 @dataclass(frozen=True)
@@ -81,19 +88,21 @@ class Estimate:
         return ", ".join(words)
 
 
-def estimate(passes: Sequence[Pass], largest: int, output: Path | None = None) -> Estimate:
+def estimate(passes: Sequence[Pass], held: int, output: Path | None = None) -> Estimate:
     """Estimate a run. Sampling takes about a second per pass, and writes to an unnamed file beside `output`.
 
     Args:
-        largest: Bytes of the largest object that is in memory as a whole.
+        held: Bytes that are in memory beside what waits to be worked on or to be written.
         output: The file or directory that will be written.
     """
     read, written = sum(each.read for each in passes), sum(each.written for each in passes)
+    # Before a sample is taken, which takes memory of its own.
+    memory = memory_bytes(passes, held, program_bytes())
     seconds = None
     if read + written >= _WORTH_SAMPLING:
         seconds = sum(_seconds(each, output) for each in passes)
     free = None if output is None else shutil.disk_usage(output.absolute().parent).free + leftover_bytes(output)
-    return Estimate(read, written, free, memory_bytes(passes, largest, program_bytes()), seconds)
+    return Estimate(read, written, free, memory, seconds)
 
 
 def program_bytes() -> int:
@@ -102,20 +111,16 @@ def program_bytes() -> int:
     return resident_bytes()
 
 
-def memory_bytes(passes: Sequence[Pass], largest: int, programs: int) -> int:
-    """The peak of a run's memory; `largest` as for `estimate`, `programs` as from `program_bytes`."""
-    longest = max(each.read for each in passes)
-    waiting = 2 * min(pipeline.IN_FLIGHT, longest)
-    # Beside what waits on either side: the piece from there that is worked on, and what is made of it.
-    in_hand = 3 * min(pipeline.PIECE, longest)
-    return with_margin(programs + waiting + in_hand + largest)
+def memory_bytes(passes: Sequence[Pass], held: int, programs: int) -> int:
+    """The peak of a run's memory; `held` as for `estimate`, `programs` as from `program_bytes`."""
+    return with_margin(programs + max(each.waiting for each in passes) + held)
 
 
 def _seconds(work: Pass, output: Path | None) -> float:
     """How long a pass takes at the rate of its sample."""
     digest, done, started = hashlib.sha256(), 0, 0.0
     with contextlib.ExitStack() as stack:
-        pieces = stack.enter_context(read_ahead(_sample(work.files), _WARM_UP // 2 * pipeline.PIECE))
+        pieces = stack.enter_context(read_ahead(_sample([*work.files, *work.beside]), _WARM_UP // 2 * pipeline.PIECE))
         sink = stack.enter_context(_nameless(output)) if output is not None and work.written else None
         for k, data in enumerate(pieces):
             if sink is None:

@@ -118,7 +118,7 @@ class OutputFile:
 
     def _free_buffer(self) -> Bytes:
         in_flight = len(self._behind) * pipeline.PIECE
-        if in_flight >= pipeline.IN_FLIGHT or all(task.done() for task in self._behind[0][1]):
+        if in_flight >= pipeline.BEHIND or all(task.done() for task in self._behind[0][1]):
             return self._settle()
         return _new_buffer()
 

@@ -1,8 +1,9 @@
 """Keeps the disk busy while the CPU works: input is read ahead, and output is hashed and written in the background.
 
 Reading, hashing and writing each have one thread, which works in order; the caller moves weights in between. At most
-`IN_FLIGHT` bytes wait on either side, in reused buffers. An error in a stage is raised where its next result is needed.
-When a block ends, for whatever reason, its threads have ended.
+`AHEAD` bytes wait to be worked on and `BEHIND` bytes to be written, in reused buffers; what is worked on is among them.
+An error in a stage is raised where its next result is needed. When a block ends, for whatever reason, its threads have
+ended.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from neuralink_cli.files.byte_file import ByteFile
 
 # Bytes of a transfer: large enough for the device, small enough for the processor's cache.
 PIECE = 1 << 23
-IN_FLIGHT = 1 << 28
+AHEAD = 1 << 28
+# Less, as it is full only where the disk writes slower than all else works, while reading ahead always fills up.
+BEHIND = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,13 @@ def read_ahead(ranges: Iterable[FileRange], in_flight: int | None = None) -> Ite
     """The bytes of each range in turn. They are valid until the next range is requested.
 
     Args:
-        in_flight: Most bytes to read ahead, by default `IN_FLIGHT`.
+        in_flight: Most bytes to read ahead, by default `AHEAD`.
 
     Raises:
         InputError: A file ends too early or reading fails. Raised when its bytes are requested.
     """
     with stage("read") as reader:
-        yield _read_ahead(reader, ranges, IN_FLIGHT if in_flight is None else in_flight)
+        yield _read_ahead(reader, ranges, AHEAD if in_flight is None else in_flight)
 
 
 def _read_ahead(reader: ThreadPoolExecutor, ranges: Iterable[FileRange], in_flight: int) -> Iterator[Bytes]:

@@ -135,7 +135,7 @@ def estimate(
 def _writing(plan: RelayoutPlan, checkpoint: Checkpoint, programs: int, disk_speed: int | None) -> RelayoutNeeds:
     work = relayout_pass(plan, checkpoint)
     seconds = None if disk_speed is None else (work.read + work.written) / disk_speed
-    return RelayoutNeeds(work.read, work.written, memory_bytes([work], plan.peak_block_bytes, programs), seconds)
+    return RelayoutNeeds(work.read, work.written, memory_bytes([work], plan.held_bytes, programs), seconds)
 
 
 def _check_model(checkpoint: Checkpoint, found: Sequence[FFNBlock], trace: Trace) -> None:

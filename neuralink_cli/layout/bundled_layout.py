@@ -35,7 +35,15 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.gathering import Gathering, gatherings_of
 from neuralink_cli.layout.index import read_flash_index
 from neuralink_cli.layout.names import FLASH_FILE
-from neuralink_cli.layout.plan import BundlePart, DenseTensor, FlashBlock, ResidentTensor, SourcePiece, TensorRange
+from neuralink_cli.layout.plan import (
+    BundlePart,
+    DenseTensor,
+    FlashBlock,
+    ResidentTensor,
+    SourceMatrix,
+    SourcePiece,
+    TensorRange,
+)
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, is_permutation
 from neuralink_cli.weight_formats.formats import (
@@ -188,12 +196,6 @@ class BundledLayout:
         return ((self.file, self.index.file_sha256),)
 
     @property
-    def largest_bytes(self) -> int:
-        """Bytes of the largest stretch that must be in memory whole while sources are rebuilt."""
-        # Rounded bundles are made again beside what is stored.
-        return max(block.bundles.bytes * (1 if block.exact else 2) for block in self.index.blocks)
-
-    @property
     def exact(self) -> bool:
         """Whether all weights are stored as they are in the source."""
         return not self.dense and all(block.exact for block in self.index.blocks)
@@ -225,6 +227,12 @@ class BundledLayout:
             InputError: The layout keeps no tensor with this name.
         """
         return TensorPlace(self.file, self.file.entry(name))
+
+    def matrices(self) -> Iterator[SourceMatrix]:
+        """The matrices of all blocks."""
+        for block in self.index.blocks:
+            for part in block.matrices:
+                yield SourceMatrix(part.source, part.neuron_axis, block.hidden, part.role == "down")
 
     def regions_of(self, name: str) -> Iterator[tuple[str, Region]]:
         """The blocks with neurons in a source tensor, and where in it."""

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from neuralink_cli.architectures.blocks import MovedPiece
 from neuralink_cli.architectures.regions import Slab, stretches
 from neuralink_cli.arrays import Bytes
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.errors import VerificationError
+from neuralink_cli.errors import UnsupportedError, VerificationError
 from neuralink_cli.files import pipeline
 from neuralink_cli.files.header import TensorEntry
 from neuralink_cli.files.pipeline import FileRange, Scratch, pieces_of, read_ahead
@@ -169,7 +170,8 @@ class Comparison:
             whole, hashed = self._load(entry.nbytes, reads, stored, hashing)
             order = self._layout.order(gathering.block)
             expected = self._lines.take(entry.nbytes)
-            gathering.fill(source, inverse(order), expected, self._checkpoint)
+            with self._possible(entry.name):
+                gathering.fill(source, inverse(order), expected, self._checkpoint)
             if not _equal(whole, expected):
                 slot, byte = divmod(int(np.flatnonzero(whole != expected)[0]), gathering.stride)
                 part = [part for part in gathering.parts if part.offset <= byte][-1]
@@ -191,7 +193,10 @@ class Comparison:
 
         def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
             row = 0
-            for expected in rounded(tensor, (next(source) for _ in reads), rounding, self._lines, self._checkpoint):
+            remade = rounded(tensor, (next(source) for _ in reads), rounding, self._lines, self._checkpoint)
+            while row < tensor.rows:
+                with self._possible(tensor.name):
+                    expected = next(remade)
                 data = next(stored)
                 hashed = hashing(data)
                 if not _equal(data, expected):
@@ -205,6 +210,17 @@ class Comparison:
             self._compared[tensor.name] += tensor.rows * tensor.source_row_bytes
 
         return _Check(tensor.place.bytes, reads, source_reads(tensor, self._checkpoint), run)
+
+    @contextmanager
+    def _possible(self, name: str) -> Iterator[None]:
+        """Within the block, weights that cannot be rounded are not those that the layout was made from."""
+        try:
+            yield
+        except UnsupportedError as error:
+            raise VerificationError(
+                f"tensor {name!r} is not what the source gives: in {error.where}, {error.what}",
+                where=self._layout.directory,
+            ) from None
 
     def _load(
         self, nbytes: int, reads: Sequence[FileRange], stored: Iterator[Bytes], hashing: Hashing

@@ -68,6 +68,19 @@ def rounded_section(tensor: DenseTensor, checkpoint: Checkpoint, rounding: str, 
     return Section(tensor.place.bytes, reads, write)
 
 
+def longest_rounded(tensor: DenseTensor) -> int:
+    """Bytes of the longest stretch of rounded rows that is in memory at a time."""
+    return max((count * tensor.row_bytes for _, count in _cuts(tensor)), default=0)
+
+
+def passing_bytes(tensor: DenseTensor, checkpoint: Checkpoint) -> int:
+    """Bytes that rounding has in memory beside that stretch and what it reads: scales, and rows widened to float32."""
+    if tensor.name not in checkpoint.scaled:
+        return 0
+    widened = max((4 * count * tensor.columns for _, count in _cuts(tensor)), default=0)
+    return widened + checkpoint.scale_bytes(tensor.name, tensor.rows * tensor.columns)
+
+
 def decoded_section(tensor: DenseTensor, file: TensorFile) -> Section:
     """A section with the values that the tensor stands for, as F32."""
     reads = stored_reads(tensor, file)

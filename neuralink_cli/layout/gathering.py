@@ -57,6 +57,23 @@ class Gathering:
         """What `fill` needs of the source, in this order."""
         return tuple(_lines_of(checkpoint, part.region.some_lines(first, count)) for part, first, count in self._cuts())
 
+    def passing_bytes(self, checkpoint: Checkpoint) -> int:
+        """The most bytes that `fill` has in memory for a while, beside the tensor and what it reads."""
+        scales = sum(
+            checkpoint.scale_bytes(part.region.tensor, part.region.lines * part.region.pitch)
+            for part in self.parts
+            if part.weights != SOURCE
+        )
+        passing = 0
+        for part, _, count in self._cuts():
+            lines, widened = count * part.region.pitch, 0
+            if part.weights not in (SOURCE, MXFP4.name) and part.region.tensor in checkpoint.scaled:
+                # A code takes a byte here, packed or not, and its value is float32.
+                lines = widened = 4 * lines
+            # What alternates with other parts is copied, after it was widened.
+            passing = max(passing, widened + (lines // part.region.lanes if part.region.lanes > 1 else 0))
+        return scales + passing
+
     def fill(self, pieces: Iterator[Bytes], slots: Order, made: Bytes, checkpoint: Checkpoint) -> None:
         """Make the tensor.
 

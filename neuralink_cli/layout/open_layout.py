@@ -51,15 +51,22 @@ def describe_source(layout: Layout) -> ModelDescription:
     return ModelDescription(layout.directory, read_foreign_object(layout.directory / CONFIG_FILE), shapes)
 
 
-def coverage_of(layout: BundledLayout) -> Coverage:
-    """How much of the FFN weights of its source the blocks of a layout cover."""
-    blocks = layout.index.blocks
-    matrices = [part for block in blocks for part in block.matrices]
+def coverage_of(layout: Layout) -> Coverage:
+    """How much of the FFN weights of its source the blocks of a layout cover.
+
+    Raises:
+        VerificationError: Its index names a tensor that the source does not have.
+    """
+    matrices = tuple(layout.matrices())
+    entries = {entry.name: entry for stored in layout.source_entries.values() for entry in stored}
+    unknown = sorted({matrix.tensor for matrix in matrices} - entries.keys())
+    if unknown:
+        raise VerificationError(f"has tensor {unknown[0]!r}, which the source does not have", where=layout.directory)
     return find_uncovered(
-        {entry.name: entry for entries in layout.source_entries.values() for entry in entries},
-        covered={part.source for part in matrices},
-        hidden=frozenset(block.hidden for block in blocks),
-        axes=frozenset(part.neuron_axis for part in matrices if part.role != "down"),
+        entries,
+        covered={matrix.tensor for matrix in matrices},
+        hidden=frozenset(matrix.hidden for matrix in matrices),
+        axes=frozenset(matrix.neuron_axis for matrix in matrices if not matrix.is_down),
     ).coverage
 
 

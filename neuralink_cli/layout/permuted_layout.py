@@ -21,7 +21,7 @@ from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.gathering import Gathering
 from neuralink_cli.layout.index import read_permuted_index
 from neuralink_cli.layout.names import MODEL_CARD, ORIGINALS
-from neuralink_cli.layout.plan import DenseTensor, SourcePiece
+from neuralink_cli.layout.plan import DenseTensor, SourceMatrix, SourcePiece
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.placement.placement import Placement
 from neuralink_cli.weight_formats.formats import NEAREST
@@ -82,11 +82,6 @@ class PermutedLayout:
         return tuple((file, stated[file.path.name]) for file in self.checkpoint.files)
 
     @property
-    def largest_bytes(self) -> int:
-        """Bytes of the largest stretch that must be in memory whole while sources are rebuilt."""
-        return max(slab.nbytes for slabs in self.moved_slabs.values() for slab in slabs)
-
-    @property
     def companions(self) -> list[dict[str, Any]]:
         """Name, size and SHA-256 of the files beside the weights that the layout keeps from its source."""
         return list(self.index["companions"])
@@ -138,6 +133,20 @@ class PermutedLayout:
             InputError: There is no such tensor.
         """
         return self.checkpoint.place(name)
+
+    def matrices(self) -> Iterator[SourceMatrix]:
+        """The matrices of all blocks. The last of a block is down; biases are no matrices."""
+        for block in self.index["blocks"]:
+            regions = [Region(**region) for region in block["regions"]]
+            sizes = [self._hidden(region) for region in regions]
+            found = [(region, hidden) for region, hidden in zip(regions, sizes, strict=True) if hidden > 1]
+            for number, (region, hidden) in enumerate(found, 1):
+                yield SourceMatrix(region.tensor, region.neuron_axis, hidden, number == len(found))
+
+    def _hidden(self, region: Region) -> int:
+        """How many weights a neuron has in a region."""
+        dtype = self.checkpoint.place(region.tensor).entry.dtype
+        return region.line_bytes * 8 // DTYPE_BITS[dtype] if region.neuron_axis == 0 else region.lines
 
     def regions_of(self, name: str) -> Iterator[tuple[str, Region]]:
         """The blocks with neurons in a source tensor, and where in it."""

@@ -32,6 +32,16 @@ class TensorRange:
 
 
 @dataclass(frozen=True)
+class SourceMatrix:
+    """A matrix of a block, in tensor `tensor` of the source: neurons run along `neuron_axis` of it."""
+
+    tensor: str
+    neuron_axis: int
+    hidden: int
+    is_down: bool
+
+
+@dataclass(frozen=True)
 class BundlePart:
     """A stretch of every bundle: `bytes` bytes at `offset`, from a row or column of a matrix in tensor `source`.
 
@@ -275,6 +285,7 @@ class RelayoutPlan:
     Attributes:
         companions: The files copied beside the weights, by their name in the source.
         left_out: The files of the source that are not in the layout.
+        held_bytes: The most bytes that are in memory as a whole while it is written, as `held_while_writing`.
     """
 
     source: Path
@@ -285,7 +296,7 @@ class RelayoutPlan:
     companions: tuple[str, ...]
     companion_bytes: int
     left_out: tuple[LeftOut, ...]
-    peak_block_bytes: int
+    held_bytes: int
 
     @property
     def total_bytes(self) -> int:

@@ -15,6 +15,7 @@ from neuralink_cli.devices.device import DeviceModel, stated_device
 from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header
 from neuralink_cli.layout.companions import companions_to_copy
+from neuralink_cli.layout.held_memory import held_while_writing
 from neuralink_cli.layout.names import BUNDLED, PERMUTED
 from neuralink_cli.layout.plan import (
     BundledPlan,
@@ -115,11 +116,7 @@ def plan_relayout(
         companions=tuple(file.name for file in beside.companions),
         companion_bytes=sum(file.nbytes for file in beside.companions),
         left_out=beside.left_out,
-        peak_block_bytes=max(
-            *(block.neurons * block.bundle_bytes for block in blocks),
-            *(block.bundles.bytes for block in (() if bundled is None else bundled.blocks)),
-            0,
-        ),
+        held_bytes=held_while_writing(checkpoint, blocks, bundled),
     )
 
 

@@ -81,8 +81,17 @@ class MeasuredRecall:
         }
 
 
-# Runs the source; called when everything else about a layout is decided and checked.
-MeasureRecall = Callable[[BundledPlan, Checkpoint, Placement, Architecture], MeasuredRecall]
+@dataclass(frozen=True)
+class MeasureRecall:
+    """What runs the source of a planned layout.
+
+    Attributes:
+        memory_bytes: The peak of memory that it takes; loads what it needs to run models.
+        measure: Called when everything else about the layout is decided and checked.
+    """
+
+    memory_bytes: Callable[[BundledPlan, Checkpoint], int]
+    measure: Callable[[BundledPlan, Checkpoint, Placement, Architecture], MeasuredRecall]
 
 
 def parse_recall(document: Mapping[str, Any]) -> MeasuredRecall:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class RelayoutSummary:
     Attributes:
         written: False for a dry run.
         origin: The hub model, if the checkpoint is one.
-        peak_block_bytes: Bytes of the bundles of the largest block.
+        peak_block_bytes: The most bytes of weights that are in memory as a whole, of a block at a time.
         companions: How many files were copied beside the weights.
         left_out: How many files of the checkpoint's folder are not in the layout; `left_out_bytes` is their size.
         gate_recall: What rounding the rows that decide firing does; None if it was not measured.
@@ -123,7 +123,7 @@ def relayout(
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.
         allow_uncovered: Go on though there are FFNs that no block covers.
         measure_recall: Runs the source before anything is written, for the index to state what rounding the rows that
-            decide firing does; not called in a dry run.
+            decide firing does; a dry run only asks what that takes.
         dry_run: Only check and plan.
         resume: Continue a killed run with the same inputs and options; if this run fails, keep what is written.
 
@@ -146,14 +146,14 @@ def relayout(
                     "rounded rows decide which neurons are above calibrated thresholds: --recall-text FILE measures "
                     "what they miss"
                 )
-            expected = estimate_relayout(plan, checkpoint, output)
+            expected = estimate_relayout(plan, checkpoint, output, measure_recall)
             logger.info("%s", expected)
             if plan.left_out:
                 logger.info("%s", remark_on_left_out(plan.left_out))
             recall = None
             if not dry_run:
                 if measure_recall is not None and plan.bundled is not None:
-                    recall = measure_recall(plan.bundled, checkpoint, opened, found.architecture)
+                    recall = measure_recall.measure(plan.bundled, checkpoint, opened, found.architecture)
                 with progress("relayout", plan.total_bytes, "B") as advance:
                     write_layout(
                         plan,
@@ -178,7 +178,7 @@ def relayout(
         neurons=sum(block.neurons for block in plan.blocks),
         weight_bytes=plan.weight_bytes,
         total_bytes=plan.total_bytes,
-        peak_block_bytes=plan.peak_block_bytes,
+        peak_block_bytes=plan.held_bytes,
         companions=len(plan.companions),
         left_out=len(plan.left_out),
         left_out_bytes=sum(file.nbytes for file in plan.left_out),
@@ -305,9 +305,16 @@ def _write_card(
     write_file(directory / MODEL_CARD, model_card(checkpoint, layout, placement, recall).encode())
 
 
-def estimate_relayout(plan: RelayoutPlan, checkpoint: Checkpoint, output: Path) -> Estimate:
-    """Estimate what `write_layout` will take."""
-    return estimate([relayout_pass(plan, checkpoint)], plan.peak_block_bytes, output)
+def estimate_relayout(
+    plan: RelayoutPlan, checkpoint: Checkpoint, output: Path, measure_recall: MeasureRecall | None = None
+) -> Estimate:
+    """Estimate what `write_layout` will take, and the memory of measuring recall before it."""
+    running = 0
+    if measure_recall is not None and plan.bundled is not None:
+        # First, as what it loads to run the model stays in memory.
+        running = measure_recall.memory_bytes(plan.bundled, checkpoint)
+    writing = estimate([relayout_pass(plan, checkpoint)], plan.held_bytes, output)
+    return replace(writing, memory_bytes=max(writing.memory_bytes, running))
 
 
 def relayout_pass(plan: RelayoutPlan, checkpoint: Checkpoint) -> Pass:

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import NeuralinkError, UnsupportedError, VerificationError
 from neuralink_cli.files.durable import new_directory, require_replaceable, require_space, write_file
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.sections import ready, write_sections
 from neuralink_cli.layout.companions import companion_bytes, restore_companions
-from neuralink_cli.layout.open_layout import Layout, check_weight_files, open_layout
+from neuralink_cli.layout.held_memory import held_while_restoring
+from neuralink_cli.layout.open_layout import Layout, check_weight_files, coverage_of, open_layout
 from neuralink_cli.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
@@ -23,11 +25,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RestoreSummary:
-    """What was restored: number of tensors and of weight bytes."""
+    """What was restored: number of tensors and of weight bytes, and how much of the FFN weights was in blocks."""
 
     files: tuple[str, ...]
     tensors: int
     bytes: int
+    coverage: Coverage
 
 
 def restore(layout: Path, output: Path, *, overwrite: bool = False, progress: Progress = no_progress) -> RestoreSummary:
@@ -74,7 +77,8 @@ def restore_layout(
         _check_restored(directory, layout)
         # The weights came from files that were open, what is beside them by name: of one and the same layout?
         layout.unreplaced.check()
-    return RestoreSummary(tuple(headers), sum(len(header.entries) for header in headers.values()), weight_bytes(layout))
+    tensors = sum(len(header.entries) for header in headers.values())
+    return RestoreSummary(tuple(headers), tensors, weight_bytes(layout), coverage_of(layout))
 
 
 def require_exact(layout: Layout) -> None:
@@ -158,4 +162,4 @@ def estimate_restore(layout: Layout, output: Path) -> Estimate:
     files = [file for file, _ in layout.weight_files]
     beside = companion_bytes(layout)
     writing = Pass(files, weight_bytes(layout) + beside, other_read=beside)
-    return estimate([Pass(files), writing], layout.largest_bytes, output)
+    return estimate([Pass(files), writing], held_while_restoring(layout), output)

@@ -13,6 +13,7 @@ from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import FileRange, Scratch, pieces_of
 from neuralink_cli.files.sections import Section, copied
 from neuralink_cli.layout.bundling import scatter_part
+from neuralink_cli.layout.held_memory import together
 from neuralink_cli.layout.open_layout import Layout
 from neuralink_cli.layout.permuting import moved_section
 from neuralink_cli.layout.plan import SourcePiece, TensorRange
@@ -67,8 +68,8 @@ class Unbundling:
         reads: list[FileRange] = []
         steps: list[Callable[[OutputFile, Iterator[Bytes]], None]] = []
         for slab in self._layout.made_slabs[entry.name]:
-            together = len({piece.stored.tensor for piece in slab.pieces}) == 1
-            for first, count in stretches(slab.lines, slab.pitch, pipeline.PIECE if together else slab.nbytes):
+            most = pipeline.PIECE if together(slab) else slab.nbytes
+            for first, count in stretches(slab.lines, slab.pitch, most):
                 steps.append(partial(self._begin, count * slab.pitch))
                 for piece in slab.pieces:
                     if piece.stored != self._planned:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import MismatchError, VerificationError
@@ -17,7 +18,8 @@ from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.header import Header
 from neuralink_cli.layout.companion_comparison import check_companions, check_large_companions, large_bytes
 from neuralink_cli.layout.companions import companion_bytes
-from neuralink_cli.layout.open_layout import Layout, open_layout
+from neuralink_cli.layout.held_memory import held_while_comparing
+from neuralink_cli.layout.open_layout import Layout, coverage_of, open_layout
 from neuralink_cli.layout.recall import MeasuredRecall
 from neuralink_cli.layout.replaced import Unreplaced
 from neuralink_cli.progress import Progress, no_progress
@@ -29,7 +31,8 @@ logger = logging.getLogger(__name__)
 class VerifyReport:
     """What was checked: `checks` in words, tensors and bytes compared with the source.
 
-    `exact` is False for a layout with rounded weights; `gate_recall` is what its index states of them.
+    `exact` is False for a layout with rounded weights; `gate_recall` is what its index states of them. `coverage` is
+    how much of the FFN weights is in blocks; all else is checked too.
     """
 
     layout: str
@@ -38,6 +41,7 @@ class VerifyReport:
     checks: tuple[str, ...]
     tensors: int
     bytes: int
+    coverage: Coverage
     gate_recall: MeasuredRecall | None = None
 
 
@@ -97,7 +101,7 @@ def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
     checks.append("config, tokenizer and all other files beside the weights")
     checks += layout.check_small_tensors()
     recall = layout.index.gate_recall if layout.kind == "bundled" else None
-    return VerifyReport(layout.kind, "quick", layout.exact, tuple(checks), 0, 0, recall)
+    return VerifyReport(layout.kind, "quick", layout.exact, tuple(checks), 0, 0, coverage_of(layout), recall)
 
 
 def verify_full(
@@ -140,5 +144,6 @@ def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, wh
 
 def estimate_verify(layout: Layout, checkpoint: Checkpoint) -> Estimate:
     """Estimate what `verify_full` will take."""
-    files = [*(file for file, _ in layout.weight_files), *checkpoint.files]
-    return estimate([Pass(files, hashed_share=0.5, other_read=2 * companion_bytes(layout))], layout.largest_bytes)
+    files = [file for file, _ in layout.weight_files]
+    work = Pass(files, hashed_share=0.5, beside=checkpoint.files, other_read=2 * companion_bytes(layout))
+    return estimate([work], held_while_comparing(layout, checkpoint))

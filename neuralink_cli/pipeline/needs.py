@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.files.estimate import Estimate, Needs, Pass, estimate
 from neuralink_cli.layout.companions import companions_to_copy
+from neuralink_cli.layout.held_memory import held_while_writing
 from neuralink_cli.layout.names import BUNDLED
 from neuralink_cli.layout.planning import check_options, plan_bundled
 from neuralink_cli.pipeline.inputs import ModelInput
@@ -21,6 +23,7 @@ from neuralink_cli.placement.held_out import split_tokens
 from neuralink_cli.placement.placement import ORIGINAL, PlacementBlock
 from neuralink_cli.placement.preflight import cluster_needs, worker_needs
 from neuralink_cli.runtime.forward_check import output_bytes
+from neuralink_cli.runtime.recall_text import recall_bytes
 
 
 def model_blocks(model: ModelInput, options: BuildOptions) -> tuple[FFNBlock, ...]:
@@ -34,7 +37,7 @@ def model_blocks(model: ModelInput, options: BuildOptions) -> tuple[FFNBlock, ..
 
 
 def layout_needs(model: ModelInput, options: BuildOptions, output: Path) -> Estimate:
-    """What writing one layout takes: all orders take the same, so none has to be known.
+    """What writing one layout takes, and measuring recall before: all orders take the same, so none has to be known.
 
     Args:
         output: The folder of the build; a sample is written beside it if the model is so large that it takes time.
@@ -48,7 +51,7 @@ def layout_needs(model: ModelInput, options: BuildOptions, output: Path) -> Esti
         blocks = find_blocks(checkpoint, choose_architecture(describe(checkpoint), options.profile.architecture))
         beside = sum(file.nbytes for file in companions_to_copy(checkpoint, all_files=relayout.all_files).companions)
         weights = sum(file.size for file in checkpoint.files)
-        largest = max((block.neurons * block.bundle_bytes for block in blocks), default=0)
+        plan, running = None, 0
         if relayout.layout == BUNDLED:
             plan = plan_bundled(
                 checkpoint,
@@ -61,8 +64,11 @@ def layout_needs(model: ModelInput, options: BuildOptions, output: Path) -> Esti
                 dense_weights=relayout.dense_format,
             )
             weights = plan.file_bytes
-            largest = max(largest, *(block.bundles.bytes for block in plan.blocks))
-        return estimate([Pass(checkpoint.files, weights + beside, other_read=beside)], largest, output)
+            if options.recall_text is not None:
+                running = recall_bytes(plan, checkpoint)
+        held = held_while_writing(checkpoint, blocks, plan)
+        writing = estimate([Pass(checkpoint.files, weights + beside, other_read=beside)], held, output)
+        return replace(writing, memory_bytes=max(writing.memory_bytes, running))
 
 
 def trace_needs(model: ModelInput, options: BuildOptions) -> tuple[int, int | None]:

@@ -110,10 +110,18 @@ def _ordering_bytes(trace: Trace, split: TokenSplit, pinned: float, jobs: int) -
 
 
 def _kept_bytes(trace: Trace, block: TraceBlock, split: TokenSplit) -> int:
-    """What a thread has freed and keeps while it orders its next block: all that it measured held-out tokens with."""
+    """What a thread has freed and keeps while it orders its next block.
+
+    That is all that it measured held-out tokens with, and holes where pairs were, too small for what comes after them.
+    """
     held = _most_held_out(trace, block, split)
-    sizes = [_vector_bytes(block, held), *[_MEASURED_BYTES * held] * _LISTS]
+    sizes = [_vector_bytes(block, held), *[_MEASURED_BYTES * held] * _LISTS, _pair_bytes(block) // 2]
     return sum(size for size in sizes if size <= _KEPT_BYTES)
+
+
+def _pair_bytes(block: TraceBlock) -> int:
+    """Bytes of the pairs that are linked at a time."""
+    return 8 * min(BATCH + max(BATCH, block.neurons), block.neurons**2 // 2)
 
 
 def _most_held_out(trace: Trace, block: TraceBlock, split: TokenSplit) -> int:
@@ -138,7 +146,7 @@ def block_bytes(trace: Trace, block: TraceBlock, split: TokenSplit, pinned: floa
     row = 8 * -(-tokens // 64)
     rows = block.row_bytes * 2 * min(STRETCH, tokens)
     stripes = (threads or available_cpus()) * STRIPE * block.neurons * (2 if tokens < 1 << 16 else 4)
-    pairs = 8 * min(BATCH + max(BATCH, block.neurons), block.neurons**2 // 2)
+    pairs = _pair_bytes(block)
     partners = _PARTNER_BYTES * block.neurons
     beside = max(rows, vectors + pairs + stripes, 2 * vectors + 3 * row + partners, partners + stripes)
     selected = vectors if pinned else 0

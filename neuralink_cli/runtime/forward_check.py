@@ -96,9 +96,17 @@ def output_bytes(config: Mapping[str, Any], options: ForwardOptions, *, rounded:
 
     length = SEQUENCE_TOKENS if rounded else SEQUENCE_LENGTH
     sequences = -(-options.tokens // SEQUENCE_TOKENS) if rounded else SEQUENCES
-    width = next((size for key in _WIDTHS if isinstance(size := config_value(config, key), int)), 0)
     # Those of both models; and of one sequence what is computed on the way.
-    return 4 * width * length * (2 * sequences + _ON_THE_WAY)
+    return 4 * _output_width(config) * length * 2 * sequences + sequence_bytes(config, length)
+
+
+def sequence_bytes(config: Mapping[str, Any], tokens: int) -> int:
+    """Roughly the bytes of what a model gives for a sequence, and of what is computed on the way."""
+    return 4 * _output_width(config) * tokens * _ON_THE_WAY
+
+
+def _output_width(config: Mapping[str, Any]) -> int:
+    return next((size for key in _WIDTHS if isinstance(size := config_value(config, key), int)), 0)
 
 
 def forward_text(figures: dict[str, Any]) -> list[str]:

@@ -196,9 +196,22 @@ def test_a_layout_that_does_not_hold_its_source_is_exit_code_1(
 def test_a_layout_of_another_model_is_exit_code_5(neuralink: Neuralink, layouts: LayoutFactory) -> None:
     other, _ = layouts.checkpoint(seed=7)
     for kind in KINDS:
-        outcome = neuralink("verify", other, layouts.of_kind(kind).layout)
+        command = ("verify", other, layouts.of_kind(kind).layout)
+        outcome = neuralink(*command)
         assert outcome.code == 5
         assert "was made from the model with fingerprint " in outcome.error
+        as_json = neuralink(*command, "--json")
+        assert (as_json.code, as_json.stderr) == (5, outcome.stderr)
+        assert json.loads(as_json.stdout) == {"verified": False, "problem": outcome.error}
+
+
+def test_what_cannot_be_verified_at_all_is_no_document(
+    neuralink: Neuralink, tmp_path: Path, layouts: LayoutFactory
+) -> None:
+    made = layouts.bundled()
+    for code, model, layout in ((4, made.layout, made.layout), (3, made.model, tmp_path / "absent")):
+        outcome = neuralink("verify", model, layout, "--json")
+        assert (outcome.code, outcome.stdout) == (code, "")
 
 
 def test_a_flash_layout_is_no_model(neuralink: Neuralink, outputs: Path, layouts: LayoutFactory) -> None:

@@ -54,9 +54,10 @@ def test_the_pipeline_without_torch(neuralink: Neuralink, tmp_path: Path, layout
     for options, mode in (((), "full"), (("--quick",), "quick")):
         verified = result_of(neuralink("verify", model, layout, "--json", *options))
         assert (verified["verified"], verified["layout"], verified["mode"]) == (True, "bundled", mode)
+        assert verified["coverage"] == written["coverage"]
 
     restored = result_of(neuralink("restore", layout, "-o", tmp_path / "restored", "--json"))
-    assert restored["output"] == str(tmp_path / "restored")
+    assert (restored["output"], restored["coverage"]) == (str(tmp_path / "restored"), written["coverage"])
     assert files_of(tmp_path / "restored") == files_of(model)
 
 
@@ -71,10 +72,12 @@ def test_what_people_see(neuralink: Neuralink, tmp_path: Path, layouts: LayoutFa
     assert written.stdout.startswith(f"{tmp_path / 'out'}: bundled layout of 2 blocks takes ")
     assert (written.code, written.stderr) == (0, "")
     verified = neuralink("verify", model, tmp_path / "out", "-q")
-    assert verified.stdout.startswith(f"verified: {tmp_path / 'out'} (bundled, full)\n")
+    covers = "; the blocks cover 100 % of the FFN bytes\n"
+    assert verified.stdout.startswith(f"verified: {tmp_path / 'out'} (bundled, full){covers}")
     assert "every source tensor byte for byte" in verified.stdout
     restored = neuralink("restore", tmp_path / "out", "-o", tmp_path / "restored", "-q")
     assert restored.stdout.startswith(f"{tmp_path / 'restored'}: 15 tensors, ")
+    assert restored.stdout.endswith(covers)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,6 +47,10 @@ def test_a_layout_with_another_activation_is_found_out(
         assert refused.code == UNSUPPORTED
         assert f"block 'layers.0' computes something else than the layout {layout} says" in refused.error
         assert "with activation 'silu' instead of 'relu' it would agree" in refused.error
+    as_json = neuralink("verify", model("llama"), layout, "--forward", "--text", text_file, "--json", "-q")
+    assert as_json.code == UNSUPPORTED
+    assert json.loads(as_json.stdout)["verified"] is False
+    assert "computes something else than the layout" in json.loads(as_json.stdout)["problem"]
 
 
 @pytest.mark.parametrize("options", [GATE, PERMUTED])

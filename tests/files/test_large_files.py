@@ -30,7 +30,8 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     for module, name in PARTS.items():
         assert getattr(module, name) > request.param
         monkeypatch.setattr(module, name, request.param - 3 * (module is byte_file))
-    monkeypatch.setattr(pipeline, "IN_FLIGHT", 3 * request.param)
+    monkeypatch.setattr(pipeline, "AHEAD", 3 * request.param)
+    monkeypatch.setattr(pipeline, "BEHIND", 2 * request.param)
     size: int = request.param
     return size
 
@@ -74,7 +75,8 @@ def test_nothing_larger_than_the_bundles_of_a_block_is_held(
         return bulk_io.transfer_buffer(size)
 
     monkeypatch.setattr(pipeline, "PIECE", 4096)
-    monkeypatch.setattr(pipeline, "IN_FLIGHT", 3 * 4096)
+    monkeypatch.setattr(pipeline, "AHEAD", 3 * 4096)
+    monkeypatch.setattr(pipeline, "BEHIND", 2 * 4096)
     for module in (pipeline, output_file):
         monkeypatch.setattr(module, "transfer_buffer", recorded)
     relayout(model, placement, tmp_path / "layout", layout=kind)

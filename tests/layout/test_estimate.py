@@ -13,6 +13,7 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import OutputError
 from neuralink_cli.files import estimate, pipeline
 from neuralink_cli.files.estimate import Estimate
+from neuralink_cli.layout.held_memory import held_while_comparing, held_while_restoring
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.layout.planning import plan_relayout
@@ -101,13 +102,42 @@ def test_what_an_earlier_run_left_counts_as_free(
     relayout(made.model, made.placement, tmp_path / "out")
 
 
-def test_pieces_that_are_worked_on_are_counted_beside_those_that_wait(
-    layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch
+def test_memory_is_what_waits_on_each_side_and_what_is_held(
+    tmp_path: Path, layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = layouts.bundled("llama", shards=2)
     monkeypatch.setattr(estimate, "resident_bytes", lambda: 0)
-    monkeypatch.setattr(pipeline, "IN_FLIGHT", 5000)
+    monkeypatch.setattr(pipeline, "AHEAD", 5000)
+    monkeypatch.setattr(pipeline, "BEHIND", 3000)
     monkeypatch.setattr(pipeline, "PIECE", 1000)
     with Checkpoint(made.model) as checkpoint, open_layout(made.layout) as layout:
-        verified = estimate_verify(layout, checkpoint)
-        assert verified.memory_bytes == round(1.06 * (2 * 5000 + 3 * 1000 + layout.largest_bytes))
+        # Both sides are read ahead.
+        held = held_while_comparing(layout, checkpoint)
+        assert estimate_verify(layout, checkpoint).memory_bytes == round(1.06 * (2 * 5000 + held))
+        held = held_while_restoring(layout)
+        assert estimate_restore(layout, tmp_path / "out").memory_bytes == round(1.06 * (5000 + 3000 + held))
+        # No more than there is.
+        monkeypatch.setattr(pipeline, "AHEAD", 1 << 30)
+        held = held_while_comparing(layout, checkpoint)
+        both = size_of(made.model) + size_of(made.layout)
+        assert estimate_verify(layout, checkpoint).memory_bytes == round(1.06 * (both + held))
+    held = 37 * 3 * 20 * 4
+    assert of_relayout(made, tmp_path / "out").memory_bytes == round(1.06 * (size_of(made.model) + 3000 + held))
+
+
+def test_a_sample_is_no_part_of_what_programs_take(
+    tmp_path: Path, layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 1000
+
+    def sampled(*_: object) -> float:
+        nonlocal taken
+        taken = 10**9
+        return 1.0
+
+    made = layouts.bundled("llama", shards=2)
+    monkeypatch.setattr(estimate, "_WORTH_SAMPLING", 1)
+    monkeypatch.setattr(estimate, "_seconds", sampled)
+    monkeypatch.setattr(estimate, "resident_bytes", lambda: taken)
+    assert of_relayout(made, tmp_path / "out").memory_bytes < 10**9
+    assert taken == 10**9

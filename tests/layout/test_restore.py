@@ -11,11 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.errors import InputError, OutputError, VerificationError
 from neuralink_cli.layout import unbundling
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.restore import RestoreSummary, loadable, restore_bytes, restore_layout
-from tests.checkpoints import FAMILIES, files_of, tensors_of, write_checkpoint, write_random_placement
+from tests.checkpoints import (
+    ELEMENT_BYTES,
+    FAMILIES,
+    HIDDEN,
+    LAYERS,
+    NEURONS,
+    files_of,
+    tensors_of,
+    write_checkpoint,
+    write_random_placement,
+)
 from tests.damage import FLASH, KINDS, PLACEMENT, edit, flip, start_of
 from tests.faults import faults
 from tests.layouts import LayoutFactory, Made, relayout
@@ -48,9 +59,13 @@ def test_every_file_is_as_it_was(
     expected = files_of(made.model)
     assert files_of(tmp_path / "model") == expected
     weights = [name for name in expected if name.endswith(".safetensors")]
-    assert summary == RestoreSummary(tuple(weights), len(tensors_of(family, bias=options.get("bias"))), sum(
-        len(expected[name]) for name in weights
-    ))  # fmt: skip
+    size = sum(len(expected[name]) for name in weights)
+    tensors = len(tensors_of(family, bias=options.get("bias")))
+    assert (summary.files, summary.tensors, summary.bytes) == (tuple(weights), tensors, size)
+    # Every FFN is in a block.
+    matrices = LAYERS * (3 if family == "llama" else 2)
+    covered = matrices * NEURONS * HIDDEN * ELEMENT_BYTES[options.get("dtype", "F32")]
+    assert summary.coverage == Coverage(covered, covered, ())
 
 
 @pytest.mark.parametrize(("resident", "alignment"), [("gate", 4096), ("none", 1), ("gate", 65_536)])

@@ -30,7 +30,8 @@ WEIGHTS = {"bundled": FLASH, "permuted": "model-00001-of-00002.safetensors"}
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the small layouts here take many writes."""
     monkeypatch.setattr(pipeline, "PIECE", 4096)
-    monkeypatch.setattr(pipeline, "IN_FLIGHT", 4 * 4096)
+    monkeypatch.setattr(pipeline, "AHEAD", 4 * 4096)
+    monkeypatch.setattr(pipeline, "BEHIND", 4 * 4096)
 
 
 @pytest.fixture(params=KINDS)

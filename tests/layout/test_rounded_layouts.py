@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import OptionError, UnsupportedError, VerificationError
+from neuralink_cli.layout.comparison import Comparison
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.restore import restore
 from neuralink_cli.placement.placement import Placement
@@ -186,3 +188,26 @@ def test_what_cannot_be_rounded(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="unknown weight format"):
         relayout(model, placement, tmp_path / "out", weights="q5_0")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("model.layers.0.mlp.up_proj.weight", "weights of neuron 7"), ("model.embed_tokens.weight", "weights of row 7")],
+)
+def test_a_source_that_cannot_be_rounded_is_not_that_of_the_layout(tmp_path: Path, name: str, told: str) -> None:
+    model, placement = checkpoint(tmp_path, "llama", "F32")
+    relayout(model, placement, tmp_path / "layout", weights="q4_0", dense_weights="q8_0")
+    tensors = decode(model / "model.safetensors")
+    values = values_of(tensors[name]).copy()
+    values[7, 3] = np.nan
+    other, _ = checkpoint(
+        tmp_path / "other", "llama", "F32", **{name: RawTensor("F32", values.shape, values.tobytes())}
+    )
+    # The fingerprint, which only samples larger tensors, is not looked at here.
+    told = f"is not what the source gives: in {name}.*{told}"
+    with (
+        Checkpoint(other) as source,
+        open_layout(tmp_path / "layout") as layout,
+        pytest.raises(VerificationError, match=told),
+    ):
+        Comparison(layout, source).run()

@@ -24,7 +24,9 @@ def test_a_block_takes_its_vectors_and_what_is_made_of_them(tmp_path: Path) -> N
         assert found == 3 * vectors + 3 * 6400 // 8 + 48 * 16 * 96
         assert block_bytes(trace, block, split, 0.1) == found + vectors
         one, two = (cluster_needs(trace, split, 0.0, jobs) for jobs in (1, 2))
-        assert found < two.memory_bytes - one.memory_bytes < 1.2 * found + (1 << 20)
+        # One thread orders both blocks, one after the other, and keeps holes as large as half of all pairs.
+        more = 1.06 * (found - 8 * 96**2 // 4)
+        assert more - 2 < two.memory_bytes - one.memory_bytes < more + (1 << 20)
         assert one.disk_bytes == two.disk_bytes == 2 * placement_bytes(trace) == 2 * 12 * 2 * 96
 
 
@@ -35,13 +37,15 @@ def test_an_expert_takes_the_tokens_routed_to_it(tmp_path: Path) -> None:
         assert block_bytes(trace, trace.info.blocks[0], split, 0.0) == (3 * 64 + 3) * 6400 // 8 + 48 * 16 * 64
 
 
-def test_a_thread_keeps_what_it_measured_the_block_before_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_keeps_what_it_linked_and_measured_the_block_before_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preflight, "resident_bytes", lambda: 0)
     needed = {}
     for blocks in (1, 2):
         write_clustered_trace(tmp_path / str(blocks), blocks=blocks, neurons=96, tokens=(6400, 12_800))
         with Trace(tmp_path / str(blocks)) as trace:
             needed[blocks] = cluster_needs(trace, split_tokens(trace, 0.5), 0.0, 1).memory_bytes
-    # Half the tokens of the larger source: their vectors, and twice their places.
-    kept = 96 * 6400 // 8 + 2 * 4 * 6400
+    # Half the tokens of the larger source: their vectors, and twice their places; and half of all pairs.
+    kept = 96 * 6400 // 8 + 2 * 4 * 6400 + 8 * 96**2 // 4
     assert needed[2] - needed[1] == pytest.approx(1.06 * kept, abs=1)

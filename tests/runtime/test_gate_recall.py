@@ -25,7 +25,7 @@ from neuralink_cli.errors import InputError, OptionError, UnsupportedError
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.layout.planning import plan_relayout
-from neuralink_cli.layout.recall import require_measurable
+from neuralink_cli.layout.recall import MeasureRecall, require_measurable
 from neuralink_cli.layout.relayout import relayout as relayout_command
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.placement.placement import Placement
@@ -140,9 +140,10 @@ def same_rows(model: Path, placed: Path, output: Path, **options: Any) -> None:
 
 
 def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(tmp_path: Path, placement: Path) -> None:
-    def never(*_: object) -> Any:
+    def ran(*_: object) -> Any:
         raise AssertionError("the model ran")
 
+    never = MeasureRecall(lambda plan, checkpoint: 123 << 40, ran)
     for options in (
         RelayoutOptions(),
         RelayoutOptions(layout="permuted"),
@@ -155,6 +156,8 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(tmp_path: P
         MODEL, placement, tmp_path / "out", RelayoutOptions(weights="q4_0"), measure_recall=never, dry_run=True
     )
     assert planned.gate_recall is None
+    # The model that will run takes more than all that writing does.
+    assert planned.estimate.memory_bytes == 123 << 40
     assert not (tmp_path / "out").exists()
 
     with Checkpoint(MODEL) as source, Placement(placement) as opened:
