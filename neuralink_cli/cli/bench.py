@@ -190,7 +190,7 @@ def _print_report(report: BenchReport) -> None:
     for layout, letter in letters.items() if len(letters) > 1 else ():
         click.echo(f"{letter}: {layout}")
     first = report.rows[0].figures
-    click.echo(
+    print_text(
         f"{tokens:,} tokens, {first.active:,.1f} neurons active per token"
         + ("" if report.direct is not False else "; NO DIRECT I/O here: times are of the page cache")
     )
@@ -206,7 +206,8 @@ def _print_report(report: BenchReport) -> None:
     for (device, size, cache), rows in groups.items():
         scaled = "" if size is None else f", bundles of {size:,} bytes"
         room = f"cache {cache} of {rows[0].capacity:,} neurons, {human_bytes(rows[0].dram_bytes)}"
-        click.echo(f"\n{device}{scaled}, {room if rows[0].capacity else 'no cache'}; times in {unit}")
+        click.echo()
+        print_text(f"{device}{scaled}, {room if rows[0].capacity else 'no cache'}; times in {unit}")
         print_table(header, [(_label(row, letters), *_cells(row, scale)) for row in rows])
         for row in rows:
             if row.way.layout is not None and row.way.collapse:

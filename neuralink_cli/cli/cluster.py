@@ -260,7 +260,7 @@ def command(
     gaps = sorted({block.collapse_gap for block in header.blocks})
     if header.coverage is not None:
         click.echo(coverage_text(header.coverage["covered_bytes"], header.coverage["ffn_bytes"]))
-    click.echo(f"{options.device.name}: worth reading across gaps of up to {_span(gaps)} neurons")
+    print_text(f"{options.device.name}: worth reading across gaps of up to {_span(gaps)} neurons")
     _say_result(header, output, options.device.name)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from neuralink_cli.cli.options import PATH, overwrite_option, reporting_options
-from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
+from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar, remark
 from neuralink_cli.errors import OptionError
 from neuralink_cli.sizes import human_bytes
 
@@ -183,13 +183,15 @@ def _print(probe: Probe | None, profile: Profile, output: Path | None) -> None:
     ]
     print_table(header, rows)
     device = profile.device
-    how = " (of memory, not of a storage device)" if probe is not None and probe.in_memory else ""
-    how = how if probe is None or probe.direct or how else " (through the page cache, so not the storage's own)"
+    how = "of memory, not of a storage device" if probe is not None and probe.in_memory else ""
+    how = how if probe is None or probe.direct or how else "through the page cache, so not the storage's own"
     click.echo(
-        f"{output or profile.document['name']}: about {1e6 * device.operation_seconds:.1f} us a read "
-        f"and {human_bytes(round(device.bytes_per_second))}/s at queue depth {device.queue_depth}{how}"
+        f"{output or profile.document['name']}: about {1e6 * device.operation_seconds:.1f} us a read and "
+        f"{human_bytes(round(device.bytes_per_second))}/s at queue depth {device.queue_depth}"
     )
+    if how:
+        print_text(how)
     if probe is not None:
         hot = "" if device.hot_rate is None else f"; {device.hot_rate:.0%} of the speed is left when hot"
         wait = f"{1e6 * device.latency_seconds:.0f} us more for each wait"
-        click.echo(f"{wait}, reads rounded out to {device.page_bytes:,} bytes{hot}")
+        print_text(f"{wait}, reads rounded out to {device.page_bytes:,} bytes{hot}")

@@ -26,7 +26,7 @@ from neuralink_cli.cli.options import (
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import print_json, print_table, progress_bar, show_nothing
+from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar, show_nothing
 from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.sizes import parse_size
 
@@ -229,10 +229,10 @@ def command(
         print_json({"output": str(output), **asdict(summary)})
         return
     print_table(["block", "neurons", "threshold", "active"], list(_rows(summary.blocks)))
-    recorded = ", ".join(
-        f"{source.name} {source.tokens:,}, {source.active_ratio or 0:.1%} active" for source in summary.sources
-    )
-    click.echo(f"{output}: {summary.tokens:,} tokens ({recorded}); {summary.coverage}")
+    for source in summary.sources:
+        print_text(f"{source.name}: {source.tokens:,} tokens, {source.active_ratio or 0:.1%} of the neurons active")
+    click.echo(str(summary.coverage))
+    click.echo(f"{output}: {summary.tokens:,} tokens")
 
 
 def _ranks() -> AbstractContextManager[Ranks]:

@@ -23,7 +23,7 @@ from neuralink_cli.cli.options import (
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.cli.output import print_json, print_pairs, print_text, progress_bar
 from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -132,12 +132,13 @@ def command(
         return
     verb = "would take" if dry_run else "takes"
     size = human_bytes(summary.total_bytes)
-    click.echo(f"{output}: {options.layout} layout of {summary.blocks} blocks {verb} {size}; {summary.coverage}")
+    click.echo(f"{output}: {options.layout} layout of {summary.blocks} blocks {verb} {size}")
+    click.echo(str(summary.coverage))
     if summary.gate_recall is not None:
-        click.echo(f"rounded rows decide firing: {summary.gate_recall}")
+        print_text(f"rounded rows decide firing: {summary.gate_recall}")
     if dry_run:
         plain = {**document, **expected}.items()
-        print_table(["plan", ""], [[name, str(value)] for name, value in plain if isinstance(value, (str, int, float))])
+        print_pairs((name, str(value)) for name, value in plain if isinstance(value, (str, int, float)))
 
 
 def _recall_on(text: Path, tokens: int) -> MeasureRecall:

@@ -17,7 +17,7 @@ from neuralink_cli.cli.options import (
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import print_json, progress_bar
+from neuralink_cli.cli.output import print_json, print_text, progress_bar
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.sizes import human_bytes
 
@@ -129,12 +129,12 @@ def command(
         return
     click.echo(f"verified: {layout_directory} ({document['layout']}, {document['mode']})")
     for check in document["checks"]:
-        click.echo(f"  {check}")
+        print_text(check, indent=2)
     if document["tensors"]:
         verdict = "equal to the source" if document["exact"] else "as the source gives them"
         click.echo(f"  {document['tensors']:,} tensors, {human_bytes(document['bytes'])} {verdict}")
     recall = report.gate_recall
     if recall is not None:
-        click.echo(f"  rounded rows decide firing; measured when it was written: {recall}")
+        print_text(f"rounded rows decide firing; measured when it was written: {recall}", indent=2)
     for line in forward_text(document["forward"]) if "forward" in document else ():
-        click.echo(f"  {line}")
+        print_text(line, indent=2)

@@ -8,7 +8,7 @@ import pytest
 
 from neuralink_cli.cli import output
 from neuralink_cli.cli.output import print_command, print_pairs, print_table, progress_bar, remark, set_defaults
-from neuralink_cli.sizes import human_bytes
+from neuralink_cli.sizes import human_bytes, human_number
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,14 @@ from neuralink_cli.sizes import human_bytes
 )  # fmt: skip
 def test_sizes_are_decimal(count: int, text: str) -> None:
     assert human_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2310.4, "2,310"), (0.434, "0.434"), (99.96, "100"), (1234567.0, "1,230,000"), (1.5e-7, "0.00000015"), (0.0, "0")],
+)
+def test_figures_have_no_exponent(value: float, text: str) -> None:
+    assert human_number(value) == text
 
 
 def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
