@@ -16,7 +16,7 @@ from neuralink_cli.activations.launch import Launch, find_launch
 from neuralink_cli.cli import exit_codes
 from neuralink_cli.cli.commands import cli
 from neuralink_cli.cli.output import lenient_stderr, set_defaults
-from neuralink_cli.errors import NeuralinkError, printable, shorten
+from neuralink_cli.errors import ABOVE_LIMIT, NeuralinkError, printable, shorten
 from neuralink_cli.signals import HungUp, Terminated, stopping_signals, was_stopped_again
 
 # Of these it does not matter which rank of several tells.
@@ -102,6 +102,10 @@ def _describe(error: OSError) -> str:
     what = error.strerror or str(error)
     if error.errno == errno.ENOSPC:
         what = "the disk is full; free some space or write elsewhere"
+    elif error.errno == errno.EFBIG:
+        what = f"a file would become larger than allowed ({what}); {ABOVE_LIMIT}"
+    elif not error.filename:
+        what = f"reading or writing failed ({what}); check the storage, and where stdout goes"
     return f"{error.filename}: {what}" if error.filename else what
 
 

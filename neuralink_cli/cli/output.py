@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from neuralink_cli.errors import printable, shorten
+from neuralink_cli.signals import deferred_signals
 from neuralink_cli.sizes import human_bytes, human_seconds
 
 _LOGGER = logging.getLogger("neuralink_cli")
@@ -239,19 +240,27 @@ def progress_bar(stage: str, total: int | None, unit: str) -> Iterator[Callable[
         return
     from tqdm import tqdm
 
-    with tqdm(
-        total=total,
-        desc=stage,
-        unit=unit,
-        unit_scale=True,
-        unit_divisor=1024 if unit == "B" else 1000,
-        leave=False,
-        mininterval=0.1,
-        dynamic_ncols=True,
-        bar_format=None if total is not None else "{desc}: {n_fmt} {unit} [{elapsed}]",
-        file=sys.stderr,
-    ) as bar:
+    bar = None
+    try:
+        # A bar that is shown is cleared: what comes next has a line of its own.
+        with deferred_signals():
+            bar = tqdm(
+                total=total,
+                desc=stage,
+                unit=unit,
+                unit_scale=True,
+                unit_divisor=1024 if unit == "B" else 1000,
+                leave=False,
+                mininterval=0.1,
+                dynamic_ncols=True,
+                bar_format=None if total is not None else "{desc}: {n_fmt} {unit} [{elapsed}]",
+                file=sys.stderr,
+            )
         yield bar.update
+    finally:
+        with deferred_signals():
+            if bar is not None:
+                bar.close()
 
 
 @contextlib.contextmanager
