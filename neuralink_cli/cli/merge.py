@@ -38,7 +38,7 @@ def command(traces: tuple[Path, ...], output: Path, overwrite: bool, as_json: bo
         found = {"content_sha256": digest, "tokens": tokens, "sources": sources, "coverage": summary.coverage}
         print_json({"output": str(output), **found})
     else:
-        sources = len(summary.sources)
-        click.echo(f"{output}: {summary.tokens:,} tokens of {sources} {'source' if sources == 1 else 'sources'}")
+        count = len(summary.sources)
+        click.echo(f"{output}: {summary.tokens:,} tokens of {count} {'source' if count == 1 else 'sources'}")
         if summary.coverage is not None:
             click.echo(coverage_text(**summary.coverage))
