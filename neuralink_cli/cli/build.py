@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, reporting_options, weights_option
+from neuralink_cli.cli.options import PATH, Number, WholeNumber, reporting_options, weights_option
 from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.layout.names import RESIDENT_CHOICES
@@ -80,24 +80,22 @@ Examples:
 )
 @click.option(
     "--active-ratio",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     metavar="RATIO",
     help="Share of neurons that fires; needed unless the activation is a kind of ReLU.",
 )
-@click.option("--num-samples", type=click.IntRange(min=0), metavar="N", help="As for `profile`; 0 for all.")
-@click.option("--max-tokens", type=click.IntRange(min=0), metavar="N", help="As for `profile`; 0 for all.")
-@click.option("--max-seq-length", type=click.IntRange(min=1), metavar="N", help="As for `profile`.")
+@click.option("--num-samples", type=WholeNumber(min=0), metavar="N", help="As for `profile`; 0 for all.")
+@click.option("--max-tokens", type=WholeNumber(min=0), metavar="N", help="As for `profile`; 0 for all.")
+@click.option("--max-seq-length", type=WholeNumber(min=1), metavar="N", help="As for `profile`.")
 @click.option("--seed", type=int, metavar="N", help="Draw samples at random, as for `profile`.")
 @click.option("--effort", type=click.Choice(EFFORT_NAMES), help="How long to refine orders, as for `cluster`.")
-@click.option(
-    "--pin-hot", type=click.FloatRange(0, 0.9), metavar="FRACTION", help="Share of neurons to keep in DRAM, hottest."
-)
+@click.option("--pin-hot", type=Number(0, 0.9), metavar="FRACTION", help="Share of neurons to keep in DRAM, hottest.")
 @click.option("--resident", type=click.Choice(RESIDENT_CHOICES), help="Rows for DRAM, as for `relayout`.")
 @weights_option("Format to store FFN weights in", default=None, show_default=False)
 @click.option("--dram", metavar="SHARE|BYTES", help="DRAM when layouts are replayed, as for `bench`.")
 @click.option(
     "--fail-below",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="GAIN",
     help="Exit code 1 if a layout, on the device it was made for, gains less over the original order, both with "
     "collapse and cache. The lower end of the 95% interval counts.",

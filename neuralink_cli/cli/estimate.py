@@ -12,6 +12,7 @@ from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PLACEMENT_PATH,
     TRACE_PATH,
+    WholeNumber,
     allow_uncovered_option,
     architecture_options,
     layout_options,
@@ -78,7 +79,7 @@ Examples:
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Replay at most N held-out tokens.  [default: as many as take about a minute]",
 )
@@ -87,7 +88,7 @@ Examples:
     type=click.Choice(EFFORT_NAMES),
     help="How long to refine the order that is made without --placement.  [default: fast]",
 )
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Blocks to order at a time.  [default: all CPUs]")
+@click.option("--jobs", type=WholeNumber(min=1), metavar="N", help="Blocks to order at a time.  [default: all CPUs]")
 @allow_uncovered_option
 @architecture_options
 @reporting_options

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from neuralink_cli.cli.options import PATH, overwrite_option, reporting_options
+from neuralink_cli.cli.options import PATH, Number, WholeNumber, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar, remark
 from neuralink_cli.errors import OptionError
 from neuralink_cli.sizes import human_bytes
@@ -37,7 +37,7 @@ Examples:
 @click.option(
     "--queue-depth",
     "queue_depths",
-    type=click.IntRange(1, 1024),
+    type=WholeNumber(1, 1024),
     multiple=True,
     default=_QUEUE_DEPTHS,
     show_default=True,
@@ -46,7 +46,7 @@ Examples:
 @click.option(
     "--size",
     "sizes",
-    type=click.IntRange(4, 1 << 16),
+    type=WholeNumber(4, 1 << 16),
     multiple=True,
     default=_SIZES,
     show_default=True,
@@ -55,7 +55,7 @@ Examples:
 )
 @click.option(
     "--file-bytes",
-    type=click.IntRange(1 << 20),
+    type=WholeNumber(1 << 20),
     default=1 << 30,
     show_default=True,
     metavar="BYTES",
@@ -63,14 +63,14 @@ Examples:
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, 60, min_open=True),
+    type=Number(0, 60, min_open=True),
     default=0.3,
     show_default=True,
     help="Seconds to measure each size and queue depth.",
 )
 @click.option(
     "--sustained",
-    type=click.FloatRange(0, 3600),
+    type=Number(0, 3600),
     default=0,
     show_default=True,
     metavar="SECONDS",

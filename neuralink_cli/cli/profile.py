@@ -17,6 +17,8 @@ from neuralink_cli.activations.options import SIGNALS
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     TRACE_PATH,
+    Number,
+    WholeNumber,
     allow_uncovered_option,
     architecture_options,
     ignore_remote_code_option,
@@ -89,14 +91,14 @@ Examples:
 )
 @click.option(
     "--active-ratio",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     metavar="RATIO",
     help="Set the sparsity: calibrate each block's threshold so that this share of neurons fires. Needed unless the "
     "activation is a kind of ReLU, whose threshold is 0.",
 )
 @click.option(
     "--calibration-tokens",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=4096,
     show_default=True,
     metavar="N",
@@ -121,7 +123,7 @@ Examples:
 @click.option("--split", default="train", show_default=True, help="Split of hub datasets.")
 @click.option(
     "--num-samples",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=1024,
     show_default=True,
     metavar="N",
@@ -129,7 +131,7 @@ Examples:
 )
 @click.option(
     "--max-tokens",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=131072,
     show_default=True,
     metavar="N",
@@ -137,7 +139,7 @@ Examples:
 )
 @click.option(
     "--max-seq-length",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Tokens per sequence.  [default: 512, or as many as the model has positions]",
 )
@@ -147,7 +149,7 @@ Examples:
     help="Join samples into sequences of full length.  [default: for causal language models]",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Sequences per batch."
+    "--batch-size", type=WholeNumber(min=1), default=8, show_default=True, metavar="N", help="Sequences per batch."
 )
 @click.option(
     "--seed",

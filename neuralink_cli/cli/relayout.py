@@ -14,6 +14,7 @@ from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
     PLACEMENT_PATH,
+    WholeNumber,
     allow_uncovered_option,
     architecture_options,
     layout_options,
@@ -67,7 +68,7 @@ Examples:
 )
 @click.option(
     "--recall-tokens",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=1024,
     show_default=True,
     metavar="N",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, TRACE_PATH, output_option, overwrite_option, reporting_options
+from neuralink_cli.cli.options import PATH, TRACE_PATH, WholeNumber, output_option, overwrite_option, reporting_options
 from neuralink_cli.cli.output import print_json, print_text, progress_bar
 from neuralink_cli.sizes import human_bytes
 from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
@@ -56,7 +56,7 @@ Examples:
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Replay at most N tokens.  [default: all; of large models, as many as take about half a minute]",
 )

@@ -11,6 +11,8 @@ from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
     PERCENT,
+    Number,
+    WholeNumber,
     architecture_options,
     ignore_remote_code_option,
     model_argument,
@@ -39,14 +41,14 @@ Examples:
 @click.option("--text", "text_file", type=PATH, metavar="FILE", help="Text for --forward; image models run on noise.")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=1e-3,
     show_default=True,
     help="Largest difference that --forward allows, relative to the largest output.",
 )
 @click.option(
     "--forward-tokens",
-    type=click.IntRange(min=128),
+    type=WholeNumber(min=128),
     default=1024,
     show_default=True,
     metavar="N",
@@ -60,7 +62,7 @@ Examples:
 )
 @click.option(
     "--max-kl",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="NATS",
     help="With --forward of rounded weights: fail if the mean KL divergence from MODEL is larger, like 0.02.",
 )
