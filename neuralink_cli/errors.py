@@ -61,6 +61,8 @@ class WorkerError(NeuralinkError):
     """A process or machine that shares the work ended, failed or does not answer."""
 
 
+# What to do where a file must not grow further.
+ABOVE_LIMIT = "raise the limit on the size of files (`ulimit -f`), or write to another file system"
 # No message is longer: a terminal shows it, and a log keeps it.
 LONGEST_MESSAGE = 500
 # A first line that is shorter, or ends in a colon, may be but the heading of what follows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from neuralink_cli.errors import OptionError
 
@@ -33,6 +34,12 @@ def human_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def human_number(value: float, digits: int = 3) -> str:
+    """A figure of any size, rounded to some digits and never with an exponent: `2,310`, `0.0123`."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{Decimal(str(rounded)).normalize():f}"
 
 
 def human_seconds(seconds: float) -> str:

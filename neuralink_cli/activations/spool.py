@@ -99,4 +99,8 @@ class Spool:
             yield np.frombuffer(self._file.read(count * row_bytes), dtype=np.uint8).reshape(count, row_bytes)
 
     def _error(self, error: OSError) -> OutputError:
-        return OutputError(f"its temporary file cannot be written ({error.strerror})", where=self._output.parent)
+        return OutputError(
+            f"its temporary file cannot be written ({error.strerror})",
+            where=self._output.parent,
+            fix="free some space there or write elsewhere",
+        )

@@ -15,6 +15,7 @@ from neuralink_cli.bench.replay import (
     BlockCache,
     BlockReads,
     FiringSlots,
+    ReadPrices,
     TokenFigures,
     firing_slots,
     read_prices,
@@ -80,6 +81,11 @@ class Task:
         """Stretches far from each other that a bundle is stored in."""
         return block.parts if self.way.name == UNBUNDLED else 1
 
+    def prices(self, block: ContenderBlock) -> ReadPrices:
+        """What its reads of a block cost."""
+        size, parts = self.bundle_bytes(block), self.parts(block)
+        return read_prices(self.device, block.neurons, size, parts=parts, collapse=self.way.collapse)
+
     def order(self, block: ContenderBlock) -> npt.NDArray[np.int32]:
         """The neuron in every slot: int32 `[n]`."""
         if self.way.layout is not None:
@@ -119,17 +125,20 @@ def replay_ways(
     Args:
         tokens: Strung together, one range after the other.
         recorders: For the number of a task, receives the reads of each of its blocks in turn.
-        advance: Called with 1 for every block and way.
+        advance: Called with the number of ways whenever some are done with a block.
     """
     count = sum(part.tokens for part in tokens)
-    figures = tuple(TokenFigures.empty(count) for _ in tasks)
+    groups = _alike(tasks, recorders)
+    of_group = [TokenFigures.empty(count) for _ in groups]
+    places = {k: g for g, members in enumerate(groups) for k in members}
+    figures = tuple(of_group[places[k]] for k in range(len(tasks)))
     blocks = len(trace.info.blocks)
     block_seconds = np.zeros((len(tasks), blocks))
     block_active = np.zeros(blocks, dtype=np.int64)
     for index in range(blocks):
         seconds = [figure.seconds.sum() for figure in figures]
         active = figures[0].counts[:, ACTIVE].sum()
-        _replay_block(trace, index, tokens, tasks, figures, recorders, advance)
+        _replay_block(trace, index, tokens, tasks, groups, figures, recorders, advance)
         block_seconds[:, index] = [
             figure.seconds.sum() - before for figure, before in zip(figures, seconds, strict=True)
         ]
@@ -137,16 +146,30 @@ def replay_ways(
     return Replayed(figures, block_seconds, block_active)
 
 
+def _alike(tasks: Sequence[Task], recorders: Mapping[int, object]) -> list[list[int]]:
+    """The numbers of the tasks, those together that read the same: access collapse changes nothing where no gap pays.
+
+    One whose reads are recorded is alone.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for k, task in enumerate(tasks):
+        gaps = tuple((prices.apart, prices.search) for prices in map(task.prices, task.contender.blocks))
+        key = (replace(task.way, collapse=False), id(task.contender), task.device, task.capacities, gaps)
+        groups.setdefault((*key, k) if k in recorders else key, []).append(k)
+    return list(groups.values())
+
+
 def _replay_block(
     trace: Trace,
     index: int,
     tokens: Sequence[TokenRange],
     tasks: Sequence[Task],
+    groups: Sequence[Sequence[int]],
     figures: Sequence[TokenFigures],
     recorders: Mapping[int, Callable[[BlockReads], object]],
     advance: Callable[[int], object],
 ) -> None:
-    """Replay one block in every way, as many ways at a time as there are CPUs."""
+    """Replay one block in every way, as many ways at a time as there are CPUs; those of a group once for all."""
     fired = fired_at(trace, index, tokens)
     orders = {task.order(task.contender.blocks[index]).tobytes() for task in tasks}
     firing: dict[bytes, FiringSlots] = {}
@@ -154,24 +177,25 @@ def _replay_block(
     def find(key: bytes) -> None:
         firing[key] = firing_slots(fired, np.frombuffer(key, dtype=np.int32))
 
-    def replay(k: int) -> None:
+    def replay(group: Sequence[int]) -> None:
+        k = group[0]
         task = tasks[k]
         stored = task.contender.blocks[index]
         order, parts, size = task.order(stored), task.parts(stored), task.bundle_bytes(stored)
+        prices = task.prices(stored)
         pinned = np.flatnonzero(np.isin(order, stored.order[: stored.pinned])).astype(np.int32)
         capacity = task.capacities[index]
         cache = BlockCache(cache_policy(task.way.cache), capacity, pinned if capacity else pinned[:0])
-        prices = read_prices(task.device, stored.neurons, size, parts=parts, collapse=task.way.collapse)
         reads = replay_block(
             firing[order.tobytes()], prices, cache, size, figures[k], parts=parts, record=k in recorders
         )
         if reads is not None:
             recorders[k](reads)
-        advance(1)
+        advance(len(group))
 
     with ThreadPoolExecutor(available_cpus()) as pool:
         list(pool.map(find, orders))
-        list(pool.map(replay, range(len(tasks))))
+        list(pool.map(replay, groups))
 
 
 def fired_at(trace: Trace, index: int, tokens: Sequence[TokenRange]) -> npt.NDArray[np.uint8]:

@@ -32,5 +32,5 @@ def identify_dataset(dataset: str) -> dict[str, str]:
         return {"name": local_name(path), "sha256": digest_of(path)}
     parts = HUB_ID.fullmatch(dataset)
     if parts is None or file_type(path) in SUFFIXES:
-        raise InputError("no such file", where=dataset)
+        raise InputError("no such file", where=dataset, fix="check its path")
     return {"name": dataset, "revision": find_dataset(parts["id"], parts["revision"]).revision}

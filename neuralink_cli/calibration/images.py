@@ -62,7 +62,7 @@ def open_images(dataset: str, split: str) -> Rows:
     if builder == "imagefolder" and not path.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES:
         return open_rows(dataset, split, wanted=())
     if not path.exists():
-        raise InputError("no such file", where=dataset)
+        raise InputError("no such file", where=dataset, fix="check its path")
     for image in path.rglob("*") if path.is_dir() else (path,):
         if image.suffix.lower() in IMAGE_SUFFIXES and not image.is_dir():
             require_regular(image)

@@ -79,7 +79,7 @@ def open_rows(dataset: str, split: str = "train", wanted: Sequence[str] = ("text
         return _open_file(path, wanted)
     parts = HUB_ID.fullmatch(dataset)
     if parts is None or file_type(path) in SUFFIXES:
-        raise InputError("no such file", where=dataset)
+        raise InputError("no such file", where=dataset, fix="check its path")
     return _open_hub(dataset, parts["id"], parts["config"], parts["revision"], split, wanted)
 
 

@@ -98,7 +98,7 @@ def open_bytes(path: Path) -> Iterator[Any]:
 
 def _require_data(head: bytes, path: Path) -> None:
     if not head:
-        raise InputError("is empty", where=path)
+        raise InputError("is empty", where=path, fix="pass a file with data in it")
     if head.startswith(_LFS_POINTER):
         raise InputError("is a Git LFS pointer, not the data itself", where=path, fix="run `git lfs pull` to fetch it")
 

@@ -172,7 +172,7 @@ def open_corpus(dataset: str, options: CorpusOptions, tokenizer: Any) -> Corpus:
     _require_columns(rows, options.text_columns)
     of_all = Corpus(rows, CorpusOptions(options.text_columns), tokenizer)
     if all(sample.blank for sample in of_all):
-        raise InputError("has no text in it", where=rows.where)
+        raise InputError("has no text in it", where=rows.where, fix="pass a file with text")
     return Corpus(rows, options, tokenizer)
 
 

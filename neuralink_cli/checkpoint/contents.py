@@ -105,7 +105,8 @@ def missing_config(names: Collection[str], where: str | Path) -> NeuralinkError:
         return InputError(f"{what}, though it has weights", where=where, fix=f"download {CONFIG_FILE} too")
     found, nested = _find_kind(names), _nested(where)
     if found is None or nested is not None:
-        return InputError(f"{what}; it holds {_shown(sorted(names)) or 'nothing'}", where=where, fix=nested)
+        fix = nested or "pass the directory of a checkpoint, or the id of one on the hub"
+        return InputError(f"{what}; it holds {_shown(sorted(names)) or 'nothing'}", where=where, fix=fix)
     kind, files = found
     return InputError(f"{what}; it holds {kind.called} ({_shown(files)})", where=where, fix=kind.fix)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuralink_cli.architectures.coverage import coverage_text
-from neuralink_cli.cli.options import PATH, TRACE_PATH, reporting_options, weights_option
+from neuralink_cli.cli.options import PATH, TRACE_PATH, Number, WholeNumber, reporting_options, weights_option
 from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.sizes import human_bytes
@@ -68,12 +68,12 @@ Examples:
 )
 @click.option(
     "--held-out",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     metavar="FRACTION",
     help="Replay the last tokens of each dataset, this share of them.  [default: the tokens held out by `cluster`]",
 )
 @click.option("--all-tokens", is_flag=True, help="Replay all tokens, including those that made the order.")
-@click.option("--tokens", type=click.IntRange(min=1), metavar="N", help="Replay at most N tokens.")
+@click.option("--tokens", type=WholeNumber(min=1), metavar="N", help="Replay at most N tokens.")
 @click.option(
     "--real/--modelled",
     "real",
@@ -84,7 +84,7 @@ Examples:
 @click.option(
     "--bundle-bytes",
     multiple=True,
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Model bundles of this size instead; may be repeated.",
 )
@@ -92,14 +92,14 @@ Examples:
 @click.option("--csv", "csv_path", type=PATH, metavar="FILE", help="Also write all figures as CSV, one line per row.")
 @click.option(
     "--fail-below",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="GAIN",
     help="Exit code 1 if the order of a layout, read with collapse and cache, gains less over the original order read "
     "the same way. The lower end of the 95% interval counts.",
 )
 @click.option(
     "--fail-below-total",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="GAIN",
     help="The same for the gain over naive reading: the original order, without collapse, with the same cache.",
 )
@@ -190,7 +190,7 @@ def _print_report(report: BenchReport) -> None:
     for layout, letter in letters.items() if len(letters) > 1 else ():
         click.echo(f"{letter}: {layout}")
     first = report.rows[0].figures
-    click.echo(
+    print_text(
         f"{tokens:,} tokens, {first.active:,.1f} neurons active per token"
         + ("" if report.direct is not False else "; NO DIRECT I/O here: times are of the page cache")
     )
@@ -206,7 +206,8 @@ def _print_report(report: BenchReport) -> None:
     for (device, size, cache), rows in groups.items():
         scaled = "" if size is None else f", bundles of {size:,} bytes"
         room = f"cache {cache} of {rows[0].capacity:,} neurons, {human_bytes(rows[0].dram_bytes)}"
-        click.echo(f"\n{device}{scaled}, {room if rows[0].capacity else 'no cache'}; times in {unit}")
+        click.echo()
+        print_text(f"{device}{scaled}, {room if rows[0].capacity else 'no cache'}; times in {unit}")
         print_table(header, [(_label(row, letters), *_cells(row, scale)) for row in rows])
         for row in rows:
             if row.way.layout is not None and row.way.collapse:

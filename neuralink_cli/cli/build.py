@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, reporting_options, weights_option
+from neuralink_cli.cli.options import PATH, Number, WholeNumber, reporting_options, weights_option
 from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.layout.names import RESIDENT_CHOICES
 from neuralink_cli.placement.placement import EFFORT_NAMES
-from neuralink_cli.sizes import human_bytes, human_seconds
+from neuralink_cli.sizes import human_bytes, human_number, human_seconds
 
 if TYPE_CHECKING:
     from neuralink_cli.pipeline.build import BuildSummary, PlannedStage
@@ -80,24 +80,22 @@ Examples:
 )
 @click.option(
     "--active-ratio",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     metavar="RATIO",
     help="Share of neurons that fires; needed unless the activation is a kind of ReLU.",
 )
-@click.option("--num-samples", type=click.IntRange(min=0), metavar="N", help="As for `profile`; 0 for all.")
-@click.option("--max-tokens", type=click.IntRange(min=0), metavar="N", help="As for `profile`; 0 for all.")
-@click.option("--max-seq-length", type=click.IntRange(min=1), metavar="N", help="As for `profile`.")
+@click.option("--num-samples", type=WholeNumber(min=0), metavar="N", help="As for `profile`; 0 for all.")
+@click.option("--max-tokens", type=WholeNumber(min=0), metavar="N", help="As for `profile`; 0 for all.")
+@click.option("--max-seq-length", type=WholeNumber(min=1), metavar="N", help="As for `profile`.")
 @click.option("--seed", type=int, metavar="N", help="Draw samples at random, as for `profile`.")
 @click.option("--effort", type=click.Choice(EFFORT_NAMES), help="How long to refine orders, as for `cluster`.")
-@click.option(
-    "--pin-hot", type=click.FloatRange(0, 0.9), metavar="FRACTION", help="Share of neurons to keep in DRAM, hottest."
-)
+@click.option("--pin-hot", type=Number(0, 0.9), metavar="FRACTION", help="Share of neurons to keep in DRAM, hottest.")
 @click.option("--resident", type=click.Choice(RESIDENT_CHOICES), help="Rows for DRAM, as for `relayout`.")
 @weights_option("Format to store FFN weights in", default=None, show_default=False)
 @click.option("--dram", metavar="SHARE|BYTES", help="DRAM when layouts are replayed, as for `bench`.")
 @click.option(
     "--fail-below",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="GAIN",
     help="Exit code 1 if a layout, on the device it was made for, gains less over the original order, both with "
     "collapse and cache. The lower end of the 95% interval counts.",
@@ -231,7 +229,7 @@ def _print_plan(
     print_table(["stage", "", "memory", "disk", "time"], rows)
     for each in planned:
         if each.why not in (None, NOT_MADE):
-            click.echo(f"{each.stage.title}: {each.why}")
+            print_text(f"{each.stage.title}: {each.why}")
     running = sum(each.why is not None and each.certain for each in planned)
     maybe = sum(not each.certain for each in planned)
     # A layout that is run lies there as a checkpoint for that time only.
@@ -240,9 +238,10 @@ def _print_plan(
     disk = passing + sum(needs.get(output, _UNKNOWN)["disk_bytes"] or 0 for output in lasting)
     memory = max((each["memory_bytes"] or 0 for each in needs.values()), default=0)
     free = shutil.disk_usage(folder if folder.exists() else folder.absolute().parent).free
-    click.echo(
-        f"{folder}: {running} of {len(planned)} stages would run, {maybe} more may; as far as known they take up to\n"
-        f"{human_bytes(memory)} of memory and {human_bytes(disk)} of disk, of which {human_bytes(free)} are free"
+    click.echo(f"{folder}: {running} of {len(planned)} stages would run, {maybe} more may")
+    print_text(
+        f"as far as known they take up to {human_bytes(memory)} of memory and {human_bytes(disk)} of disk, of which "
+        f"{human_bytes(free)} are free"
     )
 
 
@@ -306,11 +305,11 @@ def _print_summary(summary: BuildSummary) -> None:
         rows.append([made_for, *(f"{cell.gain.value:.2f} ({cell.ratio_to_best:.3f})" for cell in of_row)])
     print_table(["made for", *(f"on {device}" for device in devices)], rows)
     for device in devices:
-        click.echo(f"{device}: gain {cells[device, device].gain} with its own layout; 95% interval")
+        print_text(f"{device}: gain {cells[device, device].gain} with its own layout; 95% interval")
     for device, real in summary.real.items():
         print_text(
-            f"{device}: really read from the storage of this machine, {real.tokens:,} tokens, {1e3 * real.io_mean:.3g} "
-            f"ms each: gain {real.gain}, over naive reading {real.gain_over_naive}"
+            f"{device}: really read from the storage of this machine, {real.tokens:,} tokens, "
+            f"{human_number(1e3 * real.io_mean)} ms each: gain {real.gain}, over naive reading {real.gain_over_naive}"
             + ("" if real.direct else "; NO DIRECT I/O here: times are of the page cache")
         )
     for device, figures in summary.forward.items():
@@ -320,7 +319,7 @@ def _print_summary(summary: BuildSummary) -> None:
     if others:
         worst = min(others, key=lambda cell: cell.ratio_to_best)
         more = 1 / worst.ratio_to_best - 1
-        click.echo(
+        print_text(
             f"a layout made for another device takes at most {more:.1%} longer to read than the best one: "
             f"{worst.made_for} on {worst.device}"
         )

@@ -13,6 +13,8 @@ from neuralink_cli.architectures.coverage import coverage_text
 from neuralink_cli.cli.options import (
     PATH,
     TRACE_PATH,
+    Number,
+    WholeNumber,
     output_option,
     overwrite_option,
     reporting_options,
@@ -111,7 +113,7 @@ Examples:
 )
 @click.option(
     "--bundle-bytes",
-    type=click.IntRange(1, 1 << 32),
+    type=WholeNumber(1, 1 << 32),
     metavar="N",
     help="Bytes of a bundle, if neither the checkpoint nor --weights decides them.",
 )
@@ -125,7 +127,7 @@ Examples:
 )
 @click.option(
     "--pin-hot",
-    type=click.FloatRange(0, 0.9),
+    type=Number(0, 0.9),
     default=0.0,
     show_default=True,
     metavar="FRACTION",
@@ -133,7 +135,7 @@ Examples:
 )
 @click.option(
     "--held-out",
-    type=click.FloatRange(0, 0.9),
+    type=Number(0, 0.9),
     default=0.2,
     show_default=True,
     metavar="FRACTION",
@@ -141,7 +143,7 @@ Examples:
 )
 @click.option(
     "--min-tokens",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=128,
     show_default=True,
     metavar="N",
@@ -156,7 +158,7 @@ Examples:
 )
 @click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Blocks to order at a time, on Dask the threads of a worker.  [default: all CPUs, on Dask 1]",
 )
@@ -167,7 +169,7 @@ Examples:
 )
 @click.option(
     "--workers",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Order blocks on N Dask workers on this machine, each a process.",
 )
@@ -260,7 +262,7 @@ def command(
     gaps = sorted({block.collapse_gap for block in header.blocks})
     if header.coverage is not None:
         click.echo(coverage_text(header.coverage["covered_bytes"], header.coverage["ffn_bytes"]))
-    click.echo(f"{options.device.name}: worth reading across gaps of up to {_span(gaps)} neurons")
+    print_text(f"{options.device.name}: worth reading across gaps of up to {_span(gaps)} neurons")
     _say_result(header, output, options.device.name)
 
 

@@ -30,6 +30,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+def commands_with(option: str) -> list[str]:
+    """The commands that have an option, such as `--dataset`. Imports them all."""
+    return [
+        name
+        for name, (module, _) in COMMANDS.items()
+        if any(
+            option in parameter.opts
+            for parameter in importlib.import_module(f"neuralink_cli.cli.{module}").command.params
+        )
+    ]
+
+
 class LazyGroup(click.Group):
     """Imports a command's module only when the command is used."""
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuralink_cli.cli.options import PATH, TRACE_PATH, reporting_options
-from neuralink_cli.cli.output import print_json, print_pairs, print_table, progress_bar
+from neuralink_cli.cli.output import print_json, print_pairs, print_table, print_text, progress_bar
 from neuralink_cli.errors import OptionError
+from neuralink_cli.sizes import human_number
 
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -77,15 +78,16 @@ def _print_report(report: DiffReport) -> None:
         print_pairs(lines)
     shared = report.sequences
     of_what = "sequences" if report.neighbours_kept is None else "sequences that made the orders"
-    click.echo(f"{of_what}: A has {shared.first:,}, B {shared.second:,}, {shared.both:,} are the same")
+    print_text(f"{of_what}: A has {shared.first:,}, B {shared.second:,}, {shared.both:,} are the same")
     _print_blocks(report)
     cost = report.cost
     if cost is not None:
         tokens = sum(part.tokens for part in cost.tokens)
-        click.echo(
-            f"on {tokens:,} tokens, {cost.device}: A takes {1e3 * cost.first_seconds:.3g} ms a token, "
-            f"B {1e3 * cost.second_seconds:.3g} ms\nA over B: {cost.ratio}, 95% interval over sequences"
+        print_text(
+            f"on {tokens:,} tokens, {cost.device}: A takes {human_number(1e3 * cost.first_seconds)} ms a token, "
+            f"B {human_number(1e3 * cost.second_seconds)} ms"
         )
+        click.echo(f"A over B: {cost.ratio}, 95% interval over sequences")
 
 
 def _print_blocks(report: DiffReport) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, TRACE_PATH, reporting_options
+from neuralink_cli.cli.options import PATH, TRACE_PATH, Number, WholeNumber, reporting_options
 from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.placement.placement import EFFORT_NAMES
@@ -47,12 +47,10 @@ Examples:
     type=click.Choice(EFFORT_NAMES),
     help="How long --reorder refines.  [default: as LAYOUT was made]",
 )
-@click.option(
-    "--jobs", type=click.IntRange(min=1), metavar="N", help="Blocks to reorder at a time.  [default: all CPUs]"
-)
+@click.option("--jobs", type=WholeNumber(min=1), metavar="N", help="Blocks to reorder at a time.  [default: all CPUs]")
 @click.option(
     "--fail-below",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="GAIN",
     help="Exit code 1 if the gain has significantly fallen below this: the upper end of its 95% interval counts.",
 )

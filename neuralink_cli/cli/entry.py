@@ -14,9 +14,9 @@ import click
 
 from neuralink_cli.activations.launch import Launch, find_launch
 from neuralink_cli.cli import exit_codes
-from neuralink_cli.cli.commands import cli
+from neuralink_cli.cli.commands import cli, commands_with
 from neuralink_cli.cli.output import lenient_stderr, set_defaults
-from neuralink_cli.errors import NeuralinkError, printable, shorten
+from neuralink_cli.errors import ABOVE_LIMIT, NeuralinkError, printable, shorten
 from neuralink_cli.signals import HungUp, Terminated, stopping_signals, was_stopped_again
 
 # Of these it does not matter which rank of several tells.
@@ -84,9 +84,20 @@ def _invoke(arguments: Sequence[str]) -> None:
 
 def _show(error: click.ClickException) -> None:
     """As click shows a wrong usage, but in few words whatever was typed."""
+    if isinstance(error, click.NoSuchOption):
+        error = click.NoSuchOption(error.option_name, error.format_message() + _whose(error), ctx=error.ctx)
     shown = io.StringIO()
     error.show(file=shown)
     click.echo("\n".join(shorten(line) for line in shown.getvalue().splitlines()), err=True)
+
+
+def _whose(error: click.NoSuchOption) -> str:
+    """Of an option that is not there, the commands that have it."""
+    others = commands_with(error.option_name)
+    if not others:
+        return ""
+    where = "; options come after the command's name" if error.ctx is not None and error.ctx.command is cli else ""
+    return f" It is an option of {', '.join(others)}{where}."
 
 
 def _left_behind(stop: BaseException) -> str:
@@ -102,6 +113,10 @@ def _describe(error: OSError) -> str:
     what = error.strerror or str(error)
     if error.errno == errno.ENOSPC:
         what = "the disk is full; free some space or write elsewhere"
+    elif error.errno == errno.EFBIG:
+        what = f"a file would become larger than allowed ({what}); {ABOVE_LIMIT}"
+    elif not error.filename:
+        what = f"reading or writing failed ({what}); check the storage, and where stdout goes"
     return f"{error.filename}: {what}" if error.filename else what
 
 

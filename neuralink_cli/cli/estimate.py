@@ -12,6 +12,7 @@ from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PLACEMENT_PATH,
     TRACE_PATH,
+    WholeNumber,
     allow_uncovered_option,
     architecture_options,
     layout_options,
@@ -23,7 +24,7 @@ from neuralink_cli.cli.options import (
 from neuralink_cli.cli.output import print_json, print_pairs, print_table, print_text, progress_bar
 from neuralink_cli.errors import OptionError
 from neuralink_cli.placement.placement import EFFORT_NAMES
-from neuralink_cli.sizes import human_bytes, human_seconds, parse_size
+from neuralink_cli.sizes import human_bytes, human_number, human_seconds, parse_size
 from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 from neuralink_cli.weight_formats.formats import SOURCE
 
@@ -78,7 +79,7 @@ Examples:
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Replay at most N held-out tokens.  [default: as many as take about a minute]",
 )
@@ -87,7 +88,7 @@ Examples:
     type=click.Choice(EFFORT_NAMES),
     help="How long to refine the order that is made without --placement.  [default: fast]",
 )
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Blocks to order at a time.  [default: all CPUs]")
+@click.option("--jobs", type=WholeNumber(min=1), metavar="N", help="Blocks to order at a time.  [default: all CPUs]")
 @allow_uncovered_option
 @architecture_options
 @reporting_options
@@ -235,7 +236,7 @@ def _print_budgets(report: EstimateReport) -> None:
     )
     wanted = report.tokens_per_second
     if wanted is not None:
-        click.echo(f"needed: the speed of storage for {wanted:g} tokens/s, in that of {report.device}")
+        print_text(f"needed: the speed of storage for {wanted:g} tokens/s, in that of {report.device}")
     header = ["DRAM", "", "hits", "reads", "kB read", "ms", "tok/s", "gain", "naive"]
     header += [] if wanted is None else ["needed"]
     print_table(header, [_cells(each) for each in report.budgets])
@@ -260,7 +261,7 @@ def _cells(needs: BudgetNeeds) -> list[str]:
         f"{needs.gain.value:.2f}",
         f"{needs.gain_over_naive.value:.2f}",
     ]
-    return cells if needs.speed_needed is None else [*cells, f"{needs.speed_needed:.2g} x"]
+    return cells if needs.speed_needed is None else [*cells, f"{human_number(needs.speed_needed, 2)} x"]
 
 
 def _usual(report: EstimateReport) -> BudgetNeeds:
@@ -285,13 +286,14 @@ def _speed(report: EstimateReport) -> str:
     rate = ""
     if usual.reads is not None and usual.read_bytes is not None:
         rate = f" ({wanted * usual.reads:,.0f} reads/s, {wanted * usual.read_bytes / 1e6:,.1f} MB/s)"
+    times = human_number(factor, 2)
     verdict = (
-        f"{report.device} is fast enough" if factor <= 1 else f"{report.device} is too slow by a factor of {factor:.2g}"
+        f"{report.device} is fast enough" if factor <= 1 else f"{report.device} is too slow by a factor of {times}"
     )
     enough = next((each for each in report.budgets if each.speed_needed is not None and each.speed_needed <= 1), None)
     if factor > 1 and enough is not None:
         verdict += f", but fast enough with {_budget(enough)}"
     return (
-        f"For {wanted:g} tokens/s so, storage needs {factor:.2g} times the speed of {report.device}{rate} "
+        f"For {wanted:g} tokens/s so, storage needs {times} times the speed of {report.device}{rate} "
         f"if computing is done while it reads: {verdict}."
     )

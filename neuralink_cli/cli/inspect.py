@@ -11,7 +11,7 @@ import click
 from neuralink_cli.architectures.coverage import coverage_text
 from neuralink_cli.cli.options import reporting_options, revision_option, tokens_per_second_option
 from neuralink_cli.cli.output import print_command, print_json, print_pairs, progress_bar
-from neuralink_cli.sizes import human_bytes
+from neuralink_cli.sizes import human_bytes, human_number
 
 if TYPE_CHECKING:
     from neuralink_cli.inspection.checkpoint_facts import CheckpointFacts
@@ -98,12 +98,12 @@ def _reading(reading: ReadingTime | None, facts: object) -> Pairs:
             yield "reading", "not known: its order was measured for bundles of another size; `neuralink bench` tells"
         return
     most = reading.most_tokens_per_second
-    limit = "" if most is None else f": at most {most:,.3g} tokens/s"
-    yield "reading", f"{1e3 * reading.io_seconds:.3g} ms a token on {reading.device}, without a cache{limit}"
+    limit = "" if most is None else f": at most {human_number(most)} tokens/s"
+    yield "reading", f"{human_number(1e3 * reading.io_seconds)} ms a token on {reading.device}, without a cache{limit}"
     if reading.speed_needed is not None:
         yield (
             "needs",
-            f"a runtime: storage {reading.speed_needed:.2g} times as fast as {reading.device} for "
+            f"a runtime: storage {human_number(reading.speed_needed, 2)} times as fast as {reading.device} for "
             f"{reading.tokens_per_second:g} tokens/s without a cache, if computing is done while it reads",
         )
 

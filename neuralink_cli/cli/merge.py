@@ -38,5 +38,7 @@ def command(traces: tuple[Path, ...], output: Path, overwrite: bool, as_json: bo
         found = {"content_sha256": digest, "tokens": tokens, "sources": sources, "coverage": summary.coverage}
         print_json({"output": str(output), **found})
     else:
-        covered = "" if summary.coverage is None else f"; {coverage_text(**summary.coverage)}"
-        click.echo(f"{output}: {summary.tokens:,} tokens of {len(summary.sources)} sources{covered}")
+        count = len(summary.sources)
+        click.echo(f"{output}: {summary.tokens:,} tokens of {count} {'source' if count == 1 else 'sources'}")
+        if summary.coverage is not None:
+            click.echo(coverage_text(**summary.coverage))

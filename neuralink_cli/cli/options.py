@@ -28,6 +28,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
 
+class WholeNumber(click.IntRange):
+    """A whole number within limits."""
+
+    name = "whole number"
+
+
+class Number(click.FloatRange):
+    """A number within limits."""
+
+    name = "number"
+
+
 class _Percent(click.ParamType):  # type: ignore[type-arg]
     """A share as people write it: `2%`, or a number such as 0.02."""
 
@@ -85,7 +97,7 @@ revision_option = click.option(
 
 tokens_per_second_option = click.option(
     "--tokens-per-second",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="N",
     help="Also say how fast storage must be to read for N tokens a second.",
 )

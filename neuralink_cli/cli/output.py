@@ -19,10 +19,13 @@ from typing import Any
 import click
 
 from neuralink_cli.errors import printable, shorten
+from neuralink_cli.signals import deferred_signals
 from neuralink_cli.sizes import human_bytes, human_seconds
 
 _LOGGER = logging.getLogger("neuralink_cli")
 _state = {"quiet": False}
+# Of a terminal.
+_COLUMNS = 80
 # How what a locale cannot print is written on stdout.
 _ESCAPED = "neuralink-escaped"
 _LONGEST_WORD = 250
@@ -144,18 +147,46 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout: first column left, the others right."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, *rows):
-        first, *others = row
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        click.echo("  ".join(cells).rstrip())
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, columns: int = _COLUMNS) -> None:
+    """A table on stdout: first column left, the others right.
+
+    One that is too wide is set closer; columns that still do not fit go below, with the first one once more.
+    """
+    lines = [[_cell(cell) for cell in row] for row in (header, *rows)]
+    for line in lines:
+        line[0] = shorten(line[0], columns // 2)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    gap = next((gap for gap in (2, 1) if sum(widths) + gap * (len(widths) - 1) <= columns), 2)
+    for k, shown in enumerate(_fitting(widths, gap, columns)):
+        if k:
+            click.echo()
+        for line in lines:
+            cells = [line[0].ljust(widths[0]), *(line[column].rjust(widths[column]) for column in shown)]
+            click.echo((gap * " ").join(cells).rstrip())
 
 
-def print_text(text: str, *, columns: int = 80) -> None:
-    """Sentences on stdout, wrapped."""
-    click.echo("\n".join(_wrapped(text, columns)))
+def _cell(text: str) -> str:
+    # What is indented stays so.
+    return text if text.isprintable() else printable(text)
+
+
+def _fitting(widths: Sequence[int], gap: int, columns: int) -> list[list[int]]:
+    """The columns after the first in groups that each fit beside it; at least one in each."""
+    groups: list[list[int]] = [[]]
+    used = widths[0]
+    for column, width in enumerate(widths[1:], 1):
+        used += gap + width
+        if used > columns and groups[-1]:
+            groups.append([])
+            used = widths[0] + gap + width
+        groups[-1].append(column)
+    return groups
+
+
+def print_text(text: str, *, indent: int = 0, columns: int = _COLUMNS) -> None:
+    """Sentences on stdout, wrapped; lines after the first are indented twice as far."""
+    for k, line in enumerate(_wrapped(text, columns - 2 * indent)):
+        click.echo(f"{'':{indent * min(k + 1, 2)}}{line}")
 
 
 def _wrapped(text: str, columns: int) -> list[str]:
@@ -164,7 +195,7 @@ def _wrapped(text: str, columns: int) -> list[str]:
     return textwrap.wrap(words, columns, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def print_pairs(pairs: Iterable[tuple[str, str]], *, columns: int = 80) -> None:
+def print_pairs(pairs: Iterable[tuple[str, str]], *, columns: int = _COLUMNS) -> None:
     """Labels with their values on stdout, values wrapped and aligned; a label is not repeated on the next line."""
     listed = list(pairs)
     label = max(len(name) for name, _ in listed)
@@ -175,7 +206,7 @@ def print_pairs(pairs: Iterable[tuple[str, str]], *, columns: int = 80) -> None:
             click.echo(f"{name if k == 0 else '':{label}}  {line}".rstrip())
 
 
-def print_command(command: str, *, columns: int = 80) -> None:
+def print_command(command: str, *, columns: int = _COLUMNS) -> None:
     """A command line on stdout, indented, cut into lines that can be pasted."""
     line = " "
     for word in _words(command):
@@ -209,19 +240,27 @@ def progress_bar(stage: str, total: int | None, unit: str) -> Iterator[Callable[
         return
     from tqdm import tqdm
 
-    with tqdm(
-        total=total,
-        desc=stage,
-        unit=unit,
-        unit_scale=True,
-        unit_divisor=1024 if unit == "B" else 1000,
-        leave=False,
-        mininterval=0.1,
-        dynamic_ncols=True,
-        bar_format=None if total is not None else "{desc}: {n_fmt} {unit} [{elapsed}]",
-        file=sys.stderr,
-    ) as bar:
+    bar = None
+    try:
+        # A bar that is shown is cleared: what comes next has a line of its own.
+        with deferred_signals():
+            bar = tqdm(
+                total=total,
+                desc=stage,
+                unit=unit,
+                unit_scale=True,
+                unit_divisor=1024 if unit == "B" else 1000,
+                leave=False,
+                mininterval=0.1,
+                dynamic_ncols=True,
+                bar_format=None if total is not None else "{desc}: {n_fmt} {unit} [{elapsed}]",
+                file=sys.stderr,
+            )
         yield bar.update
+    finally:
+        with deferred_signals():
+            if bar is not None:
+                bar.close()
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from neuralink_cli.cli.options import PATH, overwrite_option, reporting_options
-from neuralink_cli.cli.output import print_json, print_table, progress_bar, remark
+from neuralink_cli.cli.options import PATH, Number, WholeNumber, overwrite_option, reporting_options
+from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar, remark
 from neuralink_cli.errors import OptionError
 from neuralink_cli.sizes import human_bytes
 
@@ -37,7 +37,7 @@ Examples:
 @click.option(
     "--queue-depth",
     "queue_depths",
-    type=click.IntRange(1, 1024),
+    type=WholeNumber(1, 1024),
     multiple=True,
     default=_QUEUE_DEPTHS,
     show_default=True,
@@ -46,7 +46,7 @@ Examples:
 @click.option(
     "--size",
     "sizes",
-    type=click.IntRange(4, 1 << 16),
+    type=WholeNumber(4, 1 << 16),
     multiple=True,
     default=_SIZES,
     show_default=True,
@@ -55,7 +55,7 @@ Examples:
 )
 @click.option(
     "--file-bytes",
-    type=click.IntRange(1 << 20),
+    type=WholeNumber(1 << 20),
     default=1 << 30,
     show_default=True,
     metavar="BYTES",
@@ -63,14 +63,14 @@ Examples:
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, 60, min_open=True),
+    type=Number(0, 60, min_open=True),
     default=0.3,
     show_default=True,
     help="Seconds to measure each size and queue depth.",
 )
 @click.option(
     "--sustained",
-    type=click.FloatRange(0, 3600),
+    type=Number(0, 3600),
     default=0,
     show_default=True,
     metavar="SECONDS",
@@ -184,16 +184,18 @@ def _print(probe: Probe | None, profile: Profile, output: Path | None) -> None:
     ]
     print_table(header, rows)
     device = profile.device
-    how = " (of memory, not of a storage device)" if probe is not None and probe.in_memory else ""
-    how = how if probe is None or probe.direct or how else " (through the page cache, so not the storage's own)"
+    how = "of memory, not of a storage device" if probe is not None and probe.in_memory else ""
+    how = how if probe is None or probe.direct or how else "through the page cache, so not the storage's own"
     click.echo(
-        f"{output or profile.document['name']}: about {1e6 * device.operation_seconds:.1f} us a read "
-        f"and {human_bytes(round(device.bytes_per_second))}/s at queue depth {device.queue_depth}{how}"
+        f"{output or profile.document['name']}: about {1e6 * device.operation_seconds:.1f} us a read and "
+        f"{human_bytes(round(device.bytes_per_second))}/s at queue depth {device.queue_depth}"
     )
+    if how:
+        print_text(how)
     if probe is not None:
         hot = "" if device.hot_rate is None else f"; {device.hot_rate:.0%} of the speed is left when hot"
         longest = max((rate.fill_seconds for rate in device.reads), default=0.0)
         wait = (
             f"{1e6 * device.latency_seconds:.0f} us more for each wait, up to {1e6 * longest:,.0f} us to fill the queue"
         )
-        click.echo(f"{wait}, reads rounded out to {device.page_bytes:,} bytes{hot}")
+        print_text(f"{wait}, reads rounded out to {device.page_bytes:,} bytes{hot}")

@@ -17,6 +17,8 @@ from neuralink_cli.activations.options import SIGNALS
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     TRACE_PATH,
+    Number,
+    WholeNumber,
     allow_uncovered_option,
     architecture_options,
     ignore_remote_code_option,
@@ -26,7 +28,7 @@ from neuralink_cli.cli.options import (
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import print_json, print_table, progress_bar, show_nothing
+from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar, show_nothing
 from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.sizes import parse_size
 
@@ -89,14 +91,14 @@ Examples:
 )
 @click.option(
     "--active-ratio",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     metavar="RATIO",
     help="Set the sparsity: calibrate each block's threshold so that this share of neurons fires. Needed unless the "
     "activation is a kind of ReLU, whose threshold is 0.",
 )
 @click.option(
     "--calibration-tokens",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=4096,
     show_default=True,
     metavar="N",
@@ -121,7 +123,7 @@ Examples:
 @click.option("--split", default="train", show_default=True, help="Split of hub datasets.")
 @click.option(
     "--num-samples",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=1024,
     show_default=True,
     metavar="N",
@@ -129,7 +131,7 @@ Examples:
 )
 @click.option(
     "--max-tokens",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=131072,
     show_default=True,
     metavar="N",
@@ -137,7 +139,7 @@ Examples:
 )
 @click.option(
     "--max-seq-length",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Tokens per sequence.  [default: 512, or as many as the model has positions]",
 )
@@ -147,7 +149,7 @@ Examples:
     help="Join samples into sequences of full length.  [default: for causal language models]",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Sequences per batch."
+    "--batch-size", type=WholeNumber(min=1), default=8, show_default=True, metavar="N", help="Sequences per batch."
 )
 @click.option(
     "--seed",
@@ -229,10 +231,10 @@ def command(
         print_json({"output": str(output), **asdict(summary)})
         return
     print_table(["block", "neurons", "threshold", "active"], list(_rows(summary.blocks)))
-    recorded = ", ".join(
-        f"{source.name} {source.tokens:,}, {source.active_ratio or 0:.1%} active" for source in summary.sources
-    )
-    click.echo(f"{output}: {summary.tokens:,} tokens ({recorded}); {summary.coverage}")
+    for source in summary.sources:
+        print_text(f"{source.name}: {source.tokens:,} tokens, {source.active_ratio or 0:.1%} of the neurons active")
+    click.echo(str(summary.coverage))
+    click.echo(f"{output}: {summary.tokens:,} tokens")
 
 
 def _ranks() -> AbstractContextManager[Ranks]:

@@ -14,6 +14,7 @@ from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
     PLACEMENT_PATH,
+    WholeNumber,
     allow_uncovered_option,
     architecture_options,
     layout_options,
@@ -23,7 +24,7 @@ from neuralink_cli.cli.options import (
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import print_json, print_table, progress_bar
+from neuralink_cli.cli.output import print_json, print_pairs, print_text, progress_bar
 from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ Examples:
 )
 @click.option(
     "--recall-tokens",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=1024,
     show_default=True,
     metavar="N",
@@ -132,12 +133,13 @@ def command(
         return
     verb = "would take" if dry_run else "takes"
     size = human_bytes(summary.total_bytes)
-    click.echo(f"{output}: {options.layout} layout of {summary.blocks} blocks {verb} {size}; {summary.coverage}")
+    click.echo(f"{output}: {options.layout} layout of {summary.blocks} blocks {verb} {size}")
+    click.echo(str(summary.coverage))
     if summary.gate_recall is not None:
-        click.echo(f"rounded rows decide firing: {summary.gate_recall}")
+        print_text(f"rounded rows decide firing: {summary.gate_recall}")
     if dry_run:
         plain = {**document, **expected}.items()
-        print_table(["plan", ""], [[name, str(value)] for name, value in plain if isinstance(value, (str, int, float))])
+        print_pairs((name, str(value)) for name, value in plain if isinstance(value, (str, int, float)))
 
 
 def _recall_on(text: Path, tokens: int) -> MeasureRecall:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.cli.options import PATH, TRACE_PATH, output_option, overwrite_option, reporting_options
-from neuralink_cli.cli.output import print_json, progress_bar
+from neuralink_cli.cli.options import PATH, TRACE_PATH, WholeNumber, output_option, overwrite_option, reporting_options
+from neuralink_cli.cli.output import print_json, print_text, progress_bar
 from neuralink_cli.sizes import human_bytes
 from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 
@@ -56,7 +56,7 @@ Examples:
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Replay at most N tokens.  [default: all; of large models, as many as take about half a minute]",
 )
@@ -97,10 +97,8 @@ def command(
         print_json(_document(written, output, figures))
         return
     row = written.measured.stored
-    click.echo(
-        f"{output}: {human_bytes(written.bytes)}; gain {row.gain}, over naive reading {row.gain_over_naive}; "
-        "95% intervals"
-    )
+    click.echo(f"{output}: {human_bytes(written.bytes)}")
+    print_text(f"gain {row.gain}, over naive reading {row.gain_over_naive}; 95% intervals")
     if figures is not None:
         click.echo(f"{figures}: {len(written.figures)} figures")
 

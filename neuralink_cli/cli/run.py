@@ -10,6 +10,8 @@ import click
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
+    Number,
+    WholeNumber,
     architecture_options,
     ignore_remote_code_option,
     read_text,
@@ -55,7 +57,7 @@ Examples:
 )
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=64,
     show_default=True,
     metavar="N",
@@ -63,14 +65,14 @@ Examples:
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=0.0,
     show_default=True,
     help="Above 0: sample tokens at random instead of taking the likeliest.",
 )
 @click.option(
     "--top-k",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=0,
     show_default=True,
     metavar="N",
@@ -78,7 +80,7 @@ Examples:
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     metavar="P",
@@ -99,7 +101,7 @@ Examples:
 )
 @click.option("--direct/--no-direct", default=None, help="Read past the page cache.  [default: if supported]")
 @click.option(
-    "--queue-depth", type=click.IntRange(1, 1024), default=32, show_default=True, metavar="N", help="Reads in flight."
+    "--queue-depth", type=WholeNumber(1, 1024), default=32, show_default=True, metavar="N", help="Reads in flight."
 )
 @click.option(
     "--dtype",
@@ -117,7 +119,7 @@ Examples:
 @click.option("--perplexity", "text_file", type=PATH, metavar="FILE", help="Also measure perplexity on this text.")
 @click.option(
     "--perplexity-tokens",
-    type=click.IntRange(min=2),
+    type=WholeNumber(min=2),
     default=4096,
     show_default=True,
     metavar="N",

@@ -13,13 +13,15 @@ from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
     PATH,
     PERCENT,
+    Number,
+    WholeNumber,
     architecture_options,
     ignore_remote_code_option,
     model_argument,
     reporting_options,
     revision_option,
 )
-from neuralink_cli.cli.output import print_json, progress_bar
+from neuralink_cli.cli.output import print_json, print_text, progress_bar
 from neuralink_cli.errors import MismatchError, NeuralinkError, OptionError, UnsupportedError, VerificationError
 from neuralink_cli.sizes import human_bytes
 
@@ -41,14 +43,14 @@ Examples:
 @click.option("--text", "text_file", type=PATH, metavar="FILE", help="Text for --forward; image models run on noise.")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=1e-3,
     show_default=True,
     help="Largest difference that --forward allows, relative to the largest output.",
 )
 @click.option(
     "--forward-tokens",
-    type=click.IntRange(min=128),
+    type=WholeNumber(min=128),
     default=1024,
     show_default=True,
     metavar="N",
@@ -62,7 +64,7 @@ Examples:
 )
 @click.option(
     "--max-kl",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="NATS",
     help="With --forward of rounded weights: fail if the mean KL divergence from MODEL is larger, like 0.02.",
 )
@@ -130,15 +132,15 @@ def command(
         return
     click.echo(f"verified: {layout_directory} ({document['layout']}, {document['mode']}); {report.coverage}")
     for check in document["checks"]:
-        click.echo(f"  {check}")
+        print_text(check, indent=2)
     if document["tensors"]:
         verdict = "equal to the source" if document["exact"] else "as the source gives them"
         click.echo(f"  {document['tensors']:,} tensors, {human_bytes(document['bytes'])} {verdict}")
     recall = report.gate_recall
     if recall is not None:
-        click.echo(f"  rounded rows decide firing; measured when it was written: {recall}")
+        print_text(f"rounded rows decide firing; measured when it was written: {recall}", indent=2)
     for line in forward_text(document["forward"]) if "forward" in document else ():
-        click.echo(f"  {line}")
+        print_text(line, indent=2)
 
 
 @contextlib.contextmanager

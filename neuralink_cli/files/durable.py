@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from neuralink_cli.errors import OutputError
+from neuralink_cli.errors import ABOVE_LIMIT, OutputError
 from neuralink_cli.files.input_file import kind_of, open_regular, pieces_of_input, why
 from neuralink_cli.signals import deferred_signals, raise_lost_signal
 
@@ -205,7 +205,8 @@ def named_output(path: Path) -> Iterator[None]:
             raise OutputError(
                 f"the disk is full ({why(error)})", where=path, fix="free some space or write elsewhere"
             ) from error
-        raise OutputError(f"cannot be written ({why(error)})", where=path) from error
+        fix = ABOVE_LIMIT if error.errno == errno.EFBIG else None
+        raise OutputError(f"cannot be written ({why(error)})", where=path, fix=fix) from error
 
 
 def remove_unfinished(path: Path) -> None:

@@ -324,7 +324,7 @@ def _reorder(
         ratio = device.operation_in_bundles(old.stride)
         return BlockOptions(order, old.pinned, ratio, wanted, int(facts.options.get("fewest_tokens", 0)))
 
-    tell_needs(trace, split, float(facts.options.get("pin_hot", 0)), jobs)
+    tell_needs(trace, split, float(facts.options.get("pin_hot", 0)), jobs, stored=False)
     work = OrderingWork(trace, split, options)
     made = dict(order_blocks(work, partial(in_threads, jobs=jobs), progress))
     blocks = tuple(

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from secrets import token_hex
+from tempfile import gettempdir
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.architectures.blocks import FFNBlock
@@ -28,7 +29,7 @@ from neuralink_cli.bench.contenders import (
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.devices.device import DeviceModel, default_device, stated_device
-from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.errors import MismatchError, OptionError, OutputError
 from neuralink_cli.files.estimate import memory_bytes, program_bytes
 from neuralink_cli.inspection.estimate_report import (
     REPLAYED,
@@ -94,7 +95,7 @@ def estimate(
         if opened is None:
             assert tokens is not None
             _check_model(checkpoint, blocks, tokens)
-            opened = stack.enter_context(_made_for_this(tokens, options, stack, progress))
+            opened = stack.enter_context(_made_for_this(tokens, options, progress))
         elif tokens is not None:
             tokens.check_content()
         if opened.info.model["model_type"] != checkpoint.model_type:
@@ -157,9 +158,12 @@ def _other_model(path: Path, model_type: str, checkpoint: Checkpoint) -> Mismatc
     )
 
 
-def _made_for_this(trace: Trace, options: EstimateOptions, stack: ExitStack, progress: Progress) -> Placement:
-    """An order of the neurons of a trace, made as `cluster` makes it for this layout."""
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="neuralink-estimate-")))
+def _made_for_this(trace: Trace, options: EstimateOptions, progress: Progress) -> Placement:
+    """An order of the neurons of a trace, made as `cluster` makes it for this layout.
+
+    Its file has a name only while it is written and opened, so that hardly any killed run leaves one.
+    """
+    output = Path(gettempdir()) / f"neuralink-estimate-{token_hex(8)}.safetensors"
     made = ClusterOptions(
         device=options.device or default_device(),
         weights=options.layout.weights,
@@ -167,8 +171,16 @@ def _made_for_this(trace: Trace, options: EstimateOptions, stack: ExitStack, pro
         effort=options.effort,
         jobs=options.jobs,
     )
-    cluster(trace.path, folder / "placement.safetensors", made, progress=progress)
-    return Placement(folder / "placement.safetensors")
+    try:
+        cluster(trace.path, output, made, progress=progress)
+        return Placement(output)
+    except OutputError as error:
+        fix = "free some space there, or set TMPDIR to another folder"
+        raise OutputError(
+            f"the order cannot be kept for the estimate: {error.what}", where=output.parent, fix=fix
+        ) from error
+    finally:
+        output.unlink(missing_ok=True)
 
 
 def _device_of(placement: Placement) -> DeviceModel:

@@ -38,7 +38,11 @@ def open_layout(directory: Path) -> Layout:
             return BundledLayout(directory)
         if (directory / PERMUTED_INDEX).is_file():
             return PermutedLayout(directory)
-    raise InputError(f"has neither {FLASH_INDEX} nor {PERMUTED_INDEX}, so it is not a layout", where=directory)
+    raise InputError(
+        f"has neither {FLASH_INDEX} nor {PERMUTED_INDEX}, so it is not a layout",
+        where=directory,
+        fix="pass the directory that `relayout` wrote",
+    )
 
 
 def describe_source(layout: Layout) -> ModelDescription:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,9 @@ class OrderedSpool(Mapping[str, PlacedBlock]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        # What could not be written is tried once more; of that was told.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def put(self, index: int, block: OrderedBlock) -> None:
         """Add the block at a place of the trace.
@@ -124,4 +127,8 @@ class OrderedSpool(Mapping[str, PlacedBlock]):
         return array
 
     def _error(self, error: OSError) -> OutputError:
-        return OutputError(f"the temporary file for orders cannot be written ({error.strerror})", where=self._folder)
+        return OutputError(
+            f"the temporary file for orders cannot be written ({error.strerror})",
+            where=self._folder,
+            fix="free some space there or write elsewhere",
+        )

@@ -33,21 +33,22 @@ _KEPT_BYTES = 32 << 20
 _DASK_BYTES = 64 << 20
 
 
-def tell_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None) -> None:
+def tell_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None, *, stored: bool = True) -> None:
     """Log roughly how much memory and disk it takes to order the blocks of a trace.
 
     Args:
         pinned: Share of neurons that are left out of the ordering.
         jobs: Blocks ordered at a time; None for one on each CPU.
+        stored: Whether a placement is written.
     """
     jobs = _jobs(trace, jobs)
     needs = cluster_needs(trace, split, pinned, jobs)
     logger.info(
-        "takes about %s of memory (%s to order %s at a time, the rest for programs) and %s of disk",
+        "takes about %s of memory (%s to order %s at a time, the rest for programs)%s",
         human_bytes(needs.memory_bytes),
         human_bytes(_ordering_bytes(trace, split, pinned, jobs)),
         f"{jobs} blocks" if jobs > 1 else "one block",
-        human_bytes(needs.disk_bytes),
+        f" and {human_bytes(needs.disk_bytes)} of disk" if stored else "",
     )
 
 

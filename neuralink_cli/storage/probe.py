@@ -303,7 +303,9 @@ def _temporary_file(
 ) -> Iterator[list[ScatteredFile]]:
     """A file of random bytes, opened once for every queue depth."""
     if not directory.is_dir():
-        raise InputError("is not a directory", where=directory)
+        raise InputError(
+            "is not a directory", where=directory, fix="pass a folder on the storage that is to be measured"
+        )
     require_space(directory / "probe", size)
     with contextlib.ExitStack() as stack:
         try:

@@ -127,11 +127,11 @@ def test_messages_go_through_the_chat_template(model: ModelFactory, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("x.txt", b"", InputError, "is empty"),
+        ("x.txt", b"", InputError, "is empty; pass a file with data in it"),
         ("x.jsonl", b"", InputError, "is empty"),
         ("x.json", b"[]", InputError, "has no rows"),
         ("x.csv", b"text\n", InputError, "has no rows"),
-        ("x.txt", b"\n \n", InputError, "has no text in it"),
+        ("x.txt", b"\n \n", InputError, "has no text in it; pass a file with text"),
         ("x.jsonl", b'{"text": ""}\n', InputError, "has no text in it"),
         ("x.jsonl", b'{"body": "a", "n": 1}\n', InputError, "no column 'text', its columns are 'body', 'n'; .*--text-"),
         ("x.jsonl", b'{"text": ["a"]}\n', InputError, r"1 of 1 rows .*line 1 holds list in column 'text', not text"),

@@ -162,7 +162,7 @@ def test_wrong_layouts(
     cases: list[tuple[Path, str]] = [
         (tmp_path / "absent", "no such directory; pass the directory that `relayout` wrote"),
         (of_file, "is a file, not a layout; pass the directory that `relayout` wrote"),
-        (empty, "has neither model.flash.json nor model.permuted.json, so it is not a layout"),
+        (empty, "so it is not a layout; pass the directory that `relayout` wrote"),
         (model, "has neither model.flash.json nor model.permuted.json, so it is not a layout"),
         (broken, "model.flash.safetensors: cannot be opened (No such file or directory)"),
     ]

@@ -181,7 +181,7 @@ def test_merge_and_bench_say_what_the_blocks_cover(
     for traces in ((new, old), (old, new), (new,)):
         arguments = ("merge", *traces, "-o", tmp_path / "merged", "--overwrite", "-q")
         assert result_of(neuralink(*arguments, "--json"))["coverage"] == known
-        assert neuralink(*arguments).stdout.endswith(f"; {sentence}\n")
+        assert neuralink(*arguments).stdout.endswith(f"\n{sentence}\n")
     bench = ("bench", placement, "--cache", "none", "-q", "--trace")
     assert result_of(neuralink(*bench, tmp_path / "merged", "--json"))["coverage"] == known
     assert neuralink(*bench, tmp_path / "merged").stdout.splitlines()[1] == sentence
@@ -189,7 +189,7 @@ def test_merge_and_bench_say_what_the_blocks_cover(
     assert result_of(neuralink(*bench, old, "--json"))["coverage"] is None
     assert "cover" not in neuralink(*bench, old).stdout
     merge_old = neuralink("merge", old, "-o", tmp_path / "merged", "--overwrite", "-q")
-    assert merge_old.stdout.endswith("600 tokens of 1 sources\n")
+    assert merge_old.stdout.endswith("600 tokens of 1 source\n")
 
 
 def test_a_dataset_too_small_to_hold_anything_out(neuralink: Neuralink, tmp_path: Path, layouts: LayoutFactory) -> None:

@@ -54,6 +54,17 @@ RAISED: list[tuple[BaseException, int, str]] = [
     (KeyboardInterrupt(), 130, "interrupted; nothing unfinished was left behind"),
     (MemoryError(), 8, "out of memory; try smaller batches or fewer jobs"),
     (OSError(errno.ENOSPC, "No space left on device"), 6, "the disk is full; free some space or write elsewhere"),
+    (
+        OSError(errno.EFBIG, "File too large"),
+        6,
+        "a file would become larger than allowed (File too large); "
+        "raise the limit on the size of files (`ulimit -f`), or write to another file system",
+    ),
+    (
+        OSError(errno.EIO, "Input/output error"),
+        6,
+        "reading or writing failed (Input/output error); check the storage, and where stdout goes",
+    ),
     (OSError(errno.EIO, os.strerror(errno.EIO), "some/file"), 6, "some/file: Input/output error"),
     (PermissionError(errno.EACCES, "Permission denied", "some/file"), 6, "some/file: Permission denied"),
     (

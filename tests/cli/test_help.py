@@ -120,6 +120,10 @@ def test_the_version_is_that_of_the_package(neuralink: Neuralink) -> None:
         (("profile", "m", "--dataset", "d", "-o", "t", "--part", "3/2"), "'3/2' is not I/N with 1 <= I <= N"),
         (("profile", "m", "--dataset", "d", "-o", "t", "--part", "1"), "'1' is not I/N"),
         (("merge", "-o", "t"), "Missing argument 'TRACES...'"),
+        (("profile", "m", "--effort", "fast"), "'--effort'. It is an option of cluster, estimate, drift, build."),
+        (("--dataset", "d", "profile"), "It is an option of profile, build; options come after the command's name."),
+        (("profile", "m", "--dataset", "d", "-o", "t", "--active-ratio", "30%"), "'30%' is not a valid number"),
+        (("bench", "f", "--trace", "t", "--tokens", "1e3"), "'1e3' is not a valid whole number"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(neuralink: Neuralink, arguments: tuple[str, ...], complaint: str) -> None:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 import sys
 
 import pytest
 
 from neuralink_cli.cli import output
 from neuralink_cli.cli.output import print_command, print_pairs, print_table, progress_bar, remark, set_defaults
-from neuralink_cli.sizes import human_bytes
+from neuralink_cli.signals import Terminated, stopping_signals
+from neuralink_cli.sizes import human_bytes, human_number
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,14 @@ from neuralink_cli.sizes import human_bytes
 )  # fmt: skip
 def test_sizes_are_decimal(count: int, text: str) -> None:
     assert human_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2310.4, "2,310"), (0.434, "0.434"), (99.96, "100"), (1234567.0, "1,230,000"), (1.5e-7, "0.00000015"), (0.0, "0")],
+)
+def test_figures_have_no_exponent(value: float, text: str) -> None:
+    assert human_number(value) == text
 
 
 def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +99,31 @@ def test_a_bar_on_a_terminal_goes_away_when_it_is_done(monkeypatch: pytest.Monke
         advance(10)
     assert "stage" in terminal.getvalue()
     assert not terminal.getvalue().endswith("\n")
+
+
+def test_a_bar_is_cleared_whenever_a_signal_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said then has a line of its own: also if the signal comes while the bar is drawn for the first time."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            first = "stage" in text and "stage" not in self.getvalue()
+            written = super().write(text)
+            if first:
+                signal.raise_signal(signal.SIGTERM)
+            return written
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    set_defaults()
+    with pytest.raises(Terminated), stopping_signals(), progress_bar("stage", 10, "B"):
+        pass
+    shown = terminal.getvalue()
+    assert "stage" in shown
+    assert shown.rsplit("\r", 2)[1].isspace()
+    assert shown.endswith("\r")
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -49,7 +49,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(tmp_path: Path, layouts: La
     result = run_command("relayout", model, "--placement", placement, "-o", tmp_path / "out")
     assert result.returncode == 0
     assert result.stdout.startswith(f"{tmp_path / 'out'}: bundled layout of 2 blocks takes ")
-    assert result.stdout.count("\n") == 1
+    assert result.stdout.count("\n") == 2
     assert "relayout: done, " in result.stderr
     assert "relayout" not in result.stdout.removeprefix(str(tmp_path))
 

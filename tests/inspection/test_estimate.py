@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from neuralink_cli.bench.bench import BenchOptions, bench_layouts
 from neuralink_cli.devices.device import find_device
-from neuralink_cli.errors import MismatchError, OptionError
+from neuralink_cli.errors import MismatchError, OptionError, OutputError
 from neuralink_cli.inspection.estimate import estimate
 from neuralink_cli.inspection.estimate_report import EstimateOptions, EstimateReport
 from neuralink_cli.inspection.facts import read_facts
@@ -21,6 +24,7 @@ from neuralink_cli.placement.placement import Placement
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import NO_CACHE
 from tests.checkpoints import RawTensor, files_of, tensors_of, write_checkpoint, write_random_trace
+from tests.faults import file_size_limit
 from tests.layouts import relayout
 
 DEVICE = find_device("ufs4.0")
@@ -125,6 +129,36 @@ def test_an_order_made_for_the_estimate_is_that_of_cluster(folder: Path, tmp_pat
     assert (report.budgets, report.size, report.memory) == (same.budgets, same.size, same.memory)
     assert (report.placement, report.effort) == (None, "fast")
     assert (same.placement, same.effort) == (str(tmp_path / "placement"), None)
+
+
+def test_the_order_that_is_thrown_away_leaves_nothing_even_if_the_run_is_killed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    here, found = folder / "opt", {}
+
+    @contextlib.contextmanager
+    def watched(stage: str, *_: object) -> Iterator[Callable[[int], object]]:
+        found[stage] = list(tmp_path.iterdir())
+        yield lambda _: None
+
+    options = EstimateOptions(budgets=BUDGETS)
+    report = estimate(here / "model", trace=here / "trace", options=options, progress=watched)
+    assert report.figures == "replayed"
+    assert found == {"cluster": [], "replay": []}
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_full_folder_for_temporary_files_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    here = folder / "opt"
+    with file_size_limit(100), pytest.raises(OutputError) as caught:
+        estimate(here / "model", trace=here / "trace", options=EstimateOptions(budgets=BUDGETS))
+    assert caught.value.where == str(tmp_path)
+    assert "set TMPDIR to another folder" in str(caught.value)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_placement_alone_states_its_own_gain(folder: Path) -> None:

@@ -11,6 +11,7 @@ from neuralink_cli.errors import OutputError
 from neuralink_cli.placement.block_ordering import OrderedBlock, SequenceCosts
 from neuralink_cli.placement.ordered_spool import OrderedSpool
 from neuralink_cli.placement.placement import HeldOutReads, OrderCost, PlacedBlock
+from tests.faults import file_size_limit
 
 
 def ordered(neurons: int, links: int, sequences: int) -> OrderedBlock:
@@ -49,6 +50,15 @@ def test_blocks_come_back_as_they_were_in_the_order_of_the_trace(tmp_path: Path)
                 np.array_equal(costs.collapsed[order], block.costs.collapsed[order]) for order in costs.collapsed
             )
         assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_with_the_folder_that_is_full(tmp_path: Path) -> None:
+    def put() -> None:
+        with OrderedSpool(tmp_path / "out", ["a"]) as spool:
+            spool.put(0, ordered(1000, 3, 5))
+
+    with file_size_limit(1000), pytest.raises(OutputError, match=f"{tmp_path}: the temporary file .*; free some space"):
+        put()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
