@@ -1,8 +1,8 @@
 """Keeps the disk busy while the CPU works: input is read ahead, and output is hashed and written in the background.
 
 Reading, hashing and writing each have one thread, which works in order; the caller moves weights in between. At most
-`IN_FLIGHT` bytes wait on either side, in reused buffers. An error in a stage is raised where its next result is needed.
-When a block ends, for whatever reason, its threads have ended.
+`IN_FLIGHT` bytes wait on either side, in reused buffers, and at most `MOST_RANGES` ranges. An error in a stage is
+raised where its next result is needed. When a block ends, for whatever reason, its threads have ended.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from neuralink_cli.files.byte_file import ByteFile
 # Bytes of a transfer: large enough for the device, small enough for the processor's cache.
 PIECE = 1 << 23
 IN_FLIGHT = 1 << 28
+# Buffers take pages beside their bytes, which are more than the bytes where experts are many and small.
+MOST_RANGES = 1024
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def _read_ahead(reader: ThreadPoolExecutor, ranges: Iterable[FileRange], in_flig
     for wanted in ranges:
         # Large buffers are used again, and lie in huge pages that even a small range would take as a whole.
         needed = max(wanted.size, PIECE) if wanted.size > PIECE // 8 else wanted.size
-        while pending and held + needed > in_flight:
+        while pending and (held + needed > in_flight or len(pending) >= MOST_RANGES):
             future, buffer = pending.popleft()
             yield future.result()
             held -= buffer.size
