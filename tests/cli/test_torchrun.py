@@ -94,7 +94,6 @@ def test_a_rank_that_dies_is_told_once_and_nothing_is_left(failing: list[object]
 @pytest.mark.parametrize(
     ("failure", "error", "code", "watched"),
     [
-        ("1:record:die", "rank 1 of 2 died without a word", -9, True),
         # As if torchrun's agent were gone too.
         ("1:record:die", "rank 1 of 2 died without a word", -9, False),
         ("1:record:fail", "rank 1: ", OUTPUT, True),
