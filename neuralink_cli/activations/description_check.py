@@ -295,7 +295,8 @@ def _first_and_last(blocks: Sequence[FFNBlock]) -> list[list[FFNBlock]]:
     kinds: dict[Any, dict[str, list[FFNBlock]]] = {}
     for block in blocks:
         roles = tuple((part.role, part.neuron_axis, part.bias is None) for part in block.parts)
-        layers = kinds.setdefault((re.sub("[0-9]+", "", block.id), block.activation, roles), {})
+        said = (re.sub("[0-9]+", "", block.id), block.activation, block.up_values, roles)
+        layers = kinds.setdefault(said, {})
         layers.setdefault(block.id if block.expert is None else block.expert.module, []).append(block)
     return [layers[name] for layers in kinds.values() for name in dict.fromkeys([next(iter(layers)), [*layers][-1]])]
 

@@ -122,7 +122,7 @@ class Meeting:
         """Check that no rank is known to have failed.
 
         Raises:
-            WorkerError: One has, or has not been heard of for minutes.
+            WorkerError: One has, was killed on this machine, or has not been heard of for minutes.
         """
         if self.add("failed", 0):
             raise WorkerError("another rank failed")
@@ -130,6 +130,11 @@ class Meeting:
         if now - self._looked < _BEAT_SECONDS:
             return
         self._looked = now
+        # Whatever started the ranks may not watch over them.
+        with lost_connection():
+            dead = self._dead()
+        if dead:
+            raise _died(sorted(dead), self._launch.count)
         for rank in range(self._launch.count):
             beats = self.add(f"beats/{rank}", 0)
             if beats != self._beats.get(rank, (-1, now))[0]:

@@ -35,4 +35,5 @@ def command(layout_directory: Path, output: Path, overwrite: bool, as_json: bool
     if as_json:
         print_json({"output": str(output), **asdict(summary)})
     else:
-        click.echo(f"{output}: {summary.tensors:,} tensors, {human_bytes(summary.bytes)}; {summary.coverage}")
+        click.echo(f"{output}: {summary.tensors:,} tensors, {human_bytes(summary.bytes)}")
+        click.echo(str(summary.coverage))

@@ -130,7 +130,8 @@ def command(
     if as_json:
         print_json({"verified": True, **document})
         return
-    click.echo(f"verified: {layout_directory} ({document['layout']}, {document['mode']}); {report.coverage}")
+    click.echo(f"verified: {layout_directory} ({document['layout']}, {document['mode']})")
+    print_text(str(report.coverage), indent=2)
     for check in document["checks"]:
         print_text(check, indent=2)
     if document["tensors"]:

@@ -1,9 +1,9 @@
 """Keeps the disk busy while the CPU works: input is read ahead, and output is hashed and written in the background.
 
 Reading, hashing and writing each have one thread, which works in order; the caller moves weights in between. At most
-`AHEAD` bytes wait to be worked on and `BEHIND` bytes to be written, in reused buffers; what is worked on is among them.
-An error in a stage is raised where its next result is needed. When a block ends, for whatever reason, its threads have
-ended.
+`AHEAD` bytes in at most `MOST_RANGES` ranges wait to be worked on and `BEHIND` bytes to be written, in reused buffers;
+what is worked on is among them. An error in a stage is raised where its next result is needed. When a block ends, for
+whatever reason, its threads have ended.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ PIECE = 1 << 23
 AHEAD = 1 << 28
 # Less, as it is full only where the disk writes slower than all else works, while reading ahead always fills up.
 BEHIND = 1 << 26
+# Buffers take pages beside their bytes, which are more than the bytes where experts are many and small.
+MOST_RANGES = 1024
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def _read_ahead(reader: ThreadPoolExecutor, ranges: Iterable[FileRange], in_flig
     for wanted in ranges:
         # Large buffers are used again, and lie in huge pages that even a small range would take as a whole.
         needed = max(wanted.size, PIECE) if wanted.size > PIECE // 8 else wanted.size
-        while pending and held + needed > in_flight:
+        while pending and (held + needed > in_flight or len(pending) >= MOST_RANGES):
             future, buffer = pending.popleft()
             yield future.result()
             held -= buffer.size

@@ -340,7 +340,8 @@ def kept_in_dram(blocks: Sequence[FlashBlock], entries: Sequence[TensorEntry], n
         names: Those of the source. The file holds more than weights: orders, frequencies, padding.
     """
     resident = {kept.place.tensor: kept.place.bytes for block in blocks for kept in block.resident}
-    dense = [entry for entry in entries if entry.name in names - resident.keys()]
+    in_no_block = names - resident.keys()
+    dense = [entry for entry in entries if entry.name in in_no_block]
     return {
         "dense": sum(entry.nbytes for entry in dense),
         "resident": sum(resident.values()),

@@ -110,6 +110,14 @@ def test_a_rank_that_falls_silent_is_named(monkeypatch: pytest.MonkeyPatch, stor
         ranks.meet("work")
 
 
+def test_a_killed_rank_is_noticed_by_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long before it has been silent for minutes, and though nothing stops this rank."""
+    monkeypatch.setattr(meeting, "_BEAT_SECONDS", 0.02)
+    killed(1, monkeypatch, None, None)
+    with pytest.raises(WorkerError, match="rank 1 of 2 died without a word"), Meeting(launch_of(0)) as ranks:
+        ranks.meet("work")
+
+
 @pytest.mark.parametrize("error", [WorkerError("the connection broke"), Terminated()])
 def test_what_a_killed_rank_left_is_removed_and_the_rank_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException

@@ -81,6 +81,24 @@ def test_no_more_is_read_than_may_wait(file: ByteFile) -> None:
         assert len(asked) <= 8
 
 
+def test_small_ranges_do_not_pile_up(file: ByteFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few their bytes are: each has a buffer of some pages."""
+    monkeypatch.setattr(pipeline, "MOST_RANGES", 5)
+    monkeypatch.setattr(pipeline, "IN_FLIGHT", 1 << 20)
+    asked = []
+
+    def ranges() -> Iterator[FileRange]:
+        for start in range(50):
+            asked.append(start)
+            yield FileRange(file, start, 10)
+
+    with read_ahead(ranges()) as pieces:
+        for start, data in enumerate(pieces):
+            assert np.array_equal(data, CONTENT[start : start + 10])
+            assert len(asked) <= start + 6
+    assert len(asked) == 50
+
+
 def test_a_failure_is_raised_where_its_bytes_are_asked_for(file: ByteFile) -> None:
     ranges = [FileRange(file, 0, 100), FileRange(file, CONTENT.size - 50, 100), FileRange(file, 0, 100)]
     with read_ahead(ranges) as pieces:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ import pytest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.inspection.checkpoint_facts import read_checkpoint
-from neuralink_cli.inspection.facts import read_facts
+from neuralink_cli.inspection.facts import kept_in_dram, read_facts
 from neuralink_cli.inspection.inspect import inspect
 from neuralink_cli.inspection.kinds import recognise
+from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.placement.placement import STORED, Placement
 from tests.checkpoints import blocks_of, write_random_trace
 from tests.layouts import LayoutFactory
@@ -55,6 +57,27 @@ def test_what_a_layout_keeps_in_dram_is_all_but_its_bundles(layouts: LayoutFacto
     assert list(facts.gains) == stored
     strides = [block.bundle_bytes or 0 for block in facts.blocks]
     assert facts.dram_bytes["pinned"] == sum(a * b for a, b in zip(pinned, strides, strict=True))
+
+
+class Counted(frozenset[str]):
+    """Names of which it is known how often others were taken away from them all."""
+
+    times = 0
+
+    def __sub__(self, other: AbstractSet[object]) -> frozenset[str]:
+        Counted.times += 1
+        return super().__sub__(other)
+
+
+def test_the_names_of_a_source_are_gone_through_once(layouts: LayoutFactory) -> None:
+    """And not for every tensor: a model with thousands of experts has tens of thousands."""
+    made = layouts.bundled("opt", resident="gate")
+    with Checkpoint(made.model) as checkpoint, open_layout(made.layout) as layout:
+        assert layout.kind == "bundled"
+        names = Counted(checkpoint.tensors)
+        kept = kept_in_dram(layout.index.blocks, layout.file.header.entries, names)
+    assert kept == read_facts(recognise(made.layout)).dram_bytes
+    assert Counted.times == 1
 
 
 def test_a_trace_names_its_data_and_what_ordering_it_takes(layouts: LayoutFactory, tmp_path: Path) -> None:
