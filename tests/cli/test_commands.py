@@ -72,12 +72,12 @@ def test_what_people_see(neuralink: Neuralink, tmp_path: Path, layouts: LayoutFa
     assert written.stdout.startswith(f"{tmp_path / 'out'}: bundled layout of 2 blocks takes ")
     assert (written.code, written.stderr) == (0, "")
     verified = neuralink("verify", model, tmp_path / "out", "-q")
-    covers = "; the blocks cover 100 % of the FFN bytes\n"
-    assert verified.stdout.startswith(f"verified: {tmp_path / 'out'} (bundled, full){covers}")
+    covers = "the blocks cover 100 % of the FFN bytes\n"
+    assert verified.stdout.startswith(f"verified: {tmp_path / 'out'} (bundled, full)\n  {covers}")
     assert "every source tensor byte for byte" in verified.stdout
     restored = neuralink("restore", tmp_path / "out", "-o", tmp_path / "restored", "-q")
     assert restored.stdout.startswith(f"{tmp_path / 'restored'}: 15 tensors, ")
-    assert restored.stdout.endswith(covers)
+    assert restored.stdout.endswith(f"\n{covers}")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -84,7 +84,7 @@ def test_no_more_is_read_than_may_wait(file: ByteFile) -> None:
 def test_small_ranges_do_not_pile_up(file: ByteFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """However few their bytes are: each has a buffer of some pages."""
     monkeypatch.setattr(pipeline, "MOST_RANGES", 5)
-    monkeypatch.setattr(pipeline, "IN_FLIGHT", 1 << 20)
+    monkeypatch.setattr(pipeline, "AHEAD", 1 << 20)
     asked = []
 
     def ranges() -> Iterator[FileRange]:
