@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from neuralink_cli.cli.entry import run
+from tests.cli.conftest import Neuralink
 from tests.traces import write_clustered_trace
 
 COMMAND = [sys.executable, "-m", "neuralink_cli", "cluster"]
@@ -73,8 +74,6 @@ def test_ctrl_c_ends_the_workers_and_leaves_nothing(trace: Path, tmp_path: Path)
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
-def test_a_trace_is_sent_to_workers_only(trace: Path, tmp_path: Path) -> None:
-    command: list[str | Path] = [*COMMAND, trace, "-o", tmp_path / "p", "--send-trace"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "neuralink: error: --send-trace needs --scheduler or --workers\n"
+def test_a_trace_is_sent_to_workers_only(neuralink: Neuralink, trace: Path, tmp_path: Path) -> None:
+    refused = neuralink("cluster", trace, "-o", tmp_path / "p", "--send-trace")
+    assert (refused.code, refused.error) == (2, "--send-trace needs --scheduler or --workers")

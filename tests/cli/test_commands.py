@@ -233,7 +233,7 @@ go("relayout", model, "--placement", f"{folder}/placement", "-o", f"{folder}/per
 for kind in ("bundled", "permuted"):
     go("verify", model, f"{folder}/{kind}", "-q")
     go("restore", f"{folder}/{kind}", "-o", f"{folder}/restored-{kind}", "-q")
-heavy = ("torch", "transformers", "datasets", "matplotlib")
+heavy = ("torch", "transformers", "datasets", "huggingface_hub", "matplotlib", "dask", "distributed")
 print([name for name in heavy if name in sys.modules], file=sys.stderr)
 """
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from neuralink_cli.__main__ import main
 from neuralink_cli.cli.exit_codes import OUTPUT
@@ -58,6 +57,8 @@ def forked_by_torchrun(failure: str, *arguments: object) -> Ended:
 
 
 def _launch(failure: str) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     ranks = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0, start_method="fork",

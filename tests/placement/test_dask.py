@@ -297,16 +297,6 @@ def test_without_the_extra_the_command_says_what_to_install(
         placed(trace, tmp_path / "p", DaskOptions(workers=1))
 
 
-def test_nothing_imports_dask_unless_it_is_asked_for(trace: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from neuralink_cli.cli.entry import run; code = run(sys.argv[1:]);"
-        "print(code, [name for name in ('dask', 'distributed') if name in sys.modules])"
-    )
-    arguments = ["cluster", str(trace), "-o", str(tmp_path / "p"), "-q", "--json", "--order", "linked"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("\n0 []\n")
-
-
 def test_small_blocks_share_a_task_and_large_ones_do_not(trace: Path) -> None:
     with Trace(trace) as opened:
         (block, *_) = opened.info.blocks
