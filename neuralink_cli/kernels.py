@@ -23,13 +23,26 @@ def kernel(function: Function) -> Function:
 
     numba has no type stubs; the result keeps the static type of `function`.
     """
+    return _compiled(function)
+
+
+def inlined_kernel(function: Function) -> Function:
+    """As `kernel`, for a few lines that become part of every kernel that calls them.
+
+    A call counts references to all arrays that it is given, one by one: more work than those lines, if they are given
+    a tuple of arrays.
+    """
+    return _compiled(function, inline="always")
+
+
+def _compiled(function: Function, **options: str) -> Function:
     _allow_compiling()
     try:
-        compiled: Any = njit(cache=True, nogil=True)(function)
+        compiled: Any = njit(cache=True, nogil=True, **options)(function)
     except RuntimeError as error:
         # No folder that could hold a cache: another user's installation, and no home.
         _remark(f"compiled code cannot be kept ({error}), so every run compiles it again")
-        compiled = njit(nogil=True)(function)
+        compiled = njit(nogil=True, **options)(function)
     else:
         compiled._cache = _ForgivingCache(compiled._cache)
     return cast(Function, compiled)

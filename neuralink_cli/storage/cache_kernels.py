@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.arrays import Neurons
-from neuralink_cli.kernels import kernel
+from neuralink_cli.kernels import inlined_kernel, kernel
 
 NONE, S3FIFO, LRU, WINDOW = range(4)
 ABSENT = -1
@@ -205,7 +205,7 @@ def _chance(state: CacheState, slot: int) -> int:
     return np.int64((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(32))  # type: ignore[return-value]
 
 
-@kernel
+@inlined_kernel
 def _enter(state: CacheState, slot: int) -> None:
     """Admit a slot to the small queue, or to the main queue if it is remembered as a ghost."""
     counters = state.counters
@@ -220,7 +220,7 @@ def _enter(state: CacheState, slot: int) -> None:
         _append(state.small, counters, SMALL_HEAD, slot)
 
 
-@kernel
+@inlined_kernel
 def _leave_small(state: CacheState) -> bool:
     """Evict the first slot of the small queue that was not used enough; move slots before it to the main queue."""
     counters = state.counters
@@ -250,14 +250,14 @@ def _leave_main(state: CacheState) -> None:
         _append(state.main, counters, MAIN_HEAD, slot)
 
 
-@kernel
+@inlined_kernel
 def _append(ring: Neurons, counters: npt.NDArray[np.int64], head: int, slot: int) -> None:
     place = counters[head] + counters[head + 1]
     ring[place if place < ring.size else place - ring.size] = slot
     counters[head + 1] += 1
 
 
-@kernel
+@inlined_kernel
 def _take(ring: Neurons, counters: npt.NDArray[np.int64], head: int) -> int:
     slot: int = ring[counters[head]]
     counters[head] = counters[head] + 1 if counters[head] + 1 < ring.size else 0
@@ -265,7 +265,7 @@ def _take(ring: Neurons, counters: npt.NDArray[np.int64], head: int) -> int:
     return slot
 
 
-@kernel
+@inlined_kernel
 def _release(state: CacheState, slot: int) -> None:
     """Free the row of a slot."""
     state.free[state.counters[FREE]] = state.row_of[slot]
