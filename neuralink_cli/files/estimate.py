@@ -26,6 +26,8 @@ _WORTH_SAMPLING = 1 << 30
 _SAMPLES = 48
 _WARM_UP = 8
 _MOST_SECONDS = 1.0
+# Compiled kernels, loaded when they are first used. Compiling them, the first time ever, takes more.
+_KERNEL_BYTES = 6 << 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Pass:
     """Files that are read once from start to end, while `written` bytes are written.
 
     Everything written is hashed. If nothing is written, `hashed_share` of the bytes read is hashed. `beside` are files
-    that are read at the same time, by themselves. `other_read` bytes are read from files that are not open yet.
+    that are read at the same time, by themselves. `other_read` bytes are read from files that are not open yet. No more
+    than `longest` bytes are read on either side before all that is read is also worked on; None for all.
     """
 
     files: Sequence[ByteFile]
@@ -49,6 +52,7 @@ class Pass:
     hashed_share: float = 1.0
     beside: Sequence[ByteFile] = ()
     other_read: int = 0
+    longest: int | None = None
 
     @property
     def read(self) -> int:
@@ -58,8 +62,9 @@ class Pass:
     @property
     def waiting(self) -> int:
         """The most bytes that wait, read ahead or to be written, and are worked on there."""
+        most = pipeline.AHEAD if self.longest is None else min(pipeline.AHEAD, self.longest)
         ahead = (sum(file.size for file in side) for side in (self.files, self.beside))
-        return sum(min(pipeline.AHEAD, size) for size in ahead) + min(pipeline.BEHIND, self.written)
+        return sum(min(most, size) for size in ahead) + min(pipeline.BEHIND, self.written)
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,9 @@ def estimate(passes: Sequence[Pass], held: int, output: Path | None = None) -> E
 
 
 def program_bytes() -> int:
-    """Bytes of memory that a run takes before it begins: what this process has taken so far, and the compiler."""
+    """Bytes of memory of programs: what this process has taken so far, the compiler, and what was compiled before."""
     load_compiler()
-    return resident_bytes()
+    return resident_bytes() + _KERNEL_BYTES
 
 
 def memory_bytes(passes: Sequence[Pass], held: int, programs: int) -> int:

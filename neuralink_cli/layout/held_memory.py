@@ -64,6 +64,23 @@ def held_while_restoring(layout: Layout) -> int:
     return stored + made + _most(slabs, _taken_apart) + _moving(layout.moved_slabs.values())
 
 
+def longest_restored(layout: Layout) -> int:
+    """The most bytes of a layout that are read for one file of its source."""
+    longest = 0
+    for header in layout.source_headers.values():
+        size, last = 0, None
+        for entry in header.entries:
+            slabs = layout.made_slabs.get(entry.name)
+            size += 0 if slabs else entry.nbytes
+            for piece in _pieces(slabs or ()):
+                # What is still in memory is not read again.
+                if piece.stored != last:
+                    last = piece.stored
+                    size += last.bytes
+        longest = max(longest, size)
+    return longest
+
+
 def together(slab: Slab[SourcePiece]) -> bool:
     """Whether one tensor of the layout has all that a slab is rebuilt from, so that it can be rebuilt in stretches."""
     return len({piece.stored.tensor for piece in slab.pieces}) == 1

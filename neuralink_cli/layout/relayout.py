@@ -319,4 +319,6 @@ def estimate_relayout(
 
 def relayout_pass(plan: RelayoutPlan, checkpoint: Checkpoint) -> Pass:
     """What `write_layout` reads and writes."""
-    return Pass(checkpoint.files, plan.total_bytes, other_read=plan.companion_bytes)
+    # The files of a permuted layout are made one by one.
+    longest = None if plan.bundled is not None else max(file.size for file in checkpoint.files)
+    return Pass(checkpoint.files, plan.total_bytes, other_read=plan.companion_bytes, longest=longest)

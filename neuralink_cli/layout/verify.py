@@ -145,5 +145,8 @@ def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, wh
 def estimate_verify(layout: Layout, checkpoint: Checkpoint) -> Estimate:
     """Estimate what `verify_full` will take."""
     files = [file for file, _ in layout.weight_files]
-    work = Pass(files, hashed_share=0.5, beside=checkpoint.files, other_read=2 * companion_bytes(layout))
+    # Of a bundled layout one file has all; else each has a file of the source beside it.
+    longest = None if layout.kind == "bundled" else max(file.size for file in files)
+    other = 2 * companion_bytes(layout)
+    work = Pass(files, hashed_share=0.5, beside=checkpoint.files, other_read=other, longest=longest)
     return estimate([work], held_while_comparing(layout, checkpoint))

@@ -67,7 +67,9 @@ def layout_needs(model: ModelInput, options: BuildOptions, output: Path) -> Esti
             if options.recall_text is not None:
                 running = recall_bytes(plan, checkpoint)
         held = held_while_writing(checkpoint, blocks, plan)
-        writing = estimate([Pass(checkpoint.files, weights + beside, other_read=beside)], held, output)
+        longest = None if plan is not None else max(file.size for file in checkpoint.files)
+        work = Pass(checkpoint.files, weights + beside, other_read=beside, longest=longest)
+        writing = estimate([work], held, output)
         return replace(writing, memory_bytes=max(writing.memory_bytes, running))
 
 

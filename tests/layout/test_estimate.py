@@ -13,12 +13,13 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import OutputError
 from neuralink_cli.files import estimate, pipeline
 from neuralink_cli.files.estimate import Estimate
-from neuralink_cli.layout.held_memory import held_while_comparing, held_while_restoring
+from neuralink_cli.layout.held_memory import held_while_comparing, held_while_restoring, longest_restored
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.layout.planning import plan_relayout
 from neuralink_cli.layout.relayout import estimate_relayout
 from neuralink_cli.layout.restore import estimate_restore
+from neuralink_cli.layout.unbundling import tensor_sections
 from neuralink_cli.layout.verify import estimate_verify
 from neuralink_cli.placement.placement import Placement
 from tests.damage import KINDS
@@ -106,7 +107,7 @@ def test_memory_is_what_waits_on_each_side_and_what_is_held(
     tmp_path: Path, layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = layouts.bundled("llama", shards=2)
-    monkeypatch.setattr(estimate, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(estimate, "program_bytes", lambda: 0)
     monkeypatch.setattr(pipeline, "AHEAD", 5000)
     monkeypatch.setattr(pipeline, "BEHIND", 3000)
     monkeypatch.setattr(pipeline, "PIECE", 1000)
@@ -121,6 +122,14 @@ def test_memory_is_what_waits_on_each_side_and_what_is_held(
         held = held_while_comparing(layout, checkpoint)
         both = size_of(made.model) + size_of(made.layout)
         assert estimate_verify(layout, checkpoint).memory_bytes == round(1.06 * (both + held))
+        # For a file of the source at a time, of which there are two; the layout is checked before.
+        sections = [tuple(tensor_sections(layout, header.entries)) for header in layout.source_headers.values()]
+        longest = max(sum(each.size for section in file for each in section.reads) for file in sections)
+        held = held_while_restoring(layout)
+        waiting = max(longest + 3000 + held, size_of(made.layout) + held)
+        assert longest < size_of(made.layout)
+        assert estimate_restore(layout, tmp_path / "out").memory_bytes == round(1.06 * waiting)
+        assert longest_restored(layout) == longest
     held = 37 * 3 * 20 * 4
     assert of_relayout(made, tmp_path / "out").memory_bytes == round(1.06 * (size_of(made.model) + 3000 + held))
 
