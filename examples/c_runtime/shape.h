@@ -13,7 +13,7 @@ typedef struct {
     char type[64];
     uint64_t layers, hidden, heads, kv_heads, head_size, positions;
     float epsilon; /* of the norms */
-    int tied;      /* whether the output head is the embedding, also if there is a tensor for it */
+    int tied;      /* whether the output head is the embedding, unless there is a tensor for it with other values */
     /* OPT */
     int norm_first, last_norm;
     uint64_t embedded; /* width of the embedding */

@@ -83,9 +83,34 @@ static int find_attention(const Finder *finder, const NlShape *shape, NlAttentio
     return norm(finder, stem, "self_attn.k_norm", shape->head_size, 0, &layer->of_keys);
 }
 
+/* Whether two tensors hold the same: 1 or 0; -1 after an error. */
+static int same(const Finder *finder, const NlTensor *one, const NlTensor *other) {
+    unsigned char left[1 << 14], right[sizeof left];
+    uint64_t bytes = one->rows * one->row_bytes;
+    int file = finder->tensors->index->file;
+    if (one->format != other->format || one->rows != other->rows || one->columns != other->columns) return 0;
+    for (uint64_t at = 0, some; at < bytes; at += some) {
+        some = bytes - at < sizeof left ? bytes - at : sizeof left;
+        if (nl_read_at(file, left, some, one->offset + at, finder->error) != 0 ||
+            nl_read_at(file, right, some, other->offset + at, finder->error) != 0)
+            return -1;
+        if (memcmp(left, right, (size_t)some) != 0) return 0;
+    }
+    return 1;
+}
+
+/* Whether the output head is the embedding: 1 or 0; -1 after an error. transformers does not tie what is stored with
+ * other values, whatever the config says. */
+static int is_tied(const Finder *finder, const NlShape *shape, const NlTensor *embedding) {
+    NlTensor head;
+    if (!shape->tied) return 0;
+    if (find(finder, "", "lm_head.weight", &head) != 0) return -1;
+    return head.format ? same(finder, &head, embedding) : 1;
+}
+
 static int find_embeddings(const Finder *finder, const NlShape *shape, NlWeights *weights) {
     const char *stem = finder->prefix;
-    int opt = shape->family == NL_OPT;
+    int opt = shape->family == NL_OPT, tied;
     uint64_t width = opt ? shape->embedded : shape->hidden;
     if (matrix(finder, stem, "embed_tokens.weight", 0, width, 0, &weights->embedding) != 0) return -1;
     if (opt) {
@@ -99,7 +124,7 @@ static int find_embeddings(const Finder *finder, const NlShape *shape, NlWeights
     if ((!opt || shape->last_norm) &&
         norm(finder, stem, opt ? "final_layer_norm" : "norm", shape->hidden, 0, &weights->last_norm) != 0)
         return -1;
-    if (shape->tied) return 0;
+    if ((tied = is_tied(finder, shape, &weights->embedding.at)) != 0) return tied < 0 ? -1 : 0;
     return matrix(finder, "", "lm_head.weight", weights->embedding.at.rows, width, 0, &weights->head);
 }
 

@@ -76,7 +76,9 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 def _refusal(checkpoint: Checkpoint, found: Iterable[str], what: str) -> UnsupportedError:
     first, *others = sorted(found)
     more = f" and {len(others):,} more" if others else ""
-    how = "in a way that is not understood" if checkpoint.scaled else "though config.json does not say so"
+    # The key of MLX, which transformers does not look at.
+    said = checkpoint.scaled or checkpoint.config.get("quantization")
+    how = "in a way that is not understood" if said else "though config.json does not say so"
     return UnsupportedError(
         f"is quantised, {how}: it has tensor {first!r}{more}, {what}",
         where=checkpoint.directory,

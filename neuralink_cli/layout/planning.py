@@ -153,16 +153,24 @@ def check_placement(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], placemen
 
 
 def check_placed_blocks(blocks: Sequence[FFNBlock], placement: Placement) -> None:
-    """Check that a placement has the blocks of a checkpoint.
+    """Check that a placement has the blocks of a checkpoint, with the activations that decided what fires.
 
     Raises:
-        MismatchError: Blocks or their sizes differ.
+        MismatchError: Blocks, their sizes or their activations differ.
     """
     expected = {block.id: block.neurons for block in blocks}
     found = {block.id: block.neurons for block in placement.info.blocks}
     if expected != found:
         differing = sorted(set(expected.items()) ^ set(found.items()))[0][0]
         raise MismatchError(f"does not fit the checkpoint's blocks (first at {differing})", where=placement.path)
+    activations = {block.id: block.activation for block in placement.info.blocks}
+    for block in blocks:
+        if (before := activations[block.id]) != block.activation:
+            raise MismatchError(
+                f"was made for activation {before!r} in {block.id}, which is {block.activation!r} by now",
+                where=placement.path,
+                fix="profile and cluster again: config.json or the architecture has changed since",
+            )
 
 
 def check_options(options: RelayoutOptions) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.checkpoints import random_tensor, tensors_of, write_checkpoint, write_random_placement
+from tests.checkpoints import RawTensor, random_tensor, tensors_of, write_checkpoint, write_random_placement
 from tests.cli.conftest import Neuralink
 
 STEM = "model.layers.1.mlp.up_proj"
@@ -58,6 +58,21 @@ def test_scales_beside_weights_are_refused(neuralink: Neuralink, tmp_path: Path,
     for code, error in both(neuralink, write_checkpoint(tmp_path / "model", "llama", tensors=tensors), outputs):
         assert code == 4
         assert f"is quantised, though config.json does not say so: it has tensor {tensor!r}" in error
+
+
+def test_a_checkpoint_of_mlx_is_said_to_be_quantised(neuralink: Neuralink, tmp_path: Path, outputs: Path) -> None:
+    """Codes in 32 bits with scales and biases, of which the config speaks under a key of its own."""
+    tensors = tensors_of("llama")
+    module = "model.layers.0.mlp.up_proj"
+    rows = tensors[f"{module}.weight"].shape[0]
+    tensors[f"{module}.weight"] = RawTensor("U32", (rows, 4), bytes(16 * rows))
+    for name in ("scales", "biases"):
+        tensors[f"{module}.{name}"] = RawTensor("BF16", (rows, 1), bytes(2 * rows))
+    config = {"quantization": {"group_size": 32, "bits": 4}}
+    model = write_checkpoint(tmp_path / "model", "llama", tensors=tensors, config=config)
+    for code, error in both(neuralink, model, outputs):
+        assert code == 4
+        assert f"is quantised, in a way that is not understood: it has tensor '{module}.scales'" in error
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "U8"])

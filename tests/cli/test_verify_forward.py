@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.cli.exit_codes import MISMATCH, UNSUPPORTED
-from tests.checkpoints import write_random_placement
+from tests.checkpoints import blocks_of, write_random_placement
 from tests.cli.conftest import Neuralink
 from tests.conftest import ModelFactory
 
@@ -29,8 +31,14 @@ def described(name: str, tmp_path: Path, **changes: Any) -> Path:
     return path
 
 
-def laid_out(neuralink: Neuralink, model: Path, tmp_path: Path, *options: object) -> Path:
-    placement = write_random_placement(model, tmp_path / "placement")
+def laid_out(
+    neuralink: Neuralink, model: Path, tmp_path: Path, *options: object, activation: str | None = None
+) -> Path:
+    with Checkpoint(model) as checkpoint:
+        blocks = blocks_of(checkpoint)
+    if activation is not None:
+        blocks = tuple(replace(block, activation=activation) for block in blocks)
+    placement = write_random_placement(model, tmp_path / "placement", blocks=blocks)
     done = neuralink("relayout", model, "--placement", placement, "-o", tmp_path / "layout", *options, "-q")
     assert done.code == 0, done.stderr
     return tmp_path / "layout"
@@ -40,7 +48,7 @@ def test_a_layout_with_another_activation_is_found_out(
     model: ModelFactory, text_file: Path, tmp_path: Path, neuralink: Neuralink
 ) -> None:
     wrong = ("--architecture", described("llama", tmp_path, activation={"default": "relu"}))
-    layout = laid_out(neuralink, model("llama"), tmp_path, *GATE, *wrong)
+    layout = laid_out(neuralink, model("llama"), tmp_path, *GATE, *wrong, activation="relu")
     assert neuralink("verify", model("llama"), layout, "-q").code == 0
     for how in ((), wrong):
         refused = neuralink("verify", model("llama"), layout, "--forward", "--text", text_file, *how, "-q")
@@ -99,7 +107,7 @@ def test_an_activation_that_nobody_knows_is_not_computed_again(
     model: ModelFactory, text_file: Path, tmp_path: Path, neuralink: Neuralink
 ) -> None:
     own = ("--architecture", described("llama", tmp_path, activation={"default": "my-own"}))
-    layout = laid_out(neuralink, model("llama"), tmp_path, *own)
+    layout = laid_out(neuralink, model("llama"), tmp_path, *own, activation="my-own")
     said = neuralink("verify", model("llama"), layout, "--forward", "--text", text_file, *own)
     assert said.code == 0, said.stderr
     assert "  no block could be computed again as the layout describes it\n" in said.stdout

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime.loading import load_flash_model
@@ -139,6 +140,18 @@ def test_logits_of_every_model(c_runtime: CRuntime, tmp_path: Path, name: str) -
 )
 def test_logits_of_variants(c_runtime: CRuntime, tmp_path: Path, family: str) -> None:
     layout = lay_out(tmp_path, build_model(tmp_path / "model", family), threshold=0.01)
+    agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_that_is_stored_though_it_is_tied(c_runtime: CRuntime, tmp_path: Path, same: bool) -> None:
+    """With other values than the embedding it is not tied, as for transformers."""
+    model = build(tmp_path / "model", "Llama", tie_word_embeddings=True)
+    tensors = load_file(model / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding if same else np.ascontiguousarray(embedding[::-1])
+    save_file(tensors, model / "model.safetensors")
+    layout = lay_out(tmp_path, model, threshold=0.02)
     agree(logits(c_runtime.checked / "flash_run", layout, PROMPT), expected_logits(layout, PROMPT))
 
 

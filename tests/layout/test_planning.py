@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 from math import prod
 from pathlib import Path
@@ -178,6 +179,19 @@ def test_refuses_a_placement_of_other_blocks(tmp_path: Path) -> None:
     (model / "config.json").write_text('{"model_type": "opt", "num_hidden_layers": 1}')
     with pytest.raises(MismatchError, match=r"placement: does not fit the checkpoint's blocks \(first at layers.1\)"):
         relayout(model, placement, tmp_path / "out")
+
+
+def test_refuses_a_placement_for_another_activation(tmp_path: Path) -> None:
+    """Its thresholds say nothing of a model whose config, which no fingerprint covers, was changed since."""
+    model = write_checkpoint(tmp_path / "model", "llama")
+    placement = write_random_placement(model, tmp_path / "placement")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    for layout in ("bundled", "permuted"):
+        with pytest.raises(
+            MismatchError, match=r"was made for activation 'silu' in layers\.0, which is 'relu' by now; profile and"
+        ):
+            relayout(model, placement, tmp_path / "out", layout=layout)
 
 
 def test_every_refusal_is_an_expected_one(tmp_path: Path) -> None:
