@@ -45,6 +45,7 @@ class Pass:
     Everything written is hashed. If nothing is written, `hashed_share` of the bytes read is hashed. `beside` are files
     that are read at the same time, by themselves. `other_read` bytes are read from files that are not open yet. No more
     than `longest` bytes are read on either side before all that is read is also worked on; None for all.
+    `peak` is what it takes beside programs, if that is known better than from these.
     """
 
     files: Sequence[ByteFile]
@@ -53,6 +54,7 @@ class Pass:
     beside: Sequence[ByteFile] = ()
     other_read: int = 0
     longest: int | None = None
+    peak: int | None = None
 
     @property
     def read(self) -> int:
@@ -62,6 +64,8 @@ class Pass:
     @property
     def waiting(self) -> int:
         """The most bytes that wait, read ahead or to be written, and are worked on there."""
+        if self.peak is not None:
+            return self.peak
         most = pipeline.AHEAD if self.longest is None else min(pipeline.AHEAD, self.longest)
         ahead = (sum(file.size for file in side) for side in (self.files, self.beside))
         return sum(min(most, size) for size in ahead) + min(pipeline.BEHIND, self.written)

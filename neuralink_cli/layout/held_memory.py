@@ -12,6 +12,7 @@ from neuralink_cli.architectures.blocks import FFNBlock, MovedPiece, moved_piece
 from neuralink_cli.architectures.regions import Placed, Slab, cut_into_slabs, stretches
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.files import pipeline
+from neuralink_cli.files.header import Header
 from neuralink_cli.layout.dense_rounding import longest_rounded, passing_bytes
 from neuralink_cli.layout.gathering import Gathering, gatherings_of
 from neuralink_cli.layout.open_layout import Layout
@@ -56,29 +57,37 @@ def held_while_comparing(layout: Layout, checkpoint: Checkpoint) -> int:
     return stored + beside + max(apart, _rounding(gatherings, dense, checkpoint)) + _moving(layout.moved_slabs.values())
 
 
-def held_while_restoring(layout: Layout) -> int:
-    """Bytes that rebuilding the source of a layout holds: a tensor of the layout, and what is made from it."""
-    slabs = [slab for made in layout.made_slabs.values() for slab in made]
+def restoring_bytes(layout: Layout) -> int:
+    """The most bytes that rebuilding the source of a layout takes, which is done file by file: with what waits."""
+    most = 0
+    for header in layout.source_headers.values():
+        ahead, behind = min(pipeline.AHEAD, _read_for(layout, header)), min(pipeline.BEHIND, header.file_bytes)
+        most = max(most, ahead + behind + held_while_restoring(layout, header))
+    return most
+
+
+def held_while_restoring(layout: Layout, header: Header) -> int:
+    """Bytes that rebuilding a file of the source holds: a tensor of the layout, and what is made from it."""
+    names = [entry.name for entry in header.entries]
+    slabs = [slab for name in names for slab in layout.made_slabs.get(name, ())]
+    moved = [layout.moved_slabs[name] for name in names if name in layout.moved_slabs]
     stored = _most(_pieces(slabs), lambda piece: piece.stored.bytes)
     made = _most(slabs, lambda slab: _longest(slab) if together(slab) else slab.nbytes)
-    return stored + made + _most(slabs, _taken_apart) + _moving(layout.moved_slabs.values())
+    return stored + made + _most(slabs, _taken_apart) + _moving(moved)
 
 
-def longest_restored(layout: Layout) -> int:
-    """The most bytes of a layout that are read for one file of its source."""
-    longest = 0
-    for header in layout.source_headers.values():
-        size, last = 0, None
-        for entry in header.entries:
-            slabs = layout.made_slabs.get(entry.name)
-            size += 0 if slabs else entry.nbytes
-            for piece in _pieces(slabs or ()):
-                # What is still in memory is not read again.
-                if piece.stored != last:
-                    last = piece.stored
-                    size += last.bytes
-        longest = max(longest, size)
-    return longest
+def _read_for(layout: Layout, header: Header) -> int:
+    """Bytes of a layout that are read for a file of its source."""
+    size, last = 0, None
+    for entry in header.entries:
+        slabs = layout.made_slabs.get(entry.name)
+        size += 0 if slabs else entry.nbytes
+        for piece in _pieces(slabs or ()):
+            # What is still in memory is not read again.
+            if piece.stored != last:
+                last = piece.stored
+                size += last.bytes
+    return size
 
 
 def together(slab: Slab[SourcePiece]) -> bool:

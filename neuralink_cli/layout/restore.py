@@ -16,7 +16,7 @@ from neuralink_cli.files.durable import new_directory, require_replaceable, requ
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.sections import ready, write_sections
 from neuralink_cli.layout.companions import companion_bytes, restore_companions
-from neuralink_cli.layout.held_memory import held_while_restoring, longest_restored
+from neuralink_cli.layout.held_memory import restoring_bytes
 from neuralink_cli.layout.open_layout import Layout, check_weight_files, coverage_of, open_layout
 from neuralink_cli.progress import Progress, no_progress
 
@@ -162,5 +162,5 @@ def estimate_restore(layout: Layout, output: Path) -> Estimate:
     files = [file for file, _ in layout.weight_files]
     beside = companion_bytes(layout)
     checking = Pass(files, longest=max(file.size for file in files))
-    writing = Pass(files, weight_bytes(layout) + beside, other_read=beside, longest=longest_restored(layout))
-    return estimate([checking, writing], held_while_restoring(layout), output)
+    writing = Pass(files, weight_bytes(layout) + beside, other_read=beside, peak=restoring_bytes(layout))
+    return estimate([checking, writing], 0, output)

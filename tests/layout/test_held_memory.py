@@ -66,4 +66,5 @@ def test_what_is_held_is_what_is_asked_for(
     with Checkpoint(model) as checkpoint, open_layout(tmp_path / "layout") as layout:
         assert asked(lambda: verify_full(layout, checkpoint)) == held_while_comparing(layout, checkpoint)
         if layout.exact:
-            assert asked(lambda: restore_layout(layout, tmp_path / "out")) == held_while_restoring(layout)
+            [header] = layout.source_headers.values()
+            assert asked(lambda: restore_layout(layout, tmp_path / "out")) == held_while_restoring(layout, header)
