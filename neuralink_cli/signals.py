@@ -29,7 +29,10 @@ _RAISED: dict[signal.Signals, type[BaseException]] = {
 
 
 class _State:
-    """What has happened so far; `first` is when the first signal was raised, and `raised` what the last one raised."""
+    """What has happened so far.
+
+    `first` is when the first signal was raised, or else when the process failed; `raised` is what the last one raised.
+    """
 
     def __init__(self) -> None:
         self.first: float | None = None
@@ -83,6 +86,12 @@ def stopping_signals() -> Iterator[None]:
         if _state.first is None:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def fail_undisturbed() -> None:
+    """Ignore signals for some seconds, as after a first one: the process has failed, and is about to tell why."""
+    if _state.first is None:
+        _state.first = time.monotonic()
 
 
 def ignore_signals() -> None:

@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from neuralink_cli.activations.launch import Launch
 from neuralink_cli.errors import NeuralinkError, WorkerError
 from neuralink_cli.files.durable import remove_unfinished
-from neuralink_cli.signals import Terminated, deferred_signals
+from neuralink_cli.signals import Terminated, deferred_signals, fail_undisturbed
 
 _CONNECT = timedelta(seconds=30)
 # Later on it is there or gone.
@@ -67,8 +67,10 @@ class Meeting:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        # The signal by which torchrun stops the others must not cut this short.
+        # The signal by which torchrun stops the others must not cut this short, nor what this one may have to tell.
         with deferred_signals(), contextlib.suppress(RuntimeError):
+            if error is not None:
+                fail_undisturbed()
             self._store.set(f"ended/{self._launch.rank}", "1")
             if error is not None:
                 self._fail(error)

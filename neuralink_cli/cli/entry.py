@@ -17,7 +17,7 @@ from neuralink_cli.cli import exit_codes
 from neuralink_cli.cli.commands import cli, commands_with
 from neuralink_cli.cli.output import lenient_stderr, set_defaults
 from neuralink_cli.errors import ABOVE_LIMIT, NeuralinkError, printable, shorten
-from neuralink_cli.signals import HungUp, Terminated, stopping_signals, was_stopped_again
+from neuralink_cli.signals import HungUp, Terminated, ignore_signals, stopping_signals, was_stopped_again
 
 # Of these it does not matter which rank of several tells.
 _OF_ALL = (
@@ -149,4 +149,6 @@ def _once(launch: Launch | None, tell: Callable[[], object]) -> None:
     except ImportError:
         tell()
         return
+    # torchrun stops the others as soon as one has failed, and whoever tells why must not be cut short.
+    ignore_signals()
     tell_once(launch, tell)

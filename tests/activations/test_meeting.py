@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +22,7 @@ from neuralink_cli.activations import meeting
 from neuralink_cli.activations.launch import Launch
 from neuralink_cli.activations.meeting import Meeting, tell_once
 from neuralink_cli.errors import InputError, WorkerError
-from neuralink_cli.signals import Terminated
+from neuralink_cli.signals import Terminated, stopping_signals
 
 
 def launch_of(rank: int, count: int = 2) -> Launch:
@@ -180,3 +182,14 @@ def test_a_store_that_cannot_be_reached_is_an_error_of_ours(monkeypatch: pytest.
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(WorkerError, match="the store of torchrun cannot be reached"):
         Meeting(Launch(0, 2, 0, 2, 0, "0"))
+
+
+def test_a_rank_that_failed_is_not_stopped_before_it_tells() -> None:
+    """By the signal that torchrun sends it when another died, though it knows of that by itself."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(InputError), stopping_signals(), Meeting(launch_of(0)):
+            raise InputError("a failure")
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
