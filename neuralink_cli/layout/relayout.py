@@ -319,6 +319,16 @@ def estimate_relayout(
 
 def relayout_pass(plan: RelayoutPlan, checkpoint: Checkpoint) -> Pass:
     """What `write_layout` reads and writes."""
-    # The files of a permuted layout are made one by one.
-    longest = None if plan.bundled is not None else max(file.size for file in checkpoint.files)
-    return Pass(checkpoint.files, plan.total_bytes, other_read=plan.companion_bytes, longest=longest)
+    return writing_pass(checkpoint, plan.bundled, plan.total_bytes, plan.companion_bytes)
+
+
+def writing_pass(checkpoint: Checkpoint, bundled: BundledPlan | None, written: int, companions: int) -> Pass:
+    """What writing a layout reads and writes.
+
+    Args:
+        bundled: The plan of its flash file; None for a permuted layout, whose files are made one by one.
+        written: Bytes of the layout.
+        companions: Bytes of the files that are copied.
+    """
+    longest = None if bundled is not None else max(file.size for file in checkpoint.files)
+    return Pass(checkpoint.files, written, other_read=companions, longest=longest)

@@ -12,11 +12,12 @@ from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.files.estimate import Estimate, Needs, Pass, estimate
+from neuralink_cli.files.estimate import Estimate, Needs, estimate
 from neuralink_cli.layout.companions import companions_to_copy
 from neuralink_cli.layout.held_memory import held_while_writing
 from neuralink_cli.layout.names import BUNDLED
 from neuralink_cli.layout.planning import check_options, plan_bundled
+from neuralink_cli.layout.relayout import writing_pass
 from neuralink_cli.pipeline.inputs import ModelInput
 from neuralink_cli.pipeline.options import BuildOptions
 from neuralink_cli.placement.held_out import split_tokens
@@ -67,9 +68,7 @@ def layout_needs(model: ModelInput, options: BuildOptions, output: Path) -> Esti
             if options.recall_text is not None:
                 running = recall_bytes(plan, checkpoint)
         held = held_while_writing(checkpoint, blocks, plan)
-        longest = None if plan is not None else max(file.size for file in checkpoint.files)
-        work = Pass(checkpoint.files, weights + beside, other_read=beside, longest=longest)
-        writing = estimate([work], held, output)
+        writing = estimate([writing_pass(checkpoint, plan, weights + beside, beside)], held, output)
         return replace(writing, memory_bytes=max(writing.memory_bytes, running))
 
 
