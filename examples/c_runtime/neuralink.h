@@ -142,11 +142,12 @@ uint32_t nl_choose(NlModel *model, NlSampling *sampling);
 /* The FFN of a layer, its experts included: out and in are `[tokens, hidden]`, at most `batch` tokens at a time. */
 int nl_ffn(NlModel *model, uint32_t layer, const float *in, uint32_t tokens, float *out, NlError *error);
 
-/* Reads of `bytes` bytes at random places: `reads` of them took `seconds`. */
+/* Reads of `bytes` bytes at random places: `reads` of them took `seconds`. A batch of twice as many as are in flight takes
+ * `batch_seconds`: it starts with nothing in flight, and ends so. */
 #define NL_PROBED 5u
 typedef struct {
     uint64_t bytes, reads;
-    double seconds;
+    double seconds, batch_seconds;
 } NlProbePoint;
 
 /* What was measured on the storage of a layout. */

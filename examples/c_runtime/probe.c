@@ -10,6 +10,8 @@
 
 #define USUAL_DEPTH 32u
 #define TURNS 5
+#define BATCHES 15
+#define FILLED 2u /* how often a batch fills the queue */
 
 /* What a turn of reads works with: `depth` requests with a buffer each. */
 typedef struct {
@@ -34,10 +36,12 @@ static void add(Bench *bench, NlRequest *request, uint64_t bytes) {
     nl_reads_add(bench->reads, request);
 }
 
-/* Reads for `seconds` with `depth` reads in flight, and at least 4 for each of them; their number and what they took. */
-static int turn(Bench *bench, uint64_t bytes, unsigned depth, double seconds, NlProbePoint *point, NlError *error) {
+/* Reads for `seconds` with `depth` reads in flight, and at least `rounds` for each of them; their number and what they
+ * took. */
+static int turn(Bench *bench, uint64_t bytes, unsigned depth, unsigned rounds, double seconds, NlProbePoint *point,
+                NlError *error) {
     const double began = nl_now();
-    uint64_t least = 4 * (uint64_t)depth, started = depth, done = 0;
+    uint64_t least = (uint64_t)rounds * depth, started = depth, done = 0;
     for (unsigned k = 0; k < depth; k++) add(bench, &bench->requests[k], bytes);
     if (nl_reads_start(bench->reads, error) != 0) return -1;
     while (done < started) {
@@ -49,7 +53,7 @@ static int turn(Bench *bench, uint64_t bytes, unsigned depth, double seconds, Nl
         if (nl_reads_start(bench->reads, error) != 0) return -1;
         started++;
     }
-    *point = (NlProbePoint){bytes, done, nl_now() - began};
+    *point = (NlProbePoint){bytes, done, nl_now() - began, 0};
     return 0;
 }
 
@@ -64,18 +68,24 @@ static int compare(const void *a, const void *b) {
 static int probe_file(Bench *bench, double seconds, NlProbe *probe, NlError *error) {
     static const uint64_t sizes[NL_PROBED] = {4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20};
     NlProbePoint turns[NL_PROBED + 1][TURNS]; /* the last are of one read at a time */
+    NlProbePoint batches[NL_PROBED][BATCHES];
     while (probe->count < NL_PROBED && 2 * sizes[probe->count] <= bench->pages * NL_PAGE) probe->count++;
     if (probe->count < 2)
         return nl_fail(error, NL_BAD_OPTION, "a flash file of %" PRIu64 " pages is too small to measure", bench->pages);
     for (int k = 0; k < TURNS; k++) {
-        for (unsigned size = 0; size < probe->count; size++)
-            if (turn(bench, sizes[size], bench->depth, seconds / TURNS, &turns[size][k], error) != 0) return -1;
-        if (turn(bench, sizes[0], 1, seconds / TURNS / 4, &turns[NL_PROBED][k], error) != 0) return -1;
+        for (unsigned size = 0; size < probe->count; size++) {
+            if (turn(bench, sizes[size], bench->depth, 4, seconds / TURNS, &turns[size][k], error) != 0) return -1;
+            for (int batch = k; batch < BATCHES; batch += TURNS)
+                if (turn(bench, sizes[size], bench->depth, FILLED, 0, &batches[size][batch], error) != 0) return -1;
+        }
+        if (turn(bench, sizes[0], 1, 4, seconds / TURNS / 4, &turns[NL_PROBED][k], error) != 0) return -1;
     }
     for (unsigned size = 0; size < probe->count; size++) {
         NlProbePoint *point = &probe->points[size];
         qsort(turns[size], TURNS, sizeof **turns, compare);
+        qsort(batches[size], BATCHES, sizeof **batches, compare);
         *point = turns[size][TURNS / 2];
+        point->batch_seconds = batches[size][BATCHES / 2].seconds;
         /* No read takes less time than a smaller one: if it seems so, that is noise. */
         if (size && compare(point, point - 1) < 0)
             point->seconds = point[-1].seconds / (double)point[-1].reads * (double)point->reads;
@@ -140,17 +150,23 @@ int nl_probe_profile(const NlProbe *probe, const char *name, char *text, size_t 
     double latency = probe->single_seconds - first->seconds / (double)first->reads;
     size_t used;
     if (nl_probe_name(name, error) != 0) return -1;
+    if (latency < 0) latency = 0;
     used = (size_t)snprintf(text, size,
         "{\n  \"format\": \"neuralink-device\",\n  \"version\": 1,\n  \"name\": \"%s\",\n"
         "  \"description\": \"Random reads measured by `flash_run --probe` with %s%s.\",\n"
         "  \"source\": \"Random reads of a file of %" PRIu64 " bytes.\",\n  \"queue_depth\": %u,\n"
         "  \"latency_seconds\": %.9f,\n  \"page_bytes\": %d,\n  \"reads\": [",
         name, probe->reads, probe->direct ? "" : " through the page cache (not the storage's own)", probe->file_bytes,
-        probe->depth, latency > 0 ? latency : 0, probe->direct ? NL_PAGE : 1);
+        probe->depth, latency, probe->direct ? NL_PAGE : 1);
     for (unsigned k = 0; k < probe->count && used < size; k++) {
         const NlProbePoint *point = &probe->points[k];
-        used += (size_t)snprintf(text + used, size - used, "%s\n    {\"bytes\": %" PRIu64 ", \"bytes_per_second\": %.17g}",
-                                 k ? "," : "", point->bytes, (double)point->reads * (double)point->bytes / point->seconds);
+        const double read_seconds = point->seconds / (double)point->reads;
+        const double fill = point->batch_seconds - latency - FILLED * probe->depth * read_seconds;
+        used += (size_t)snprintf(text + used, size - used, "%s\n    {\"bytes\": %" PRIu64 ", \"bytes_per_second\": %.17g",
+                                 k ? "," : "", point->bytes, (double)point->bytes / read_seconds);
+        if (fill > 0 && used < size)
+            used += (size_t)snprintf(text + used, size - used, ", \"fill_seconds\": %.9f", fill);
+        if (used < size) used += (size_t)snprintf(text + used, size - used, "}");
     }
     if (used < size) used += (size_t)snprintf(text + used, size - used, "\n  ]\n}\n");
     return used < size ? 0 : nl_fail(error, NL_BAD_OPTION, "a profile has more characters than there is room for");

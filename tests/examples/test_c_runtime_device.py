@@ -37,6 +37,31 @@ class Error(ctypes.Structure):
     _fields_ = (("code", ctypes.c_int), ("text", ctypes.c_char * 400))
 
 
+class ProbePoint(ctypes.Structure):
+    """`NlProbePoint`."""
+
+    _fields_ = (
+        ("bytes", ctypes.c_uint64),
+        ("reads", ctypes.c_uint64),
+        ("seconds", ctypes.c_double),
+        ("batch_seconds", ctypes.c_double),
+    )
+
+
+class Probe(ctypes.Structure):
+    """`NlProbe`."""
+
+    _fields_ = (
+        ("points", ProbePoint * 5),
+        ("count", ctypes.c_uint32),
+        ("depth", ctypes.c_uint32),
+        ("single_seconds", ctypes.c_double),
+        ("direct", ctypes.c_int),
+        ("reads", ctypes.c_char_p),
+        ("file_bytes", ctypes.c_uint64),
+    )
+
+
 def read_device(runtime: CRuntime, path: Path) -> tuple[Device, Error]:
     device, error = Device(), Error()
     failed = runtime.library().nl_device_read(ctypes.byref(device), str(path).encode(), ctypes.byref(error))
@@ -118,6 +143,20 @@ def test_it_measures_a_profile_for_cluster(c_runtime: CRuntime, layout: Path) ->
         size for size in (4096, 16384, 65536, 262144, 1048576) if 2 * size <= flash_bytes
     ]
     assert str(flash_bytes) in document["source"]
+
+
+def test_its_profile_says_what_a_queue_takes_to_fill(c_runtime: CRuntime) -> None:
+    """As `probe` works it out: what a batch takes beyond the latency and the time of its reads, twice the queue."""
+    # Reads of 10, 40 and 90 us: 16 of them take 160, 640 and 1,440, and there is a latency of 50.
+    points = (ProbePoint * 5)((4096, 100, 1e-3, 400e-6), (65536, 10, 4e-4, 500e-6), (262144, 10, 9e-4, 2.5))
+    probe = Probe(points, 3, 8, 60e-6, 1, b"threads", 1 << 30)
+    text, error = ctypes.create_string_buffer(2000), Error()
+    assert c_runtime.library().nl_probe_profile(ctypes.byref(probe), b"slow", text, 2000, ctypes.byref(error)) == 0
+    document = json.loads(text.value)
+    assert "fill_seconds" not in document["reads"][1], "less than expected is noise"
+    device = parse_device(document, "text")
+    assert device.latency_seconds == pytest.approx(50e-6)
+    assert [rate.fill_seconds for rate in device.reads] == pytest.approx([190e-6, 0, 2.5 - 1490e-6])
 
 
 @pytest.mark.parametrize("name", ["", 'a"b', "a\\b", "a\nb", 300 * "x"])

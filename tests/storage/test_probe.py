@@ -146,6 +146,14 @@ def test_a_profile_says_what_a_queue_takes_to_fill() -> None:
     assert parse_device(profile.document, "x") == profile.device
 
 
+def test_a_queue_of_a_slow_storage_may_take_seconds_to_fill() -> None:
+    """As one that lies on a network: its profile was refused."""
+    first, second = points((4096, 1000), (1048576, 100_000))
+    figures = (first, replace(second, batch_seconds=4.0))
+    device = probe_profile(Probe(True, "nfs", 1 << 30, figures), "share").device
+    assert device.reads[1].fill_seconds == pytest.approx(4.0 - 16 * 0.1)
+
+
 @pytest.mark.parametrize(("each", "batches"), [(1e-6, 15), (2e-3, 10), (1.0, 3)])
 def test_batches_fill_the_queue_twice(each: float, batches: int) -> None:
     file = SlowFile(4 << 20, 8, each)
