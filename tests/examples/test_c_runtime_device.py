@@ -148,7 +148,8 @@ def test_it_measures_a_profile_for_cluster(c_runtime: CRuntime, layout: Path) ->
 def test_its_profile_says_what_a_queue_takes_to_fill(c_runtime: CRuntime) -> None:
     """As `probe` works it out: what a batch takes beyond the latency and the time of its reads, twice the queue."""
     # Reads of 10, 40 and 90 us: 16 of them take 160, 640 and 1,440, and there is a latency of 50.
-    points = (ProbePoint * 5)((4096, 100, 1e-3, 400e-6), (65536, 10, 4e-4, 500e-6), (262144, 10, 9e-4, 2.5))
+    measured = ((4096, 100, 1e-3, 400e-6), (65536, 10, 4e-4, 500e-6), (262144, 10, 9e-4, 2.5))
+    points = (ProbePoint * 5)(*(ProbePoint(*point) for point in measured))
     probe = Probe(points, 3, 8, 60e-6, 1, b"threads", 1 << 30)
     text, error = ctypes.create_string_buffer(2000), Error()
     assert c_runtime.library().nl_probe_profile(ctypes.byref(probe), b"slow", text, 2000, ctypes.byref(error)) == 0
