@@ -156,8 +156,24 @@ def _build(
         attach(block_weights(layout, weights, store, settings))
     if architecture.up_activation:
         activate_up_projections(model, architecture, config.hidden_act)
+    _pack_states_for_the_head(model)
     model.flash = weights
     return model.eval().requires_grad_(False)
+
+
+def _pack_states_for_the_head(model: Any) -> None:
+    """Have the head see states without gaps between them, though it may be asked for those of the last token alone.
+
+    Else torch multiplies by a copy of all its weights, if it is in half precision on a processor with AMX or FP16.
+    """
+    import torch
+
+    def packed(_: Any, states: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (states[0].clone(memory_format=torch.contiguous_format), *states[1:])
+
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(packed)
 
 
 def _model_class(directory: Path, architecture: Architecture) -> tuple[Any, Any]:

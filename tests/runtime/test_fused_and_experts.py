@@ -138,7 +138,8 @@ def require_masked_experts(made: Runnable, define: Definition) -> None:
         layer.mlp.experts.forward = masked
     with load_flash_model(made.layout) as model:
         found = outputs_of(model, input_ids=ids)
-    torch.testing.assert_close(found, outputs_of(dense, input_ids=ids), **TOLERANCE)
+    # float32 has 7 digits, and experts that are clamped at 7 give sums of some 10.
+    torch.testing.assert_close(found, outputs_of(dense, input_ids=ids), rtol=1e-5, atol=2e-5)
     assert (found - whole).abs().max() > 0.01
 
 

@@ -272,6 +272,18 @@ def test_its_precision_can_be_changed(runnable: RunnableFactory) -> None:
         torch.testing.assert_close(outputs_of(model.double(), input_ids=ids).float(), expected, **TOLERANCE)
 
 
+def test_the_head_sees_states_without_gaps(runnable: RunnableFactory) -> None:
+    """On some processors torch would copy all weights of the head for those of the last token of several."""
+    made = runnable("llama", active_ratio=0.3)
+    seen = []
+    with load_flash_model(made.layout) as model:
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, states: seen.append(states[0].stride()))
+        model(input_ids=tokens_of(made), logits_to_keep=1)
+        hidden = model.config.hidden_size
+    assert [stride[-2:] for stride in seen] == [(hidden, 1)]
+    assert seen[0][0] == hidden, "there is a gap between the last tokens of two texts"
+
+
 def test_the_package_imports_torch_only_when_used() -> None:
     script = (
         "import sys, neuralink_cli.runtime, neuralink_cli.runtime.settings, neuralink_cli.runtime.neuron_store;"
