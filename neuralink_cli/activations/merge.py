@@ -29,6 +29,7 @@ from neuralink_cli.progress import Progress, no_progress
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 22
+_ONCE = "pass each part and each dataset once"
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,10 @@ def _require_distinct(traces: Sequence[Trace]) -> None:
                 if other is trace:
                     continue
                 if earlier.sha256 == source.sha256 and _overlap(earlier, source):
-                    raise _mismatch(other, trace, f"the same sequences of {source.name!r}", verb="both have")
+                    raise _mismatch(other, trace, f"the same sequences of {source.name!r}", verb="both have", fix=_ONCE)
                 if _whole(earlier) and _whole(source) and (digests <= known or known <= digests):
                     names = f"the same text ({earlier.name!r} and {source.name!r})"
-                    raise _mismatch(other, trace, names, verb="both have")
+                    raise _mismatch(other, trace, names, verb="both have", fix=_ONCE)
             held.append((trace, source, digests))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.devices.fio import is_fio_output, parse_fio, read_measurements
-from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.errors import InputError, OptionError, advising
 from neuralink_cli.files.input_file import require_reachable, require_regular
 from neuralink_cli.files.json_text import parse_object
 from neuralink_cli.files.schema import Schema, check_document
@@ -27,6 +27,7 @@ DEVICE_SCHEMA = Schema("device", __package__, "device.schema.json")
 DEFAULT_DEVICE = "ufs4.0"
 _FOLDER = "profiles"
 _HOT = ":hot"
+_WANTED = "pass a device profile, the JSON output of fio, or a built-in name like ufs4.0"
 
 
 @dataclass(frozen=True)
@@ -158,18 +159,20 @@ def find_device(name: str) -> DeviceModel:
     path = Path(name)
     require_reachable(path)
     if path.exists():
-        require_regular(path)
+        with advising(_WANTED):
+            require_regular(path)
     if not path.is_file():
         raise OptionError(
             f"device {name!r} is neither a file nor built in (built in: {', '.join(known)})",
             fix="measure it with `neuralink probe`, or pass the JSON output of fio",
         )
-    document = read_measurements(path)
-    if is_fio_output(document):
-        measured = parse_fio(document, path)
-        reads = [ReadRate(size, rate) for size, rate in measured.rates]
-        return _from_reads(path.name, measured.queue_depth, reads, path)
-    device = parse_device(document, path)
+    with advising(_WANTED):
+        document = read_measurements(path)
+        if is_fio_output(document):
+            measured = parse_fio(document, path)
+            reads = [ReadRate(size, rate) for size, rate in measured.rates]
+            return _from_reads(path.name, measured.queue_depth, reads, path)
+        device = parse_device(document, path)
     return replace(device, name=f"{device.name} ({path.name})") if device.name in known else device
 
 

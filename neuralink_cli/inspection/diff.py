@@ -17,7 +17,15 @@ from neuralink_cli.devices.ratio import Ratio, bootstrap_ratios
 from neuralink_cli.errors import InputError, MismatchError, OptionError
 from neuralink_cli.inspection.costs import measure_orders
 from neuralink_cli.inspection.facts import Facts, read_facts
-from neuralink_cli.inspection.kinds import PERMUTED_LAYOUT, PLACED_KINDS, PLACEMENT, TRACE, Found, recognise
+from neuralink_cli.inspection.kinds import (
+    PERMUTED_LAYOUT,
+    PLACED_KINDS,
+    PLACEMENT,
+    TRACE,
+    Found,
+    recognise,
+    with_article,
+)
 from neuralink_cli.inspection.shared_order import neighbours_kept, read_orders
 from neuralink_cli.progress import Progress, no_progress
 
@@ -125,12 +133,14 @@ def diff(
     for each in found:
         if each.kind not in (TRACE, *PLACED_KINDS):
             raise InputError(
-                f"is a {each.kind}, but what is compared are traces, placements and layouts", where=each.path
+                f"is {with_article(each.kind)}, which cannot be compared",
+                where=each.path,
+                fix="pass two traces, or two placements or layouts",
             )
     traces = [each.kind == TRACE for each in found]
     if traces[0] != traces[1]:
         raise MismatchError(
-            f"is a {found[0].kind}, but {second} is a {found[1].kind}",
+            f"is {with_article(found[0].kind)}, but {second} is {with_article(found[1].kind)}",
             where=first,
             fix="compare two traces, or two placements or layouts",
         )

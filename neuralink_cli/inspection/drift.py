@@ -20,7 +20,7 @@ from neuralink_cli.devices.ratio import Ratio, bootstrap_ratios
 from neuralink_cli.errors import InputError, OptionError, VerificationError
 from neuralink_cli.inspection.costs import OrderCosts, measure_orders
 from neuralink_cli.inspection.facts import Facts, read_facts
-from neuralink_cli.inspection.kinds import PLACED_KINDS, recognise
+from neuralink_cli.inspection.kinds import PLACED_KINDS, recognise, with_article
 from neuralink_cli.placement.block_ordering import BlockOptions
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
 from neuralink_cli.placement.held_out import TokenSplit, digests_in, sequence_starts_in, split_tokens, unseen_ranges
@@ -174,7 +174,7 @@ def drift(
     found = recognise(artefact)
     if found.kind not in PLACED_KINDS:
         raise InputError(
-            f"is a {found.kind}, but drift is that of a layout or placement",
+            f"is {with_article(found.kind)}, but only layouts and placements can drift",
             where=artefact,
             fix="pass what `cluster` or `relayout` wrote, and the trace of new traffic with --trace",
         )

@@ -16,7 +16,17 @@ from neuralink_cli.errors import OptionError
 from neuralink_cli.files.input_file import digest_of
 from neuralink_cli.inspection.checkpoint_facts import CheckpointFacts, read_checkpoint
 from neuralink_cli.inspection.facts import Facts, read_facts
-from neuralink_cli.inspection.kinds import CHECKPOINT, DEVICE, FIO, PLACED_KINDS, PLACEMENT, TRACE, Found, recognise
+from neuralink_cli.inspection.kinds import (
+    CHECKPOINT,
+    DEVICE,
+    FIO,
+    PLACED_KINDS,
+    PLACEMENT,
+    TRACE,
+    Found,
+    recognise,
+    with_article,
+)
 from neuralink_cli.inspection.next_steps import NextStep, after_checkpoint, after_document, after_stage
 from neuralink_cli.inspection.reading import ReadingTime
 from neuralink_cli.layout.companions import was_changed
@@ -131,7 +141,7 @@ def inspect(
     found = recognise(path)
     if tokens_per_second is not None and found.kind not in PLACED_KINDS:
         raise OptionError(
-            f"--tokens-per-second is told of the order in a placement or layout, and {path} is a {found.kind}",
+            f"--tokens-per-second is for placements and layouts, but {path} is {with_article(found.kind)}",
             fix="see what `neuralink estimate MODEL --trace TRACE` says",
         )
     if found.kind == CHECKPOINT:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, WorkerError, first_line
+from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, WorkerError, advising, first_line
 from neuralink_cli.files.input_file import read_input
 from neuralink_cli.files.json_text import parse_object
 
@@ -100,10 +100,10 @@ def scheduler_address(options: DaskOptions) -> str | None:
     if options.scheduler is None or "://" in options.scheduler:
         return options.scheduler
     path = Path(options.scheduler)
-    document = parse_object(read_input(path), path)
-    address = document.get("address")
-    if not isinstance(address, str):
-        raise InputError("is not the file of a Dask scheduler (it has no address)", where=path)
+    with advising("pass an address like tcp://HOST:8786, or the file that `dask scheduler --scheduler-file` wrote"):
+        address = parse_object(read_input(path), path).get("address")
+        if not isinstance(address, str):
+            raise InputError("is not the file of a Dask scheduler (it has no address)", where=path)
     return address
 
 

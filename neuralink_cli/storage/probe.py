@@ -15,7 +15,7 @@ import numpy as np
 
 from neuralink_cli.devices.device import DeviceModel, parse_device
 from neuralink_cli.devices.fio import is_fio_output, parse_fio, read_measurements
-from neuralink_cli.errors import InputError, OutputError
+from neuralink_cli.errors import InputError, OutputError, advising
 from neuralink_cli.files.bulk_io import aligned_buffer
 from neuralink_cli.files.durable import new_file, require_space, write_all
 from neuralink_cli.files.json_text import readable
@@ -203,9 +203,10 @@ def fio_profile(path: Path, name: str) -> Profile:
     Raises:
         InputError: The file is not fio's JSON output, or lacks figures.
     """
-    document = read_measurements(path)
-    if not is_fio_output(document):
-        raise InputError("is not fio's JSON output", where=path, fix="run fio with --output-format=json")
+    with advising("pass what fio printed with --output-format=json"):
+        document = read_measurements(path)
+        if not is_fio_output(document):
+            raise InputError("is not fio's JSON output", where=path)
     measured = parse_fio(document, path)
     return _profile(
         name=name,

@@ -72,5 +72,5 @@ def test_what_does_not_go_together(neuralink: Neuralink, made: Made, trace: Path
 
     fails(2, "--device is what --trace is modelled on", made.layout, made.layout, "--device", "nvme")
     fails(2, "which traces do not have", trace, trace, "--trace", trace)
-    fails(3, "is a checkpoint, but what is compared are", made.model, made.layout)
+    fails(3, "is a checkpoint, which cannot be compared", made.model, made.layout)
     fails(5, "compare two traces, or two placements or layouts", made.layout, trace)

@@ -134,7 +134,7 @@ def test_what_cannot_be_measured(tmp_path: Path, ordered: Cluster) -> None:
     write_clustered_trace(trace)
     with pytest.raises(OptionError, match="every token"):
         drift(ordered(trace, held_out=0.0), trace)
-    with pytest.raises(InputError, match="is a trace, but drift is that of a layout or placement"):
+    with pytest.raises(InputError, match="is a trace, but only layouts and placements can drift"):
         drift(trace, trace)
     single = tmp_path / "single"
     recorded(0, [[40, 40]], [33], []).write(single)
