@@ -111,7 +111,7 @@ def command(
     if file_bytes < 2 * 1024 * max(sizes):
         raise OptionError(f"a file of {file_bytes:,} bytes is too small for random reads of {max(sizes)} KiB")
     if output is not None:
-        require_free(output, overwrite)
+        require_free(output, overwrite, inputs=(from_fio,))
     name = name or (output.name.split(".")[0] if output is not None else "") or "probe"
     probe = None
     if directory is not None:

@@ -80,7 +80,11 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
     except OSError as error:
-        raise OptionError(f"cannot be started ({error.strerror})", where=command[0]) from error
+        raise OptionError(
+            f"cannot be started ({error.strerror})",
+            where=command[0],
+            fix="pass the program flash_run, which `make -C examples/c_runtime` builds",
+        ) from error
 
 
 class CEngine:
