@@ -148,7 +148,7 @@ class BenchReport:
             ):
                 if wanted is not None and gain.low < wanted:
                     raise VerificationError(
-                        f"{name} {gain} is not surely {wanted:g} on {way.device}: the interval begins below",
+                        f"{name} {gain} is not reliably {wanted:g} on {way.device}: its interval starts lower",
                         where=way.layout,
                     )
 

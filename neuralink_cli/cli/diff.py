@@ -56,7 +56,7 @@ def command(first: Path, second: Path, trace: Path | None, device: str | None, a
     from neuralink_cli.inspection.diff import diff
 
     if device is not None and trace is None:
-        raise OptionError("--device is what --trace is modelled on", fix="pass --trace too")
+        raise OptionError("--device needs --trace", fix="pass --trace too")
     model = None if device is None else find_device(device)
     report = diff(first, second, trace=trace, device=model, progress=progress_bar)
     if as_json:

@@ -75,7 +75,7 @@ def command(
 
     if not reorder and (effort is not None or jobs is not None):
         option = "--jobs" if effort is None else "--effort"
-        raise OptionError(f"{option} is that of --reorder", fix="pass --reorder too")
+        raise OptionError(f"{option} is for --reorder", fix="pass --reorder too")
     report = drift(artefact, trace, reorder=reorder, effort=effort, jobs=jobs, progress=progress_bar)
     if as_json:
         print_json(_document(report))

@@ -133,7 +133,7 @@ def command(
     if output is not None:
         write_profile(output, profile, overwrite=overwrite)
     if probe is not None and probe.in_memory:
-        remark(f"{directory} is on a {probe.file_system}, which lies in memory: it is no storage device")
+        remark(f"{directory} is on a {probe.file_system}, which lies in memory: this is not a storage device")
     if profile.pooled:
         listed = ", ".join(human_bytes(size) for size in profile.pooled)
         remark(f"larger reads took less time than smaller ones; averaged in the profile: {listed}")

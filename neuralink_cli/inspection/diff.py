@@ -145,7 +145,9 @@ def diff(
             fix="compare two traces, or two placements or layouts",
         )
     if traces[0] and trace is not None:
-        raise OptionError("--trace costs orders, which traces do not have", fix="pass placements or layouts")
+        raise OptionError(
+            "--trace compares what orders cost, but traces have no order", fix="pass placements or layouts"
+        )
     one, other = (read_facts(each) for each in found)
     sequences, blocks = (_shared_tokens(*found), ()) if traces[0] else _shared_orders(*found)
     pairs = sum(max(block.neurons - 1, 0) for block in blocks)

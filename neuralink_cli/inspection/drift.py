@@ -133,14 +133,14 @@ class DriftReport:
         return tuple(sorted(self.blocks, key=lambda block: -block.moved))
 
     def check_gain(self, least: float | None) -> None:
-        """Require that the gain is not surely below `least`: the upper end of its interval counts. None for any.
+        """Require that the gain is not reliably below `least`: the upper end of its interval counts. None for any.
 
         Raises:
             VerificationError: It is.
         """
         if least is not None and self.gain.high < least:
             raise VerificationError(
-                f"the gain has fallen to {self.gain}, surely below {least:g}",
+                f"the gain has fallen to {self.gain}, reliably below {least:g}",
                 where=self.artefact,
                 fix="see what `neuralink drift --reorder` would give, then run `cluster` on the new trace",
             )

@@ -42,7 +42,7 @@ class DaskOptions:
 
     def __post_init__(self) -> None:
         if (self.scheduler is None) == (self.workers is None):
-            raise OptionError("--scheduler and --workers: exactly one of them says who orders the blocks")
+            raise OptionError("pass exactly one of --scheduler and --workers")
         if self.workers is not None and self.workers < 1:
             raise OptionError(f"--workers {self.workers} is not at least 1")
 

@@ -98,7 +98,7 @@ class CEngine:
 
         Raises:
             OptionError, InputError, UnsupportedError: What the program answered; or it cannot be started.
-            WorkerError: It ended before it had answered; so may every request.
+            WorkerError: It ended before it answered; so may every request.
         """
         self._program = program
         self._layout = layout
@@ -206,12 +206,12 @@ class CEngine:
             return KeyboardInterrupt()  # Ctrl-C is for both processes, and the program was quicker.
         if status < 0:
             return WorkerError(
-                f"was ended by signal {-status} before it had answered",
+                f"was killed by signal {-status} before it answered",
                 where=self._program,
                 fix="if the system had no memory left, pass a smaller --dram",
             )
         return WorkerError(
-            "stopped before it had answered",
+            "stopped before it answered",
             where=self._program,
             fix="run it by hand to see what it says, or build it again if it is older",
         )

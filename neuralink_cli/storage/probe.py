@@ -170,9 +170,9 @@ def probe_profile(probe: Probe, name: str) -> Profile:
     rates = {size: point.bytes_per_second for size, point in deepest.items()}
     how = "direct I/O"
     if not probe.direct:
-        how = "reads through the page cache, for want of direct I/O (not the storage's own)"
+        how = "reads through the page cache, for lack of direct I/O (not the storage's own)"
     if probe.in_memory:
-        how = f"reads of a {probe.file_system}, which lies in memory: these are no figures of a storage device"
+        how = f"reads of a {probe.file_system}, which lies in memory: these figures are not those of a storage device"
     profile = _profile(
         name=name,
         description=f"Random reads measured by `neuralink probe` with {how}.",

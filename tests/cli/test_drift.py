@@ -95,8 +95,8 @@ def test_what_does_not_go_together(neuralink: Neuralink, folder: Path, placement
         assert outcome.code == code
         assert message in outcome.error
 
-    fails(2, "--effort is that of --reorder", placement, "--trace", folder / "new", "--effort", "max")
-    fails(2, "--jobs is that of --reorder; pass --reorder too", placement, "--trace", folder / "new", "--jobs", "2")
+    fails(2, "--effort is for --reorder", placement, "--trace", folder / "new", "--effort", "max")
+    fails(2, "--jobs is for --reorder; pass --reorder too", placement, "--trace", folder / "new", "--jobs", "2")
     fails(3, "is a trace, but only layouts and placements can drift", folder / "old", "--trace", folder / "new")
     fails(3, "is a checkpoint, but only layouts", folder / "model", "--trace", folder / "new")
     fails(3, "absent", placement, "--trace", tmp_path / "absent")

@@ -125,7 +125,7 @@ def test_the_gate_asks_the_upper_end(tmp_path: Path, ordered: Cluster) -> None:
     report = replace(drift(ordered(trace), trace), gain=Ratio(1.5, 1.4, 1.6))
     report.check_gain(None)
     report.check_gain(1.6)
-    with pytest.raises(VerificationError, match=r"fallen to 1\.50 \(1\.40 to 1\.60\), surely below 1\.61"):
+    with pytest.raises(VerificationError, match=r"fallen to 1\.50 \(1\.40 to 1\.60\), reliably below 1\.61"):
         report.check_gain(1.61)
 
 
