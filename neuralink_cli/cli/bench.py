@@ -56,7 +56,7 @@ Examples:
     default="5%",
     show_default=True,
     metavar="SHARE|BYTES",
-    help="DRAM for bundles: a share of all (5%), or an amount (64MB) that resident rows are taken from.",
+    help="DRAM for bundles: a share of all bundles (5%), or an amount (64MB), which must also hold the resident rows.",
 )
 @click.option(
     "--cache",
@@ -70,7 +70,7 @@ Examples:
     "--held-out",
     type=Number(0, 1, min_open=True),
     metavar="FRACTION",
-    help="Replay the last tokens of each dataset, this share of them.  [default: the tokens held out by `cluster`]",
+    help="Replay this share of each dataset's tokens, the last ones.  [default: the tokens held out by `cluster`]",
 )
 @click.option("--all-tokens", is_flag=True, help="Replay all tokens, including those that made the order.")
 @click.option("--tokens", type=WholeNumber(min=1), metavar="N", help="Replay at most N tokens.")

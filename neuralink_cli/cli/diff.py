@@ -36,12 +36,13 @@ Examples:
     "--trace",
     type=TRACE_PATH,
     metavar="TRACE",
-    help="Also say what each order costs on this trace of the same model, without the tokens that made one of them.",
+    help="Also say what each order costs on this trace of the same model. Tokens that made one of the orders are "
+    "left out.",
 )
 @click.option(
     "--device",
     metavar="NAME|FILE",
-    help="Device to model with --trace, as for `cluster`.  [default: the one that A was made for]",
+    help="Device to model with --trace, as for `cluster`.  [default: the device A was made for]",
 )
 @reporting_options
 def command(first: Path, second: Path, trace: Path | None, device: str | None, as_json: bool) -> None:
