@@ -294,6 +294,6 @@ def _speed(report: EstimateReport) -> str:
     if factor > 1 and enough is not None:
         verdict += f", but fast enough with {_budget(enough)}"
     return (
-        f"For {wanted:g} tokens/s so, storage needs {times} times the speed of {report.device}{rate} "
+        f"At {wanted:g} tokens/s, storage needs {times} times the speed of {report.device}{rate} "
         f"if computing is done while it reads: {verdict}."
     )

@@ -38,7 +38,7 @@ def test_says_sizes_gains_and_speed_on_80_columns(neuralink: Neuralink, folder: 
     table = [line.split() for line in lines if line[:1].isdigit()]
     assert [row[0] for row in table] == ["0%", "5%", "10%", "20%", "30%", "40%", "50%"]
     assert "With 5% of the bundles in DRAM, reading a token takes" in words
-    assert "For 2000 tokens/s so, storage needs" in words
+    assert "At 2000 tokens/s, storage needs" in words
     assert words.endswith("ufs4.0 is fast enough.")
 
 
