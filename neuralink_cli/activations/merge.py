@@ -49,7 +49,7 @@ def merge_traces(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> MergeSummary:
-    """Write the trace that has the tokens of all inputs. In which order they are named does not matter.
+    """Write the trace that has the tokens of all inputs. Their order does not matter.
 
     Consecutive parts of a dataset become one, so that the parts of a run give the same bytes as the whole run. A part
     that is missing is logged.

@@ -56,8 +56,8 @@ class DeviceModel:
     Attributes:
         reads: Times measured by size, of reads of whole pages.
         page_bytes: The device serves whole pages, so a read moves every page that it touches.
-        latency_seconds: What a runtime waits each time it needs bundles, beyond the cost of their reads: for the last
-            of them. 0 if not known.
+        latency_seconds: How long a runtime waits for the last read each time it needs bundles, beyond the cost of the
+            reads. 0 if not known.
         hot_rate: The share of its speed that a device keeps when it is hot; None if not known.
     """
 
@@ -148,7 +148,7 @@ def find_device(name: str) -> DeviceModel:
     A profile from a file is named after the file as well if a built-in one has its name.
 
     Raises:
-        OptionError: Neither a built-in name nor a file, or `:hot` of a profile that does not say it.
+        OptionError: Neither a built-in name nor a file, or `:hot` for a profile without `hot_rate`.
         InputError: The file is malformed or its values cannot be right.
     """
     if name.endswith(_HOT) and not Path(name).exists():

@@ -121,10 +121,10 @@ def diff(
 
     Args:
         trace: Of the same model, to cost both orders on; tokens that made one of them are left out.
-        device: Device to cost them on; by default the one that the first was made for.
+        device: Device to cost them on; by default the device the first was made for.
 
     Raises:
-        InputError: One of them is none of these, or damaged.
+        InputError: One of them is something else, or damaged.
         VerificationError: Files of a layout do not fit each other.
         MismatchError: A trace and an order; or a trace of another model.
         OptionError: A trace to cost traces on, or every token of it made one of the orders.

@@ -79,15 +79,15 @@ class ArchitectureFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an artefact is.
+    """What a file or directory is.
 
     Attributes:
         kind: One of the names of `kinds`.
         facts: What it says of itself.
         needs: What the next stages need, as far as that is known without running them.
         reading: How long reading a token takes; None if it holds no order that was measured for its bundles.
-        next_steps: Commands that take it.
-        checked: What `check` has found to be right; None if it was not asked for.
+        next_steps: Commands that accept it.
+        checked: What `check` found to be right; None without `check`.
     """
 
     kind: str
@@ -130,7 +130,7 @@ def inspect(
 
     Raises:
         OptionError: Tokens per second of something that holds no order, or a revision of a local path.
-        InputError: It is none of these, damaged or malformed.
+        InputError: It is something else, damaged or malformed.
         UnsupportedError: A checkpoint with weights that are not understood.
         VerificationError: A layout that was changed after it was written.
     """

@@ -36,7 +36,7 @@ DEFAULT_TOKENS = 131072
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What is to be built.
+    """What to build.
 
     Attributes:
         output: Where; None if the file does not say.

@@ -31,7 +31,7 @@ class DaskOptions:
     """Workers of Dask that order blocks: those of a scheduler, or some that are started on this machine.
 
     Attributes:
-        scheduler: Address of a scheduler, such as tcp://10.0.0.1:8786, or its file of JSON.
+        scheduler: Address of a scheduler, such as tcp://10.0.0.1:8786, or the JSON file that it writes.
         workers: Processes to start on this machine.
         send_trace: Send each block's rows to its worker, for workers that do not see the file.
     """
