@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 # What stands above the tables.
 _CAPTION = (
-    "Per token: hits are active neurons found in DRAM, read and max the neurons of a mean and of the longest read, kB "
-    "what is read, p50 (median), p99 and mean the time of all reads, MB/s the bytes that were wanted by time. gain: "
-    "the time of the original order, read the same way, over that of the row; naive: the same without reading across "
-    "gaps. The rows of a layout come last."
+    "Per token. hits: active neurons found in DRAM. read, max: neurons in the mean and in the longest read. kB: what "
+    "is read. p50 (median), p99, mean: the time of all reads. MB/s: bytes of active neurons per second. gain: the time "
+    "of the original order over that of the row, both read the same way; naive: the same, but with no gap read across "
+    "in the original order. The rows of a layout come last."
 )
 
 

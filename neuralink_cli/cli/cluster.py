@@ -289,9 +289,9 @@ def _print_result(header: PlacementHeader, device: str) -> None:
         return
     held_out = sum(part.tokens for part in header.blocks[0].held_out)
     print_text(
-        f"Measured on {held_out:,} held-out tokens. read: neurons per read, and reads: reads per token, both without "
-        f"reading across gaps. gain: the modelled cost on {device} of the original order, read across gaps, over that "
-        "of the row; naive: the same over the original order without."
+        f"Measured on {held_out:,} held-out tokens. read: neurons per read; reads: reads per token; both without "
+        f"reading across gaps. gain: the modelled cost on {device} of the original order over that of the row, both "
+        "read across gaps; naive: the same, but with no gap read across in the original order."
     )
     click.echo()
     intervals = {gain.order: gain for gain in header.gains if gain.source is None}

@@ -295,5 +295,5 @@ def _speed(report: EstimateReport) -> str:
         verdict += f", but fast enough with {_budget(enough)}"
     return (
         f"At {wanted:g} tokens/s, storage needs {times} times the speed of {report.device}{rate} "
-        f"if computing is done while it reads: {verdict}."
+        f"if the runtime computes while it reads: {verdict}."
     )

@@ -105,7 +105,7 @@ def _reading(reading: ReadingTime | None, facts: object) -> Pairs:
         yield (
             "needs",
             f"a runtime: storage {human_number(reading.speed_needed, 2)} times as fast as {reading.device} for "
-            f"{reading.tokens_per_second:g} tokens/s without a cache, if computing is done while it reads",
+            f"{reading.tokens_per_second:g} tokens/s without a cache, if the runtime computes while it reads",
         )
 
 
