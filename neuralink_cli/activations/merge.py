@@ -59,11 +59,11 @@ def merge_traces(
         MismatchError: The inputs differ in model, signal, thresholds or blocks, or hold the same sequences twice.
         OptionError: There is no input.
         UnsupportedError: Together they have more tokens than 32 bits count.
-        OutputError: As `write_trace`, or the output is one of the inputs.
+        OutputError: As `write_trace`.
     """
     if not inputs:
         raise OptionError("no traces to merge")
-    require_free(output, overwrite, inputs=inputs)
+    require_free(output, overwrite)
     with ExitStack() as stack:
         traces = [stack.enter_context(closing(Trace(path))) for path in inputs]
         for trace in traces[1:]:

@@ -108,7 +108,7 @@ def test_a_rank_that_falls_silent_is_named(monkeypatch: pytest.MonkeyPatch, stor
     monkeypatch.setattr(meeting, "_BEAT_SECONDS", 0.02)
     monkeypatch.setattr(meeting, "_SILENT_SECONDS", 0.2)
     store.add("beats/1", 7)
-    with pytest.raises(WorkerError, match="rank 1 has not been heard of"), Meeting(launch_of(0)) as ranks:
+    with pytest.raises(WorkerError, match="rank 1 has not been heard from"), Meeting(launch_of(0)) as ranks:
         ranks.meet("work")
 
 

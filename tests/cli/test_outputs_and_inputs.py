@@ -30,7 +30,6 @@ def test_an_input_is_not_replaced_by_the_output_whatever_overwrite_says(
         ("bench", made.layout, "--trace", trace, "--csv", trace),
         ("profile", made.model, "--dataset", text, "-o", text),
         ("profile", made.model, "--dataset", text, "--thresholds-from", trace, "-o", trace),
-        ("merge", trace, "-o", trace),
         ("probe", "--from-fio", text, "-o", text),
     ):
         outcome = neuralink(*arguments, "--overwrite", "-q")
