@@ -6,6 +6,8 @@ The classes are the *causes*; `neuralink_cli.cli.exit_codes` maps each cause to 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class NeuralinkError(Exception):
@@ -59,6 +61,21 @@ class MissingDependencyError(NeuralinkError):
 
 class WorkerError(NeuralinkError):
     """A process or machine that shares the work ended, failed or does not answer."""
+
+
+@contextmanager
+def advising(fix: str) -> Iterator[None]:
+    """Within it, errors that do not say what to do say this: only who asked for a file knows what it should be.
+
+    Raises:
+        NeuralinkError: Of the same class as the one that was raised.
+    """
+    try:
+        yield
+    except NeuralinkError as error:
+        if error.fix is not None:
+            raise
+        raise type(error)(error.what, where=error.where, fix=fix) from error
 
 
 # What to do where a file must not grow further.

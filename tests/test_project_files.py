@@ -130,6 +130,20 @@ def test_every_link_to_a_file_leads_somewhere(name: str) -> None:
             assert (ROOT / name).parent.joinpath(target).exists(), target
 
 
+def anchors_of(path: Path) -> set[str]:
+    """The anchors that a host makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_to_a_heading_leads_there(name: str) -> None:
+    page = ROOT / name
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]*)\)", page.read_text()):
+        if "://" not in target:
+            assert anchor in anchors_of(page.parent / target if target else page), f"{target}#{anchor}"
+
+
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md"])
 def test_every_file_that_is_named_exists(name: str) -> None:
     folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "build")
@@ -169,6 +183,18 @@ def test_the_workflow_uses_no_actions_of_third_parties() -> None:
     used = {step["uses"].partition("@")[0] for step in steps if "uses" in step}
     assert used == {"actions/checkout", "actions/setup-python"}
     assert {"run": ".ci/run"} in steps
+
+
+def test_no_test_is_skipped_in_the_workflow_for_want_of_a_package() -> None:
+    jobs = read_yaml(WORKFLOW)["jobs"].values()
+    on_linux = [job for job in jobs if job["runs-on"].startswith("ubuntu")]
+    assert on_linux
+    installed = [" ".join(step.get("run", "") for step in job["steps"]) for job in on_linux]
+    assert all("libsimde-dev" in commands for commands in installed)
+    # What CONTRIBUTING.md says that tests are skipped without.
+    named = re.findall(r"`(libsimde-dev|gcc-[\w-]+|qemu-[\w-]+)`", text_of("CONTRIBUTING.md"))
+    assert len(named) == 3
+    assert any(all(package in commands for package in named) for commands in installed)
 
 
 def test_the_hooks_before_a_commit_are_those_of_make_lint() -> None:

@@ -124,7 +124,7 @@ class Meeting:
         """Check that no rank is known to have failed.
 
         Raises:
-            WorkerError: One has, was killed on this machine, or has not been heard of for minutes.
+            WorkerError: One has, was killed on this machine, or has not been heard from for minutes.
         """
         if self.add("failed", 0):
             raise WorkerError("another rank failed")
@@ -143,7 +143,7 @@ class Meeting:
                 self._beats[rank] = beats, now
             # Before the first beat a rank is still starting, and `meet` has the limit for that.
             elif beats and now - self._beats[rank][1] > _SILENT_SECONDS:
-                raise WorkerError(f"rank {rank} has not been heard of for {_SILENT_SECONDS / 60:.0f} minutes")
+                raise WorkerError(f"rank {rank} has not been heard from for {_SILENT_SECONDS / 60:.0f} minutes")
 
     def _beat(self) -> None:
         with contextlib.suppress(RuntimeError):
@@ -244,7 +244,7 @@ def _claim(launch: Launch, store: Any) -> bool:
 def _died(ranks: Sequence[int], count: int) -> WorkerError:
     numbers = ", ".join(map(str, ranks))
     return WorkerError(
-        f"rank{'s' if len(ranks) > 1 else ''} {numbers} of {count} died without a word (killed, perhaps for want of "
+        f"rank{'s' if len(ranks) > 1 else ''} {numbers} of {count} died without a message (killed, perhaps for lack of "
         "memory); nothing unfinished was left behind"
     )
 

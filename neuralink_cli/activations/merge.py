@@ -29,6 +29,7 @@ from neuralink_cli.progress import Progress, no_progress
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 22
+_ONCE = "pass each part and each dataset once"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def merge_traces(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> MergeSummary:
-    """Write the trace that has the tokens of all inputs. In which order they are named does not matter.
+    """Write the trace that has the tokens of all inputs. Their order does not matter.
 
     Consecutive parts of a dataset become one, so that the parts of a run give the same bytes as the whole run. A part
     that is missing is logged.
@@ -133,10 +134,10 @@ def _require_distinct(traces: Sequence[Trace]) -> None:
                 if other is trace:
                     continue
                 if earlier.sha256 == source.sha256 and _overlap(earlier, source):
-                    raise _mismatch(other, trace, f"the same sequences of {source.name!r}", verb="both have")
+                    raise _mismatch(other, trace, f"the same sequences of {source.name!r}", verb="both have", fix=_ONCE)
                 if _whole(earlier) and _whole(source) and (digests <= known or known <= digests):
                     names = f"the same text ({earlier.name!r} and {source.name!r})"
-                    raise _mismatch(other, trace, names, verb="both have")
+                    raise _mismatch(other, trace, names, verb="both have", fix=_ONCE)
             held.append((trace, source, digests))
 
 

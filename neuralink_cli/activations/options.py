@@ -57,7 +57,7 @@ class ProfileOptions:
         part: (i, n) runs the i-th of n contiguous parts of all batches.
         revision: Branch, tag or commit of a hub model.
         architecture: Where the description of the model's blocks comes from.
-        allow_uncovered: Go on though there are FFNs that no block covers.
+        allow_uncovered: Continue even if no block covers some of the FFNs.
 
     Raises:
         OptionError: An unknown signal, or an impossible part.

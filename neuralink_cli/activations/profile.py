@@ -70,7 +70,7 @@ def profile(
         WorkerError: Another rank failed or died.
     """
     if ranks.rank == 0:
-        require_free(output, overwrite, inputs=[Path(name) for name in data.datasets])
+        require_free(output, overwrite, inputs=[*map(Path, data.datasets), options.thresholds.trace])
     options = _of_rank(options, ranks)
     subject = read_subject(model, options)
     known = _known_thresholds(options, subject)

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.errors import InputError, UnsupportedError, advising
 from neuralink_cli.files.json_text import parse_object, read_object
 from neuralink_cli.files.schema import Schema, check_document
 
@@ -158,7 +158,8 @@ def read_architecture(path: Path) -> Architecture:
     Raises:
         InputError: The file cannot be read or does not match the schema.
     """
-    return parse_architecture(read_object(path), path)
+    with advising("write it as docs/architectures.md says, or let `neuralink architectures --infer MODEL` begin it"):
+        return parse_architecture(read_object(path), path)
 
 
 def is_built_in(model_type: str) -> bool:

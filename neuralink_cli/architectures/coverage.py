@@ -102,7 +102,9 @@ def require_coverage(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], *, allo
     if found.aside:
         size = sum(found.aside.values())
         logger.warning(
-            "left alone, as no part of the text model: %s (%s bytes of FFNs)", _list(found.aside), f"{size:,}"
+            "left as they are, since they are not part of the text model: %s (%s bytes of FFNs)",
+            _list(found.aside),
+            f"{size:,}",
         )
     return found.coverage
 

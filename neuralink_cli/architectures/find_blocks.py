@@ -248,7 +248,7 @@ def _number(checkpoint: Checkpoint, number: ConfigNumber | None) -> float | None
         if value is None:
             continue
         if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise InputError(f"{key} is no number above 0", where=checkpoint.directory / CONFIG_FILE)
+            raise InputError(f"{key} is not a number above 0", where=checkpoint.directory / CONFIG_FILE)
         return float(value)
     return None if number is None else number.default
 

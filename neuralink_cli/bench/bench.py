@@ -57,9 +57,9 @@ class BenchOptions:
         devices: Device models to replay on; by default the one the first layout was made for.
         dram: DRAM for cached and pinned bundles and resident rows; a share is of the bundles alone.
         policy: Name of the cache's policy.
-        held_out: Share of tokens to replay; by default the share that the layouts held out. 1 for all.
+        held_out: Share of tokens to replay, 0 to 1; by default the share that the layouts held out.
         tokens: Replay at most this many.
-        real: Read from the storage that the layouts lie on, instead of modelling it.
+        real: Time reads from the storage that the layouts lie on, instead of modelling them.
         bundle_bytes: Sizes of a bundle to model; by default those of the layouts.
         weights: Formats as `relayout --weights` takes them, whose bundle sizes to model too.
         baselines: Names of the orders to compare with; the original one, which gains are over, among them.
@@ -148,7 +148,7 @@ class BenchReport:
             ):
                 if wanted is not None and gain.low < wanted:
                     raise VerificationError(
-                        f"{name} {gain} is not surely {wanted:g} on {way.device}: the interval begins below",
+                        f"{name} {gain} is not reliably {wanted:g} on {way.device}: its interval starts lower",
                         where=way.layout,
                     )
 

@@ -288,7 +288,7 @@ def _tell_of_seen(trace: Trace, seen: frozenset[bytes], replayed: int, every: bo
     known = np.array([digest.tobytes() in seen for digest in trace.sequence_digests])
     tokens = int(trace.sequence_lengths[known].sum(dtype=np.int64))
     if every and tokens:
-        _LOGGER.warning("%s of the tokens made the order: these figures are not held out", f"{tokens:,}")
+        _LOGGER.warning("%s of the tokens made the order, so these figures are not held out", f"{tokens:,}")
     elif tokens and replayed:
         _LOGGER.info("%s tokens that made the order are left out", f"{tokens:,}")
 
@@ -333,7 +333,8 @@ def tell_of_differences(contenders: Sequence[Contender], *, devices: bool) -> No
         ]
         if sizes[0] != sizes[1]:
             _LOGGER.info(
-                "bundles of %s have %s bytes, those of %s %s: their gains are over the same baseline, with the former",
+                "bundles of %s have %s bytes, those of %s %s: "
+                "both gains are over one baseline, with bundles of the first size",
                 first.path,
                 f"{sizes[0]:,}",
                 other.path,

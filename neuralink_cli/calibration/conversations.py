@@ -98,7 +98,7 @@ class ChatTemplate:
 def _objects(value: Any, column: str) -> list[Mapping[str, Any]]:
     found = _parsed(value, column) if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
-        raise RowError(f"column {column!r} is no list of messages")
+        raise RowError(f"column {column!r} is not a list of messages")
     return found
 
 
@@ -116,7 +116,7 @@ def _named_as_usual(message: Mapping[str, Any]) -> dict[str, Any]:
         raise RowError(f"a message has neither role nor from and value, but {', '.join(map(repr, message))}")
     role = _ROLES.get(speaker.lower())
     if role is None:
-        raise RowError(f"a message is from {speaker!r}, who is none of {', '.join(_ROLES)}")
+        raise RowError(f"a message is from {speaker!r}, which is not one of {', '.join(_ROLES)}")
     others = {key: value for key, value in message.items() if key not in ("from", "value")}
     return {"role": role, "content": message["value"], **others}
 

@@ -121,7 +121,7 @@ def _sequence_length(asked: int | None, limit: int | None) -> int:
     if limit is None or wanted <= limit:
         return wanted
     if asked is not None:
-        logger.warning("sequences are cut to %d tokens: the model has no more positions", limit)
+        logger.warning("sequences are cut to %d tokens, the most positions that the model has", limit)
     return limit
 
 

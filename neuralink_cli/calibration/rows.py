@@ -99,7 +99,7 @@ def _open_file(path: Path, wanted: Sequence[str]) -> Rows:
         case _:
             types = ", ".join(SUFFIXES)
             raise UnsupportedError(
-                f"is none of the calibration data types {types}", where=path, fix="convert or rename it"
+                f"is not one of the calibration data types {types}", where=path, fix="convert or rename it"
             )
     require_content(path)
     return Rows(

@@ -19,6 +19,7 @@ from neuralink_cli.errors import InputError, MissingDependencyError, NeuralinkEr
 COMPRESSED_SUFFIXES = frozenset((".gz", ".bz2", ".xz", ".zst"))
 BYTE_ORDER_MARK = "\ufeff"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_WANTED = "pass a file of text"
 _HEAD_BYTES = 4096
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _FOREIGN = {b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file", b"%PDF": "a PDF"}
@@ -165,7 +166,7 @@ def _encoding(head: bytes, path: Path) -> str:
         return "utf-8"
     if min(zeros) == 0 and max(zeros) > 0.3:
         return "utf-16-be" if zeros[0] else "utf-16-le"
-    raise InputError("is not text (it has bytes of zero)", where=path)
+    raise InputError("is not text (it has bytes of zero)", where=path, fix=_WANTED)
 
 
 @contextlib.contextmanager
@@ -180,4 +181,5 @@ def _explained(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise InputError(f"its compressed data is damaged or cut off ({first_line(error)})", where=path) from None
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror or first_line(error)})", where=path) from None
+        fix = "check its path" if isinstance(error, FileNotFoundError) else _WANTED
+        raise InputError(f"cannot be read ({error.strerror or first_line(error)})", where=path, fix=fix) from None

@@ -182,5 +182,7 @@ def _require_file(path: Path, status: os.stat_result | None) -> os.stat_result:
     require_reachable(path)
     require_regular(path)
     if status is None:
-        raise InputError("was there a moment ago and is gone", where=path, fix="run it again when nothing writes it")
+        raise InputError(
+            "was there a moment ago and is gone", where=path, fix="run it again when nothing else writes to it"
+        )
     return status

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 # What stands above the tables.
 _CAPTION = (
-    "Per token: hits are active neurons found in DRAM, read and max the neurons of a mean and of the longest read, kB "
-    "what is read, p50 (median), p99 and mean the time of all reads, MB/s the bytes that were wanted by time. gain: "
-    "the time of the original order, read the same way, over that of the row; naive: the same without reading across "
-    "gaps. The rows of a layout come last."
+    "Per token. hits: active neurons found in DRAM. read, max: neurons in the mean and in the longest read. kB: what "
+    "is read. p50 (median), p99, mean: the time of all reads. MB/s: bytes of active neurons per second. gain: the time "
+    "of the original order over that of the row, both read the same way; naive: the same, but with no gap read across "
+    "in the original order. The rows of a layout come last."
 )
 
 
@@ -56,7 +56,7 @@ Examples:
     default="5%",
     show_default=True,
     metavar="SHARE|BYTES",
-    help="DRAM for bundles: a share of all (5%), or an amount (64MB) that resident rows are taken from.",
+    help="DRAM for bundles: a share of all bundles (5%), or an amount (64MB), which must also hold the resident rows.",
 )
 @click.option(
     "--cache",
@@ -70,7 +70,7 @@ Examples:
     "--held-out",
     type=Number(0, 1, min_open=True),
     metavar="FRACTION",
-    help="Replay the last tokens of each dataset, this share of them.  [default: the tokens held out by `cluster`]",
+    help="Replay this share of each dataset's tokens, the last ones.  [default: the tokens held out by `cluster`]",
 )
 @click.option("--all-tokens", is_flag=True, help="Replay all tokens, including those that made the order.")
 @click.option("--tokens", type=WholeNumber(min=1), metavar="N", help="Replay at most N tokens.")

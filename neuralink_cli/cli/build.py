@@ -60,8 +60,8 @@ Examples:
     "build_file",
     type=PATH,
     metavar="FILE",
-    help="Build what a TOML file says, which has all options of every stage (examples/neuralink.toml). It takes the "
-    "place of MODEL and of all options of stages: both together are an error.",
+    help="Build what a TOML file says, which can set every option of every stage (see examples/neuralink.toml). "
+    "Cannot be combined with MODEL or with options of stages.",
 )
 @click.option(
     "-o", "--output", type=PATH, metavar="DIR", help="Folder of the build: absent, empty, or an earlier build."
@@ -103,7 +103,7 @@ Examples:
 @click.option(
     "--locked",
     is_flag=True,
-    help="Write no lock file. Exit code 5, and what differs, if anything would come out, or comes out, unlike it says.",
+    help="Write no lock file. If anything would come out different from it, or does, say what and exit with code 5.",
 )
 @click.option("--dry-run", is_flag=True, help="Print which stages would run, why, and what they take; write nothing.")
 @reporting_options
@@ -121,8 +121,8 @@ def command(
 
     Records one trace of MODEL, then makes, verifies and measures a layout for every device, and replays each layout on
     every device. A stage runs only if its inputs, its options or the version of neuralink have changed since
-    neuralink.lock.json was written in DIR, or if its output is missing or damaged; what a stopped build has done is
-    kept. Nothing is overwritten that the lock file does not list.
+    neuralink.lock.json was written in DIR, or if its output is missing or damaged; so a stopped build resumes where it
+    stopped. Overwrites nothing that the lock file does not list.
     """
     from neuralink_cli.pipeline.build import build, plan_build
     from neuralink_cli.pipeline.fleet import check_gains

@@ -87,8 +87,8 @@ Examples:
     shell_complete=_order_names,
     help="Order to store: original (as in the checkpoint), frequency (hottest first), reverse-cuthill-mckee or "
     "spectral (from graph theory), linked (by co-activation, the published method), refined (linked, then refined to "
-    "cost less on the device), imported (see --order-from), or one that an installed package adds. A block keeps its "
-    "original order if that costs less on held-out tokens.",
+    "cost less on the device), imported (see --order-from), or an order that an installed package adds. A block "
+    "keeps its original order if that costs less on held-out tokens.",
 )
 @click.option(
     "--order-from",
@@ -160,7 +160,7 @@ Examples:
     "--jobs",
     type=WholeNumber(min=1),
     metavar="N",
-    help="Blocks to order at a time, on Dask the threads of a worker.  [default: all CPUs, on Dask 1]",
+    help="Blocks to order at a time; on Dask, threads for each block.  [default: all CPUs, on Dask 1]",
 )
 @click.option(
     "--scheduler",
@@ -203,9 +203,10 @@ def command(
 ) -> None:
     """Order the neurons of every block by co-activation.
 
-    Neurons that fire together in TRACE are stored next to each other. Prints figures of each order on held-out tokens:
-    neurons per read and reads per token, without access collapse and cache; the gain, the modelled cost of the original
-    order over its own, both with access collapse; and the gain over naive reading, the original order without collapse.
+    Neurons that fire together in TRACE are stored next to each other. Prints figures for each order, measured on
+    held-out tokens: neurons per read and reads per token, without access collapse or cache; the gain, which is the
+    modelled cost of the original order over that of this one, both with access collapse; and the gain over naive
+    reading, which reads the original order without collapse.
     """
     from neuralink_cli.devices.device import find_device
     from neuralink_cli.placement.cluster import ClusterOptions, cluster
@@ -288,9 +289,9 @@ def _print_result(header: PlacementHeader, device: str) -> None:
         return
     held_out = sum(part.tokens for part in header.blocks[0].held_out)
     print_text(
-        f"Measured on {held_out:,} held-out tokens. read: neurons per read, and reads: reads per token, both without "
-        f"reading across gaps. gain: the modelled cost on {device} of the original order, read across gaps, over that "
-        "of the row; naive: the same over the original order without."
+        f"Measured on {held_out:,} held-out tokens. read: neurons per read; reads: reads per token; both without "
+        f"reading across gaps. gain: the modelled cost on {device} of the original order over that of the row, both "
+        "read across gaps; naive: the same, but with no gap read across in the original order."
     )
     click.echo()
     intervals = {gain.order: gain for gain in header.gains if gain.source is None}

@@ -36,12 +36,13 @@ Examples:
     "--trace",
     type=TRACE_PATH,
     metavar="TRACE",
-    help="Also say what each order costs on this trace of the same model, without the tokens that made one of them.",
+    help="Also say what each order costs on this trace of the same model. Tokens that made one of the orders are "
+    "left out.",
 )
 @click.option(
     "--device",
     metavar="NAME|FILE",
-    help="Device to model with --trace, as for `cluster`.  [default: the one that A was made for]",
+    help="Device to model with --trace, as for `cluster`.  [default: the device A was made for]",
 )
 @reporting_options
 def command(first: Path, second: Path, trace: Path | None, device: str | None, as_json: bool) -> None:
@@ -56,7 +57,7 @@ def command(first: Path, second: Path, trace: Path | None, device: str | None, a
     from neuralink_cli.inspection.diff import diff
 
     if device is not None and trace is None:
-        raise OptionError("--device is what --trace is modelled on", fix="pass --trace too")
+        raise OptionError("--device needs --trace", fix="pass --trace too")
     model = None if device is None else find_device(device)
     report = diff(first, second, trace=trace, device=model, progress=progress_bar)
     if as_json:

@@ -64,18 +64,18 @@ def command(
     fail_below: float | None,
     as_json: bool,
 ) -> None:
-    """Tell whether a layout is still good on new traffic.
+    """Check whether a layout is still good on new traffic.
 
-    LAYOUT is a layout or a placement. Its order is measured on TRACE without the tokens that made it, as `cluster`
-    measured it when it was made: the modelled cost of the original order, read the same way, over its own, and that of
-    naive reading over its own, on the device that it was made for. Both come with 95% bootstrap intervals over
-    sequences. Also says how many neurons fire, and in which blocks the firing moved most to other neurons.
+    LAYOUT is a layout or a placement. Measures its order on TRACE as `cluster` did when it made the order: the gain
+    over the original order read the same way, and the gain over naive reading, both modelled on the device it was made
+    for, with 95% bootstrap intervals over sequences. Tokens that made the order are left out. Also says how many
+    neurons fire, and in which blocks firing has moved most to other neurons.
     """
     from neuralink_cli.inspection.drift import drift
 
     if not reorder and (effort is not None or jobs is not None):
         option = "--jobs" if effort is None else "--effort"
-        raise OptionError(f"{option} is that of --reorder", fix="pass --reorder too")
+        raise OptionError(f"{option} is for --reorder", fix="pass --reorder too")
     report = drift(artefact, trace, reorder=reorder, effort=effort, jobs=jobs, progress=progress_bar)
     if as_json:
         print_json(_document(report))

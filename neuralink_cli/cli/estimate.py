@@ -110,12 +110,12 @@ def command(
     allow_uncovered: bool,
     as_json: bool,
 ) -> None:
-    """Say what a layout will gain and need.
+    """Estimate what a layout will gain and need.
 
-    Before a byte of MODEL is rewritten: the size of bundles and files, the least memory, and over budgets of DRAM the
-    reads and I/O time of a token, the gain, and how fast storage must be for so many tokens a second. Takes the options
-    of `relayout`. Reads the headers of MODEL, never its weights. With --trace, held-out tokens are replayed as `bench`
-    does. With --placement alone, the gain is the one that `cluster` measured.
+    Before a byte of MODEL is rewritten, prints the size of bundles and files and the least memory; for several budgets
+    of DRAM, the reads and I/O time of a token and the gain; and how fast storage must be for N tokens a second. Takes
+    the options of `relayout`. Reads the headers of MODEL, never its weights. With --trace, replays held-out tokens as
+    `bench` does. With --placement alone, repeats the gain that `cluster` measured.
     """
     from neuralink_cli.devices.device import find_device
     from neuralink_cli.inspection.estimate import estimate
@@ -294,6 +294,6 @@ def _speed(report: EstimateReport) -> str:
     if factor > 1 and enough is not None:
         verdict += f", but fast enough with {_budget(enough)}"
     return (
-        f"For {wanted:g} tokens/s so, storage needs {times} times the speed of {report.device}{rate} "
-        f"if computing is done while it reads: {verdict}."
+        f"At {wanted:g} tokens/s, storage needs {times} times the speed of {report.device}{rate} "
+        f"if the runtime computes while it reads: {verdict}."
     )

@@ -48,8 +48,9 @@ def command(path: str, revision: str | None, check: bool, tokens_per_second: flo
 
     PATH is a checkpoint (a directory or hub id, as for `profile`), a trace, a placement, a layout, a device profile,
     the JSON output of fio, or an architecture. Says of which model it is, from which data and with which options it
-    was made, how large it is, what its order gained, what the next stages need, and the commands that come next. Only
-    headers, configs and indexes are read, unless --check is given. Exit code 3 says what else is there.
+    was made, how large it is, what its order gained, what the next stages need, and the commands that come next. Reads
+    only headers, configs and indexes, unless --check is given. If PATH is none of these, says what it is, with exit
+    code 3.
     """
     from neuralink_cli.inspection.inspect import inspect
 
@@ -104,7 +105,7 @@ def _reading(reading: ReadingTime | None, facts: object) -> Pairs:
         yield (
             "needs",
             f"a runtime: storage {human_number(reading.speed_needed, 2)} times as fast as {reading.device} for "
-            f"{reading.tokens_per_second:g} tokens/s without a cache, if computing is done while it reads",
+            f"{reading.tokens_per_second:g} tokens/s without a cache, if the runtime computes while it reads",
         )
 
 

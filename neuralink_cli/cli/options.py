@@ -132,15 +132,15 @@ def architecture_options(function: Callable[..., Any]) -> Callable[..., Any]:
 ignore_remote_code_option = click.option(
     "--ignore-remote-code",
     is_flag=True,
-    help="Run what transformers has for the model's type, though the model comes with Python code of its own, which "
-    "may compute something else.",
+    help="Run what transformers has for the model's type instead of the Python code that comes with the model. The "
+    "two may compute different things.",
 )
 
 
 allow_uncovered_option = click.option(
     "--allow-uncovered",
     is_flag=True,
-    help="Go on if the model has FFN matrices that are in no block: they are left as they are.",
+    help="Continue even if FFN matrices of the model are in no block; they stay as they are.",
 )
 
 

@@ -132,7 +132,7 @@ def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
 
 
 def show_nothing() -> None:
-    """Show neither progress nor remarks: another process does. What others listen to the log for goes on."""
+    """Show neither progress nor remarks: another process does. Other listeners of the log still get everything."""
     _state["quiet"] = True
     _LOGGER.handlers[:] = [logging.NullHandler()]
 

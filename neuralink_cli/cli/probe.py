@@ -111,7 +111,7 @@ def command(
     if file_bytes < 2 * 1024 * max(sizes):
         raise OptionError(f"a file of {file_bytes:,} bytes is too small for random reads of {max(sizes)} KiB")
     if output is not None:
-        require_free(output, overwrite)
+        require_free(output, overwrite, inputs=(from_fio,))
     name = name or (output.name.split(".")[0] if output is not None else "") or "probe"
     probe = None
     if directory is not None:
@@ -133,7 +133,7 @@ def command(
     if output is not None:
         write_profile(output, profile, overwrite=overwrite)
     if probe is not None and probe.in_memory:
-        remark(f"{directory} is on a {probe.file_system}, which lies in memory: it is no storage device")
+        remark(f"{directory} is on a {probe.file_system}, which lies in memory: this is not a storage device")
     if profile.pooled:
         listed = ", ".join(human_bytes(size) for size in profile.pooled)
         remark(f"larger reads took less time than smaller ones; averaged in the profile: {listed}")

@@ -174,8 +174,9 @@ Examples:
     "--max-memory",
     type=parse_size,
     metavar="SIZE",
-    help="Memory for weights, like 8GB. Weights that do not fit are read for every batch, so make batches large. Files "
-    "that weights are read from are mapped into memory beside it; the system takes that back where memory is short.  "
+    help="Memory for weights, like 8GB. Weights that do not fit are read again for every batch, so use large "
+    "batches. The files they are read from are mapped into memory on top of this; the system takes that back if"
+    " memory runs short.  "
     "[default: most free memory]",
 )
 @click.option("--trust-remote-code", is_flag=True, help="DANGEROUS: run code that comes with the model.")

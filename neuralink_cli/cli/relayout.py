@@ -64,7 +64,8 @@ Examples:
     "--recall-text",
     type=PATH,
     metavar="FILE",
-    help="Run MODEL on this text first, and write into the index what rounding the rows that decide firing does.",
+    help="Run MODEL on this text first, and record in the index how rounding the rows that decide firing changes "
+    "what fires.",
 )
 @click.option(
     "--recall-tokens",
@@ -104,7 +105,8 @@ def command(
     """Write a checkpoint in the order of a placement.
 
     Moves the bytes of MODEL, a directory or hub id as for `profile`, and never decodes them, unless --weights or
-    --dense-weights asks for another format. Everything else in its folder comes along; a remark names what does not.
+    --dense-weights asks for another format. All other files in its folder are copied too; a remark lists any that are
+    left out.
     The output appears only when it is complete.
     """
     from neuralink_cli.layout.relayout import relayout

@@ -38,7 +38,7 @@ Examples:
 @click.option(
     "--device",
     metavar="NAME|FILE",
-    help="Device to model, as for `cluster`.  [default: the one that the layout was made for]",
+    help="Device to model, as for `cluster`.  [default: the device the layout was made for]",
 )
 @click.option(
     "--dram",
@@ -74,11 +74,11 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Show on a page what a layout gains.
+    """Write an HTML page that shows what a layout gains.
 
-    Replays the tokens of TRACE that made no order against the layout FLASH (or placement file), as `bench` does, and
-    writes one HTML file that needs no network: what is gained, over what, on which device and in how much DRAM; which
-    neurons fire, and which together, in original and in stored order; run lengths; gain by layer and dataset; I/O time
+    Replays the held-out tokens of TRACE against the layout FLASH (or placement file), as `bench` does, and writes one
+    HTML file that needs no network. It shows the gain, over what, on which device and in how much DRAM; which neurons
+    fire, and which fire together, in original and in stored order; run lengths; gain by layer and dataset; I/O time
     over DRAM; and where all of it came from. The same input gives the same file. Needs the extra `plot`.
     """
     from neuralink_cli.devices.device import find_device

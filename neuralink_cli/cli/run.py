@@ -52,8 +52,8 @@ Examples:
     default="20%",
     show_default=True,
     metavar="PERCENT|BYTES",
-    help="Memory for cached bundles, like 5% (of all bundles), 64MB or 1.5GiB. Resident rows come on top; but with "
-    "--engine c, bytes are all the memory that its program may take.",
+    help="Memory for cached bundles, like 5% (of all bundles), 64MB or 1.5GiB. Resident rows come on top. With "
+    "--engine c, an amount in bytes is all the memory that the program may take.",
 )
 @click.option(
     "--max-new-tokens",
@@ -130,7 +130,7 @@ Examples:
     type=click.Choice(ENGINES),
     default=TORCH,
     show_default=True,
-    help="What computes: torch, or the program of examples/c_runtime, for OPT and models like Llama.",
+    help="What computes: torch, or the runtime in C (examples/c_runtime), for OPT and Llama-style models.",
 )
 @click.option(
     "--engine-path", type=PATH, metavar="FILE", help="Program of --engine c.  [default: where make puts it, or in PATH]"
@@ -140,8 +140,8 @@ Examples:
     type=click.Choice(ACTIVATIONS),
     default=FLOATS,
     show_default=True,
-    help="With --engine c, int8: round what rows of q8_0, q4_0 and iq4_nl are multiplied with, as llama.cpp does. "
-    "Faster, and no longer exact.",
+    help="With --engine c, int8 rounds the activations that rows of q8_0, q4_0 and iq4_nl are multiplied with, as "
+    "llama.cpp does: faster, but no longer exact.",
 )
 @ignore_remote_code_option
 @architecture_options

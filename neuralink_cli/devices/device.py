@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli.devices.fio import is_fio_output, parse_fio, read_measurements
-from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.errors import InputError, OptionError, advising
 from neuralink_cli.files.input_file import require_reachable, require_regular
 from neuralink_cli.files.json_text import parse_object
 from neuralink_cli.files.schema import Schema, check_document
@@ -27,6 +27,7 @@ DEVICE_SCHEMA = Schema("device", __package__, "device.schema.json")
 DEFAULT_DEVICE = "ufs4.0"
 _FOLDER = "profiles"
 _HOT = ":hot"
+_WANTED = "pass a device profile, the JSON output of fio, or a built-in name like ufs4.0"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class DeviceModel:
     Attributes:
         reads: Times measured by size, of reads of whole pages.
         page_bytes: The device serves whole pages, so a read moves every page that it touches.
-        latency_seconds: What a runtime waits each time it needs bundles, beyond the cost of their reads: for the last
-            of them. 0 if not known.
+        latency_seconds: How long a runtime waits for the last read each time it needs bundles, beyond the cost of the
+            reads. 0 if not known.
         hot_rate: The share of its speed that a device keeps when it is hot; None if not known.
     """
 
@@ -147,7 +148,7 @@ def find_device(name: str) -> DeviceModel:
     A profile from a file is named after the file as well if a built-in one has its name.
 
     Raises:
-        OptionError: Neither a built-in name nor a file, or `:hot` of a profile that does not say it.
+        OptionError: Neither a built-in name nor a file, or `:hot` for a profile without `hot_rate`.
         InputError: The file is malformed or its values cannot be right.
     """
     if name.endswith(_HOT) and not Path(name).exists():
@@ -158,18 +159,20 @@ def find_device(name: str) -> DeviceModel:
     path = Path(name)
     require_reachable(path)
     if path.exists():
-        require_regular(path)
+        with advising(_WANTED):
+            require_regular(path)
     if not path.is_file():
         raise OptionError(
             f"device {name!r} is neither a file nor built in (built in: {', '.join(known)})",
             fix="measure it with `neuralink probe`, or pass the JSON output of fio",
         )
-    document = read_measurements(path)
-    if is_fio_output(document):
-        measured = parse_fio(document, path)
-        reads = [ReadRate(size, rate) for size, rate in measured.rates]
-        return _from_reads(path.name, measured.queue_depth, reads, path)
-    device = parse_device(document, path)
+    with advising(_WANTED):
+        document = read_measurements(path)
+        if is_fio_output(document):
+            measured = parse_fio(document, path)
+            reads = [ReadRate(size, rate) for size, rate in measured.rates]
+            return _from_reads(path.name, measured.queue_depth, reads, path)
+        device = parse_device(document, path)
     return replace(device, name=f"{device.name} ({path.name})") if device.name in known else device
 
 

@@ -90,7 +90,7 @@ def parse_fio(document: Mapping[str, Any], where: Path) -> FioReads:
     usable = [depth for depth, sizes in rates.items() if len(sizes) >= 2]
     if not usable:
         raise InputError(
-            "has no two sizes of random direct reads at one queue depth"
+            "needs random direct reads of at least two sizes at the same queue depth"
             + (f" (left out: {', '.join(left_out)})" if left_out else ""),
             where=where,
             fix="run fio with one job per size, rw=randread, direct=1, ioengine=libaio, e.g. bs=4k, 16k, 64k, 256k, 1m",
@@ -161,7 +161,7 @@ def _unwanted(options: Mapping[str, Any]) -> str | None:
 def _number(options: Mapping[str, Any], name: str, where: Path) -> int:
     text = str(options.get(name, "1"))
     if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
-        raise InputError(f"has a job with {name}={text[:20]}, which is no number from 1 to 999999", where=where)
+        raise InputError(f"has a job with {name}={text[:20]}, which is not a number from 1 to 999999", where=where)
     return int(text)
 
 

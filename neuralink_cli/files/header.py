@@ -17,6 +17,8 @@ from neuralink_cli.files.json_text import parse_object
 
 MAX_HEADER_BYTES = 100_000_000
 LENGTH_BYTES = 8
+INCOMPLETE = "copy or download it again, or make it again"
+"""What to do about a file that was cut off."""
 _MAX_SIZE = (1 << 64) - 1
 
 DTYPE_BITS: Mapping[str, int] = {
@@ -136,7 +138,9 @@ def parse_header(raw: bytes, data_bytes: int, where: str | os.PathLike[str]) -> 
         position = entry.stop
     if position != data_bytes:
         kind = "truncated" if position > data_bytes else "longer than its header says"
-        raise InputError(f"file is {kind}: {data_bytes:,} data bytes, {position:,} expected", where=where)
+        raise InputError(
+            f"file is {kind}: {data_bytes:,} data bytes, {position:,} expected", where=where, fix=INCOMPLETE
+        )
     return Header(entries=tuple(entries), metadata=metadata, raw=raw)
 
 

@@ -34,7 +34,8 @@ def open_input(path: Path) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as error:
         require_regular(path)
-        raise InputError(f"cannot be opened ({why(error)})", where=path) from None
+        fix = "check its path" if isinstance(error, FileNotFoundError) else None
+        raise InputError(f"cannot be opened ({why(error)})", where=path, fix=fix) from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

@@ -36,7 +36,7 @@ def parse_object(text: bytes | str, where: str | os.PathLike[str]) -> dict[str, 
         if "\\u" in text:
             json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not valid JSON ({error})", where=where) from None
+        raise InputError(f"not valid JSON ({why_malformed(error)})", where=where) from None
     if not isinstance(document, dict):
         raise InputError("not a JSON object", where=where)
     return document
@@ -65,10 +65,15 @@ def read_foreign_object(path: Path) -> dict[str, Any]:
             refuse_lfs_pointer(path)
         document = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not valid JSON ({error})", where=path) from None
+        raise InputError(f"not valid JSON ({why_malformed(error)})", where=path) from None
     if not isinstance(document, dict):
         raise InputError("not a JSON object", where=path)
     return document
+
+
+def why_malformed(error: ValueError | RecursionError) -> str:
+    """Why bytes could not be decoded or parsed, for people."""
+    return f"not UTF-8 text, at byte {error.start:,}" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def canonical(document: Any) -> str:

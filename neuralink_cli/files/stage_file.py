@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli import __version__
-from neuralink_cli.errors import InputError
+from neuralink_cli.errors import InputError, advising
 from neuralink_cli.files.durable import new_file, require_free, require_space, write_all
 from neuralink_cli.files.header import Header, build_header, tensor_bytes
 from neuralink_cli.files.json_text import canonical, parse_object
@@ -105,12 +105,13 @@ class StageFile(TensorFile):
     """
 
     def __init__(self, path: Path, schema: Schema) -> None:
-        super().__init__(path)
-        try:
-            self.document = self._checked_document(schema)
-        except InputError:
-            self.close()
-            raise
+        with advising(f"pass the file that `neuralink {_MADE_BY[schema.kind]}` wrote"):
+            super().__init__(path)
+            try:
+                self.document = self._checked_document(schema)
+            except InputError:
+                self.close()
+                raise
 
     @property
     def content_sha256(self) -> str:
@@ -163,9 +164,6 @@ class StageFile(TensorFile):
             raise InputError(
                 f"is a {document.get('format')!r} file, but a {expected!r} file is needed",
                 where=self.path,
-                fix=f"pass the file that `neuralink {_MADE_BY[schema.kind]}` wrote"
-                if schema.kind in _MADE_BY
-                else None,
             )
         if document.get("version") != FORMAT_VERSION:
             raise InputError(

@@ -11,7 +11,7 @@ import numpy as np
 from neuralink_cli.arrays import Bytes
 from neuralink_cli.errors import InputError
 from neuralink_cli.files.byte_file import ByteFile
-from neuralink_cli.files.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, TensorEntry, parse_header
+from neuralink_cli.files.header import INCOMPLETE, LENGTH_BYTES, MAX_HEADER_BYTES, Header, TensorEntry, parse_header
 from neuralink_cli.files.lfs import is_lfs_pointer
 
 
@@ -78,12 +78,14 @@ class TensorFile(ByteFile):
         (length,) = struct.unpack("<Q", start[:LENGTH_BYTES])
         if length > MAX_HEADER_BYTES:
             raise InputError(
-                f"header length {length:,} is over the format's limit, so this is not a safetensors file",
+                f"is not a safetensors file (header length {length:,} is over the format's limit)",
                 where=self.path,
             )
         if length > self.size - LENGTH_BYTES:
             raise InputError(
-                f"truncated: the header should take {length:,} bytes, the file has {self.size:,}", where=self.path
+                f"truncated: the header should take {length:,} bytes, the file has {self.size:,}",
+                where=self.path,
+                fix=INCOMPLETE,
             )
         raw = np.empty(length, dtype=np.uint8)
         self.read_at(LENGTH_BYTES, raw)

@@ -17,7 +17,15 @@ from neuralink_cli.devices.ratio import Ratio, bootstrap_ratios
 from neuralink_cli.errors import InputError, MismatchError, OptionError
 from neuralink_cli.inspection.costs import measure_orders
 from neuralink_cli.inspection.facts import Facts, read_facts
-from neuralink_cli.inspection.kinds import PERMUTED_LAYOUT, PLACED_KINDS, PLACEMENT, TRACE, Found, recognise
+from neuralink_cli.inspection.kinds import (
+    PERMUTED_LAYOUT,
+    PLACED_KINDS,
+    PLACEMENT,
+    TRACE,
+    Found,
+    recognise,
+    with_article,
+)
 from neuralink_cli.inspection.shared_order import neighbours_kept, read_orders
 from neuralink_cli.progress import Progress, no_progress
 
@@ -113,10 +121,10 @@ def diff(
 
     Args:
         trace: Of the same model, to cost both orders on; tokens that made one of them are left out.
-        device: Device to cost them on; by default the one that the first was made for.
+        device: Device to cost them on; by default the device the first was made for.
 
     Raises:
-        InputError: One of them is none of these, or damaged.
+        InputError: One of them is something else, or damaged.
         VerificationError: Files of a layout do not fit each other.
         MismatchError: A trace and an order; or a trace of another model.
         OptionError: A trace to cost traces on, or every token of it made one of the orders.
@@ -125,17 +133,21 @@ def diff(
     for each in found:
         if each.kind not in (TRACE, *PLACED_KINDS):
             raise InputError(
-                f"is a {each.kind}, but what is compared are traces, placements and layouts", where=each.path
+                f"is {with_article(each.kind)}, which cannot be compared",
+                where=each.path,
+                fix="pass two traces, or two placements or layouts",
             )
     traces = [each.kind == TRACE for each in found]
     if traces[0] != traces[1]:
         raise MismatchError(
-            f"is a {found[0].kind}, but {second} is a {found[1].kind}",
+            f"is {with_article(found[0].kind)}, but {second} is {with_article(found[1].kind)}",
             where=first,
             fix="compare two traces, or two placements or layouts",
         )
     if traces[0] and trace is not None:
-        raise OptionError("--trace costs orders, which traces do not have", fix="pass placements or layouts")
+        raise OptionError(
+            "--trace compares what orders cost, but traces have no order", fix="pass placements or layouts"
+        )
     one, other = (read_facts(each) for each in found)
     sequences, blocks = (_shared_tokens(*found), ()) if traces[0] else _shared_orders(*found)
     pairs = sum(max(block.neurons - 1, 0) for block in blocks)

@@ -20,7 +20,7 @@ from neuralink_cli.devices.ratio import Ratio, bootstrap_ratios
 from neuralink_cli.errors import InputError, OptionError, VerificationError
 from neuralink_cli.inspection.costs import OrderCosts, measure_orders
 from neuralink_cli.inspection.facts import Facts, read_facts
-from neuralink_cli.inspection.kinds import PLACED_KINDS, recognise
+from neuralink_cli.inspection.kinds import PLACED_KINDS, recognise, with_article
 from neuralink_cli.placement.block_ordering import BlockOptions
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
 from neuralink_cli.placement.held_out import TokenSplit, digests_in, sequence_starts_in, split_tokens, unseen_ranges
@@ -133,14 +133,14 @@ class DriftReport:
         return tuple(sorted(self.blocks, key=lambda block: -block.moved))
 
     def check_gain(self, least: float | None) -> None:
-        """Require that the gain is not surely below `least`: the upper end of its interval counts. None for any.
+        """Require that the gain is not reliably below `least`: the upper end of its interval counts. None for any.
 
         Raises:
             VerificationError: It is.
         """
         if least is not None and self.gain.high < least:
             raise VerificationError(
-                f"the gain has fallen to {self.gain}, surely below {least:g}",
+                f"the gain has fallen to {self.gain}, reliably below {least:g}",
                 where=self.artefact,
                 fix="see what `neuralink drift --reorder` would give, then run `cluster` on the new trace",
             )
@@ -174,7 +174,7 @@ def drift(
     found = recognise(artefact)
     if found.kind not in PLACED_KINDS:
         raise InputError(
-            f"is a {found.kind}, but drift is that of a layout or placement",
+            f"is {with_article(found.kind)}, but only layouts and placements can drift",
             where=artefact,
             fix="pass what `cluster` or `relayout` wrote, and the trace of new traffic with --trace",
         )

@@ -71,7 +71,7 @@ def estimate(
     """Say what the layout of a checkpoint will gain and need.
 
     With a placement and a trace, held-out tokens are replayed as `bench` replays them. With a placement alone, the
-    gain is the one that it states. With a trace alone, an order is made first, in a temporary file.
+    gain is what the placement states. With a trace alone, an order is made first, in a temporary file.
 
     Args:
         model: As for `relayout`. Only the headers of its weights are read, so their fingerprint is not compared.

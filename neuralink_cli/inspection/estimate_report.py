@@ -25,12 +25,12 @@ class EstimateOptions:
 
     Attributes:
         layout: The options of `relayout`.
-        device: Device model to read from; None for the one that the placement was made for.
+        device: Device model to read from; None for the device the placement was made for.
         budgets: DRAM for cached and pinned bundles and resident rows, as for the bench.
         policy: Name of the cache's policy.
         tokens: Replay at most this many held-out tokens; None for all, or for as many as take about a minute.
         tokens_per_second: What storage should be fast enough for.
-        disk_speed: Bytes a second that the disk reads or writes, to say how long `relayout` takes; None if not asked.
+        disk_speed: Bytes a second that the disk reads or writes, to say how long `relayout` takes; None not to say it.
         effort: How long to refine the order that is made if there is no placement.
         jobs: Blocks to order at a time; by default as many as CPUs.
     """
@@ -127,10 +127,10 @@ class EstimateReport:
     Attributes:
         order: Name of the order, "mixed" if blocks differ.
         placement: The file of the order; None if it was made for this estimate, with `effort`.
-        source_bytes: Of the checkpoint's weight files.
+        source_bytes: Size of the checkpoint's weight files.
         device: Name of the device that is modelled.
         figures: `replayed` or `stated`; None if there are none.
-        tokens: That were replayed, out of `held_out`; None if the figures are not replayed.
+        tokens: How many were replayed, out of `held_out`; None if the figures are not replayed.
         budgets: Ascending in the order they were asked for; one, without a cache, if figures are stated; empty if
             there are none.
     """

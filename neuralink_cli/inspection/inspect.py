@@ -16,7 +16,17 @@ from neuralink_cli.errors import OptionError
 from neuralink_cli.files.input_file import digest_of
 from neuralink_cli.inspection.checkpoint_facts import CheckpointFacts, read_checkpoint
 from neuralink_cli.inspection.facts import Facts, read_facts
-from neuralink_cli.inspection.kinds import CHECKPOINT, DEVICE, FIO, PLACED_KINDS, PLACEMENT, TRACE, Found, recognise
+from neuralink_cli.inspection.kinds import (
+    CHECKPOINT,
+    DEVICE,
+    FIO,
+    PLACED_KINDS,
+    PLACEMENT,
+    TRACE,
+    Found,
+    recognise,
+    with_article,
+)
 from neuralink_cli.inspection.next_steps import NextStep, after_checkpoint, after_document, after_stage
 from neuralink_cli.inspection.reading import ReadingTime
 from neuralink_cli.layout.companions import was_changed
@@ -69,15 +79,15 @@ class ArchitectureFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an artefact is.
+    """What a file or directory is.
 
     Attributes:
         kind: One of the names of `kinds`.
         facts: What it says of itself.
         needs: What the next stages need, as far as that is known without running them.
         reading: How long reading a token takes; None if it holds no order that was measured for its bundles.
-        next_steps: Commands that take it.
-        checked: What `check` has found to be right; None if it was not asked for.
+        next_steps: Commands that accept it.
+        checked: What `check` found to be right; None without `check`.
     """
 
     kind: str
@@ -120,7 +130,7 @@ def inspect(
 
     Raises:
         OptionError: Tokens per second of something that holds no order, or a revision of a local path.
-        InputError: It is none of these, damaged or malformed.
+        InputError: It is something else, damaged or malformed.
         UnsupportedError: A checkpoint with weights that are not understood.
         VerificationError: A layout that was changed after it was written.
     """
@@ -131,7 +141,7 @@ def inspect(
     found = recognise(path)
     if tokens_per_second is not None and found.kind not in PLACED_KINDS:
         raise OptionError(
-            f"--tokens-per-second is told of the order in a placement or layout, and {path} is a {found.kind}",
+            f"--tokens-per-second is for placements and layouts, but {path} is {with_article(found.kind)}",
             fix="see what `neuralink estimate MODEL --trace TRACE` says",
         )
     if found.kind == CHECKPOINT:

@@ -72,6 +72,11 @@ def recognise(path: Path) -> Found:
     return Found(path, _kind_of_document(document, path), document)
 
 
+def with_article(kind: str) -> str:
+    """A kind in a sentence: `a trace`, `an architecture`."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
 def _kind_of_directory(path: Path) -> str:
     try:
         names = sorted(child.name for child in path.iterdir())

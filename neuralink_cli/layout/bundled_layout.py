@@ -260,7 +260,7 @@ class BundledLayout:
     def _check_ranges(self) -> None:
         seen = self.file.entry(ORDERING_SEQUENCES)
         if (seen.dtype, seen.shape[1:]) != ("U8", (DIGEST_BYTES,)):
-            raise VerificationError(f"{ORDERING_SEQUENCES} is no list of digests", where=self.file.path)
+            raise VerificationError(f"{ORDERING_SEQUENCES} is not a list of digests", where=self.file.path)
         index, file = self.index, self.file
         if file.size != index.file_bytes:
             raise VerificationError(f"has {file.size:,} bytes, the index says {index.file_bytes:,}", where=file.path)
@@ -367,7 +367,7 @@ class BundledLayout:
         for tensor in self.index.dense:
             if tensor.name not in kept_names or self.dense[tensor.name] is not tensor:
                 raise VerificationError(
-                    f"tensor {tensor.name!r} is no dense tensor of the source", where=self.file.path
+                    f"tensor {tensor.name!r} is not a dense tensor of the source", where=self.file.path
                 )
         for name in sorted(kept_names):
             kept = self.file.entry(name)

@@ -221,10 +221,10 @@ def _read(path: Path, form: str, schema: Schema) -> dict[str, Any]:
         )
     check_document(document, schema, path)
     if len({block["id"] for block in document["blocks"]}) != len(document["blocks"]):
-        raise InputError("names a block twice", where=path)
+        raise InputError("lists a block twice", where=path)
     companions = [file["name"] for file in document["companions"]]
     if len(set(companions)) != len(companions):
-        raise InputError("names a file twice", where=path)
+        raise InputError("lists a file twice", where=path)
     if document[DIGEST_KEY] != _digest({key: value for key, value in document.items() if key != DIGEST_KEY}):
         raise VerificationError(f"was changed after it was written: it does not match its {DIGEST_KEY}", where=path)
     return document
@@ -235,7 +235,7 @@ def _check_recall(document: Mapping[str, Any], path: Path) -> None:
         stated = document["gate_recall"]["blocks"]
         named = {block["id"] for block in stated}
         if len(named) != len(stated) or not named <= {block["id"] for block in document["blocks"]}:
-            raise InputError("states the recall of a block twice, or of one that is not there", where=path)
+            raise InputError("states the recall of a block twice, or of a block that is not there", where=path)
         experts = {block["id"] for block in document["blocks"] if block["expert"] is not None}
         if {block["id"] for block in stated if "routed" in block} != named & experts:
             raise InputError(

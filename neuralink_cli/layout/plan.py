@@ -241,7 +241,7 @@ class RelayoutOptions:
     """Options of the layout; `alignment` is in bytes, a power of two.
 
     Attributes:
-        all_files: Take along what is left out otherwise: other copies of the weights, hidden files and the like.
+        all_files: Also copy what is otherwise left out: other copies of the weights, hidden files and the like.
         weights: The format to round FFN weights to, `FORMAT` or `ROLE=FORMAT,...` as in `parse_weight_formats`.
         rounding: How the scales of rounded weights are found: `nearest` or `search`.
         dense_weights: The format to round the matrices outside the blocks to; by default that of

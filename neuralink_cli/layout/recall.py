@@ -134,7 +134,7 @@ def require_measurable(
     """
     if plan is None or not decided_by_rounding(plan.blocks):
         raise OptionError(
-            "no rows that decide firing are rounded, so all that fire are found", where=option, fix="leave it out"
+            "no rows that decide firing are rounded, so there is no loss to measure", where=option, fix="leave it out"
         )
     if placement.signal != "gate":
         raise OptionError(

@@ -37,7 +37,9 @@ class Unreplaced:
         """Look whether it is still the same directory."""
         if self._before[0] is not None and _identity(self._directory) != self._before:
             raise InputError(
-                "was replaced while it was being read", where=self._directory, fix="run it again when nothing writes it"
+                "was replaced while it was being read",
+                where=self._directory,
+                fix="run it again when nothing else writes to it",
             )
 
 

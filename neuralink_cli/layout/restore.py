@@ -89,7 +89,7 @@ def require_exact(layout: Layout) -> None:
     """
     if not layout.exact:
         raise UnsupportedError(
-            "has rounded weights, from which the checkpoint cannot be had again",
+            "has rounded weights, from which the checkpoint cannot be restored",
             where=layout.directory,
             fix="keep the checkpoint, or make a layout that can be restored, with `relayout --weights source`",
         )

@@ -94,6 +94,7 @@ def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
             f"was made from the model with fingerprint {layout.fingerprint[:12]}, "
             f"but {checkpoint.directory} has {checkpoint.fingerprint[:12]}",
             where=layout.directory,
+            fix="pass the model that it was made from",
         )
     _compare_tensor_lists(layout.source_headers, checkpoint, layout.directory)
     check_companions(layout, checkpoint)

@@ -21,7 +21,7 @@ class ExecutionOptions:
             own elsewhere.
         max_memory: Bytes of RAM for weights; None for most of the free RAM.
         trust_remote_code: Run code that comes with the model. Dangerous.
-        ignore_remote_code: Run what transformers has for the model's type, though the model comes with code of its own.
+        ignore_remote_code: Run what transformers has for the model's type instead of the code that comes with it.
     """
 
     device: str = "auto"

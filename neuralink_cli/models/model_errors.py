@@ -50,7 +50,7 @@ def require_known_tokens(ids: Any, vocabulary: int, where: Any) -> None:
     largest = int(max(ids))
     if largest >= vocabulary:
         raise InputError(
-            f"the tokenizer makes token {largest} of it, the model has only {vocabulary}",
+            f"the tokenizer turns it into token {largest}, but the model has only {vocabulary}",
             where=where,
             fix="use the tokenizer that belongs to the model",
         )

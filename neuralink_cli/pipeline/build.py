@@ -53,11 +53,11 @@ class BuildSummary:
     """What a build made.
 
     Attributes:
-        stages: All of them, those that had nothing to do too.
+        stages: All stages, also those that had nothing to do.
         tokens: Held-out tokens that the layouts were replayed on.
         cells: Every layout on every device.
-        forward: Of every device whose layout was run, how far it is from the model, as `verify --forward --json` says.
-        real: Of every device whose layout was read from the storage here, what that takes.
+        forward: For every device whose layout was run, how far it is from the model, as `verify --forward --json` says.
+        real: For every device whose layout was read from the local disk, what that took.
     """
 
     output: str
@@ -93,7 +93,7 @@ def build(
     """Record a trace of a model and make, verify and measure a layout for every class of devices.
 
     A stage runs only if what it is made from (its inputs by digest, its options, the version of neuralink) or what it
-    made is not as the lock file of the build says. A build that was stopped goes on where it was.
+    made is not as the lock file of the build says. A stopped build resumes where it stopped.
 
     Args:
         model: A checkpoint directory; a string may also be a hub id, see `find_model`.

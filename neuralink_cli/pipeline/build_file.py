@@ -15,8 +15,9 @@ from neuralink_cli.activations.options import ProfileOptions, ThresholdOptions
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.devices.device import builtin_devices
-from neuralink_cli.errors import InputError, MissingDependencyError, OptionError
+from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, advising
 from neuralink_cli.files.input_file import read_input, require_reachable
+from neuralink_cli.files.json_text import why_malformed
 from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.models.execution import ExecutionOptions
@@ -35,7 +36,7 @@ DEFAULT_TOKENS = 131072
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What is to be built.
+    """What to build.
 
     Attributes:
         output: Where; None if the file does not say.
@@ -56,14 +57,15 @@ def read_build_file(path: Path) -> BuildRequest:
         OptionError: Options in it do not go together.
         MissingDependencyError: Python is older than 3.11, and tomli is not installed.
     """
-    try:
-        document = _toml().loads(read_input(path).decode(), parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not valid TOML ({error})", where=path) from None
-    try:
-        return parse_build(document, path, path.absolute().parent)
-    except OptionError as error:
-        raise OptionError(error.what, where=error.where or path, fix=error.fix) from None
+    with advising("pass a build file in TOML, written like examples/neuralink.toml"):
+        try:
+            document = _toml().loads(read_input(path).decode(), parse_float=_finite)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"not valid TOML ({why_malformed(error)})", where=path) from None
+        try:
+            return parse_build(document, path, path.absolute().parent)
+        except OptionError as error:
+            raise OptionError(error.what, where=error.where or path, fix=error.fix) from None
 
 
 def parse_build(document: dict[str, Any], where: str | Path, folder: Path) -> BuildRequest:

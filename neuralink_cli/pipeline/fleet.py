@@ -135,5 +135,5 @@ def check_gains(cells: tuple[FleetCell, ...], least: float) -> None:
     for cell in cells:
         if cell.made_for == cell.device and cell.gain.low < least:
             raise VerificationError(
-                f"gain {cell.gain} is not surely {least:g}: the interval begins below", where=cell.device
+                f"gain {cell.gain} is not reliably {least:g}: its interval starts lower", where=cell.device
             )

@@ -33,7 +33,7 @@ class BuildDevice:
     Attributes:
         name: Names the folder of what is made for it.
         device: Its storage.
-        dram: DRAM for bundles when layouts are replayed on it; None for that of the build.
+        dram: DRAM for bundles when layouts are replayed on it; None for the build's `dram`.
 
     Raises:
         OptionError: The name cannot be that of a folder.
@@ -73,7 +73,7 @@ def _default_cluster() -> ClusterOptions:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Options of `build`, those of its stages.
+    """Options of `build`, which are those of its stages.
 
     Attributes:
         data: Calibration data of the one trace.
@@ -83,11 +83,11 @@ class BuildOptions:
             `relayout`.
         relayout: How the layouts are written.
         dram: DRAM for bundles when layouts are replayed.
-        recall_text: Text to run the model on before a layout is written, for its index to state what rounding the rows
-            that decide firing does; None to not measure that.
+        recall_text: Text to run the model on before a layout is written, so that its index states how rounding the rows
+            that decide firing changes what fires; None not to measure that.
         recall_tokens: How many tokens of it.
-        forward: What the model and every layout are run on, to compare what they compute; None to not run them.
-        real: Whether to read every layout from the storage that it lies on, too, beside modelling that.
+        forward: What the model and every layout are run on, to compare what they compute; None not to run them.
+        real: Whether to time reads of every layout from the storage it lies on, in addition to modelling them.
 
     Raises:
         OptionError: Options that do not go together.

@@ -93,7 +93,7 @@ def require_own(root: Path, stages: tuple[Stage, ...], lock: Lock) -> None:
         entry = lock.get(stage.output)
         kind = path.is_dir() if stage.name == "relayout" else path.is_file()
         if entry is None or path.is_symlink() or not kind:
-            raise OutputError("is not of this build, so it is not overwritten", where=path, fix="move it away")
+            raise OutputError("is not part of this build, so it is not overwritten", where=path, fix="move it away")
         if stage.name == "relayout":
             _require_own_layout(root, path, entry)
 
@@ -101,11 +101,13 @@ def require_own(root: Path, stages: tuple[Stage, ...], lock: Lock) -> None:
 def _require_own_layout(root: Path, path: Path, entry: LockEntry) -> None:
     if not entry.files:
         if any(path.iterdir()) and not is_layout(path):
-            raise OutputError("is no layout, so it is not overwritten", where=path, fix="move it away")
+            raise OutputError("is not a layout, so it is not overwritten", where=path, fix="move it away")
         return
     other = next((file for file in _files(root, entry.output) if _name(root, file) not in entry.files), None)
     if other is not None:
-        raise OutputError("is not of this build, so its folder is not overwritten", where=other, fix="move it away")
+        raise OutputError(
+            "is not part of this build, so its folder is not overwritten", where=other, fix="move it away"
+        )
 
 
 def _require_folder(path: Path) -> None:

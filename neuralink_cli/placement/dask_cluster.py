@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, WorkerError, first_line
+from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, WorkerError, advising, first_line
 from neuralink_cli.files.input_file import read_input
 from neuralink_cli.files.json_text import parse_object
 
@@ -31,7 +31,7 @@ class DaskOptions:
     """Workers of Dask that order blocks: those of a scheduler, or some that are started on this machine.
 
     Attributes:
-        scheduler: Address of a scheduler, such as tcp://10.0.0.1:8786, or its file of JSON.
+        scheduler: Address of a scheduler, such as tcp://10.0.0.1:8786, or the JSON file that it writes.
         workers: Processes to start on this machine.
         send_trace: Send each block's rows to its worker, for workers that do not see the file.
     """
@@ -42,7 +42,7 @@ class DaskOptions:
 
     def __post_init__(self) -> None:
         if (self.scheduler is None) == (self.workers is None):
-            raise OptionError("--scheduler and --workers: exactly one of them says who orders the blocks")
+            raise OptionError("pass exactly one of --scheduler and --workers")
         if self.workers is not None and self.workers < 1:
             raise OptionError(f"--workers {self.workers} is not at least 1")
 
@@ -100,10 +100,10 @@ def scheduler_address(options: DaskOptions) -> str | None:
     if options.scheduler is None or "://" in options.scheduler:
         return options.scheduler
     path = Path(options.scheduler)
-    document = parse_object(read_input(path), path)
-    address = document.get("address")
-    if not isinstance(address, str):
-        raise InputError("is not the file of a Dask scheduler (it has no address)", where=path)
+    with advising("pass an address like tcp://HOST:8786, or the file that `dask scheduler --scheduler-file` wrote"):
+        address = parse_object(read_input(path), path).get("address")
+        if not isinstance(address, str):
+            raise InputError("is not the file of a Dask scheduler (it has no address)", where=path)
     return address
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from neuralink_cli.activations.trace import TraceBlock
 from neuralink_cli.arrays import Neurons, Order
-from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.errors import InputError, OptionError, advising
 from neuralink_cli.files.input_file import require_reachable
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.placement.bits import Bits
@@ -79,14 +79,15 @@ def read_orders(path: Path, blocks: Sequence[TraceBlock]) -> OwnOrder:
     Raises:
         InputError: The file cannot be read, lacks a block or has others, or one of them is no permutation.
     """
-    require_reachable(path)
-    arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-    wanted = {block.id for block in blocks}
-    for names, what in ((wanted - set(arrays), "lacks"), (set(arrays) - wanted, "has, beside those of the trace,")):
-        if names:
-            shown = ", ".join(sorted(names)[:3]) + (" and more" if len(names) > 3 else "")
-            raise InputError(f"{what} the order of {shown}", where=path)
-    found = {block.id: _permutation(arrays[block.id], block.neurons, f"{path}: {block.id!r}") for block in blocks}
+    with advising("pass a permutation of the neurons of every block, as docs/ordering.md describes"):
+        require_reachable(path)
+        arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+        wanted = {block.id for block in blocks}
+        for names, what in ((wanted - set(arrays), "lacks"), (set(arrays) - wanted, "has, beside those of the trace,")):
+            if names:
+                shown = ", ".join(sorted(names)[:3]) + (" and more" if len(names) > 3 else "")
+                raise InputError(f"{what} the order of {shown}", where=path)
+        found = {block.id: _permutation(arrays[block.id], block.neurons, f"{path}: {block.id!r}") for block in blocks}
     return OwnOrder(IMPORTED, path.name, permutations=found)
 
 
@@ -103,7 +104,7 @@ def _read_safetensors(path: Path) -> Mapping[str, npt.NDArray[Any]]:
     with TensorFile(path) as opened:
         for entry in opened.header.entries:
             if entry.dtype not in _DTYPES:
-                raise InputError(f"tensor {entry.name!r} has dtype {entry.dtype}, not one of integers", where=path)
+                raise InputError(f"tensor {entry.name!r} has dtype {entry.dtype}, but orders are integers", where=path)
             found[entry.name] = opened.read(entry.name).view(_DTYPES[entry.dtype]).reshape(entry.shape)
     return found
 

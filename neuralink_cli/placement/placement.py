@@ -193,7 +193,7 @@ class Placement(StageFile):
             self.check_content()
             self.info = parse_placement(self.document)
             if len({block.id for block in self.info.blocks}) != len(self.info.blocks):
-                raise InputError("names a block twice", where=self.path)
+                raise InputError("lists a block twice", where=self.path)
             self.blocks = {block.id: self._read(block) for block in self.info.blocks}
             self.ordering_sequences: Bytes = self.array(ORDERING_SEQUENCES, "U8")
             if self.ordering_sequences.ndim != 2 or self.ordering_sequences.shape[1] != DIGEST_BYTES:

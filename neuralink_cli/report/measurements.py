@@ -30,7 +30,7 @@ class ReportOptions:
     """What to measure.
 
     Attributes:
-        device: Device model to replay on; None for the one that the layout was made for.
+        device: Device model to replay on; None for the device the layout was made for.
         dram: DRAM for cached and pinned bundles and resident rows, as for the bench.
         policy: Name of the cache's policy.
         tokens: Replay at most this many; None for as many as take about half a minute.

@@ -80,7 +80,11 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
     except OSError as error:
-        raise OptionError(f"cannot be started ({error.strerror})", where=command[0]) from error
+        raise OptionError(
+            f"cannot be started ({error.strerror})",
+            where=command[0],
+            fix="pass the program flash_run, which `make -C examples/c_runtime` builds",
+        ) from error
 
 
 class CEngine:
@@ -94,7 +98,7 @@ class CEngine:
 
         Raises:
             OptionError, InputError, UnsupportedError: What the program answered; or it cannot be started.
-            WorkerError: It ended before it had answered; so may every request.
+            WorkerError: It ended before it answered; so may every request.
         """
         self._program = program
         self._layout = layout
@@ -202,12 +206,12 @@ class CEngine:
             return KeyboardInterrupt()  # Ctrl-C is for both processes, and the program was quicker.
         if status < 0:
             return WorkerError(
-                f"was ended by signal {-status} before it had answered",
+                f"was killed by signal {-status} before it answered",
                 where=self._program,
                 fix="if the system had no memory left, pass a smaller --dram",
             )
         return WorkerError(
-            "stopped before it had answered",
+            "stopped before it answered",
             where=self._program,
             fix="run it by hand to see what it says, or build it again if it is older",
         )

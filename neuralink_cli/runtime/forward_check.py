@@ -36,10 +36,10 @@ class ForwardOptions:
 
     Attributes:
         text: Text to run on; None for a model of images, which runs on noise.
-        tolerance: Of a layout that is exact, the largest difference, relative to the largest output.
+        tolerance: For an exact layout, the largest difference allowed, relative to the largest output.
         tokens: Tokens of the text, in sequences of 128, for a layout with rounded weights.
-        max_perplexity_increase: Of such a layout, relative; None for any.
-        max_kl: Of such a layout the mean KL divergence, in nats; None for any.
+        max_perplexity_increase: For a layout with rounded weights, relative to the model (0.02 is 2 %); None for any.
+        max_kl: For such a layout the largest mean KL divergence, in nats; None for any.
         trust_remote_code: As for `load_model`.
         ignore_remote_code: As for `load_model`.
     """

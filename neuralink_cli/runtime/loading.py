@@ -54,7 +54,7 @@ def load_flash_model(
         dtype: Precision to compute in; "float32" is exact for checkpoints of any usual dtype, "auto" is the dtype of
             the checkpoint's dense weights, which are then mapped from the file instead of converted.
         architecture: Where the description of the model's blocks comes from.
-        ignore_remote_code: Run what transformers has for the model's type, though it comes with code of its own.
+        ignore_remote_code: Run what transformers has for the model's type instead of the code that comes with it.
 
     Raises:
         InputError: Not a layout, or a damaged one; a weight is missing.

@@ -31,11 +31,14 @@ def parse_budget(text: str) -> DramBudget:
     """Parse a budget as users write it: `5%`, `64MB`, `1.5GiB`, or a number of bytes.
 
     Raises:
-        OptionError: The text is none of these.
+        OptionError: The text is none of these, or a share above 100 %.
     """
     match = _PERCENT.fullmatch(text.strip())
     if match is not None:
-        return DramBudget(fraction=float(match[1]) / 100)
+        fraction = float(match[1]) / 100
+        if fraction > 1:
+            raise OptionError(f"{text!r} is more than all bundles", fix="pass at most 100%, or an amount like 64MB")
+        return DramBudget(fraction=fraction)
     return DramBudget(bytes=parse_size(text, examples="20%, 64MB or 1.5GiB"))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from neuralink_cli.devices.device import DeviceModel, parse_device
 from neuralink_cli.devices.fio import is_fio_output, parse_fio, read_measurements
-from neuralink_cli.errors import InputError, OutputError
+from neuralink_cli.errors import InputError, OutputError, advising
 from neuralink_cli.files.bulk_io import aligned_buffer
 from neuralink_cli.files.durable import new_file, require_space, write_all
 from neuralink_cli.files.json_text import readable
@@ -170,9 +170,9 @@ def probe_profile(probe: Probe, name: str) -> Profile:
     rates = {size: point.bytes_per_second for size, point in deepest.items()}
     how = "direct I/O"
     if not probe.direct:
-        how = "reads through the page cache, for want of direct I/O (not the storage's own)"
+        how = "reads through the page cache, for lack of direct I/O (not the storage's own)"
     if probe.in_memory:
-        how = f"reads of a {probe.file_system}, which lies in memory: these are no figures of a storage device"
+        how = f"reads of a {probe.file_system}, which lies in memory: these figures are not those of a storage device"
     profile = _profile(
         name=name,
         description=f"Random reads measured by `neuralink probe` with {how}.",
@@ -203,9 +203,10 @@ def fio_profile(path: Path, name: str) -> Profile:
     Raises:
         InputError: The file is not fio's JSON output, or lacks figures.
     """
-    document = read_measurements(path)
-    if not is_fio_output(document):
-        raise InputError("is not fio's JSON output", where=path, fix="run fio with --output-format=json")
+    with advising("pass what fio printed with --output-format=json"):
+        document = read_measurements(path)
+        if not is_fio_output(document):
+            raise InputError("is not fio's JSON output", where=path)
     measured = parse_fio(document, path)
     return _profile(
         name=name,

@@ -135,7 +135,7 @@ def parse_dense_format(text: str, option: str) -> str:
     name = text.strip()
     if name not in DENSE_FORMAT_NAMES:
         raise OptionError(
-            f"{name!r} is no format to round to", where=option, fix=f"choose from {', '.join(DENSE_FORMAT_NAMES)}"
+            f"{name!r} is not a format to round to", where=option, fix=f"choose from {', '.join(DENSE_FORMAT_NAMES)}"
         )
     return name
 

@@ -108,7 +108,7 @@ def test_a_rank_that_falls_silent_is_named(monkeypatch: pytest.MonkeyPatch, stor
     monkeypatch.setattr(meeting, "_BEAT_SECONDS", 0.02)
     monkeypatch.setattr(meeting, "_SILENT_SECONDS", 0.2)
     store.add("beats/1", 7)
-    with pytest.raises(WorkerError, match="rank 1 has not been heard of"), Meeting(launch_of(0)) as ranks:
+    with pytest.raises(WorkerError, match="rank 1 has not been heard from"), Meeting(launch_of(0)) as ranks:
         ranks.meet("work")
 
 
@@ -116,7 +116,7 @@ def test_a_killed_rank_is_noticed_by_who_waits_for_it(monkeypatch: pytest.Monkey
     """Long before it has been silent for minutes, and though nothing stops this rank."""
     monkeypatch.setattr(meeting, "_BEAT_SECONDS", 0.02)
     killed(1, monkeypatch, None, None)
-    with pytest.raises(WorkerError, match="rank 1 of 2 died without a word"), Meeting(launch_of(0)) as ranks:
+    with pytest.raises(WorkerError, match="rank 1 of 2 died without a message"), Meeting(launch_of(0)) as ranks:
         ranks.meet("work")
 
 
@@ -130,7 +130,7 @@ def test_what_a_killed_rank_left_is_removed_and_the_rank_is_named(
     (tmp_path / ".out.partial").write_bytes(b"half")
     (tmp_path / "other").write_bytes(b"kept")
     killed(1, monkeypatch, folder, tmp_path / "out")
-    with pytest.raises(WorkerError, match="rank 1 of 2 died without a word"), Meeting(launch_of(0)):
+    with pytest.raises(WorkerError, match="rank 1 of 2 died without a message"), Meeting(launch_of(0)):
         raise error
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 

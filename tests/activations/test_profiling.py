@@ -337,7 +337,7 @@ def test_a_tokenizer_of_another_model(model: ModelFactory, request_: ProfileRequ
     shift = {token: index + 1000 if index > 50 else index for token, index in document["model"]["vocab"].items()}
     document["model"]["vocab"] = shift
     (mixed / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"the tokenizer makes token 1\d\d\d of it, the model has only 320"):
+    with pytest.raises(InputError, match=r"the tokenizer turns it into token 1\d\d\d, but the model has only 320"):
         profile(replace(request_, model=mixed))
 
 

@@ -280,7 +280,7 @@ def test_parts_that_alternate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["7", 0, -1, True, float("inf"), [7]])
 def test_a_clamp_must_be_a_number_above_0(tmp_path: Path, value: object) -> None:
     model = write_checkpoint(tmp_path / "model", "gpt_oss", config={"swiglu_limit": value})
-    with pytest.raises(InputError, match=r"config.json: (swiglu_limit is no number above 0|.*Infinity)"):
+    with pytest.raises(InputError, match=r"config.json: (swiglu_limit is not a number above 0|.*Infinity)"):
         blocks(model)
 
 

@@ -118,7 +118,10 @@ def test_parts_left_alone_are_named(tmp_path: Path, caplog: pytest.LogCaptureFix
         coverage = measure(model)
     aside = 6 * N * H * 4 + 2 * 9 * 8 * 4
     assert coverage == Coverage(BLOCKS + aside, BLOCKS, ("model.layers.2", "mtp.layers", "vision_tower.layers"))
-    assert "left alone, as no part of the text model: model.layers.2, mtp.layers, vision_tower.layers" in caplog.text
+    assert (
+        "left as they are, since they are not part of the text model: model.layers.2, mtp.layers, vision_tower.layers"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("uncovered", [{}, gated(f"{L}.moe.shared_experts", 12), gated("mtp.layers.0.mlp", N)])

@@ -258,7 +258,7 @@ def test_a_gate_looks_at_the_lower_end_of_the_interval(measured: tuple[Path, Pat
     between = (row.gain.low + row.gain.value) / 2
     assert row.gain.low < between < row.gain.value
     report.check_gain(row.gain.low - 1e-9)
-    with pytest.raises(VerificationError, match=r"gain .* is not surely"):
+    with pytest.raises(VerificationError, match=r"gain .* is not reliably"):
         report.check_gain(between)
     report.check_gain(None, row.gain_over_naive.low - 1e-9)
     with pytest.raises(VerificationError, match="gain over naive reading"):

@@ -97,7 +97,7 @@ def test_other_wrong_placements(neuralink: Neuralink, tmp_path: Path, outputs: P
         (tmp_path / "absent", 3, "cannot be opened (No such file or directory)"),
         (model, 3, "is a checkpoint, but a placement is needed; pass the file that `neuralink cluster` wrote"),
         (layouts.permuted().layout, 3, "is a permuted layout, but a placement is needed"),
-        (model / "config.json", 3, "this is not a safetensors file"),
+        (model / "config.json", 3, "is not a safetensors file"),
         (model / "model.safetensors", 3, "is not a placement file (no 'neuralink' metadata)"),
         (trace, 3, "is a 'neuralink-trace' file, but a 'neuralink-placement' file is needed"),
         (damaged, 3, "is damaged: its content does not match its digest; make it again"),

@@ -107,7 +107,7 @@ def test_a_gate_for_continuous_integration(neuralink: Neuralink, made: Made, tra
         failed = neuralink(*arguments, option, gain["low"] + 0.01)
         assert failed.code == 1
         assert "\nlinked  " in failed.stdout
-        assert f"{words} {gain['value']:.2f} ({gain['low']:.2f} to {gain['high']:.2f}) is not surely" in failed.stderr
+        assert f"{words} {gain['value']:.2f} ({gain['low']:.2f} to {gain['high']:.2f}) is not reliably" in failed.stderr
 
 
 def test_reads_for_real(neuralink: Neuralink, made: Made, trace: Path) -> None:

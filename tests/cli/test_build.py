@@ -511,7 +511,7 @@ def test_options_that_make_no_sense_are_exit_code_2(
 def example(tmp_path: Path) -> Path:
     """examples/neuralink.toml with a fraction of the data."""
     text = (ROOT / "examples/neuralink.toml").read_text()
-    text = text.replace('"../build/fleet"', f'"{tmp_path}/fleet"').replace(
+    text = text.replace('"../example-fleet"', f'"{tmp_path}/fleet"').replace(
         '"tiny-relu"', f'"{ROOT}/examples/tiny-relu"'
     )
     text = text.replace('"text/calibration.txt"', f'"{ROOT}/examples/text/calibration.txt"')

@@ -70,7 +70,7 @@ def test_what_does_not_go_together(neuralink: Neuralink, made: Made, trace: Path
         assert outcome.code == code
         assert message in outcome.error
 
-    fails(2, "--device is what --trace is modelled on", made.layout, made.layout, "--device", "nvme")
-    fails(2, "which traces do not have", trace, trace, "--trace", trace)
-    fails(3, "is a checkpoint, but what is compared are", made.model, made.layout)
+    fails(2, "--device needs --trace", made.layout, made.layout, "--device", "nvme")
+    fails(2, "but traces have no order", trace, trace, "--trace", trace)
+    fails(3, "is a checkpoint, which cannot be compared", made.model, made.layout)
     fails(5, "compare two traces, or two placements or layouts", made.layout, trace)

@@ -95,10 +95,10 @@ def test_what_does_not_go_together(neuralink: Neuralink, folder: Path, placement
         assert outcome.code == code
         assert message in outcome.error
 
-    fails(2, "--effort is that of --reorder", placement, "--trace", folder / "new", "--effort", "max")
-    fails(2, "--jobs is that of --reorder; pass --reorder too", placement, "--trace", folder / "new", "--jobs", "2")
-    fails(3, "is a trace, but drift is that of a layout", folder / "old", "--trace", folder / "new")
-    fails(3, "is a checkpoint, but drift", folder / "model", "--trace", folder / "new")
+    fails(2, "--effort is for --reorder", placement, "--trace", folder / "new", "--effort", "max")
+    fails(2, "--jobs is for --reorder; pass --reorder too", placement, "--trace", folder / "new", "--jobs", "2")
+    fails(3, "is a trace, but only layouts and placements can drift", folder / "old", "--trace", folder / "new")
+    fails(3, "is a checkpoint, but only layouts", folder / "model", "--trace", folder / "new")
     fails(3, "absent", placement, "--trace", tmp_path / "absent")
     other = write_checkpoint(tmp_path / "other", "opt", seed=9)
     stranger = write_random_trace(other, tmp_path / "stranger")

@@ -12,6 +12,8 @@ import pytest
 
 from neuralink_cli import __version__
 from neuralink_cli.cli.commands import COMMANDS, cli
+from neuralink_cli.devices.device import builtin_devices
+from neuralink_cli.placement.placement import ORDER_NAMES
 from tests.cli.conftest import Neuralink
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +133,15 @@ def test_wrong_usage_is_exit_code_2(neuralink: Neuralink, arguments: tuple[str, 
     assert (outcome.code, outcome.stdout) == (2, "")
     assert outcome.stderr.startswith("Usage: neuralink")
     assert complaint in outcome.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("option", "names"), [("--device", tuple(builtin_devices())), ("--order", ORDER_NAMES)])
+def test_the_help_of_cluster_names_all_that_is_built_in(option: str, names: tuple[str, ...]) -> None:
+    (said,) = (
+        each.help for each in command_of("cluster").params if isinstance(each, click.Option) and option in each.opts
+    )
+    assert said is not None
+    assert [name for name in names if name not in said] == []
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -160,7 +160,7 @@ def test_says_how_fast_storage_must_be(neuralink: Neuralink, artefacts: dict[str
     assert "bundles of another size" in " ".join(neuralink("inspect", other).stdout.split())
     refused = neuralink("inspect", trace, "--tokens-per-second", 100, "-q")
     assert refused.code == 2
-    assert "told of the order in a placement or layout" in refused.error
+    assert "--tokens-per-second is for placements and layouts" in refused.error
 
 
 def test_what_is_none_of_these_is_named(neuralink: Neuralink, artefacts: dict[str, Path], tmp_path: Path) -> None:

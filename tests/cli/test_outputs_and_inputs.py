@@ -29,6 +29,8 @@ def test_an_input_is_not_replaced_by_the_output_whatever_overwrite_says(
         ("cluster", tmp_path / "link", "-o", trace),
         ("bench", made.layout, "--trace", trace, "--csv", trace),
         ("profile", made.model, "--dataset", text, "-o", text),
+        ("profile", made.model, "--dataset", text, "--thresholds-from", trace, "-o", trace),
+        ("probe", "--from-fio", text, "-o", text),
     ):
         outcome = neuralink(*arguments, "--overwrite", "-q")
         assert outcome.code == 6

@@ -39,7 +39,7 @@ DATASETS: dict[str, tuple[Callable[[Path], Path], int, str]] = {
     "no text column": (write("other.jsonl", json.dumps({"body": "words"}) + "\n"), 3, "'text'"),
     "text is a number": (write("number.jsonl", json.dumps({"text": 7}) + "\n"), 3, "number.jsonl: "),
     "rows are no JSON": (write("broken.jsonl", "{'text': 'x'}\n"), 3, "broken.jsonl: "),
-    "unknown kind": (write("data.xyz", "words"), 4, "data.xyz: is none of the calibration data types .txt, "),
+    "unknown kind": (write("data.xyz", "words"), 4, "data.xyz: is not one of the calibration data types .txt, "),
 }
 
 

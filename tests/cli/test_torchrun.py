@@ -113,7 +113,7 @@ def test_a_rank_that_dies_is_told_once_and_nothing_is_left(failing: list[object]
     ended = forked_by_torchrun("0:write:die", "profile", *failing)
     assert ended.code != 0
     (line,) = ended.lines
-    assert line.startswith("neuralink: error: rank 0 of 2 died without a word"), line
+    assert line.startswith("neuralink: error: rank 0 of 2 died without a message"), line
     assert ended.stdout == ""
     # torchrun names what it takes for the cause, and has a traceback of its own.
     assert "exitcode  : -9" in ended.report
@@ -125,7 +125,7 @@ def test_a_rank_that_dies_is_told_once_and_nothing_is_left(failing: list[object]
     ("failure", "error", "code", "watched"),
     [
         # As if torchrun's agent were gone too.
-        ("1:record:die", "rank 1 of 2 died without a word", -9, False),
+        ("1:record:die", "rank 1 of 2 died without a message", -9, False),
         ("1:record:fail", "rank 1: ", OUTPUT, True),
     ],
 )

@@ -212,7 +212,7 @@ def test_fio_takes_the_deepest_queue_with_two_sizes(tmp_path: Path) -> None:
 
 
 def test_broken_fio_output_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no two sizes of random direct reads"):
+    with pytest.raises(InputError, match="at least two sizes at the same queue depth"):
         find_device(write(tmp_path / "a.json", fio(fio_job(4096, 1e8))))
     broken = copy.deepcopy(fio(fio_job(4096, 1e8), fio_job(8192, 2e8)))
     del broken["jobs"][1]["read"]["total_ios"]
@@ -221,7 +221,7 @@ def test_broken_fio_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at jobs: 3 is not of type 'array'"):
         find_device(write(tmp_path / "c.json", {"fio version": "3", "jobs": 3}))
     writes = [{**fio_job(size, 0), "read": {"total_ios": 0, "io_bytes": 0, "bw": 0}} for size in (4096, 8192)]
-    with pytest.raises(InputError, match="no two sizes of random direct reads"):
+    with pytest.raises(InputError, match="at least two sizes at the same queue depth"):
         find_device(write(tmp_path / "d.json", fio(*writes)))
 
 
@@ -259,7 +259,7 @@ def test_fio_jobs_that_are_no_random_direct_reads_are_left_out(
     "options", [{"rw": "read"}, {"rw": "randwrite"}, {"direct": "0"}, {"thinktime": "1m"}, {"rw": "randrw"}]
 )
 def test_fio_without_random_direct_reads_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"no two sizes of random direct reads.*left out"):
+    with pytest.raises(InputError, match=r"at least two sizes at the same queue depth.*left out"):
         find_device(write(tmp_path / "f.json", fio(*jobs_of(**options))))
 
 

@@ -130,7 +130,7 @@ def test_a_program_that_was_not_built_is_named(
 
 @pytest.mark.parametrize(
     ("says", "complaint"),
-    [("nonsense", "answered 'nonsense'"), ("token x", "answered 'token x'"), ("", "stopped before it had answered")],
+    [("nonsense", "answered 'nonsense'"), ("token x", "answered 'token x'"), ("", "stopped before it answered")],
 )
 def test_a_program_that_says_something_else(
     neuralink: Neuralink, layout: Path, tmp_path: Path, says: str, complaint: str

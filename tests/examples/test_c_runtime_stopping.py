@@ -94,9 +94,9 @@ def test_a_signal_while_it_starts_ends_both(layout: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("then", "code", "said"),
     [
-        ("kill -9 $$", 9, "was ended by signal 9 before it had answered; if the system had no memory left"),
+        ("kill -9 $$", 9, "was killed by signal 9 before it answered; if the system had no memory left"),
         ("kill -INT $$", 130, "interrupted; nothing unfinished was left behind"),  # Ctrl-C, and it was quicker.
-        ("exit 1", 9, "stopped before it had answered; run it by hand"),
+        ("exit 1", 9, "stopped before it answered; run it by hand"),
     ],
 )
 def test_a_program_that_ends_is_told(layout: Path, tmp_path: Path, then: str, code: int, said: str) -> None:

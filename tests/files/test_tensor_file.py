@@ -76,7 +76,10 @@ HUGE = struct.pack("<Q", 1 << 63)
         (b"\2\0\0\0\0\0\0", r"too short for a safetensors file \(7 bytes\)"),
         (b"\2\0\0\0\0\0\0\0", "truncated: the header should take 2 bytes, the file has 8"),
         (b"\2\0\0\0\0\0\0\0{", "truncated: the header should take 2 bytes, the file has 9"),
-        (struct.pack("<Q", 100_000_001) + b"{", "header length 100,000,001 is over the format's limit"),
+        (
+            struct.pack("<Q", 100_000_001) + b"{",
+            "header length 100,000,001 is over",
+        ),
         (HUGE + b"{}", "is over the format's limit"),
         (b"\x80\2}q\0(X\1\0\0\0", "is over the format's limit"),
         (b"\0\0\0\0\0\0\0\0", "does not start with"),

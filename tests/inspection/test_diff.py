@@ -118,5 +118,5 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         diff(trace, trace, trace=trace)
     device = tmp_path / "device.json"
     device.write_text('{"queue_depth": 1}')
-    with pytest.raises(InputError, match="is a device profile, but"):
+    with pytest.raises(InputError, match="is a device profile, which cannot be compared"):
         diff(placement, device)

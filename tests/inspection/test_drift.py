@@ -125,7 +125,7 @@ def test_the_gate_asks_the_upper_end(tmp_path: Path, ordered: Cluster) -> None:
     report = replace(drift(ordered(trace), trace), gain=Ratio(1.5, 1.4, 1.6))
     report.check_gain(None)
     report.check_gain(1.6)
-    with pytest.raises(VerificationError, match=r"fallen to 1\.50 \(1\.40 to 1\.60\), surely below 1\.61"):
+    with pytest.raises(VerificationError, match=r"fallen to 1\.50 \(1\.40 to 1\.60\), reliably below 1\.61"):
         report.check_gain(1.61)
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_measured(tmp_path: Path, ordered: Cluster) -> None:
     write_clustered_trace(trace)
     with pytest.raises(OptionError, match="every token"):
         drift(ordered(trace, held_out=0.0), trace)
-    with pytest.raises(InputError, match="is a trace, but drift is that of a layout or placement"):
+    with pytest.raises(InputError, match="is a trace, but only layouts and placements can drift"):
         drift(trace, trace)
     single = tmp_path / "single"
     recorded(0, [[40, 40]], [33], []).write(single)

@@ -409,7 +409,7 @@ def test_two_files_of_an_index_cannot_be_restored_as_one(
 def test_an_index_names_no_file_twice(layouts: LayoutFactory, copy_of: Callable[[Made], Path], kind: str) -> None:
     copy = copy_of(layouts.of_kind(kind))
     edit(copy, kind, lambda index: index["companions"].append(index["companions"][0]))
-    with pytest.raises(InputError, match="names a file twice"):
+    with pytest.raises(InputError, match="lists a file twice"):
         open_layout(copy)
 
 

@@ -133,7 +133,7 @@ def test_mxfp4_is_made_of_nothing_else(tmp_path: Path) -> None:
         with pytest.raises(error, match=told):
             relayout(model, placement, tmp_path / "out", weights=weights)
     placement = write_random_placement(tmp_path / MXFP4, tmp_path / "placement")
-    with pytest.raises(OptionError, match="'mxfp4' is no format to round to"):
+    with pytest.raises(OptionError, match="'mxfp4' is not a format to round to"):
         relayout(tmp_path / MXFP4, placement, tmp_path / "out", weights="q8_0", dense_weights="mxfp4")
 
 

@@ -56,5 +56,7 @@ def test_prompts_that_are_no_text(model: ModelFactory, prompt: str, message: str
 def test_a_token_beyond_the_embeddings_is_named(model: ModelFactory) -> None:
     tokenizer = load_tokenizer(model("gpt2"))
     tokenizer.add_tokens(["<new>"] + [f"<new {number}>" for number in range(100)])
-    with pytest.raises(InputError, match=r"the prompt: the tokenizer makes token 4\d\d of it, the model has only 400"):
+    with pytest.raises(
+        InputError, match=r"the prompt: the tokenizer turns it into token 4\d\d, but the model has only 400"
+    ):
         encode(tokenizer, "a <new 99>")
