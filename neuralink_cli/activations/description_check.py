@@ -204,6 +204,12 @@ class DescriptionCheck:
         Raises:
             UnsupportedError: The description says something else.
         """
+        if rows.shape[-1] != block.hidden:
+            raise UnsupportedError(
+                f"block {block.id!r} takes {rows.shape[-1]} values of a token, but {self._told_by} says {block.hidden}",
+                where=self._directory,
+                fix="gate, up and down may be described with the wrong `neuron_axis`",
+            )
         with Checkpoint(self._directory) as checkpoint:
             described = _Described(checkpoint, block, rows, self._architecture.up_activation)
             expected = described.output(self._function(block), result.dtype)
@@ -216,7 +222,11 @@ class DescriptionCheck:
             if difference <= allowed:
                 self._compared.append(block.id)
                 return
-            hint = _suspicion(described, result, expected, block.activation, allowed)
+            exchanged = described.output(self._function(block), result.dtype, exchanged=True)
+            if _difference(result, exchanged) <= allowed:
+                hint = "with gate and up exchanged it would agree: correct the description"
+            else:
+                hint = _suspicion(described, result, expected, block.activation, allowed)
         raise UnsupportedError(
             f"block {block.id!r} computes something else than {self._told_by} says: its output is "
             f"off by {difference:.2g} of its largest value, rounding explains {allowed:.0e}",
@@ -242,15 +252,17 @@ class _Described:
             if part.role != "down"
         }
 
-    def output(self, function: Function, dtype: torch.dtype) -> torch.Tensor:
-        """What the block gives with an activation."""
-        up, of_up = self._values["up"], self.block.up_values
+    def output(self, function: Function, dtype: torch.dtype, *, exchanged: bool = False) -> torch.Tensor:
+        """What the block gives with an activation; with `exchanged` if its gate were its up projection."""
+        gate, up = self._values.get("gate"), self._values["up"]
+        if exchanged and gate is not None:
+            gate, up = up, gate
+        of_up = self.block.up_values
         if of_up is not None:
             up = (up if of_up.limit is None else up.clamp(-of_up.limit, of_up.limit)) + of_up.plus
-        if "gate" in self._values:
-            values = function(self._values["gate"]) * (function(up) if self.up_activation else up)
-        else:
-            values = function(up)
+        if gate is None or self.up_activation:
+            up = function(up)
+        values = up if gate is None else function(gate) * up
         return self._project(self.block.part("down"), values, dtype)
 
     def _project(self, part: BlockPart, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
