@@ -189,6 +189,26 @@ def test_a_description_with_the_wrong_activation(model: ModelFactory, text_file:
     assert "with activation 'silu' instead of 'relu' it would agree: correct the description" in told
 
 
+def test_a_description_with_the_wrong_activation_behind_a_clamp(
+    model: ModelFactory, text_file: Path, tmp_path: Path
+) -> None:
+    file = described("deepseek-v4", tmp_path, activation={"default": "gelu", "at_most": {"config": ["swiglu_limit"]}})
+    told = refusal(request(model("deepseek_v4"), text_file, tmp_path, architecture_file=file))
+    assert "with activation 'at_most(0.75) silu' instead of 'at_most(0.75) gelu' it would agree" in told
+
+
+def test_values_that_are_all_too_large_are_a_difference() -> None:
+    """Those of some tokens are not: what overflows may do so by rounding."""
+    model = torch.ones(3, 4)
+    described = model.clone()
+    described[1, 2] = torch.inf
+    assert description_check._difference(model, described) == 0
+    described[:, 0] = torch.inf
+    assert description_check._difference(model, described) == torch.inf
+    assert description_check._difference(described, model) == torch.inf
+    assert description_check._difference(described, described) == 0
+
+
 @pytest.mark.parametrize("family", ["phi3", "mixtral-fused"])
 def test_a_description_with_gate_and_up_exchanged(
     model: ModelFactory, family: str, text_file: Path, tmp_path: Path
@@ -333,7 +353,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no clamp of up": (lambda d: d["up_values"].pop("limit"), "one with clamps"),
     "nothing added": (lambda d: d["up_values"].pop("plus"), "one with clamps"),
     "up values as they are": (lambda d: d.pop("up_values"), "one with clamps"),
-    "another slope": (lambda d: d["activation"].update(slope={"default": 1}), "one with clamps"),
+    "another slope": (
+        lambda d: d["activation"].update(slope={"default": 1}),
+        "with activation 'at_most(7) quick_gelu' instead of 'at_most(7) swish(1)' it would agree",
+    ),
     "another limit": (lambda d: d["activation"].update(at_most={"default": 6.5}), "one with clamps"),
     "gate and up one after the other": (one_after_the_other, "one with clamps"),
     "no bias of down": (lambda d: [block["down"].pop("bias") for block in d["blocks"]], ""),
