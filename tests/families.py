@@ -350,6 +350,32 @@ FAMILY: dict[str, Family] = {
         gated=True,
         activation=("hidden_activation", "gelu_pytorch_tanh"),
     ),
+    # Its layers differ in the size of their attention heads.
+    "gemma4_text": Family(
+        "gemma4_text",
+        ("Gemma4TextConfig", "Gemma4ForCausalLM"),
+        _usual(
+            44,
+            num_key_value_heads=1,
+            head_dim=8,
+            global_head_dim=16,
+            hidden_size_per_layer_input=4,
+            vocab_size_per_layer_input=VOCABULARY,
+            num_kv_shared_layers=0,
+            layer_types=["sliding_attention", "full_attention"],
+            enable_moe_block=True,
+            num_experts=EXPERTS,
+            top_k_experts=2,
+            moe_intermediate_size=20,
+        ),
+        {
+            block: count
+            for layer in range(LAYERS)
+            for block, count in {f"layers.{layer}": 44, **_experts(20, (layer,))}.items()
+        },
+        gated=True,
+        activation=("hidden_activation", "gelu_pytorch_tanh"),
+    ),
     "apertus": Family(
         "apertus",
         ("ApertusConfig", "ApertusForCausalLM"),

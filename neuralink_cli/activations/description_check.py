@@ -9,6 +9,7 @@ clamp, a norm, a scale or a sparsity inside a block is found before anything is 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from torch.nn.functional import linear
 
 from neuralink_cli.activations.firing import firing_rule, has_parameters
 from neuralink_cli.activations.hooked_blocks import Shapes
+from neuralink_cli.architectures.activation_names import split_most, with_most
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
 from neuralink_cli.architectures.regions import Region, elements_of
@@ -204,6 +206,12 @@ class DescriptionCheck:
         Raises:
             UnsupportedError: The description says something else.
         """
+        if rows.shape[-1] != block.hidden:
+            raise UnsupportedError(
+                f"block {block.id!r} takes {rows.shape[-1]} values of a token, but {self._told_by} says {block.hidden}",
+                where=self._directory,
+                fix="gate, up and down may be described with the wrong `neuron_axis`",
+            )
         with Checkpoint(self._directory) as checkpoint:
             described = _Described(checkpoint, block, rows, self._architecture.up_activation)
             expected = described.output(self._function(block), result.dtype)
@@ -216,7 +224,11 @@ class DescriptionCheck:
             if difference <= allowed:
                 self._compared.append(block.id)
                 return
-            hint = _suspicion(described, result, expected, block.activation, allowed)
+            exchanged = described.output(self._function(block), result.dtype, exchanged=True)
+            if _difference(result, exchanged) <= allowed:
+                hint = "with gate and up exchanged it would agree: correct the description"
+            else:
+                hint = _suspicion(described, result, expected, block.activation, allowed)
         raise UnsupportedError(
             f"block {block.id!r} computes something else than {self._told_by} says: its output is "
             f"off by {difference:.2g} of its largest value, rounding explains {allowed:.0e}",
@@ -242,15 +254,17 @@ class _Described:
             if part.role != "down"
         }
 
-    def output(self, function: Function, dtype: torch.dtype) -> torch.Tensor:
-        """What the block gives with an activation."""
-        up, of_up = self._values["up"], self.block.up_values
+    def output(self, function: Function, dtype: torch.dtype, *, exchanged: bool = False) -> torch.Tensor:
+        """What the block gives with an activation; with `exchanged` if its gate were its up projection."""
+        gate, up = self._values.get("gate"), self._values["up"]
+        if exchanged and gate is not None:
+            gate, up = up, gate
+        of_up = self.block.up_values
         if of_up is not None:
             up = (up if of_up.limit is None else up.clamp(-of_up.limit, of_up.limit)) + of_up.plus
-        if "gate" in self._values:
-            values = function(self._values["gate"]) * (function(up) if self.up_activation else up)
-        else:
-            values = function(up)
+        if gate is None or self.up_activation:
+            up = function(up)
+        values = up if gate is None else function(gate) * up
         return self._project(self.block.part("down"), values, dtype)
 
     def _project(self, part: BlockPart, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -334,12 +348,16 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 def _difference(result: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference of a token, of its largest value; tokens that are not finite are left to others."""
+    """The largest difference of a token, of its largest value; tokens that are not finite are left to others.
+
+    It is infinite if one of the two has finite tokens, but none that both have.
+    """
     result, expected = result.float(), expected.float()
-    finite = (result.isfinite() & expected.isfinite()).all(dim=-1)
-    result, expected = result[finite], expected[finite]
-    if not len(result):
-        return 0.0
+    finite, other = (values.isfinite().all(dim=-1) for values in (result, expected))
+    both = finite & other
+    if not both.any():
+        return math.inf if (finite | other).any() else 0.0
+    result, expected = result[both], expected[both]
     largest = torch.maximum(result.abs().amax(dim=-1), expected.abs().amax(dim=-1))
     size = torch.maximum(largest, _SMALL_TOKEN * largest.max()).clamp_min(torch.finfo(torch.float32).tiny)
     return float(((result - expected).abs().amax(dim=-1) / size).max())
@@ -349,10 +367,11 @@ def _suspicion(
     described: _Described, result: torch.Tensor, expected: torch.Tensor, activation: str, allowed: float
 ) -> str:
     """What the matter may be."""
-    from transformers.activations import ACT2FN
-
-    for name in _OTHER_ACTIVATIONS:
-        if name != activation and _difference(result, described.output(ACT2FN[name], result.dtype)) <= allowed:
+    most, _ = split_most(activation)
+    clamped = () if most is None else tuple(with_most(name, most) for name in _OTHER_ACTIVATIONS)
+    for name in (*_OTHER_ACTIVATIONS, *clamped):
+        function = firing_rule(described.block.id, name, "gate").function
+        if name != activation and _difference(result, described.output(function, result.dtype)) <= allowed:
             return f"with activation {name!r} instead of {activation!r} it would agree: correct the description"
     squares = float(expected.float().square().sum())
     factor = float((expected.float() * result.float()).sum()) / squares if squares else 0.0

@@ -59,7 +59,9 @@ def experts_seen(modules: Sequence[tuple[Any, SeeExpert]]) -> Iterator[None]:
     def forward(
         module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        return run_experts(module, hidden_states, top_k_index, top_k_weights, see_of[id(module)])
+        # One of a layer without blocks has the same config.
+        see = see_of.get(id(module), lambda _run: None)
+        return run_experts(module, hidden_states, top_k_index, top_k_weights, see)
 
     with contextlib.ExitStack() as stack:
         ALL_EXPERTS_FUNCTIONS[_NAME] = forward

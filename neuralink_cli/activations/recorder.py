@@ -213,9 +213,13 @@ class _RunningBatch:
         """
         block = self._blocks[index]
         tokens, values = run.tokens, run.product if block.before else run.gate
-        if index in self._seen or values.shape[-1] != block.neurons:
+        if index in self._seen:
+            raise UnsupportedError(f"block {block.rule.block!r} runs more than once on a batch")
+        if values.shape[-1] != block.neurons:
             raise UnsupportedError(
-                f"block {block.rule.block!r} runs more than once on a batch, or does not match its tensors"
+                f"block {block.rule.block!r} has {values.shape[-1]} neurons in the model, and {block.neurons} as "
+                "described",
+                fix="correct `neuron_axis`, or what the experts share tensors with (docs/architectures.md)",
             )
         self._seen.add(index)
         if self._mask is not None:

@@ -6,8 +6,10 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 from neuralink_cli.architectures.blocks import FFNBlock
+from neuralink_cli.architectures.inference_config import layer_count
 from neuralink_cli.architectures.inference_names import NamePattern, Place, role_of, take_numbers_out
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
@@ -96,6 +98,7 @@ def require_coverage(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], *, allo
         covered={part.weight for block in blocks for part in block.parts},
         hidden=frozenset(block.hidden for block in blocks),
         axes=frozenset(part.neuron_axis for block in blocks for part in block.parts if part.role != "down"),
+        config=checkpoint.config,
     )
     if found.uncovered:
         _tell(checkpoint, found.uncovered, found.coverage, allow_uncovered)
@@ -124,7 +127,11 @@ class Uncovered:
 
 
 def find_uncovered(
-    entries: Mapping[str, TensorEntry], covered: Set[str], hidden: frozenset[int], axes: frozenset[int]
+    entries: Mapping[str, TensorEntry],
+    covered: Set[str],
+    hidden: frozenset[int],
+    axes: frozenset[int],
+    config: Mapping[str, Any],
 ) -> Uncovered:
     """Find the matrices of FFNs that are in no block.
 
@@ -133,15 +140,16 @@ def find_uncovered(
         covered: Names of those that hold weights of blocks.
         hidden: The hidden sizes of blocks.
         axes: Along which neurons run in the matrices of gate and up.
+        config: Of the checkpoint, which says how many layers the model has.
     """
-    layers = _layers(covered)
+    last = _last_layers(covered, config)
     uncovered: dict[str, Shape] = {}
     aside: dict[str, int] = {}
     for unit in _units(entries, covered).values():
         stack = unit.pattern.stack
-        beyond = stack in layers and unit.place.layer > max(layers[stack])
-        is_aside = beyond or (stack not in layers and _ASIDE.search(stack) is not None)
-        for name in unit.matrices(None if is_aside or stack not in layers else hidden, axes):
+        beyond = stack in last and unit.place.layer > last[stack]
+        is_aside = beyond or (stack not in last and _ASIDE.search(stack) is not None)
+        for name in unit.matrices(None if is_aside or stack not in last else hidden, axes):
             if is_aside:
                 place = f"{stack}{unit.place.layer}" if beyond else stack.rstrip(".")
                 aside[place] = aside.get(place, 0) + entries[name].nbytes
@@ -204,14 +212,16 @@ def _sizes(into: Shape, out: Shape, axes: frozenset[int]) -> Iterator[tuple[int,
             yield neurons, hidden
 
 
-def _layers(covered: Set[str]) -> dict[str, set[int]]:
-    """Numbers of the layers with blocks, by the list that they are in."""
-    found: dict[str, set[int]] = {}
+def _last_layers(covered: Set[str], config: Mapping[str, Any]) -> dict[str, int]:
+    """The number of the last layer of each list with blocks: by the config, or that of the last block."""
+    found: dict[str, int] = {}
     for name in covered:
         taken = take_numbers_out(name)
         if taken is not None:
-            found.setdefault(taken[0].stack, set()).add(taken[1].layer)
-    return found
+            stack = taken[0].stack
+            found[stack] = max(found.get(stack, 0), taken[1].layer)
+    stated = {stack: count for stack in found if (count := layer_count(config, stack)) is not None}
+    return {stack: max(last, stated[stack][1] - 1) if stack in stated else last for stack, last in found.items()}
 
 
 def _list(names: Mapping[str, int], most: int = 5) -> str:

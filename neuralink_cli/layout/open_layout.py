@@ -71,6 +71,7 @@ def coverage_of(layout: Layout) -> Coverage:
         covered={matrix.tensor for matrix in matrices},
         hidden=frozenset(matrix.hidden for matrix in matrices),
         axes=frozenset(matrix.neuron_axis for matrix in matrices if not matrix.is_down),
+        config=read_foreign_object(layout.directory / CONFIG_FILE),
     ).coverage
 
 

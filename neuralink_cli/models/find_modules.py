@@ -9,6 +9,9 @@ from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.blocks import BlockPart, ExpertPlace, module_of
 from neuralink_cli.errors import UnsupportedError
 
+# The axis of a weight along which the outputs of its module run.
+_OUTPUT_AXIS = {"Linear": 0, "Conv1D": 1}
+
 
 def find_module(model: Any, part: BlockPart, shape: Sequence[int], architecture: Architecture) -> Any:
     """The module that holds a part, even if the model drops or adds a prefix of the tensor names.
@@ -17,14 +20,30 @@ def find_module(model: Any, part: BlockPart, shape: Sequence[int], architecture:
         shape: The shape of its weight in the checkpoint.
 
     Raises:
-        UnsupportedError: There is no such module, or its weight has another shape.
+        UnsupportedError: There is no such module, its weight has another shape, or neurons run along its other axis.
     """
 
     def fits(module: Any) -> bool:
         weight = getattr(module, "weight", None)
         return weight is not None and tuple(weight.shape) == tuple(shape)
 
-    return _find(model, module_of(part), f"with a weight of shape {list(shape)}", architecture, fits)
+    module = _find(model, module_of(part), f"with a weight of shape {list(shape)}", architecture, fits)
+    _require_axis(module, part, architecture)
+    return module
+
+
+def _require_axis(module: Any, part: BlockPart, architecture: Architecture) -> None:
+    """Check that neurons are what a module gives (gate, up) or takes (down). Shapes tell only if they differ."""
+    kind = type(module).__name__
+    if kind not in _OUTPUT_AXIS:
+        return
+    axis = _OUTPUT_AXIS[kind] if part.role != "down" else 1 - _OUTPUT_AXIS[kind]
+    if part.neuron_axis != axis:
+        raise UnsupportedError(
+            f"neurons of tensor {part.weight!r} run along axis {axis}, as its module is a {kind}, not along axis "
+            f"{part.neuron_axis}, as architecture {architecture.name!r} says",
+            fix="correct `neuron_axis` in the description",
+        )
 
 
 def find_activation(model: Any, module: Any, activation: str) -> Any:

@@ -87,13 +87,21 @@ def sequence_bytes(config: Any, blocks: Sequence[FlashBlock], tokens: int, eleme
         element_bytes: Of a value that is computed with.
     """
 
-    def stated(*names: str) -> int:
-        found = (getattr(config, name, None) for name in names)
+    def stated(of: Any, *names: str) -> int:
+        found = (getattr(of, name, None) for name in names)
         return next((value for value in found if isinstance(value, int) and value > 0), 0)
 
-    heads = stated("num_attention_heads", "n_head", "n_heads")
-    width = stated("head_dim") or stated("hidden_size", "n_embd", "d_model") // max(heads, 1)
-    cached = 2 * stated("num_hidden_layers", "n_layer", "n_layers") * (stated("num_key_value_heads") or heads) * width
+    def cached_in(layer: Any) -> int:
+        heads = stated(layer, "num_attention_heads", "n_head", "n_heads")
+        width = stated(layer, "head_dim") or stated(layer, "hidden_size", "n_embd", "d_model") // max(heads, 1)
+        return 2 * (stated(layer, "num_key_value_heads") or heads) * width
+
+    # Where layers differ, transformers lets their sizes be read from the config of each layer alone.
+    differ = getattr(config, "is_heterogeneous", False)
+    layers = (
+        config.per_layer_config if differ else [config] * stated(config, "num_hidden_layers", "n_layer", "n_layers")
+    )
+    cached = sum(map(cached_in, layers))
     values = _VALUES * max(block.neurons for block in blocks)
-    each = max(values, stated("vocab_size")) if whole else cached + values
+    each = max(values, stated(config, "vocab_size")) if whole else cached + values
     return tokens * each * element_bytes

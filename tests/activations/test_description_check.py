@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from neuralink_cli.activations import description_check
 from neuralink_cli.activations.hooked_blocks import hooked_blocks
-from neuralink_cli.architectures.architecture import find_architecture
+from neuralink_cli.architectures.architecture import find_architecture, read_architecture
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ from neuralink_cli.models import loading
 from tests.conftest import ModelFactory
 from tests.families import FAMILY
 from tests.profile_requests import ProfileRequest, profile
-from tests.tiny_models import tokenizer_of, write_images
+from tests.tiny_models import HIDDEN, build_model, tokenizer_of, write_images
 
 Change = Callable[[Any], object]
 _LOAD = loading.load_model
@@ -189,6 +189,26 @@ def test_a_description_with_the_wrong_activation(model: ModelFactory, text_file:
     assert "with activation 'silu' instead of 'relu' it would agree: correct the description" in told
 
 
+def test_a_description_with_the_wrong_activation_behind_a_clamp(
+    model: ModelFactory, text_file: Path, tmp_path: Path
+) -> None:
+    file = described("deepseek-v4", tmp_path, activation={"default": "gelu", "at_most": {"config": ["swiglu_limit"]}})
+    told = refusal(request(model("deepseek_v4"), text_file, tmp_path, architecture_file=file))
+    assert "with activation 'at_most(0.75) silu' instead of 'at_most(0.75) gelu' it would agree" in told
+
+
+def test_values_that_are_all_too_large_are_a_difference() -> None:
+    """Those of some tokens are not: what overflows may do so by rounding."""
+    model = torch.ones(3, 4)
+    described = model.clone()
+    described[1, 2] = torch.inf
+    assert description_check._difference(model, described) == 0
+    described[:, 0] = torch.inf
+    assert description_check._difference(model, described) == torch.inf
+    assert description_check._difference(described, model) == torch.inf
+    assert description_check._difference(described, described) == 0
+
+
 @pytest.mark.parametrize("family", ["phi3", "mixtral-fused"])
 def test_a_description_with_gate_and_up_exchanged(
     model: ModelFactory, family: str, text_file: Path, tmp_path: Path
@@ -197,7 +217,52 @@ def test_a_description_with_gate_and_up_exchanged(
     blocks = json.loads(described(name, tmp_path).read_text())["blocks"][-1:]
     blocks[0]["gate"], blocks[0]["up"] = blocks[0]["up"], blocks[0]["gate"]
     file = described(name, tmp_path, blocks=blocks)
-    refusal(request(model(family), text_file, tmp_path, architecture_file=file))
+    told = refusal(request(model(family), text_file, tmp_path, architecture_file=file))
+    assert "with gate and up exchanged it would agree: correct the description" in told
+
+
+def turned_around(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for block in blocks:
+        for role in ("gate", "up", "down"):
+            if role in block:
+                block[role]["neuron_axis"] = 1 - block[role]["neuron_axis"]
+    return blocks
+
+
+@pytest.mark.parametrize(("family", "sizes"), [("llama", None), ("gpt2", {"n_inner": HIDDEN})])
+def test_a_description_that_turns_all_matrices_around(
+    family: str, sizes: dict[str, int] | None, text_file: Path, tmp_path: Path
+) -> None:
+    """Their shapes still agree with each other; of square matrices even with those of biases."""
+    directory = build_model(tmp_path / "model", family, sizes=sizes)
+    blocks = json.loads(described(family, tmp_path).read_text())["blocks"]
+    file = described(family, tmp_path, blocks=turned_around(blocks))
+    kind = "Conv1D" if family == "gpt2" else "Linear"
+    with pytest.raises(UnsupportedError, match=f"as its module is a {kind}, .* as architecture '{family}' says"):
+        profile(request(directory, text_file, tmp_path, architecture_file=file))
+
+
+def test_a_description_that_turns_the_matrices_of_experts_around(
+    model: ModelFactory, text_file: Path, tmp_path: Path
+) -> None:
+    directory = model("mixtral")
+    blocks = json.loads(described("mixtral", tmp_path).read_text())["blocks"][:1]
+    file = described("mixtral", tmp_path, blocks=turned_around(blocks))
+    with pytest.raises(UnsupportedError, match=r"has 37 neurons in the model, and 16 as described; .*neuron_axis"):
+        profile(request(directory, text_file, tmp_path, architecture_file=file))
+    # Where nothing is recorded, the comparison itself finds it.
+    architecture = read_architecture(file)
+    with Checkpoint(directory) as checkpoint:
+        found = find_blocks(checkpoint, architecture)
+        shapes = {name: place.entry.shape for name, place in checkpoint.tensors.items()}
+    loaded = loading.load_model(directory, architecture, device="cpu")
+    told = r"block 'layers\.0\.experts\.\d' takes 16 values of a token, but architecture 'mixtral' says 37; .*axis"
+    with (
+        pytest.raises(UnsupportedError, match=told),
+        description_check.DescriptionCheck(loaded, directory, found, shapes, architecture),
+        torch.no_grad(),
+    ):
+        loaded(input_ids=torch.arange(3, 19)[None])
 
 
 def bitnet(directory: Path) -> Path:
@@ -265,6 +330,15 @@ def test_a_block_that_does_not_run_as_a_module_is_not_tested_and_it_says_so(
     assert "block 'layers.0' did not run as a module" in caplog.text
 
 
+def test_biases_of_dense_layers_and_shared_experts_are_described(text_file: Path, tmp_path: Path) -> None:
+    directory = build_model(tmp_path / "model", "deepseek_v2", sizes={"mlp_bias": True})
+    with Checkpoint(directory) as checkpoint:
+        blocks = find_blocks(checkpoint, find_architecture("deepseek_v2", directory))
+    biased = [block.id for block in blocks if all(part.bias for part in block.parts)]
+    assert biased == ["layers.0", "layers.1.shared_experts"]
+    assert len(profile(request(directory, text_file, tmp_path)).blocks) == len(blocks)
+
+
 def gpt_oss_described(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     path = described("gpt-oss", tmp_path)
     document = json.loads(path.read_text())
@@ -285,7 +359,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no clamp of up": (lambda d: d["up_values"].pop("limit"), "one with clamps"),
     "nothing added": (lambda d: d["up_values"].pop("plus"), "one with clamps"),
     "up values as they are": (lambda d: d.pop("up_values"), "one with clamps"),
-    "another slope": (lambda d: d["activation"].update(slope={"default": 1}), "one with clamps"),
+    "another slope": (
+        lambda d: d["activation"].update(slope={"default": 1}),
+        "with activation 'at_most(7) quick_gelu' instead of 'at_most(7) swish(1)' it would agree",
+    ),
     "another limit": (lambda d: d["activation"].update(at_most={"default": 6.5}), "one with clamps"),
     "gate and up one after the other": (one_after_the_other, "one with clamps"),
     "no bias of down": (lambda d: [block["down"].pop("bias") for block in d["blocks"]], ""),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from neuralink_cli.activations.experts import ExpertRun, experts_seen
 from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.merge import merge_traces
 from neuralink_cli.activations.recorder import HookedModel
@@ -174,3 +175,20 @@ def test_tokens_out_of_order_are_refused(model: ModelFactory, text_file: Path, t
     (tmp_path / "t").write_bytes(content)
     with pytest.raises(InputError, match=r"layers.0.experts.0.tokens are not ascending"):
         Trace(tmp_path / "t")
+
+
+def test_experts_of_layers_without_blocks_run_as_ever(model: ModelFactory) -> None:
+    """All experts modules of a model share its config, and so the code that runs them."""
+    directory = model("mixtral")
+    architecture = find_architecture("mixtral", directory)
+    with Checkpoint(directory) as checkpoint:
+        first = next(block.expert for block in find_blocks(checkpoint, architecture) if block.expert is not None)
+    loaded = load_model(directory, architecture, device="cpu")
+    ids = torch.arange(3, 19)[None]
+    seen: list[ExpertRun] = []
+    with torch.no_grad():
+        expected = loaded(input_ids=ids).last_hidden_state
+        with experts_seen([(find_experts(loaded, first, architecture), seen.append)]):
+            found = loaded(input_ids=ids).last_hidden_state
+    assert sum(run.tokens.numel() for run in seen) == 2 * ids.numel()
+    torch.testing.assert_close(found, expected)

@@ -124,6 +124,21 @@ def test_parts_left_alone_are_named(tmp_path: Path, caplog: pytest.LogCaptureFix
     )
 
 
+def test_a_layer_that_the_config_counts_is_not_left_alone(tmp_path: Path) -> None:
+    """A description that looks for the number of layers under another key finds blocks in the first of them only."""
+    model = with_tensors(tmp_path, {})
+    with Checkpoint(model) as checkpoint:
+        whole = choose_architecture(describe(checkpoint))
+        wrong = replace(whole, blocks=tuple(replace(block, layer_keys=("one",)) for block in whole.blocks))
+        checkpoint.config["one"] = 1
+        blocks = find_blocks(checkpoint, wrong)
+        assert [block.id for block in blocks] == ["layers.0"]
+        with pytest.raises(
+            UnsupportedError, match=r"3 tensors shaped like FFN matrices .* cover 50 % of the FFN bytes"
+        ):
+            require_coverage(checkpoint, blocks)
+
+
 @pytest.mark.parametrize("uncovered", [{}, gated(f"{L}.moe.shared_experts", 12), gated("mtp.layers.0.mlp", N)])
 def test_a_layout_covers_what_the_blocks_of_its_source_do(tmp_path: Path, uncovered: Shapes) -> None:
     model = with_tensors(tmp_path, uncovered)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma4TextConfig, LlamaConfig, LlamaForCausalLM
 
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime.memory import sequence_bytes
@@ -67,3 +67,15 @@ def test_a_sequence_takes_its_attention_cache_or_its_logits() -> None:
     assert sequence_bytes(config, blocks, 7, 2, whole=False) == 2 * 7 * (2 * 3 * 2 * 8 + 4 * 100)
     assert sequence_bytes(config, blocks, 7, 2, whole=True) == 2 * 7 * 1000
     assert sequence_bytes(SimpleNamespace(), blocks, 7, 2, whole=False) == 2 * 7 * 4 * 100
+
+
+def test_layers_whose_heads_differ_are_counted_one_by_one() -> None:
+    """transformers refuses to tell the size of a head of the whole model."""
+    blocks: Any = [SimpleNamespace(neurons=100)]
+    config = Gemma4TextConfig(
+        num_hidden_layers=3, layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, global_head_dim=16, hidden_size=64, vocab_size=1000,
+    )  # fmt: skip
+    cached = 2 * 2 * (8 + 8 + 16)
+    assert sequence_bytes(config, blocks, 7, 2, whole=False) == 7 * 2 * (cached + 4 * 100)
+    assert sequence_bytes(config, blocks, 7, 2, whole=True) == 7 * 2 * 1000
