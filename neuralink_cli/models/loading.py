@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from neuralink_cli.checkpoint.config import read_config, stated_quantization
 from neuralink_cli.checkpoint.scaled_tensors import is_stacked_mxfp4, may_have_scales
 from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, UnsupportedError, first_line
 from neuralink_cli.models.execution import DTYPES
+from neuralink_cli.models.loading_report import require_loaded
 from neuralink_cli.models.model_class import activate_up_projections, model_class, stand_in_config
 from neuralink_cli.models.model_errors import explained_model_errors
 from neuralink_cli.models.offload import (
@@ -84,6 +84,8 @@ def load_model(
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                # What does not fit is told below, in words that say which weight it is.
+                ignore_mismatched_sizes=True,
                 **({} if config is None else {"config": config}),
                 **dequantising,
                 **placement,
@@ -94,7 +96,7 @@ def load_model(
             model = model.to(place)
     except Exception as error:
         raise load_error("model", directory, error) from error
-    require_all_weights(report["missing_keys"], architecture, directory)
+    require_loaded(report, model, architecture, directory)
     finish_placement(model, report["missing_keys"])
     model.config.use_cache = False
     if any(pattern.experts for pattern in architecture.blocks) and hasattr(model, "set_experts_implementation"):
@@ -195,22 +197,3 @@ def count_image_tokens(model: Any, pixels: npt.NDArray[np.float32]) -> int:
         problem = f"the model does not accept images of shape {list(pixels.shape)} ({first_line(error)})"
         raise InputError(problem) from error
     return int(output.last_hidden_state.shape[1])
-
-
-def require_all_weights(missing: Iterable[str], architecture: Architecture, directory: Path) -> None:
-    """Check that a checkpoint has all weights that its model needs.
-
-    Args:
-        missing: Names of the parameters that the checkpoint lacks.
-
-    Raises:
-        InputError: A weight is missing that the architecture does not list under `not_in_checkpoint`.
-    """
-    lacking = sorted(
-        name for name in missing if not architecture.bare_name(name).startswith(architecture.not_in_checkpoint)
-    )
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise InputError(
-            f"weight {lacking[0]!r}{more} is missing, so the model would run on random numbers", where=directory
-        )
