@@ -143,7 +143,7 @@ class PermutedLayout:
                 yield SourceMatrix(region.tensor, region.neuron_axis, self._hidden(region), number == len(found))
 
     def _is_matrix(self, region: Region) -> bool:
-        """Whether a region is one of weights. A bias has one number per neuron, and so has a matrix of a model one wide."""
+        """Whether a region is one of weights. Of a model one wide, they have a number per neuron, as biases do."""
         hidden = self._hidden(region)
         shape = self.checkpoint.place(region.tensor).entry.shape
         return hidden > 1 or (len(shape) > 1 and shape[-2:][1 - region.neuron_axis] == 1)
