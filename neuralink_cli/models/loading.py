@@ -12,13 +12,15 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.checkpoint.config import read_config, stated_quantization
+from neuralink_cli.checkpoint.config import config_value, read_config, stated_quantization
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.checkpoint.scaled_tensors import is_stacked_mxfp4, may_have_scales
 from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, UnsupportedError, first_line
 from neuralink_cli.models.execution import DTYPES
 from neuralink_cli.models.loading_report import require_loaded
 from neuralink_cli.models.model_class import activate_up_projections, model_class, stand_in_config
 from neuralink_cli.models.model_errors import explained_model_errors
+from neuralink_cli.models.model_size import require_size
 from neuralink_cli.models.offload import (
     MemoryLimit,
     finish_placement,
@@ -64,8 +66,6 @@ def load_model(
     place = find_device(device)
     dtype = compute_dtype(dtype, place)
     placement = placement_options(directory, dtype, place, limit)
-    # Random weights are refused below, except weights that a checkpoint may lack: the seed makes those repeatable.
-    torch.manual_seed(0)
     config = stand_in_config(directory, architecture)
     own = code_model_classes(directory) if code == "run" else frozenset()
     auto_class = model_class(architecture.task, with_head=with_head, code=own)
@@ -74,6 +74,10 @@ def load_model(
             f"its own code has {', '.join(sorted(own))} and no {auto_class.__name__}", where=directory
         )
     dequantising = _dequantising(directory)
+    if not own and not dequantising:
+        require_size(auto_class, config, directory)
+    # Random weights are refused below, except weights that a checkpoint may lack: the seed makes those repeatable.
+    torch.manual_seed(0)
     try:
         with warnings.catch_warnings(), quiet_accelerate():
             warnings.simplefilter("ignore")
@@ -95,7 +99,7 @@ def load_model(
         if not placement:
             model = model.to(place)
     except Exception as error:
-        raise load_error("model", directory, error) from error
+        raise _unknown_activation(error, architecture, directory) or load_error("model", directory, error) from error
     require_loaded(report, model, architecture, directory)
     finish_placement(model, report["missing_keys"])
     model.config.use_cache = False
@@ -105,6 +109,19 @@ def load_model(
     if config is not None and architecture.up_activation:
         activate_up_projections(model, architecture, config.hidden_act)
     return model.eval().requires_grad_(False)
+
+
+def _unknown_activation(error: Exception, architecture: Architecture, directory: Path) -> InputError | None:
+    """The error if what transformers fails at is that it does not know the activation of the config."""
+    config = read_config(directory)
+    for key in architecture.activation_keys:
+        if isinstance(error, KeyError) and error.args == (config_value(config, key),):
+            return InputError(
+                f"{key} is {error.args[0]!r}, an activation that transformers does not know",
+                where=directory / CONFIG_FILE,
+                fix="correct it: they are called relu, relu2, silu, gelu, gelu_pytorch_tanh and the like",
+            )
+    return None
 
 
 def _dequantising(directory: Path) -> dict[str, Any]:

@@ -101,3 +101,22 @@ def test_what_is_no_weight_of_its_modules_is_not_told(variant: Variant, caplog: 
     with caplog.at_level(logging.WARNING):
         load(variant(tensors=others))
     assert caplog.text == ""
+
+
+def test_a_config_of_a_far_larger_model_takes_no_memory(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What config.json leaves out would be that of a model of billions of weights, made from nothing."""
+    from transformers import AutoModel
+
+    nested = variant()
+    stated = json.loads((nested / "config.json").read_text())
+    (nested / "config.json").write_text(json.dumps({"model_type": "llama", "text_config": stated}))
+    monkeypatch.setattr(AutoModel, "from_pretrained", None)
+    with pytest.raises(InputError, match=r"describes a model of 6,607,343,616 weights, and the files have 15,408; "):
+        load(nested)
+
+
+def test_an_activation_that_transformers_does_not_know_is_named(variant: Variant) -> None:
+    with pytest.raises(InputError) as caught:
+        load(variant(config={"hidden_act": "SiLU"}))
+    assert caught.value.what == "hidden_act is 'SiLU', an activation that transformers does not know"
+    assert str(caught.value.where).endswith("config.json")
