@@ -20,6 +20,7 @@ from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.recall import GateRecall
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.models.model_errors import no_numbers
 from neuralink_cli.runtime.output_comparison import Outputs, Watching, run_model
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def measure_distance(
     Raises:
         UnsupportedError: Another kind of model, which has no perplexity.
         OptionError: No sequence has two tokens.
-        InputError: A model cannot be loaded, as `load_model`.
+        InputError: A model cannot be loaded, as `load_model`; the outputs of the source are not numbers.
+        VerificationError: The outputs of the source are numbers, and those of the other are not.
         MismatchError: The outputs have different shapes.
     """
     if architecture.task != "causal-lm":
@@ -107,7 +109,17 @@ def measure_distance(
             outputs = run_model(
                 directory, batches, architecture, device, "float32", trust_remote_code, ignore_remote_code, watching
             )
-            return [_log_probabilities(logits[:-1]) for logits in outputs]
+            return [_log_probabilities(require_numbers(logits, directory)[:-1]) for logits in outputs]
+
+    def require_numbers(logits: Outputs, directory: Path) -> Outputs:
+        if np.isfinite(logits).all():
+            return logits
+        if directory == source:
+            raise no_numbers(source)
+        raise VerificationError(
+            "gives outputs that are not numbers (NaN or infinite), where the source gives numbers",
+            where=layout or directory,
+        )
 
     with _open_bundled(layout) as opened:
         meter = None if opened is None else _meter(opened, source, architecture)

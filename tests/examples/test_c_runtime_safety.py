@@ -298,6 +298,19 @@ def test_what_does_not_fit_is_refused_by_name(c_runtime: CRuntime, tiny_relu: Pa
     assert result.stdout.startswith("error ")
 
 
+def test_outputs_that_are_no_numbers_choose_no_token(c_runtime: CRuntime, tiny_relu: Path, tmp_path: Path) -> None:
+    layout = Path(shutil.copytree(tiny_relu, tmp_path / "layout"))
+    content = bytearray((layout / FLASH).read_bytes())
+    data = 8 + int.from_bytes(content[:8], "little")
+    norm = json.loads(content[8:data])["model.decoder.final_layer_norm.bias"]
+    start = data + norm["data_offsets"][0]
+    content[start : start + 2] = {"F16": b"\x00\x7c", "BF16": b"\x80\x7f"}[norm["dtype"]]
+    (layout / FLASH).write_bytes(content)
+    for request in ("generate 4 1 2 3\n", "perplexity 1 2 3\n"):
+        result = go(c_runtime.checked / "flash_run", "--json", layout, requests=request)
+        assert result.stdout.endswith("error 2 the outputs of the model are not numbers: check its weights\n")
+
+
 def test_values_of_up_that_are_clamped_are_refused(c_runtime: CRuntime, tiny_relu: Path, tmp_path: Path) -> None:
     """As those of gpt-oss: what it does not know of a block, it must not leave out."""
     layout = Path(shutil.copytree(tiny_relu, tmp_path / "layout"))
