@@ -13,7 +13,7 @@ import torch
 
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.checkpoint.config import config_value, read_config, stated_quantization
-from neuralink_cli.checkpoint.file_names import CONFIG_FILE
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE, SHARD_INDEX
 from neuralink_cli.checkpoint.scaled_tensors import is_stacked_mxfp4, may_have_scales
 from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, UnsupportedError, first_line
 from neuralink_cli.models.execution import DTYPES
@@ -99,7 +99,7 @@ def load_model(
         if not placement:
             model = model.to(place)
     except Exception as error:
-        raise _unknown_activation(error, architecture, directory) or load_error("model", directory, error) from error
+        raise _known_cause(error, architecture, directory) or load_error("model", directory, error) from error
     require_loaded(report, model, architecture, directory)
     finish_placement(model, report["missing_keys"])
     model.config.use_cache = False
@@ -111,8 +111,12 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def _unknown_activation(error: Exception, architecture: Architecture, directory: Path) -> InputError | None:
-    """The error if what transformers fails at is that it does not know the activation of the config."""
+def _known_cause(error: Exception, architecture: Architecture, directory: Path) -> InputError | None:
+    """The error if transformers fails at something that it has no words for: an unknown activation, a bare index."""
+    if isinstance(error, KeyError) and error.args == ("metadata",) and (directory / SHARD_INDEX).is_file():
+        return InputError(
+            "has no metadata, which transformers needs", where=directory / SHARD_INDEX, fix='add "metadata": {} to it'
+        )
     config = read_config(directory)
     for key in architecture.activation_keys:
         if isinstance(error, KeyError) and error.args == (config_value(config, key),):

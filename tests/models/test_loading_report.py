@@ -120,3 +120,11 @@ def test_an_activation_that_transformers_does_not_know_is_named(variant: Variant
         load(variant(config={"hidden_act": "SiLU"}))
     assert caught.value.what == "hidden_act is 'SiLU', an activation that transformers does not know"
     assert str(caught.value.where).endswith("config.json")
+
+
+def test_an_index_that_transformers_cannot_read_is_told(model: ModelFactory, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(model("llama", shards=True), tmp_path / "copy"))
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": json.loads(index.read_text())["weight_map"]}))
+    with pytest.raises(InputError, match="has no metadata, which transformers needs; add"):
+        load(copy)
