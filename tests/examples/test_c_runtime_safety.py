@@ -279,6 +279,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "sizes": ("config.json", {"num_attention_heads": 3}, "no multiple of num_attention_heads"),
     "layers": ("config.json", {"num_hidden_layers": 5}, "the layout has no model.decoder.layers.4."),
     "no layers": ("config.json", {"num_hidden_layers": None}, "num_hidden_layers is not a whole number"),
+    "biases": ("config.json", {"enable_bias": False}, "self_attn.q_proj.bias, and config.json says that there is none"),
     "a type": (INDEX, {"model": {"model_type": "gemma"}}, 'models of type "gemma" are not supported'),
     "no type": (INDEX, {"model": {}}, 'models of type "" are not supported'),
     "rounded": (INDEX, {"dense": [{"place": {"tensor": "model.decoder.embed_tokens.weight"}, "weights": "q9",
