@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from neuralink_cli.architectures.architecture import Architecture
-from neuralink_cli.checkpoint.config import config_value, read_config, stated_quantization
+from neuralink_cli.checkpoint.config import read_config, stated_quantization
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE, SHARD_INDEX
 from neuralink_cli.checkpoint.scaled_tensors import is_stacked_mxfp4, may_have_scales
 from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, UnsupportedError, first_line
@@ -112,19 +113,30 @@ def load_model(
 
 
 def _known_cause(error: Exception, architecture: Architecture, directory: Path) -> InputError | None:
-    """The error if transformers fails at something that it has no words for: an unknown activation, a bare index."""
+    """The error if transformers fails without words for it: at a name that it does not know, or at a bare index."""
     if isinstance(error, KeyError) and error.args == ("metadata",) and (directory / SHARD_INDEX).is_file():
         return InputError(
             "has no metadata, which transformers needs", where=directory / SHARD_INDEX, fix='add "metadata": {} to it'
         )
-    config = read_config(directory)
-    for key in architecture.activation_keys:
-        if isinstance(error, KeyError) and error.args == (config_value(config, key),):
-            return InputError(
-                f"{key} is {error.args[0]!r}, an activation that transformers does not know",
-                where=directory / CONFIG_FILE,
-                fix="correct it: they are called relu, relu2, silu, gelu, gelu_pytorch_tanh and the like",
-            )
+    key = _key_of(error.args[0], read_config(directory)) if isinstance(error, KeyError) and error.args else None
+    if key is None:
+        return None
+    names = ": they are called relu, relu2, silu, gelu, gelu_pytorch_tanh and the like"
+    return InputError(
+        f"{key} is {error.args[0]!r}, which transformers does not know",
+        where=directory / CONFIG_FILE,
+        fix="correct it" + (names if key in architecture.activation_keys else ""),
+    )
+
+
+def _key_of(value: object, config: Mapping[str, Any]) -> str | None:
+    """The key of a config, or of what is in it, whose value is a text."""
+    for key, found in config.items():
+        if isinstance(found, str) and found == value:
+            return key
+        inner = _key_of(value, found) if isinstance(found, dict) else None
+        if inner is not None:
+            return inner
     return None
 
 

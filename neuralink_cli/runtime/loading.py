@@ -151,6 +151,8 @@ def _build(
             ignore_mismatched_sizes=True,
         )
         _load_generation_config(model, layout.directory)
+    # What it is called in errors of its code; it came from no folder that transformers knows.
+    model.config._name_or_path = str(layout.directory)
     require_loaded(report, model, architecture, layout.directory)
     weights.dense_bytes = resident_in((*model.parameters(), *model.buffers()))
     for attach, store in zip(replaced, weights.stores, strict=True):

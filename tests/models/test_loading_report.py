@@ -115,11 +115,21 @@ def test_a_config_of_a_far_larger_model_takes_no_memory(variant: Variant, monkey
         load(nested)
 
 
-def test_an_activation_that_transformers_does_not_know_is_named(variant: Variant) -> None:
+@pytest.mark.parametrize(
+    ("config", "told", "fix"),
+    [
+        ({"hidden_act": "SiLU"}, "hidden_act is 'SiLU', which", "silu"),
+        ({"rope_parameters": {"rope_type": "own", "rope_theta": 1.0}}, "rope_type is 'own', which", "correct it"),
+    ],
+)
+def test_a_name_that_transformers_does_not_know_is_told(
+    variant: Variant, config: dict[str, Any], told: str, fix: str
+) -> None:
     with pytest.raises(InputError) as caught:
-        load(variant(config={"hidden_act": "SiLU"}))
-    assert caught.value.what == "hidden_act is 'SiLU', an activation that transformers does not know"
+        load(variant(config=config))
+    assert caught.value.what == f"{told} transformers does not know"
     assert str(caught.value.where).endswith("config.json")
+    assert fix in str(caught.value.fix)
 
 
 def test_an_index_that_transformers_cannot_read_is_told(model: ModelFactory, tmp_path: Path) -> None:

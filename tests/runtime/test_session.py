@@ -227,3 +227,16 @@ def test_logits_that_are_no_numbers_choose_nothing(
     monkeypatch.setattr(OPTForCausalLM, "forward", broken)
     with pytest.raises(InputError, match="the model's outputs are not numbers"):
         go(runnable("opt"), **{asked: TEXT[:100]})
+
+
+def test_a_model_that_fails_is_told_with_its_layout(runnable: RunnableFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import OPTForCausalLM
+
+    def broken(self: Any, *arguments: Any, **options: Any) -> Any:
+        raise ValueError("sizes do not fit")
+
+    made = runnable("opt")
+    monkeypatch.setattr(OPTForCausalLM, "forward", broken)
+    with pytest.raises(InputError, match="fails when it runs: sizes do not fit") as caught:
+        go(made, perplexity_text=TEXT[:100])
+    assert caught.value.where == str(made.layout)
