@@ -20,6 +20,7 @@ from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.recall import GateRecall
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.models.model_class import saved_without_head
 from neuralink_cli.models.model_errors import no_numbers
 from neuralink_cli.runtime.output_comparison import Outputs, Watching, run_model
 
@@ -103,6 +104,12 @@ def measure_distance(
             f"a model of the task {architecture.task} has no perplexity to compare rounded weights by", where=source
         )
     require_hf_packages("torch", "transformers")
+    if saved_without_head(source, architecture.task):
+        raise UnsupportedError(
+            "is saved without the head that predicts tokens, and rounded weights are compared by its predictions",
+            where=source,
+            fix="leave --forward out: `verify` alone proves that the weights are rounded as they should be",
+        )
 
     def predictions(directory: Path, watching: Watching) -> list[Outputs]:
         with quiet_transformers():
