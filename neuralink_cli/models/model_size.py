@@ -13,7 +13,7 @@ from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.errors import InputError
 
 # A model with weights that its checkpoint may lack, or that are made from others, is larger than the files, but not so.
-_MOST = 2
+_MOST = 4
 
 
 def require_size(auto_class: Any, config: Any, directory: Path) -> None:
