@@ -50,6 +50,15 @@ def test_the_files_of_a_model_are_not_replaced_whatever_overwrite_says(
             outcome = neuralink(*command, "-o", model / name, "--overwrite", "-q")
             assert outcome.code == OUTPUT
             assert f"{name}: holds {holds} and is no output of this command, so it is not replaced" in outcome.error
+    bench = ("bench", layouts.bundled().layout, "--trace", trace, "--csv")
+    for text_command, name, kind in (
+        (bench, "model.safetensors", "binary"),
+        (bench, "config.json", "JSON"),
+        (("probe", tmp_path, "-o"), "model.safetensors", "binary"),
+    ):
+        outcome = neuralink(*text_command, model / name, "--overwrite", "-q")
+        assert outcome.code == OUTPUT
+        assert f"{name}: is {kind} and no output of this command, so it is not replaced" in outcome.error
     assert files_of(model) == before
 
 
