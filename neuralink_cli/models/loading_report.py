@@ -90,7 +90,7 @@ def _tell_unused(unexpected: Iterable[str], model: Any, architecture: Architectu
         )
     if unused:
         logger.warning(
-            "%s: %s of transformers leaves out weight %r%s, which are in its modules; check that %s is right",
+            "%s: %s of transformers leaves out weight %r%s of its modules; check that %s is right",
             directory,
             type(model).__name__,
             unused[0],

@@ -57,12 +57,16 @@ def require_known_tokens(ids: Any, vocabulary: int, where: Any) -> None:
         )
 
 
-def no_numbers(where: Any) -> InputError:
-    """The error for a model whose outputs are NaN or infinite: there is nothing to compare or to choose from."""
+def no_numbers(where: Any, *, dtype: bool = False) -> InputError:
+    """The error for a model whose outputs are NaN or infinite: there is nothing to compare or to choose from.
+
+    Args:
+        dtype: Whether the user may have chosen the dtype that it computes in.
+    """
     return InputError(
         "the model's outputs are not numbers (NaN or infinite)",
         where=where,
-        fix="check its weights, also those outside FFN blocks, or use a wider --dtype",
+        fix="check its weights, also those outside FFN blocks" + (", or use a wider --dtype" if dtype else ""),
     )
 
 

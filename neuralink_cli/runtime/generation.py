@@ -90,7 +90,7 @@ class _RequireChoices(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, _ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         if not has_choices(logits):
-            raise no_numbers("the text that was generated so far")
+            raise no_numbers("the text that was generated so far", dtype=True)
         return logits
 
 

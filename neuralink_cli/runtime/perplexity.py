@@ -39,7 +39,7 @@ def perplexity(
             with explained_model_errors(model), torch.inference_mode():
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
             if not has_choices(logits):
-                raise no_numbers("the text to measure perplexity on")
+                raise no_numbers("the text to measure perplexity on", dtype=True)
             # The vocabulary is wide: as few copies of it as possible.
             for some, targets in zip(logits.split(_AT_ONCE), ids[0, 1:].split(_AT_ONCE), strict=True):
                 total += float(torch.nn.functional.cross_entropy(some.float(), targets, reduction="sum"))

@@ -87,7 +87,7 @@ def test_weights_of_its_modules_that_a_model_does_without_are_told(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         load(variant(tensors={name: shape}), with_head=head)
-    assert f"of transformers leaves out weight {name!r}, " in caplog.text
+    assert f"of transformers leaves out weight {name!r} of its modules; " in caplog.text
 
 
 def test_what_is_no_weight_of_its_modules_is_not_told(variant: Variant, caplog: pytest.LogCaptureFixture) -> None:
