@@ -48,6 +48,16 @@ static int layer(NlModel *model, uint64_t number, uint64_t count, NlError *error
     return 0;
 }
 
+/* Whether a token can be chosen by them: minus infinity excludes one, and what is not a number tells nothing. */
+static int are_numbers(const float *logits, uint64_t count) {
+    float highest = -INFINITY;
+    for (uint64_t k = 0; k < count; k++) {
+        if (!(logits[k] < INFINITY)) return 0;
+        if (logits[k] > highest) highest = logits[k];
+    }
+    return highest > -INFINITY;
+}
+
 /* Goes on by some tokens: with the logits after the last one, or with `sum` adds what each but the first surprised by. */
 static int go_on(NlModel *model, const uint32_t *tokens, uint32_t count, double *sum, NlError *error) {
     if (broken(model, error)) return -1;
@@ -70,6 +80,8 @@ static int go_on(NlModel *model, const uint32_t *tokens, uint32_t count, double 
         if (sum && (now < count || now > 1)) nl_surprises(model, tokens + 1, now < count ? now : now - 1, sum);
         else if (!sum && count == now) nl_logits(model, now - 1);
         if (broken(model, error)) return -1; /* a matrix could not be read */
+        if (sum ? !isfinite(*sum) : count == now && !are_numbers(model->logits, model->vocabulary))
+            return nl_fail(error, NL_BAD_LAYOUT, "the outputs of the model are not numbers: check its weights");
         model->length += now;
         tokens += now;
         count -= now;

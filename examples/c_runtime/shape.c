@@ -44,10 +44,11 @@ static int read_opt(const NlJson *json, NlShape *shape) {
     if (needed(json, "hidden_size", &shape->hidden) != 0 || needed(json, "num_attention_heads", &shape->heads) != 0 ||
         whole(json, json->text, "word_embed_proj_dim", shape->hidden, &shape->embedded) != 0 ||
         truth(json, "do_layer_norm_before", 1, &shape->norm_first) != 0 ||
-        truth(json, "_remove_final_layer_norm", 0, &removed) != 0 ||
+        truth(json, "_remove_final_layer_norm", 0, &removed) != 0 || truth(json, "enable_bias", 1, &shape->biased) != 0 ||
         truth(json, "tie_word_embeddings", 1, &shape->tied) != 0)
         return -1;
     shape->last_norm = shape->norm_first && !removed;
+    shape->output_biased = shape->biased;
     shape->kv_heads = shape->heads;
     shape->head_size = shape->hidden / shape->heads;
     shape->epsilon = 1e-5f;
@@ -136,6 +137,16 @@ static int read_window(const NlJson *json, NlShape *shape) {
     return 0;
 }
 
+/* Which biases attention has: in Qwen 2 some whatever the config says, in Mistral none. */
+static int read_biases(const NlJson *json, NlShape *shape) {
+    if (!strcmp(shape->type, "qwen2")) return shape->biased = 1, 0;
+    if (!strcmp(shape->type, "qwen2_moe")) return truth(json, "qkv_bias", 1, &shape->biased);
+    if (!strcmp(shape->type, "mistral") || !strcmp(shape->type, "bamboo") || !strcmp(shape->type, "mixtral")) return 0;
+    if (truth(json, "attention_bias", 0, &shape->biased) != 0) return -1;
+    shape->output_biased = shape->biased;
+    return 0;
+}
+
 static int read_llama(const NlJson *json, NlShape *shape) {
     if (needed(json, "hidden_size", &shape->hidden) != 0 || needed(json, "num_attention_heads", &shape->heads) != 0 ||
         whole(json, json->text, "num_key_value_heads", shape->heads, &shape->kv_heads) != 0 ||
@@ -143,7 +154,8 @@ static int read_llama(const NlJson *json, NlShape *shape) {
               &shape->head_size) != 0 ||
         real(json, json->text, "rms_norm_eps", 1e-6, &shape->epsilon) != 0 ||
         real(json, json->text, "hidden_act_param", 0, &shape->cut) != 0 ||
-        truth(json, "tie_word_embeddings", 0, &shape->tied) != 0 || read_rope(json, shape) != 0 || read_experts(json, shape) != 0)
+        truth(json, "tie_word_embeddings", 0, &shape->tied) != 0 || read_rope(json, shape) != 0 || read_experts(json, shape) != 0 ||
+        read_biases(json, shape) != 0)
         return -1;
     if (shape->head_size < 2 || shape->head_size % 2 || shape->head_size > 4096)
         return nl_fail(json->error, NL_BAD_LAYOUT, CONFIG ": a head of %" PRIu64 " elements", shape->head_size);

@@ -13,6 +13,7 @@ typedef struct {
     char type[64];
     uint64_t layers, hidden, heads, kv_heads, head_size, positions;
     float epsilon; /* of the norms */
+    int biased, output_biased; /* whether queries, keys and values have biases, and the output of attention */
     int tied;      /* whether the output head is the embedding, unless there is a tensor for it with other values */
     /* OPT */
     int norm_first, last_norm;

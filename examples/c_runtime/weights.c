@@ -56,13 +56,18 @@ static int norm(const Finder *finder, const char *stem, const char *name, uint64
     return vector(finder, stem, full, size, 1, &out->bias);
 }
 
-static int projection(const Finder *finder, const char *name, uint64_t rows, uint64_t columns, NlMatrix *weight,
-                      NlVector *bias) {
+static int projection(const Finder *finder, const char *name, uint64_t rows, uint64_t columns, int biased,
+                      NlMatrix *weight, NlVector *bias) {
     char full[96];
     snprintf(full, sizeof full, "self_attn.%s.weight", name);
     if (matrix(finder, finder->stem, full, rows, columns, 0, weight) != 0) return -1;
     snprintf(full, sizeof full, "self_attn.%s.bias", name);
-    return vector(finder, finder->stem, full, rows, 1, bias);
+    if (vector(finder, finder->stem, full, rows, 1, bias) != 0) return -1;
+    /* transformers leaves out what config.json does not speak of: to compute with it would be another model. */
+    if (bias->at.format && !biased)
+        return nl_fail(finder->error, NL_BAD_LAYOUT, "the layout has %s%s, and config.json says that there is none",
+                       finder->stem, full);
+    return 0;
 }
 
 static int find_attention(const Finder *finder, const NlShape *shape, NlAttention *layer) {
@@ -73,10 +78,11 @@ static int find_attention(const Finder *finder, const NlShape *shape, NlAttentio
              &layer->before_attention) != 0 ||
         norm(finder, stem, opt ? "final_layer_norm" : "post_attention_layernorm", shape->hidden, 0,
              &layer->before_ffn) != 0 ||
-        projection(finder, "q_proj", width, shape->hidden, &layer->queries, &layer->query_bias) != 0 ||
-        projection(finder, "k_proj", narrow, shape->hidden, &layer->keys, &layer->key_bias) != 0 ||
-        projection(finder, "v_proj", narrow, shape->hidden, &layer->values, &layer->value_bias) != 0 ||
-        projection(finder, opt ? "out_proj" : "o_proj", shape->hidden, width, &layer->output, &layer->output_bias) != 0)
+        projection(finder, "q_proj", width, shape->hidden, shape->biased, &layer->queries, &layer->query_bias) != 0 ||
+        projection(finder, "k_proj", narrow, shape->hidden, shape->biased, &layer->keys, &layer->key_bias) != 0 ||
+        projection(finder, "v_proj", narrow, shape->hidden, shape->biased, &layer->values, &layer->value_bias) != 0 ||
+        projection(finder, opt ? "out_proj" : "o_proj", shape->hidden, width, shape->output_biased, &layer->output,
+                   &layer->output_bias) != 0)
         return -1;
     if (strcmp(shape->type, "qwen3") != 0 && strcmp(shape->type, "qwen3_moe") != 0) return 0;
     if (norm(finder, stem, "self_attn.q_norm", shape->head_size, 0, &layer->of_queries) != 0) return -1;

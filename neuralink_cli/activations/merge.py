@@ -23,7 +23,7 @@ from neuralink_cli.activations.trace import (
     write_trace,
 )
 from neuralink_cli.errors import MismatchError, OptionError
-from neuralink_cli.files.durable import require_free
+from neuralink_cli.files.stage_file import require_stage_output
 from neuralink_cli.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def merge_traces(
     """
     if not inputs:
         raise OptionError("no traces to merge")
-    require_free(output, overwrite)
+    require_stage_output(output, overwrite)
     with ExitStack() as stack:
         traces = [stack.enter_context(closing(Trace(path))) for path in inputs]
         for trace in traces[1:]:

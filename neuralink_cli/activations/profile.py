@@ -30,7 +30,7 @@ from neuralink_cli.calibration.readers import ImageReader, TextReader
 from neuralink_cli.calibration.sequences import Batch
 from neuralink_cli.calibration.sources import CalibrationData
 from neuralink_cli.errors import MismatchError, OptionError
-from neuralink_cli.files.durable import require_free
+from neuralink_cli.files.stage_file import require_stage_output
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.progress import Progress, no_progress
 
@@ -70,7 +70,7 @@ def profile(
         WorkerError: Another rank failed or died.
     """
     if ranks.rank == 0:
-        require_free(output, overwrite, inputs=[*map(Path, data.datasets), options.thresholds.trace])
+        require_stage_output(output, overwrite, inputs=[*map(Path, data.datasets), options.thresholds.trace])
     options = _of_rank(options, ranks)
     subject = read_subject(model, options)
     known = _known_thresholds(options, subject)

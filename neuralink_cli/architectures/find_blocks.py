@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,9 @@ from neuralink_cli.checkpoint.config import config_value
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.errors import InputError, UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS
+
+# What wrappers of single modules put into the names of tensors.
+_INSIDE = re.compile(r"_(fsdp_wrapped_module|checkpoint_wrapped_module|orig_mod)\.")
 
 
 def find_blocks(checkpoint: Checkpoint, architecture: Architecture) -> tuple[FFNBlock, ...]:
@@ -285,6 +289,7 @@ def _find_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
     for prefix in architecture.prefixes:
         if any(prefix + first in checkpoint for first in firsts):
             return prefix
+    wanted = {prefix + first for prefix in architecture.prefixes for first in firsts}
     missing = f"tensor {architecture.prefixes[0] + firsts[0]!r} of architecture {architecture.name!r} is missing"
     wrapper = _find_wrapper(checkpoint, architecture, firsts)
     if wrapper is not None:
@@ -292,6 +297,15 @@ def _find_prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
             f"{missing}; its name there starts with {wrapper!r}, as a wrapper (DDP, torch.compile, PEFT) leaves it",
             where=checkpoint.directory,
             fix=f"save the model inside the wrapper with save_pretrained, or rename the tensors without {wrapper!r}",
+        )
+    inside = next(
+        (name for name in checkpoint.tensors if _INSIDE.search(name) and _INSIDE.sub("", name) in wanted), None
+    )
+    if inside is not None:
+        raise InputError(
+            f"{missing}; it is called {inside!r} there, as a wrapper (FSDP, torch.compile, checkpointing) leaves it",
+            where=checkpoint.directory,
+            fix="save the model inside the wrapper with save_pretrained, or rename the tensors without such steps",
         )
     raise InputError(missing, where=checkpoint.directory)
 

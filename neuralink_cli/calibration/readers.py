@@ -18,7 +18,10 @@ from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, Calibrati
 from neuralink_cli.calibration.sequences import SequenceOptions, TokenIds, tokenize
 from neuralink_cli.calibration.sources import CalibrationData, plan, tokenize_source
 from neuralink_cli.calibration.texts import CorpusOptions, Sample, open_corpus
+from neuralink_cli.checkpoint.config import stated_positions
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.progress import Progress
 
@@ -130,6 +133,8 @@ def read_token_sequences(
 ) -> list[TokenIds]:
     """Tokenize the start of a text into at most `sequences` sequences of `length` tokens.
 
+    A model with fewer positions gets the same tokens in more sequences.
+
     Raises:
         InputError: The text has no tokens, or the tokenizer cannot be loaded.
         MissingDependencyError: The packages of the extra `hf` are not installed.
@@ -137,9 +142,11 @@ def read_token_sequences(
     require_hf_packages("transformers")
     from neuralink_cli.models.tokenizer import load_tokenizer
 
+    positions = stated_positions(read_foreign_object(directory / CONFIG_FILE))
+    fitting = length if positions is None else min(length, positions)
     with quiet_transformers():
         tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
-        options = SequenceOptions(length, packing=True, max_tokens=sequences * length)
+        options = SequenceOptions(fitting, packing=True, max_tokens=sequences * length)
         found = [sequence.ids for sequence in tokenize([Sample(text)], tokenizer, options)]
     if not found:
         raise InputError("the text to compare outputs on has no tokens", where=directory)

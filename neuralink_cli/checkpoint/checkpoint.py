@@ -249,7 +249,11 @@ def read_weight_map(path: Path) -> dict[str, str]:
         raise InputError("has no weight_map", where=path)
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_shard_name(shard):
-            raise InputError(f"shard name {shard!r} of tensor {tensor!r} is not a plain *.safetensors name", where=path)
+            raise InputError(
+                f"shard name {shard!r} of tensor {tensor!r} is not a plain *.safetensors name",
+                where=path,
+                fix="put the shards beside the index, and name them there without folders",
+            )
     return weight_map
 
 

@@ -14,6 +14,7 @@ from neuralink_cli.files.input_file import require_reachable
 from neuralink_cli.files.json_text import read_foreign_object
 
 _QUANTISATION_KEYS = ("quantization_config", "compression_config")
+_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def config_value(config: Mapping[str, Any], key: str) -> Any:
@@ -22,6 +23,12 @@ def config_value(config: Mapping[str, Any], key: str) -> Any:
         return config[key]
     text = config.get("text_config")
     return text.get(key) if isinstance(text, dict) else None
+
+
+def stated_positions(config: Mapping[str, Any]) -> int | None:
+    """How many positions a config says that its model has; None if it says nothing of it."""
+    stated = (config_value(config, key) for key in _POSITION_KEYS)
+    return next((value for value in stated if type(value) is int and value > 0), None)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -53,7 +60,11 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise missing_config(names, directory)
     config = read_foreign_object(directory / CONFIG_FILE)
     if not isinstance(config.get("model_type"), str):
-        raise InputError("has no model_type", where=directory / CONFIG_FILE)
+        raise InputError(
+            "has no model_type",
+            where=directory / CONFIG_FILE,
+            fix='add what transformers calls its architecture, like "model_type": "llama"',
+        )
     _refuse_quantised(config, directory)
     return config
 

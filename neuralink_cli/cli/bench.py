@@ -133,13 +133,13 @@ def command(
     """
     from neuralink_cli.bench.bench import BenchOptions, bench_layouts
     from neuralink_cli.devices.device import find_device
-    from neuralink_cli.files.durable import require_free
+    from neuralink_cli.files.text_output import require_text_output
     from neuralink_cli.storage.budget import parse_budget
 
     if all_tokens and held_out is not None:
         raise OptionError("--all-tokens and --held-out cannot be combined")
     if csv_path is not None:
-        require_free(csv_path, overwrite, inputs=(*layouts, trace))
+        require_text_output(csv_path, overwrite, inputs=(*layouts, trace))
     options = BenchOptions(
         devices=tuple(find_device(name) for name in dict.fromkeys(devices)),
         dram=parse_budget(dram),

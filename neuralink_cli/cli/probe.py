@@ -101,7 +101,7 @@ def command(
         --ioengine=libaio --size=1G --runtime=5 --time_based
         --name=r64 --stonewall --bs=64k ... --output-format=json
     """
-    from neuralink_cli.files.durable import require_free
+    from neuralink_cli.files.text_output import require_text_output
     from neuralink_cli.storage.probe import fio_profile, probe_profile, probe_storage, write_profile
 
     if (directory is None) == (from_fio is None):
@@ -111,7 +111,7 @@ def command(
     if file_bytes < 2 * 1024 * max(sizes):
         raise OptionError(f"a file of {file_bytes:,} bytes is too small for random reads of {max(sizes)} KiB")
     if output is not None:
-        require_free(output, overwrite, inputs=(from_fio,))
+        require_text_output(output, overwrite, inputs=(from_fio,), json=True)
     name = name or (output.name.split(".")[0] if output is not None else "") or "probe"
     probe = None
     if directory is not None:

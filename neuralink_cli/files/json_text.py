@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -59,11 +60,11 @@ def read_foreign_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read, is a Git LFS pointer, not UTF-8, not JSON, or not an object.
     """
+    text = read_input(path)
+    if is_lfs_pointer(text):
+        refuse_lfs_pointer(path)
     try:
-        text = read_input(path)
-        if is_lfs_pointer(text):
-            refuse_lfs_pointer(path)
-        document = json.loads(text.decode())
+        document = json.loads(_decode(text, path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON ({why_malformed(error)})", where=path) from None
     if not isinstance(document, dict):
@@ -74,6 +75,16 @@ def read_foreign_object(path: Path) -> dict[str, Any]:
 def why_malformed(error: ValueError | RecursionError) -> str:
     """Why bytes could not be decoded or parsed, for people."""
     return f"not UTF-8 text, at byte {error.start:,}" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def _decode(text: bytes, path: Path) -> str:
+    fix = "save it as UTF-8 without a byte order mark: other programs cannot read it either"
+    if text.startswith(codecs.BOM_UTF8):
+        raise InputError("starts with a byte order mark", where=path, fix=fix)
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text (byte {error.start:,} is no part of any)", where=path, fix=fix) from None
 
 
 def canonical(document: Any) -> str:

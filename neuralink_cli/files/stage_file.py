@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli import __version__
-from neuralink_cli.errors import InputError, advising
+from neuralink_cli.errors import InputError, OutputError, advising
 from neuralink_cli.files.durable import new_file, require_free, require_space, write_all
-from neuralink_cli.files.header import Header, build_header, tensor_bytes
+from neuralink_cli.files.header import LENGTH_BYTES, Header, build_header, tensor_bytes
+from neuralink_cli.files.input_file import open_regular
 from neuralink_cli.files.json_text import canonical, parse_object
 from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.files.tensor_file import TensorFile
@@ -69,7 +70,7 @@ def write_stage_file(
     Raises:
         OutputError: The output exists, does not fit on the disk or cannot be written.
     """
-    require_free(path, overwrite)
+    require_stage_output(path, overwrite)
     specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
     whole = _whole(schema.kind, document)
     # What is written here can be read by the next stage.
@@ -95,6 +96,39 @@ def write_stage_file(
         handle.seek(0)
         write_all(handle, _header(specs, whole, digest.hexdigest()).prelude)
     return digest.hexdigest()
+
+
+def require_stage_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:
+    """As `require_free`; and whatever `--overwrite` says, the weights or the JSON files of a model are not replaced.
+
+    Raises:
+        OutputError: The output must not be written, as `require_free`, or is such a file.
+    """
+    require_free(path, overwrite, inputs=inputs)
+    if not path.is_file():
+        return
+    try:
+        with TensorFile(path) as found:
+            holds = None if METADATA_KEY in found.header.metadata else "weights"
+    except InputError:
+        # No tensors: an earlier output that is damaged may be replaced.
+        holds = "JSON" if _is_json(path) else None
+    if holds is not None:
+        raise OutputError(
+            f"holds {holds} and is no output of this command, so it is not replaced",
+            where=path,
+            fix="choose another output",
+        )
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file looks like a JSON object. One of tensors starts with its length, whose last bytes are zero."""
+    try:
+        with open_regular(path) as handle:
+            start = handle.read(LENGTH_BYTES)
+    except InputError:
+        return False
+    return start.lstrip().startswith(b"{") and 0 not in start
 
 
 class StageFile(TensorFile):

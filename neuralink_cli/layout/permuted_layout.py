@@ -138,10 +138,15 @@ class PermutedLayout:
         """The matrices of all blocks. The last of a block is down; biases are no matrices."""
         for block in self.index["blocks"]:
             regions = [Region(**region) for region in block["regions"]]
-            sizes = [self._hidden(region) for region in regions]
-            found = [(region, hidden) for region, hidden in zip(regions, sizes, strict=True) if hidden > 1]
-            for number, (region, hidden) in enumerate(found, 1):
-                yield SourceMatrix(region.tensor, region.neuron_axis, hidden, number == len(found))
+            found = [region for region in regions if self._is_matrix(region)]
+            for number, region in enumerate(found, 1):
+                yield SourceMatrix(region.tensor, region.neuron_axis, self._hidden(region), number == len(found))
+
+    def _is_matrix(self, region: Region) -> bool:
+        """Whether a region is one of weights. Of a model one wide, they have a number per neuron, as biases do."""
+        hidden = self._hidden(region)
+        shape = self.checkpoint.place(region.tensor).entry.shape
+        return hidden > 1 or (len(shape) > 1 and shape[-2:][1 - region.neuron_axis] == 1)
 
     def _hidden(self, region: Region) -> int:
         """How many weights a neuron has in a region."""

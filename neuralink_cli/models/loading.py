@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ import torch
 
 from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.checkpoint.config import read_config, stated_quantization
+from neuralink_cli.checkpoint.file_names import CONFIG_FILE, SHARD_INDEX
 from neuralink_cli.checkpoint.scaled_tensors import is_stacked_mxfp4, may_have_scales
 from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, UnsupportedError, first_line
 from neuralink_cli.models.execution import DTYPES
+from neuralink_cli.models.loading_report import require_loaded
 from neuralink_cli.models.model_class import activate_up_projections, model_class, stand_in_config
 from neuralink_cli.models.model_errors import explained_model_errors
+from neuralink_cli.models.model_size import require_size
 from neuralink_cli.models.offload import (
     MemoryLimit,
     finish_placement,
@@ -64,8 +67,6 @@ def load_model(
     place = find_device(device)
     dtype = compute_dtype(dtype, place)
     placement = placement_options(directory, dtype, place, limit)
-    # Random weights are refused below, except weights that a checkpoint may lack: the seed makes those repeatable.
-    torch.manual_seed(0)
     config = stand_in_config(directory, architecture)
     own = code_model_classes(directory) if code == "run" else frozenset()
     auto_class = model_class(architecture.task, with_head=with_head, code=own)
@@ -74,6 +75,10 @@ def load_model(
             f"its own code has {', '.join(sorted(own))} and no {auto_class.__name__}", where=directory
         )
     dequantising = _dequantising(directory)
+    if not own and not dequantising:
+        require_size(auto_class, config, directory)
+    # Random weights are refused below, except weights that a checkpoint may lack: the seed makes those repeatable.
+    torch.manual_seed(0)
     try:
         with warnings.catch_warnings(), quiet_accelerate():
             warnings.simplefilter("ignore")
@@ -84,6 +89,8 @@ def load_model(
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                # What does not fit is told below, in words that say which weight it is.
+                ignore_mismatched_sizes=True,
                 **({} if config is None else {"config": config}),
                 **dequantising,
                 **placement,
@@ -93,8 +100,8 @@ def load_model(
         if not placement:
             model = model.to(place)
     except Exception as error:
-        raise load_error("model", directory, error) from error
-    require_all_weights(report["missing_keys"], architecture, directory)
+        raise _known_cause(error, architecture, directory) or load_error("model", directory, error) from error
+    require_loaded(report, model, architecture, directory)
     finish_placement(model, report["missing_keys"])
     model.config.use_cache = False
     if any(pattern.experts for pattern in architecture.blocks) and hasattr(model, "set_experts_implementation"):
@@ -103,6 +110,34 @@ def load_model(
     if config is not None and architecture.up_activation:
         activate_up_projections(model, architecture, config.hidden_act)
     return model.eval().requires_grad_(False)
+
+
+def _known_cause(error: Exception, architecture: Architecture, directory: Path) -> InputError | None:
+    """The error if transformers fails without words for it: at a name that it does not know, or at a bare index."""
+    if isinstance(error, KeyError) and error.args == ("metadata",) and (directory / SHARD_INDEX).is_file():
+        return InputError(
+            "has no metadata, which transformers needs", where=directory / SHARD_INDEX, fix='add "metadata": {} to it'
+        )
+    key = _key_of(error.args[0], read_config(directory)) if isinstance(error, KeyError) and error.args else None
+    if key is None:
+        return None
+    names = ": they are called relu, relu2, silu, gelu, gelu_pytorch_tanh and the like"
+    return InputError(
+        f"{key} is {error.args[0]!r}, which transformers does not know",
+        where=directory / CONFIG_FILE,
+        fix="correct it" + (names if key in architecture.activation_keys else ""),
+    )
+
+
+def _key_of(value: object, config: Mapping[str, Any]) -> str | None:
+    """The key of a config, or of what is in it, whose value is a text."""
+    for key, found in config.items():
+        if isinstance(found, str) and found == value:
+            return key
+        inner = _key_of(value, found) if isinstance(found, dict) else None
+        if inner is not None:
+            return inner
+    return None
 
 
 def _dequantising(directory: Path) -> dict[str, Any]:
@@ -195,22 +230,3 @@ def count_image_tokens(model: Any, pixels: npt.NDArray[np.float32]) -> int:
         problem = f"the model does not accept images of shape {list(pixels.shape)} ({first_line(error)})"
         raise InputError(problem) from error
     return int(output.last_hidden_state.shape[1])
-
-
-def require_all_weights(missing: Iterable[str], architecture: Architecture, directory: Path) -> None:
-    """Check that a checkpoint has all weights that its model needs.
-
-    Args:
-        missing: Names of the parameters that the checkpoint lacks.
-
-    Raises:
-        InputError: A weight is missing that the architecture does not list under `not_in_checkpoint`.
-    """
-    lacking = sorted(
-        name for name in missing if not architecture.bare_name(name).startswith(architecture.not_in_checkpoint)
-    )
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise InputError(
-            f"weight {lacking[0]!r}{more} is missing, so the model would run on random numbers", where=directory
-        )

@@ -13,6 +13,8 @@ from neuralink_cli.files.json_text import read_foreign_object
 
 # Tasks whose models have a head that computes logits.
 TASKS_WITH_HEAD = ("causal-lm", "seq2seq")
+# What classes are called whose heads compute something else.
+_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
 def model_class(task: str, *, with_head: bool, code: Collection[str] = ()) -> Any:
@@ -29,14 +31,19 @@ def model_class(task: str, *, with_head: bool, code: Collection[str] = ()) -> An
 
 
 def saved_without_head(directory: Path, task: str) -> bool:
-    """Whether config.json says that the checkpoint is a base model (`LlamaModel`), of a task that needs a head."""
+    """Whether config.json says that the checkpoint is of a task that needs a head, but not with that head.
+
+    It is a base model (`LlamaModel`), or one that classifies.
+    """
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     document = read_foreign_object(directory / CONFIG_FILE)
     kind, named = document.get("model_type"), document.get("architectures")
     base = MODEL_MAPPING_NAMES.get(kind) if isinstance(kind, str) else None
     bases = (base,) if isinstance(base, str) else base or ()
-    return task in TASKS_WITH_HEAD and isinstance(named, list) and len(named) == 1 and named[0] in bases
+    if task not in TASKS_WITH_HEAD or not isinstance(named, list) or len(named) != 1:
+        return False
+    return named[0] in bases or str(named[0]).endswith(_OTHER_HEADS)
 
 
 def stand_in_config(directory: Path, architecture: Architecture) -> Any:

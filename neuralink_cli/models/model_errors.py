@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,25 @@ def require_known_tokens(ids: Any, vocabulary: int, where: Any) -> None:
             where=where,
             fix="use the tokenizer that belongs to the model",
         )
+
+
+def no_numbers(where: Any, *, dtype: bool = False) -> InputError:
+    """The error for a model whose outputs are NaN or infinite: there is nothing to compare or to choose from.
+
+    Args:
+        dtype: Whether the user may have chosen the dtype that it computes in.
+    """
+    return InputError(
+        "the model's outputs are not numbers (NaN or infinite)",
+        where=where,
+        fix="check its weights, also those outside FFN blocks" + (", or use a wider --dtype" if dtype else ""),
+    )
+
+
+def has_choices(logits: Any) -> bool:
+    """Whether a model's logits, a torch tensor, tell what is likeliest. Minus infinity excludes a token."""
+    # The maximum of values with a NaN is NaN.
+    return math.isfinite(float(logits.amax()))
 
 
 def vocabulary_of(model: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.files.lfs import refuse_lfs_pointer
 
 # What the files of a tokenizer are called, of whatever kind it is.
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.json", *_SETTINGS),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
 )
+_VOCABULARY = re.compile(r"tok|vocab|merges|spiece|sentencepiece|\.(model|bpe|spm)$", re.IGNORECASE)
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
@@ -32,12 +35,32 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
             str(directory), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        raise _config_error(directory, trust_remote_code) or load_error("tokenizer", directory, error) from error
+        raise (
+            _config_error(directory, trust_remote_code)
+            or _no_vocabulary(directory, error)
+            or load_error("tokenizer", directory, error)
+        ) from error
     # Without tokenizer files, transformers may make up a tokenizer that knows no text.
     own_files = set(getattr(tokenizer, "vocab_files_names", {}).values())
     if own_files and not any((directory / name).is_file() for name in own_files | {"tokenizer.json"}):
-        raise InputError("has no tokenizer (tokenizer.json)", where=directory)
+        raise _no_tokenizer(directory)
     return tokenizer
+
+
+def _no_vocabulary(directory: Path, error: Exception) -> InputError | None:
+    """The error if there is nothing that a tokenizer could know its tokens from, and none of its own code is needed."""
+    names = (path.name for path in directory.iterdir() if path.name not in _SETTINGS)
+    if "trust_remote_code" in str(error) or any(_VOCABULARY.search(name) for name in names):
+        return None
+    return _no_tokenizer(directory)
+
+
+def _no_tokenizer(directory: Path) -> InputError:
+    return InputError(
+        "has no tokenizer (tokenizer.json)",
+        where=directory,
+        fix="put the files of the tokenizer that the model was trained with beside it",
+    )
 
 
 def _require_files(directory: Path) -> None:

@@ -18,7 +18,7 @@ from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel, device_record
 from neuralink_cli.devices.ratio import bootstrap_ratios
 from neuralink_cli.errors import OptionError
-from neuralink_cli.files.durable import require_free
+from neuralink_cli.files.stage_file import require_stage_output
 from neuralink_cli.placement.block_ordering import BlockOptions
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
 from neuralink_cli.placement.dask_cluster import DaskOptions, require_dask
@@ -98,7 +98,7 @@ def cluster(
         OutputError: The output exists or cannot be written.
     """
     check_options(options)
-    require_free(output, overwrite, inputs=(trace, options.order_from))
+    require_stage_output(output, overwrite, inputs=(trace, options.order_from))
     with Trace(trace) as opened:
         opened.check_content()
         own = _own_orders(opened, options)

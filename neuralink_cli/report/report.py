@@ -10,11 +10,11 @@ from neuralink_cli.bench.contenders import read_contender
 from neuralink_cli.files.durable import (
     new_directory,
     new_file,
-    require_free,
     require_replaceable,
     write_all,
     write_file,
 )
+from neuralink_cli.files.text_output import require_text_output
 from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.report.drawing import Drawn, require_matplotlib
 from neuralink_cli.report.figures import FIGURE_NAMES, draw_all
@@ -58,7 +58,7 @@ def write_report(
         OutputError: An output exists, or cannot be written.
     """
     require_matplotlib()
-    require_free(output, overwrite, inputs=(layout, trace))
+    require_text_output(output, overwrite, inputs=(layout, trace))
     if figures is not None:
         require_replaceable(figures, overwrite, _holds_figures)
     with Trace(trace) as opened:

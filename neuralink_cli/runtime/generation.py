@@ -8,12 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import max_positions
-from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
+from neuralink_cli.models.model_errors import (
+    explained_model_errors,
+    has_choices,
+    no_numbers,
+    require_known_tokens,
+    vocabulary_of,
+)
 from neuralink_cli.models.offload import input_device
 from neuralink_cli.runtime.counters import FlashCounters
 from neuralink_cli.runtime.generated import Generated, Phase
@@ -46,6 +52,9 @@ def generate(
     Args:
         model: A causal language model of transformers.
         counters: What has been fetched so far; nothing, for a dense model.
+
+    Raises:
+        InputError: The model fails as it runs, or its logits are not numbers.
     """
     marks = _Marks(counters)
     chosen: dict[str, Any] = {"do_sample": False}
@@ -68,11 +77,21 @@ def generate(
             use_cache=True,
             pad_token_id=_pad_token(model),
             streamer=marks,
+            logits_processor=[_RequireChoices()],
             **chosen,
         )
     new = tuple(output[0, len(prompt) :].tolist())
     first, rest = marks.phases(len(prompt))
     return Generated(tokenizer.decode(new, skip_special_tokens=True), prompt, new, first, rest)
+
+
+class _RequireChoices(LogitsProcessor):  # type: ignore[misc]
+    """Stops where logits are not numbers: whatever token is taken then means nothing."""
+
+    def __call__(self, _ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if not has_choices(logits):
+            raise no_numbers("the text that was generated so far", dtype=True)
+        return logits
 
 
 @contextlib.contextmanager

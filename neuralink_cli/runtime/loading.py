@@ -128,7 +128,7 @@ def _build(
 ) -> Any:
     import torch
 
-    from neuralink_cli.models.loading import require_all_weights
+    from neuralink_cli.models.loading_report import require_loaded
     from neuralink_cli.models.model_class import activate_up_projections
     from neuralink_cli.runtime.block_replacement import Attach, block_weights, replace_blocks
     from neuralink_cli.runtime.stored_weights import resident_in, with_equals_shared
@@ -148,9 +148,12 @@ def _build(
             state_dict=with_equals_shared(_dense_weights(layout)),
             dtype=getattr(torch, settings.dtype),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
         _load_generation_config(model, layout.directory)
-    require_all_weights(report["missing_keys"], architecture, layout.directory)
+    # What it is called in errors of its code; it came from no folder that transformers knows.
+    model.config._name_or_path = str(layout.directory)
+    require_loaded(report, model, architecture, layout.directory)
     weights.dense_bytes = resident_in((*model.parameters(), *model.buffers()))
     for attach, store in zip(replaced, weights.stores, strict=True):
         attach(block_weights(layout, weights, store, settings))

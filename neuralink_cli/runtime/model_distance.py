@@ -20,6 +20,8 @@ from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.recall import GateRecall
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
+from neuralink_cli.models.model_class import saved_without_head
+from neuralink_cli.models.model_errors import no_numbers
 from neuralink_cli.runtime.output_comparison import Outputs, Watching, run_model
 
 if TYPE_CHECKING:
@@ -93,7 +95,8 @@ def measure_distance(
     Raises:
         UnsupportedError: Another kind of model, which has no perplexity.
         OptionError: No sequence has two tokens.
-        InputError: A model cannot be loaded, as `load_model`.
+        InputError: A model cannot be loaded, as `load_model`; the outputs of the source are not numbers.
+        VerificationError: The outputs of the source are numbers, and those of the other are not.
         MismatchError: The outputs have different shapes.
     """
     if architecture.task != "causal-lm":
@@ -101,13 +104,29 @@ def measure_distance(
             f"a model of the task {architecture.task} has no perplexity to compare rounded weights by", where=source
         )
     require_hf_packages("torch", "transformers")
+    if saved_without_head(source, architecture.task):
+        raise UnsupportedError(
+            "is saved without the head that predicts tokens, and rounded weights are compared by its predictions",
+            where=source,
+            fix="leave --forward out: `verify` alone proves that the weights are rounded as they should be",
+        )
 
     def predictions(directory: Path, watching: Watching) -> list[Outputs]:
         with quiet_transformers():
             outputs = run_model(
                 directory, batches, architecture, device, "float32", trust_remote_code, ignore_remote_code, watching
             )
-            return [_log_probabilities(logits[:-1]) for logits in outputs]
+            return [_log_probabilities(require_numbers(logits, directory)[:-1]) for logits in outputs]
+
+    def require_numbers(logits: Outputs, directory: Path) -> Outputs:
+        if np.isfinite(logits).all():
+            return logits
+        if directory == source:
+            raise no_numbers(source)
+        raise VerificationError(
+            "gives outputs that are not numbers (NaN or infinite), where the source gives numbers",
+            where=layout or directory,
+        )
 
     with _open_bundled(layout) as opened:
         meter = None if opened is None else _meter(opened, source, architecture)

@@ -20,6 +20,7 @@ from neuralink_cli.calibration.readers import read_token_sequences
 from neuralink_cli.errors import MismatchError, OptionError
 from neuralink_cli.models.hf_packages import quiet_transformers, require_hf_packages
 from neuralink_cli.models.model_class import TASKS_WITH_HEAD, saved_without_head
+from neuralink_cli.models.model_errors import no_numbers
 
 Outputs = npt.NDArray[np.float32]
 # What of a text models are run on, unless more is asked for.
@@ -68,6 +69,7 @@ def compare_outputs(
 
     Raises:
         InputError, OptionError: A model cannot be loaded, as `load_model`.
+        InputError: The outputs of the original are not numbers.
         MismatchError: The outputs have different shapes.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
@@ -81,7 +83,10 @@ def compare_outputs(
                 )
             )
 
-    expected, found = outputs(original, watching), outputs(other, nullcontext)
+    expected = outputs(original, watching)
+    if not all(np.isfinite(a).all() for a in expected):
+        raise no_numbers(original)
+    found = outputs(other, nullcontext)
     for a, b in zip(expected, found, strict=True):
         if a.shape != b.shape:
             raise MismatchError(f"gives outputs of shape {b.shape}, but {original} of {a.shape}", where=other)

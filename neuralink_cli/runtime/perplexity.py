@@ -9,7 +9,13 @@ import numpy as np
 import torch
 
 from neuralink_cli.calibration.sequences import TokenIds
-from neuralink_cli.models.model_errors import explained_model_errors, require_known_tokens, vocabulary_of
+from neuralink_cli.models.model_errors import (
+    explained_model_errors,
+    has_choices,
+    no_numbers,
+    require_known_tokens,
+    vocabulary_of,
+)
 from neuralink_cli.models.offload import input_device
 from neuralink_cli.runtime.likelihood import Perplexity, perplexity_of
 
@@ -32,6 +38,8 @@ def perplexity(
             require_known_tokens(sequence, vocabulary_of(model), "the text to measure perplexity on")
             with explained_model_errors(model), torch.inference_mode():
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            if not has_choices(logits):
+                raise no_numbers("the text to measure perplexity on", dtype=True)
             # The vocabulary is wide: as few copies of it as possible.
             for some, targets in zip(logits.split(_AT_ONCE), ids[0, 1:].split(_AT_ONCE), strict=True):
                 total += float(torch.nn.functional.cross_entropy(some.float(), targets, reduction="sum"))

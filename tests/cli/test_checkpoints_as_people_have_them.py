@@ -58,6 +58,20 @@ def test_names_of_a_wrapper_are_refused_with_what_to_do(
     assert neuralink("profile", bare, "--dataset", text_file, "-o", outputs / "trace", "-q", *ratio).code == 0
 
 
+@pytest.mark.parametrize(
+    ("at", "step"), [("mlp.", "_checkpoint_wrapped_module."), ("layers.0.", "_fsdp_wrapped_module.")]
+)
+def test_names_of_a_wrapper_of_single_modules_too(
+    neuralink: Neuralink, model: ModelFactory, text_file: Path, outputs: Path, tmp_path: Path, at: str, step: str
+) -> None:
+    wrapped = renamed(model("llama"), tmp_path / "wrapped", lambda name: name.replace(at, at + step))
+    result = neuralink("profile", wrapped, "--dataset", text_file, "-o", outputs / "trace", "-q")
+    assert result.code == INPUT
+    called = "model.layers.0.mlp.up_proj.weight".replace(at, at + step)
+    assert f"it is called {called!r} there, as a wrapper (FSDP, torch.compile, checkpointing) leaves it" in result.error
+    assert "or rename the tensors without such steps" in result.error
+
+
 @pytest.fixture
 def without_head(model: ModelFactory, tmp_path: Path) -> Iterator[Callable[[str, str], Path]]:
     def build(family: str, class_name: str) -> Path:

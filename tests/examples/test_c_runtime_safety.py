@@ -279,6 +279,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "sizes": ("config.json", {"num_attention_heads": 3}, "no multiple of num_attention_heads"),
     "layers": ("config.json", {"num_hidden_layers": 5}, "the layout has no model.decoder.layers.4."),
     "no layers": ("config.json", {"num_hidden_layers": None}, "num_hidden_layers is not a whole number"),
+    "biases": ("config.json", {"enable_bias": False}, "self_attn.q_proj.bias, and config.json says that there is none"),
     "a type": (INDEX, {"model": {"model_type": "gemma"}}, 'models of type "gemma" are not supported'),
     "no type": (INDEX, {"model": {}}, 'models of type "" are not supported'),
     "rounded": (INDEX, {"dense": [{"place": {"tensor": "model.decoder.embed_tokens.weight"}, "weights": "q9",
@@ -296,6 +297,19 @@ def test_what_does_not_fit_is_refused_by_name(c_runtime: CRuntime, tiny_relu: Pa
     assert complaint in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout.startswith("error ")
+
+
+def test_outputs_that_are_no_numbers_choose_no_token(c_runtime: CRuntime, tiny_relu: Path, tmp_path: Path) -> None:
+    layout = Path(shutil.copytree(tiny_relu, tmp_path / "layout"))
+    content = bytearray((layout / FLASH).read_bytes())
+    data = 8 + int.from_bytes(content[:8], "little")
+    norm = json.loads(content[8:data])["model.decoder.final_layer_norm.bias"]
+    start = data + norm["data_offsets"][0]
+    content[start : start + 2] = {"F16": b"\x00\x7c", "BF16": b"\x80\x7f"}[norm["dtype"]]
+    (layout / FLASH).write_bytes(content)
+    for request in ("generate 4 1 2 3\n", "perplexity 1 2 3\n"):
+        result = go(c_runtime.checked / "flash_run", "--json", layout, requests=request)
+        assert result.stdout.endswith("error 2 the outputs of the model are not numbers: check its weights\n")
 
 
 def test_values_of_up_that_are_clamped_are_refused(c_runtime: CRuntime, tiny_relu: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuralink_cli.errors import InputError
-from neuralink_cli.files.json_text import canonical, parse_object, read_object, readable
+from neuralink_cli.files.json_text import canonical, parse_object, read_foreign_object, read_object, readable
 
 values = st.recursive(
     st.none()
@@ -76,3 +76,21 @@ def test_says_which_file_cannot_be_read(tmp_path: Path) -> None:
         read_object(tmp_path)
     (tmp_path / "there.json").write_text(json.dumps({"a": [1]}))
     assert read_object(tmp_path / "there.json") == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b'\xef\xbb\xbf{"a": 1}', "starts with a byte order mark"),
+        ('{"a": 1}'.encode("utf-16"), "is not UTF-8 text (byte 0 is no part of any)"),
+        (b'{"caf\xe9": 1}', "is not UTF-8 text (byte 5 is no part of any)"),
+    ],
+)
+def test_files_of_others_in_another_encoding(tmp_path: Path, text: bytes, complaint: str) -> None:
+    """As editors on Windows save them. transformers refuses them too."""
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(InputError) as caught:
+        read_foreign_object(tmp_path / "config.json")
+    assert caught.value.what == complaint
+    assert caught.value.fix is not None
+    assert caught.value.fix.startswith("save it as UTF-8 without a byte order mark")

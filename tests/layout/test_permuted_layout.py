@@ -15,6 +15,7 @@ from tests.checkpoints import (
     ELEMENT_BYTES,
     FAMILIES,
     HIDDEN,
+    LAYERS,
     NEURONS,
     RawTensor,
     decode,
@@ -124,3 +125,14 @@ def test_a_permuted_model_can_be_laid_out_again(tmp_path: Path, layouts: LayoutF
     placement = write_random_placement(made.layout, tmp_path / "placement", seed=5)
     relayout(made.layout, placement, tmp_path / "out")
     assert verify(made.layout, tmp_path / "out").mode == "full"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_is_one_number_wide(layouts: LayoutFactory, family: str) -> None:
+    """Its matrices have one number per neuron, as biases have, and are still the matrices of its blocks."""
+    from tests.layouts import verify
+
+    made = layouts.permuted(family, hidden=1)
+    report = verify(made.model, made.layout)
+    assert report.coverage.covered_bytes == LAYERS * NEURONS * 4 * (3 if family == "llama" else 2)
+    assert "100 %" in str(report.coverage)

@@ -17,7 +17,7 @@ from neuralink_cli.calibration.sequences import TokenIds
 from neuralink_cli.errors import InputError, MismatchError, MissingDependencyError
 from neuralink_cli.runtime.output_comparison import compare_outputs
 from tests.conftest import ModelFactory
-from tests.tiny_models import TEXT
+from tests.tiny_models import MAX_POSITIONS, TEXT
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -95,6 +95,23 @@ def test_nan_never_agrees(model: ModelFactory, tmp_path: Path) -> None:
     sequences = read_token_sequences(original, TEXT)
     batches = batches_of(sequences)
     assert not compare_outputs(original, broken, batches, find_architecture("opt", tmp_path), tolerance=1e9).agrees
+
+
+def test_there_is_nothing_to_compare_with_an_original_of_no_numbers(model: ModelFactory, tmp_path: Path) -> None:
+    """Its layout is not to blame."""
+    norm = "model.decoder.final_layer_norm.bias"
+    broken = changed_copy(model("opt"), tmp_path / "inf", lambda tensors: tensors[norm].__setitem__(0, np.inf))
+    batches = batches_of(read_token_sequences(broken, TEXT))
+    with pytest.raises(InputError, match="outputs are not numbers") as caught:
+        compare_outputs(broken, broken, batches, find_architecture("opt", tmp_path))
+    assert caught.value.where == str(broken)
+
+
+def test_sequences_have_no_more_tokens_than_the_model_has_positions(model: ModelFactory) -> None:
+    found = read_token_sequences(model("gpt2"), TEXT, sequences=2, length=100)
+    assert [ids.size for ids in found] == [MAX_POSITIONS] * 3 + [200 - 3 * MAX_POSITIONS]
+    longer = read_token_sequences(model("gpt2"), TEXT, sequences=2, length=40)
+    assert np.array_equal(np.concatenate(found)[:80], np.concatenate(longer))
 
 
 def test_missing_weights_are_not_made_up(model: ModelFactory, tmp_path: Path) -> None:

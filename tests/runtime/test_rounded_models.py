@@ -11,8 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from neuralink_cli.architectures.choice import choose_architecture
+from neuralink_cli.architectures.model_description import describe
+from neuralink_cli.calibration.batches import text_batch
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.cli import exit_codes
-from neuralink_cli.errors import OptionError, VerificationError
+from neuralink_cli.errors import InputError, NeuralinkError, OptionError, UnsupportedError, VerificationError
 from neuralink_cli.layout.restore import loadable
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime import model_distance
@@ -88,15 +92,11 @@ def test_forward_measures_and_gates(neuralink: Neuralink, tmp_path: Path, placem
 
 def test_the_distance_is_that_of_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against torch, on random logits."""
-    from neuralink_cli.architectures.choice import choose_architecture
-    from neuralink_cli.architectures.model_description import describe
-    from neuralink_cli.calibration.batches import text_batch
-    from neuralink_cli.checkpoint.checkpoint import Checkpoint
-
     random = np.random.default_rng(0)
     ids = random.integers(0, 50, (2, 20))
     logits = {name: random.normal(0, 3, (2, 20, 50)).astype(np.float32) for name in ("a", "b")}
     monkeypatch.setattr(model_distance, "run_model", lambda directory, *_: iter(logits[directory.name]))
+    monkeypatch.setattr(model_distance, "saved_without_head", lambda *_: False)
     with Checkpoint(MODEL) as checkpoint:
         architecture = choose_architecture(describe(checkpoint))
     batches = [text_batch(row[None], np.ones((1, 20), dtype=bool)) for row in ids]
@@ -110,6 +110,32 @@ def test_the_distance_is_that_of_the_definitions(monkeypatch: pytest.MonkeyPatch
     assert found.perplexity == pytest.approx(math.exp(torch.nn.functional.cross_entropy(a, target)), rel=1e-5)
     assert found.layout_perplexity == pytest.approx(math.exp(torch.nn.functional.cross_entropy(b, target)), rel=1e-5)
     assert found.same_first_choice == float((a.argmax(1) == b.argmax(1)).double().mean())
+
+
+@pytest.mark.parametrize(("broken", "error"), [("a", InputError), ("b", VerificationError)])
+def test_outputs_that_are_no_numbers_have_no_distance(
+    monkeypatch: pytest.MonkeyPatch, broken: str, error: type[NeuralinkError]
+) -> None:
+    """Without a limit too. If the source gives none either, its layout is not to blame."""
+    logits = {name: np.zeros((1, 20, 50), np.float32) for name in ("a", "b")}
+    logits[broken][0, 5, 7] = np.inf
+    monkeypatch.setattr(model_distance, "run_model", lambda directory, *_: iter(logits[directory.name]))
+    monkeypatch.setattr(model_distance, "saved_without_head", lambda *_: False)
+    with Checkpoint(MODEL) as checkpoint:
+        architecture = choose_architecture(describe(checkpoint))
+    batches = [text_batch(np.arange(20)[None], np.ones((1, 20), dtype=bool))]
+    with pytest.raises(error, match="not numbers"):
+        measure_distance(Path("a"), Path("b"), batches, architecture)
+
+
+def test_without_a_head_there_are_no_predictions_to_compare(tmp_path: Path) -> None:
+    """Hidden states would be taken for logits."""
+    config = json.loads((MODEL / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["OPTModel"]}))
+    with Checkpoint(MODEL) as checkpoint:
+        architecture = choose_architecture(describe(checkpoint))
+    with pytest.raises(UnsupportedError, match="is saved without the head that predicts tokens"):
+        measure_distance(tmp_path, tmp_path, [], architecture)
 
 
 def test_what_is_not_a_number_passes_no_limit() -> None:

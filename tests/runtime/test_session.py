@@ -208,3 +208,35 @@ def test_what_does_not_go_together(runnable: RunnableFactory, tmp_path: Path) ->
 @pytest.mark.parametrize(("gap", "agrees"), [(None, True), (0.0, True), (1e-4, True), (2e-4, False), (math.nan, False)])
 def test_rounding_is_no_difference(gap: float | None, agrees: bool) -> None:
     assert TokenComparison(8, 3, gap, 1e-4).agrees == agrees
+
+
+@pytest.mark.parametrize("asked", ["prompt", "perplexity_text"])
+def test_logits_that_are_no_numbers_choose_nothing(
+    runnable: RunnableFactory, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """Whatever token is taken then would look like one that the model has chosen."""
+    from transformers import OPTForCausalLM
+
+    forward = OPTForCausalLM.forward
+
+    def broken(self: Any, *arguments: Any, **options: Any) -> Any:
+        output = forward(self, *arguments, **options)
+        output.logits[..., 7] = math.nan
+        return output
+
+    monkeypatch.setattr(OPTForCausalLM, "forward", broken)
+    with pytest.raises(InputError, match="the model's outputs are not numbers"):
+        go(runnable("opt"), **{asked: TEXT[:100]})
+
+
+def test_a_model_that_fails_is_told_with_its_layout(runnable: RunnableFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import OPTForCausalLM
+
+    def broken(self: Any, *arguments: Any, **options: Any) -> Any:
+        raise ValueError("sizes do not fit")
+
+    made = runnable("opt")
+    monkeypatch.setattr(OPTForCausalLM, "forward", broken)
+    with pytest.raises(InputError, match="fails when it runs: sizes do not fit") as caught:
+        go(made, perplexity_text=TEXT[:100])
+    assert caught.value.where == str(made.layout)
