@@ -27,7 +27,7 @@ BEHIND = 1 << 26
 MOST_RANGES = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileRange:
     """`size` bytes of an open file from byte `offset` on."""
 

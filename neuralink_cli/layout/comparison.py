@@ -34,7 +34,7 @@ from neuralink_cli.placement.placement import inverse
 Hashing = Callable[[Bytes], "Future[None]"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Check:
     """A tensor of the layout, and what it proves about the source.
 
@@ -269,7 +269,7 @@ class Comparison:
         self._compared[name] += data.size if proved is None else proved
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Made:
     """The `pieces` of a slab of a source tensor that one tensor of the layout holds."""
 

@@ -20,7 +20,7 @@ from neuralink_cli.weight_formats.formats import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorRange:
     """A tensor of the flash file; `offset` is absolute in the file, in bytes."""
 
@@ -41,7 +41,7 @@ class SourceMatrix:
     is_down: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BundlePart:
     """A stretch of every bundle: `bytes` bytes at `offset`, from a row or column of a matrix in tensor `source`.
 
@@ -62,7 +62,7 @@ class BundlePart:
     source_lanes: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ResidentTensor:
     """FFN weights kept out of the bundles, for DRAM.
 
@@ -82,7 +82,7 @@ class ResidentTensor:
     source_lanes: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FlashBlock:
     """One FFN block of a bundled layout: bundle k of `bundles` is that of neuron `order[k]`, `stride` bytes long.
 
@@ -135,7 +135,7 @@ class FlashBlock:
         return Region(part.source, part.neuron_axis, part.source_start, part.source_pitch, lines, line * size, *lanes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourcePiece:
     """What rebuilds a stretch of a source tensor: a resident tensor, or the bytes at `offset` of a block's bundles."""
 
@@ -164,7 +164,7 @@ class SourcePiece:
         return self.block.dtype if rows else self.stored.dtype
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DenseTensor:
     """A matrix of the source that is part of no block, with its rows stored in a weight format.
 

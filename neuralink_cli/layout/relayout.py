@@ -241,8 +241,11 @@ def write_layout(
             )
             digests = small_digests(plan.bundled, checkpoint, placement)
             _write_card(directory, checkpoint, placement, BUNDLED, recall)
-            document = flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin, recall)
-            write_index(directory / FLASH_INDEX, FLASH_SCHEMA, document)
+            write_index(
+                directory / FLASH_INDEX,
+                FLASH_SCHEMA,
+                flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin, recall),
+            )
         else:
             _write_permuted_layout(plan, checkpoint, placement, directory, companions, progress, journal)
         journal.remove()
@@ -291,8 +294,11 @@ def _write_permuted_layout(
         {"name": file.path.name, "bytes": file.size, "sha256": digests[file.path.name]} for file in checkpoint.files
     ]
     verbatim = names_of_originals(companions)
-    document = permuted_document(moved, placement, files, verbatim, companions, checkpoint.origin)
-    write_index(directory / PERMUTED_INDEX, PERMUTED_SCHEMA, document)
+    write_index(
+        directory / PERMUTED_INDEX,
+        PERMUTED_SCHEMA,
+        permuted_document(moved, placement, files, verbatim, companions, checkpoint.origin),
+    )
 
 
 def _write_card(
