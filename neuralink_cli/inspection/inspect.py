@@ -23,7 +23,8 @@ from neuralink_cli.layout.companions import was_changed
 from neuralink_cli.layout.open_layout import check_weight_files, open_layout
 from neuralink_cli.placement.held_out import split_tokens
 from neuralink_cli.placement.placement import Placement
-from neuralink_cli.placement.preflight import block_bytes, placement_bytes
+from neuralink_cli.placement.planned_size import placement_bytes
+from neuralink_cli.placement.preflight import block_bytes
 from neuralink_cli.progress import Progress, no_progress
 
 # What is a file even if it has a name that a model could have, and is not there.
