@@ -37,6 +37,7 @@ from neuralink_cli.layout.companions import (
     stored_name,
     write_kept_files,
 )
+from neuralink_cli.layout.held_memory import record_bytes
 from neuralink_cli.layout.index import (
     FLASH_SCHEMA,
     PERMUTED_SCHEMA,
@@ -319,8 +320,13 @@ def estimate_relayout(
     if measure_recall is not None and plan.bundled is not None:
         # First, as what it loads to run the model stays in memory.
         running = measure_recall.memory_bytes(plan.bundled, checkpoint)
-    writing = estimate([relayout_pass(plan, checkpoint)], plan.held_bytes, output)
+    writing = estimate([relayout_pass(plan, checkpoint)], held_by_plan(plan), output)
     return replace(writing, memory_bytes=max(writing.memory_bytes, running))
+
+
+def held_by_plan(plan: RelayoutPlan) -> int:
+    """Bytes that `write_layout` holds beside what waits to be worked on or to be written."""
+    return plan.held_bytes + (0 if plan.bundled is None else record_bytes(len(plan.blocks)))
 
 
 def relayout_pass(plan: RelayoutPlan, checkpoint: Checkpoint) -> Pass:

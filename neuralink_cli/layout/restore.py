@@ -12,6 +12,7 @@ from pathlib import Path
 from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import NeuralinkError, UnsupportedError, VerificationError
+from neuralink_cli.files import pipeline
 from neuralink_cli.files.durable import new_directory, require_replaceable, require_space, write_file
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.sections import ready, write_sections
@@ -161,6 +162,7 @@ def estimate_restore(layout: Layout, output: Path) -> Estimate:
     """Estimate what `restore` will take; it reads the layout to check it, and then again."""
     files = [file for file, _ in layout.weight_files]
     beside = companion_bytes(layout)
-    checking = Pass(files, longest=max(file.size for file in files))
+    # In pieces of the files, not of their tensors.
+    checking = Pass(files, peak=min(pipeline.AHEAD, max(file.size for file in files)))
     writing = Pass(files, weight_bytes(layout) + beside, other_read=beside, peak=restoring_bytes(layout))
     return estimate([checking, writing], 0, output)

@@ -18,7 +18,6 @@ from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.header import Header
 from neuralink_cli.layout.companion_comparison import check_companions, check_large_companions, large_bytes
 from neuralink_cli.layout.companions import companion_bytes
-from neuralink_cli.layout.held_memory import held_while_comparing
 from neuralink_cli.layout.open_layout import Layout, coverage_of, open_layout
 from neuralink_cli.layout.recall import MeasuredRecall
 from neuralink_cli.layout.replaced import Unreplaced
@@ -144,9 +143,15 @@ def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, wh
 
 def estimate_verify(layout: Layout, checkpoint: Checkpoint) -> Estimate:
     """Estimate what `verify_full` will take."""
+    # Imported here because numba is slow to import and a quick look at a layout does not need it.
+    from neuralink_cli.layout.held_memory import held_while_comparing, record_bytes
+
     files = [file for file, _ in layout.weight_files]
     # Of a bundled layout one file has all; else each has a file of the source beside it.
     longest = None if layout.kind == "bundled" else max(file.size for file in files)
     other = 2 * companion_bytes(layout)
     work = Pass(files, hashed_share=0.5, beside=checkpoint.files, other_read=other, longest=longest)
-    return estimate([work], held_while_comparing(layout, checkpoint))
+    held = held_while_comparing(layout, checkpoint)
+    if layout.kind == "bundled":
+        held += record_bytes(len(layout.index.blocks))
+    return estimate([work], held)

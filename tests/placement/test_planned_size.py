@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,6 @@ import pytest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.devices.device import default_device
 from neuralink_cli.errors import OutputError
-from neuralink_cli.files import durable
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.held_out import split_tokens
 from neuralink_cli.placement.ordered_spool import OrderedSpool
@@ -51,7 +52,7 @@ def test_a_disk_that_is_a_byte_too_small_is_noticed_before_anything_is_ordered(
     with Trace(trace) as opened:
         needed = disk_bytes(opened, split_tokens(opened, OPTIONS.held_out))
     free = needed - 1
-    monkeypatch.setattr(durable.shutil, "disk_usage", lambda _: durable.shutil._ntuple_diskusage(0, 0, free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     monkeypatch.setattr("neuralink_cli.placement.cluster.order_blocks", pytest.fail)
     with pytest.raises(OutputError, match=f"needs {needed:,} bytes of disk, {free:,} are free"):
         cluster(trace, tmp_path / "p", OPTIONS)
