@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from neuralink_cli.architectures.blocks import FFNBlock, UpValues
@@ -137,15 +137,18 @@ class FlashBlock:
 
 @dataclass(frozen=True, slots=True)
 class SourcePiece:
-    """What rebuilds a stretch of a source tensor: a resident tensor, or the bytes at `offset` of a block's bundles."""
+    """What rebuilds a stretch of a source tensor: a resident tensor, or the bytes at `offset` of a block's bundles.
+
+    `region` is where it lies in the source tensor.
+    """
 
     block: FlashBlock
     part: BundlePart | ResidentTensor
+    region: Region = field(init=False)
 
-    @property
-    def region(self) -> Region:
-        """Where it lies in the source tensor."""
-        return self.block.source_region(self.part)
+    def __post_init__(self) -> None:
+        # Once, as it is asked for again and again.
+        object.__setattr__(self, "region", self.block.source_region(self.part))
 
     @property
     def stored(self) -> TensorRange:

@@ -76,7 +76,7 @@ def verify(
             return report
         logger.info("%s", estimate_verify(opened, checkpoint))
         with progress("verify", layout_bytes(opened), "B") as advance:
-            return verify_full(opened, checkpoint, advance)
+            return _with_every_byte(report, opened, checkpoint, advance)
 
 
 def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
@@ -115,10 +115,16 @@ def verify_full(
         MismatchError: `checkpoint` is not the source of the layout.
         VerificationError: The message says which tensor, and which neuron if it belongs to one.
     """
+    return _with_every_byte(verify_quick(layout, checkpoint), layout, checkpoint, progress)
+
+
+def _with_every_byte(
+    quick: VerifyReport, layout: Layout, checkpoint: Checkpoint, progress: Callable[[int], object] | None
+) -> VerifyReport:
+    """What `verify_full` does after the quick check, added to its report."""
     # Imported here because numba is slow to import and a quick look at a layout does not need it.
     from neuralink_cli.layout.comparison import Comparison
 
-    quick = verify_quick(layout, checkpoint)
     check_large_companions(layout, checkpoint, progress)
     Comparison(layout, checkpoint).run(progress)
     rounded = "" if layout.exact else ", rounded weights by rounding them again"

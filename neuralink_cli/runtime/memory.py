@@ -50,6 +50,14 @@ class Memory:
         weights = self.cache_bytes + self.resident_bytes + self.dense_bytes
         return weights + self.working_bytes + self.sequence_bytes + self.programs_bytes
 
+    @property
+    def needed_bytes(self) -> int:
+        """The most that a model takes that is loaded: what is planned, or more if loading has taken more already.
+
+        What Python and torch keep of a block is no part of the plan, and counts where there are thousands of experts.
+        """
+        return max(self.planned_bytes, self.peak_bytes + self.working_bytes + self.sequence_bytes)
+
     def as_document(self) -> dict[str, int]:
         """For the JSON document of a run."""
         return {**asdict(self), "planned_bytes": self.planned_bytes}
@@ -59,7 +67,7 @@ def tell_needs(memory: Memory) -> None:
     """Log roughly how much memory a run is about to take."""
     logger.info(
         "takes about %s of memory (%s of cached neurons, %s of other weights, %s to compute, the rest for programs)",
-        human_bytes(with_margin(memory.planned_bytes)),
+        human_bytes(with_margin(memory.needed_bytes)),
         human_bytes(memory.cache_bytes),
         human_bytes(memory.resident_bytes + memory.dense_bytes),
         human_bytes(memory.working_bytes + memory.sequence_bytes),
