@@ -92,10 +92,11 @@ def estimate(
         source = find_model(model, revision, all_files=options.layout.all_files)
         checkpoint = stack.enter_context(Checkpoint(source.directory, source.origin))
         blocks = find_workable_blocks(checkpoint, architecture, allow_uncovered=allow_uncovered).blocks
-        # Before an order is made, or tokens are replayed, which `relayout` does not do.
-        programs = program_bytes() + _PLANNED_BYTES * len(blocks)
+        programs = 0
         if opened is None:
             assert tokens is not None
+            # Before an order is made, which `relayout` does not do.
+            programs = program_bytes() + _PLANNED_BYTES * len(blocks)
             _check_model(checkpoint, blocks, tokens)
             opened = stack.enter_context(_made_for_this(tokens, options, progress))
         elif tokens is not None:
@@ -103,8 +104,8 @@ def estimate(
         if opened.info.model["model_type"] != checkpoint.model_type:
             raise _other_model(opened.path, opened.info.model["model_type"], checkpoint)
         plan = plan_relayout(checkpoint, blocks, opened, options.layout, read_samples=False)
-        if placement is not None:
-            programs = program_bytes()
+        # And before tokens are replayed.
+        programs = programs or program_bytes()
         device = options.device or _device_of(opened)
         memory = _memory(plan, checkpoint, opened)
         replayed = None

@@ -20,7 +20,7 @@ from neuralink_cli.layout.plan import BundledPlan, DenseTensor, SourcePiece
 
 # Of a block in bundles, beside its weights: what is read and written for its tensors, and the text and checks of the
 # index. It counts where there are thousands of experts.
-_RECORD_BYTES = 4096
+_RECORD_BYTES = 3072
 
 _Thing = TypeVar("_Thing")
 _Piece = TypeVar("_Piece", bound=Placed)

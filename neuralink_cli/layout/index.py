@@ -36,6 +36,8 @@ FLASH_SCHEMA = Schema("flash index", __package__, "flash_index.schema.json")
 PERMUTED_SCHEMA = Schema("permuted index", __package__, "permuted_index.schema.json")
 FORMAT_VERSION = 1
 DIGEST_KEY = "document_sha256"
+# A block in the index of a permuted layout, beside its regions.
+_BLOCK_TEXT = 200
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,21 @@ def write_index(path: Path, schema: Schema, document: Mapping[str, Any]) -> None
 def index_text(document: Mapping[str, Any]) -> str:
     """An index as it is written, with its own digest in it."""
     return readable({**document, DIGEST_KEY: _digest(document)}, _as_json)
+
+
+def flash_index_bytes(plan: BundledPlan) -> int:
+    """Roughly the bytes of the index of a bundled layout: what it says of blocks, with the digests of their tensors."""
+    # All say the same in other numbers; the last one has the longest offsets.
+    last = plan.blocks[-1]
+    digests = {place.tensor: 64 * "0" for place in (last.order, last.frequency)}
+    return len(readable({"blocks": [last], "digests": digests}, _as_json)) * len(plan.blocks)
+
+
+def permuted_index_bytes(moved: Mapping[str, Sequence[MovedPiece]], blocks: int) -> int:
+    """Roughly the bytes of the index of a permuted layout: what it says of so many blocks, and of what is moved."""
+    *_, pieces = moved.values()
+    region = len(readable({"blocks": [{"regions": [pieces[-1].region]}]}, _as_json))
+    return _BLOCK_TEXT * blocks + region * sum(map(len, moved.values()))
 
 
 def read_flash_index(directory: Path) -> FlashIndex:

@@ -288,6 +288,7 @@ class RelayoutPlan:
     Attributes:
         companions: The files copied beside the weights, by their name in the source.
         left_out: The files of the source that are not in the layout.
+        own_bytes: Roughly the size of what the layout says of itself: the index, and in a permuted one its placement.
         held_bytes: The most bytes that are in memory as a whole while it is written, as `held_while_writing`.
     """
 
@@ -299,6 +300,7 @@ class RelayoutPlan:
     companions: tuple[str, ...]
     companion_bytes: int
     left_out: tuple[LeftOut, ...]
+    own_bytes: int
     held_bytes: int
 
     @property

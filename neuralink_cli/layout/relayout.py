@@ -62,7 +62,7 @@ from neuralink_cli.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
-# A generous allowance for index, card and file system overhead beside the weights and companions.
+# A generous allowance for card and file system overhead beside the files.
 _SPARE_BYTES = 4 << 20
 
 
@@ -200,7 +200,7 @@ def check_output(plan: RelayoutPlan, output: Path, overwrite: bool) -> None:
         raise OutputError("is the model itself", where=output, fix="choose another output")
     # A file takes whole pages.
     spare = _SPARE_BYTES + PAGE * len(plan.companions)
-    require_space(output, plan.total_bytes + spare - leftover_bytes(output))
+    require_space(output, plan.total_bytes + plan.own_bytes + spare - leftover_bytes(output))
 
 
 def write_layout(

@@ -13,10 +13,11 @@ from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import NeuralinkError, UnsupportedError, VerificationError
 from neuralink_cli.files import pipeline
+from neuralink_cli.files.bulk_io import PAGE
 from neuralink_cli.files.durable import new_directory, require_replaceable, require_space, write_file
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
 from neuralink_cli.files.sections import ready, write_sections
-from neuralink_cli.layout.companions import companion_bytes, restore_companions
+from neuralink_cli.layout.companions import companion_bytes, restore_companions, source_name
 from neuralink_cli.layout.held_memory import restoring_bytes
 from neuralink_cli.layout.open_layout import Layout, check_weight_files, coverage_of, open_layout
 from neuralink_cli.progress import Progress, no_progress
@@ -103,7 +104,15 @@ def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
         OutputError: The output exists (without `overwrite`), holds another model, or does not fit on the disk.
     """
     require_replaceable(output, overwrite, _holds_source(layout))
-    require_space(output, weight_bytes(layout) + companion_bytes(layout))
+    require_space(output, disk_bytes(layout))
+
+
+def disk_bytes(layout: Layout) -> int:
+    """Bytes of disk that the source of a layout takes, whose files are of whole pages."""
+    stated = {source_name(file["name"]): file["bytes"] for file in layout.companions}
+    sizes = [header.file_bytes for header in layout.source_headers.values()]
+    sizes += {**stated, **{name: len(content) for name, content in layout.verbatim.items()}}.values()
+    return sum(-(-size // PAGE) * PAGE for size in sizes)
 
 
 def restore_bytes(layout: Layout) -> int:

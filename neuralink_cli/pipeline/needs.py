@@ -82,7 +82,13 @@ def trace_needs(model: ModelInput, options: BuildOptions) -> tuple[int, int | No
     from neuralink_cli.models.hf_packages import require_hf_packages
 
     require_hf_packages("torch", "transformers", "datasets")
-    return profile_needs(options.data, options.profile.execution, model.directory, model_blocks(model, options))
+    return profile_needs(
+        options.data,
+        options.profile.execution,
+        model.directory,
+        model_blocks(model, options),
+        calibrated=options.profile.thresholds.active_ratio is not None,
+    )
 
 
 def forward_needs(model: ModelInput, options: BuildOptions) -> Needs:

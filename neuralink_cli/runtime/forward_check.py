@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from neuralink_cli.checkpoint.config import config_value
 from neuralink_cli.errors import OptionError, VerificationError
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.recall import GateRecall
+from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
     from neuralink_cli.architectures.architecture import Architecture
     from neuralink_cli.calibration.batches import ModelBatch
     from neuralink_cli.runtime.model_distance import ModelDistance
     from neuralink_cli.runtime.output_comparison import OutputComparison
+
+logger = logging.getLogger(__name__)
 
 # Keys of a config for the outputs of a token: logits, or else hidden states.
 _WIDTHS = ("vocab_size", "hidden_size")
@@ -73,6 +77,7 @@ def prepare_forward(
         InputError: The text cannot be read, or what lies at one of the paths cannot.
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
+    from neuralink_cli.activations.preflight import comparing_needs
     from neuralink_cli.calibration.text_files import read_text
     from neuralink_cli.models.own_code import settle_own_code
     from neuralink_cli.runtime.output_comparison import comparison_batches
@@ -82,11 +87,13 @@ def prepare_forward(
     if options.limited and not rounded:
         raise OptionError("--max-perplexity-increase and --max-kl are for layouts with rounded weights")
     with Checkpoint(model) as checkpoint:
-        architecture = choose_architecture(describe(checkpoint), choice)
+        architecture, config = choose_architecture(describe(checkpoint), choice), checkpoint.config
     settle_own_code(model, architecture, trust=options.trust_remote_code, ignore=options.ignore_remote_code)
     text = None if options.text is None else read_text(options.text)
     sizes = {"sequences": -(-options.tokens // SEQUENCE_TOKENS), "length": SEQUENCE_TOKENS} if rounded else {}
     batches = comparison_batches(model, architecture, text, trust_remote_code=options.trust_remote_code, **sizes)
+    needed = comparing_needs(model, output_bytes(config, options, rounded=rounded))
+    logger.info("running both models, one after the other, takes about %s of memory", human_bytes(needed))
     return lambda: _run(model, layout, batches, architecture, options, rounded=rounded)
 
 

@@ -10,6 +10,7 @@ from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.file_names import FLASH_INDEX, PERMUTED_INDEX
 from neuralink_cli.errors import OutputError
 from neuralink_cli.files import estimate, pipeline
 from neuralink_cli.files.estimate import Estimate
@@ -150,3 +151,16 @@ def test_a_sample_is_no_part_of_what_programs_take(
     monkeypatch.setattr(estimate, "resident_bytes", lambda: taken)
     assert of_relayout(made, tmp_path / "out").memory_bytes < 10**9
     assert taken == 10**9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_layout_says_of_itself_is_planned_as_large_as_it_is(layouts: LayoutFactory, kind: str) -> None:
+    """Of thousands of experts it is no small part of what the disk must have room for."""
+    made = layouts.of_kind(kind, "llama", layers=40)
+    with Checkpoint(made.model) as checkpoint, Placement(made.placement) as placement:
+        blocks = find_blocks(checkpoint, choose_architecture(describe(checkpoint)))
+        plan = plan_relayout(checkpoint, blocks, placement, RelayoutOptions(layout=kind))
+        index = made.layout / {"bundled": FLASH_INDEX, "permuted": PERMUTED_INDEX}[kind]
+        beside = placement.size if kind == "permuted" else 0
+    # The rest says the same for any number of blocks.
+    assert 0.9 * (index.stat().st_size - 8000) < plan.own_bytes - beside < 1.2 * index.stat().st_size

@@ -6,6 +6,7 @@ import struct
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.errors import InputError, OutputError, VerificationError
 from neuralink_cli.layout import unbundling
 from neuralink_cli.layout.open_layout import open_layout
-from neuralink_cli.layout.restore import RestoreSummary, loadable, restore_bytes, restore_layout
+from neuralink_cli.layout.restore import RestoreSummary, loadable, restore, restore_bytes, restore_layout
 from tests.checkpoints import (
     ELEMENT_BYTES,
     FAMILIES,
@@ -251,3 +252,17 @@ def test_what_is_restored_is_looked_at_once_more(
     with pytest.raises(VerificationError, match="restores to a checkpoint with fingerprint"):
         restored(made.layout, tmp_path / "model")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_a_byte_too_small_for_all_files_is_told_before_any_is_written(
+    tmp_path: Path, layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    made = layouts.of_kind(kind, "llama", shards=2)
+    pages = sum(-(-path.stat().st_size // 4096) * 4096 for path in made.model.rglob("*") if path.is_file())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=pages - 1))
+    with pytest.raises(OutputError, match=f"needs {pages:,} bytes of disk, {pages - 1:,} are free"):
+        restore(made.layout, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=pages))
+    restore(made.layout, tmp_path / "out")
