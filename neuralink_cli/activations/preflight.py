@@ -16,7 +16,7 @@ from neuralink_cli.architectures.blocks import FFNBlock, experts_of
 from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.loaded_size import FLOAT_BYTES, expert_tensors, loaded_bytes, mapped_bytes
-from neuralink_cli.files.free_memory import resident_bytes, with_margin
+from neuralink_cli.files.free_memory import remark_if_short, resident_bytes, with_margin
 from neuralink_cli.kernels import load_compiler
 from neuralink_cli.models.execution import ExecutionOptions
 from neuralink_cli.models.loading import compute_dtype, find_device
@@ -73,6 +73,7 @@ def tell_needs(
         "" if ranks.count == 1 else f", together {human_bytes(here * memory)} on this machine",
         disk,
     )
+    remark_if_short(memory)
 
 
 def profile_needs(

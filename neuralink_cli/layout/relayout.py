@@ -27,6 +27,7 @@ from neuralink_cli.files.durable import (
     write_file,
 )
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
+from neuralink_cli.files.free_memory import remark_if_short
 from neuralink_cli.files.journal import Journal, open_journal
 from neuralink_cli.layout.bundled_writer import write_bundled
 from neuralink_cli.layout.companions import (
@@ -149,6 +150,7 @@ def relayout(
                 )
             expected = estimate_relayout(plan, checkpoint, output, measure_recall)
             logger.info("%s", expected)
+            remark_if_short(expected.memory_bytes)
             if plan.left_out:
                 logger.info("%s", remark_on_left_out(plan.left_out))
             recall = None

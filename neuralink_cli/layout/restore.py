@@ -16,6 +16,7 @@ from neuralink_cli.files import pipeline
 from neuralink_cli.files.bulk_io import PAGE
 from neuralink_cli.files.durable import new_directory, require_replaceable, require_space, write_file
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
+from neuralink_cli.files.free_memory import remark_if_short
 from neuralink_cli.files.sections import ready, write_sections
 from neuralink_cli.layout.companions import companion_bytes, restore_companions, source_name
 from neuralink_cli.layout.held_memory import restoring_bytes
@@ -46,7 +47,9 @@ def restore(layout: Path, output: Path, *, overwrite: bool = False, progress: Pr
     with open_layout(layout) as opened, opened.unreplaced:
         require_exact(opened)
         check_output(opened, output, overwrite)
-        logger.info("%s", estimate_restore(opened, output))
+        expected = estimate_restore(opened, output)
+        logger.info("%s", expected)
+        remark_if_short(expected.memory_bytes)
         with progress("restore", restore_bytes(opened), "B") as advance:
             return restore_layout(opened, output, overwrite=overwrite, progress=advance)
 

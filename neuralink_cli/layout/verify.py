@@ -15,6 +15,7 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import MismatchError, VerificationError
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
+from neuralink_cli.files.free_memory import remark_if_short
 from neuralink_cli.files.header import Header
 from neuralink_cli.layout.companion_comparison import check_companions, check_large_companions, large_bytes
 from neuralink_cli.layout.companions import companion_bytes
@@ -74,7 +75,9 @@ def verify(
         report = verify_quick(opened, checkpoint)
         if quick:
             return report
-        logger.info("%s", estimate_verify(opened, checkpoint))
+        expected = estimate_verify(opened, checkpoint)
+        logger.info("%s", expected)
+        remark_if_short(expected.memory_bytes)
         with progress("verify", layout_bytes(opened), "B") as advance:
             return _with_every_byte(report, opened, checkpoint, advance)
 

@@ -7,7 +7,7 @@ import logging
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.files.estimate import Needs
-from neuralink_cli.files.free_memory import resident_bytes, with_margin
+from neuralink_cli.files.free_memory import remark_if_short, resident_bytes, with_margin
 from neuralink_cli.kernels import available_cpus, load_compiler
 from neuralink_cli.placement import refinement
 from neuralink_cli.placement.block_ordering import STRETCH, count_tokens
@@ -51,6 +51,7 @@ def tell_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None,
         f"{jobs} blocks" if jobs > 1 else "one block",
         f" and {human_bytes(needs.disk_bytes)} of disk" if stored else "",
     )
+    remark_if_short(needs.memory_bytes)
 
 
 def tell_worker_needs(trace: Trace, split: TokenSplit, pinned: float, threads: int, workers: int | None) -> None:

@@ -13,6 +13,7 @@ from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.config import config_value
 from neuralink_cli.errors import OptionError, VerificationError
+from neuralink_cli.files.free_memory import remark_if_short
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.recall import GateRecall
 from neuralink_cli.sizes import human_bytes
@@ -94,6 +95,7 @@ def prepare_forward(
     batches = comparison_batches(model, architecture, text, trust_remote_code=options.trust_remote_code, **sizes)
     needed = comparing_needs(model, output_bytes(config, options, rounded=rounded))
     logger.info("running both models, one after the other, takes about %s of memory", human_bytes(needed))
+    remark_if_short(needed)
     return lambda: _run(model, layout, batches, architecture, options, rounded=rounded)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from neuralink_cli.files.free_memory import with_margin
+from neuralink_cli.files.free_memory import remark_if_short, with_margin
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.sizes import human_bytes
 
@@ -65,13 +65,15 @@ class Memory:
 
 def tell_needs(memory: Memory) -> None:
     """Log roughly how much memory a run is about to take."""
+    needed = with_margin(memory.needed_bytes)
     logger.info(
         "takes about %s of memory (%s of cached neurons, %s of other weights, %s to compute, the rest for programs)",
-        human_bytes(with_margin(memory.needed_bytes)),
+        human_bytes(needed),
         human_bytes(memory.cache_bytes),
         human_bytes(memory.resident_bytes + memory.dense_bytes),
         human_bytes(memory.working_bytes + memory.sequence_bytes),
     )
+    remark_if_short(needed)
 
 
 def neuron_bytes(block: FlashBlock, element_bytes: int) -> int:
