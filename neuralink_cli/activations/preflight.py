@@ -32,7 +32,7 @@ _NARROW_VALUES = 6
 _FIRST_RUN_BYTES = 32 << 20
 # What loading and hooking an expert keeps; and loading a tensor of one, and restoring it from a layout.
 _EXPERT_BYTES = 24 << 10
-_EXPERT_TENSOR_BYTES = 12 << 10
+_EXPERT_TENSOR_BYTES = 10 << 10
 _LEAST_SECONDS = 60.0
 
 
