@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from neuralink_cli.architectures.coverage import Coverage
@@ -116,6 +117,16 @@ def disk_bytes(layout: Layout) -> int:
     sizes = [header.file_bytes for header in layout.source_headers.values()]
     sizes += {**stated, **{name: len(content) for name, content in layout.verbatim.items()}}.values()
     return sum(-(-size // PAGE) * PAGE for size in sizes)
+
+
+def loadable_bytes(layout: Layout) -> int:
+    """Bytes of disk that `loadable` takes beside a layout."""
+    if layout.loadable:
+        return 0
+    if layout.exact:
+        return disk_bytes(layout)
+    # Decoded to F32.
+    return 4 * sum(prod(entry.shape) for entries in layout.source_entries.values() for entry in entries)
 
 
 def restore_bytes(layout: Layout) -> int:

@@ -13,9 +13,11 @@ from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.config import config_value
 from neuralink_cli.errors import OptionError, VerificationError
+from neuralink_cli.files.durable import require_space
 from neuralink_cli.files.free_memory import remark_if_short
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.recall import GateRecall
+from neuralink_cli.layout.restore import loadable_bytes
 from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def prepare_forward(
         OptionError: There is no text, it is too short, or limits for rounded weights are for a layout that has none.
         InputError: The text cannot be read, or what lies at one of the paths cannot.
         MissingDependencyError: The packages of the extra `hf` are not installed.
+        OutputError: The layout as a checkpoint does not fit beside it.
     """
     from neuralink_cli.activations.preflight import comparing_needs
     from neuralink_cli.calibration.text_files import read_text
@@ -84,7 +87,8 @@ def prepare_forward(
     from neuralink_cli.runtime.output_comparison import comparison_batches
 
     with open_layout(layout) as opened:
-        rounded = not opened.exact
+        rounded, beside = not opened.exact, loadable_bytes(opened)
+    require_space(layout, beside)
     if options.limited and not rounded:
         raise OptionError("--max-perplexity-increase and --max-kl are for layouts with rounded weights")
     with Checkpoint(model) as checkpoint:
@@ -94,7 +98,8 @@ def prepare_forward(
     sizes = {"sequences": -(-options.tokens // SEQUENCE_TOKENS), "length": SEQUENCE_TOKENS} if rounded else {}
     batches = comparison_batches(model, architecture, text, trust_remote_code=options.trust_remote_code, **sizes)
     needed = comparing_needs(model, output_bytes(config, options, rounded=rounded))
-    logger.info("running both models, one after the other, takes about %s of memory", human_bytes(needed))
+    disk = f" and {human_bytes(beside)} of disk" if beside else ""
+    logger.info("running both models, one after the other, takes about %s of memory%s", human_bytes(needed), disk)
     remark_if_short(needed)
     return lambda: _run(model, layout, batches, architecture, options, rounded=rounded)
 
