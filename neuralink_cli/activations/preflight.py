@@ -15,8 +15,8 @@ from neuralink_cli.activations.trace import bytes_per_token
 from neuralink_cli.architectures.blocks import FFNBlock, experts_of
 from neuralink_cli.calibration.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.checkpoint.loaded_size import FLOAT_BYTES, loaded_bytes, mapped_bytes
-from neuralink_cli.files.free_memory import resident_bytes, with_margin
+from neuralink_cli.checkpoint.loaded_size import FLOAT_BYTES, expert_tensors, loaded_bytes, mapped_bytes
+from neuralink_cli.files.free_memory import remark_if_short, resident_bytes, with_margin
 from neuralink_cli.kernels import load_compiler
 from neuralink_cli.models.execution import ExecutionOptions
 from neuralink_cli.models.loading import compute_dtype, find_device
@@ -30,6 +30,9 @@ _WIDE_VALUES = 4
 _NARROW_VALUES = 6
 # What a model's own code, and torch when it first computes, load beside programs and weights.
 _FIRST_RUN_BYTES = 32 << 20
+# What loading and hooking an expert keeps; and loading a tensor of one, and restoring it from a layout.
+_EXPERT_BYTES = 24 << 10
+_EXPERT_TENSOR_BYTES = 10 << 10
 _LEAST_SECONDS = 60.0
 
 
@@ -40,15 +43,20 @@ def tell_needs(
     directory: Path,
     blocks: Sequence[FFNBlock],
     ranks: Ranks = ALONE,
+    *,
+    calibrated: bool = False,
 ) -> None:
     """Log roughly how much memory and disk a run takes with the model in a directory.
 
     Each rank holds the model.
 
+    Args:
+        calibrated: Whether thresholds are calibrated.
+
     Raises:
         OptionError: The device or dtype is not available.
     """
-    parts = _memory_parts(data, execution, directory, blocks)
+    parts = _memory_parts(data, execution, directory, blocks, calibrated=calibrated)
     if data.max_tokens is None:
         disk = f"{human_bytes(round(1_000_000 * _disk_per_token(blocks)))} of disk per million tokens"
     else:
@@ -65,35 +73,45 @@ def tell_needs(
         "" if ranks.count == 1 else f", together {human_bytes(here * memory)} on this machine",
         disk,
     )
+    remark_if_short(memory)
 
 
 def profile_needs(
-    data: CalibrationOptions, execution: ExecutionOptions, directory: Path, blocks: Sequence[FFNBlock]
+    data: CalibrationOptions,
+    execution: ExecutionOptions,
+    directory: Path,
+    blocks: Sequence[FFNBlock],
+    *,
+    calibrated: bool,
 ) -> tuple[int, int | None]:
     """Bytes of memory, and at most so many of disk, that a run takes; None if the tokens have no limit.
+
+    Args:
+        calibrated: Whether thresholds are calibrated.
 
     Raises:
         OptionError: The device or dtype is not available.
     """
     # A run has opened its data before it tells what it takes.
     importlib.import_module("datasets")
-    parts = _memory_parts(data, execution, directory, blocks)
+    parts = _memory_parts(data, execution, directory, blocks, calibrated=calibrated)
     disk = None if data.max_tokens is None else _most_disk(data, data.max_tokens, None, blocks)
     return with_margin(_program_bytes() + parts.most), disk
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Bytes of weights, of the files that they are made from, and of activations."""
+    """Bytes of weights, of the files that they are made from, of activations, and of what is kept of each expert."""
 
     weights: int
     mapped: int
     values: int
+    records: int
 
     @property
     def most(self) -> int:
         """At the same time: nothing runs before all is loaded."""
-        return self.weights + max(self.mapped, self.values)
+        return self.weights + max(self.mapped, self.values) + self.records
 
 
 def comparing_needs(directory: Path, outputs: int) -> int:
@@ -101,11 +119,18 @@ def comparing_needs(directory: Path, outputs: int) -> int:
     # Its text is read before it is loaded.
     importlib.import_module("tokenizers")
     weights, mapped = _weights(directory, "float32", with_head=True)
-    return with_margin(_program_bytes() + _Parts(weights, mapped, _FIRST_RUN_BYTES + outputs).most)
+    with Checkpoint(directory) as checkpoint:
+        records = _EXPERT_TENSOR_BYTES * expert_tensors(checkpoint)
+    return with_margin(_program_bytes() + _Parts(weights, mapped, _FIRST_RUN_BYTES + outputs, records).most)
 
 
 def _memory_parts(
-    data: CalibrationOptions, execution: ExecutionOptions, directory: Path, blocks: Sequence[FFNBlock]
+    data: CalibrationOptions,
+    execution: ExecutionOptions,
+    directory: Path,
+    blocks: Sequence[FFNBlock],
+    *,
+    calibrated: bool,
 ) -> _Parts:
     dtype = compute_dtype(execution.dtype, find_device(execution.device))
     weights, mapped = _weights(directory, dtype)
@@ -113,9 +138,11 @@ def _memory_parts(
         weights = min(weights, execution.max_memory)
     element_bytes = FLOAT_BYTES.get(dtype, blocks[0].parts[0].element_bytes)
     values = activation_bytes(data, blocks, element_bytes)
-    # To calibrate thresholds; thousands of experts have hundreds of megabytes of them.
-    values += HISTOGRAM_BYTES * sum(experts_of(block.id) is not None for block in blocks)
-    return _Parts(weights, mapped, values)
+    experts = sum(experts_of(block.id) is not None for block in blocks)
+    if calibrated:
+        # Thousands of experts have hundreds of megabytes of them.
+        values += HISTOGRAM_BYTES * experts
+    return _Parts(weights, mapped, values, _EXPERT_BYTES * experts)
 
 
 def _weights(directory: Path, dtype: str, *, with_head: bool = False) -> tuple[int, int]:

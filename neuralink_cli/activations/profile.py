@@ -191,7 +191,8 @@ def _prepare(
         reader = ImageReader(data, directory)
     else:
         reader = TextReader(data, directory, task, trust_remote_code=execution.trust_remote_code)
-    tell_needs(data, execution, options.part, directory, subject.blocks, ranks)
+    calibrated = options.thresholds.active_ratio is not None
+    tell_needs(data, execution, options.part, directory, subject.blocks, ranks, calibrated=calibrated)
     with progress("loading the model", None, "B"):
         model = load_model(
             subject.directory,

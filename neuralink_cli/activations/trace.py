@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from neuralink_cli.arrays import Bytes
 from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.origin import Origin, parse_origin
 from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.files.json_text import fields_of
 from neuralink_cli.files.schema import Schema
 from neuralink_cli.files.stage_file import StageFile, StreamedTensor, array_tensor, write_stage_file
 
@@ -28,7 +29,7 @@ MOST_TOKENS = 2**32 - 1
 SEQUENCE_CARRIED = "sequence_carried"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TraceBlock:
     """One block in a trace.
 
@@ -163,7 +164,7 @@ def write_trace(
         tensors.append(array_tensor(SEQUENCE_CARRIED, sequence_carried))
     tensors.append(array_tensor(SEQUENCE_LENGTHS, sequence_lengths))
     tensors.append(array_tensor(SEQUENCE_DIGESTS, sequence_digests))
-    return write_stage_file(path, TRACE_SCHEMA, asdict(header), tensors, overwrite=overwrite, progress=progress)
+    return write_stage_file(path, TRACE_SCHEMA, fields_of(header), tensors, overwrite=overwrite, progress=progress)
 
 
 class FiredTokens(Protocol):

@@ -14,7 +14,7 @@ FIRING_ROLES = ("gate", "up")
 _EXPERT_ID = re.compile(r"(.*\.experts)\.[0-9]+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BlockPart:
     """One projection of a block. Neuron i is row i (`neuron_axis` 0) or column i (1) of a matrix.
 
@@ -49,7 +49,7 @@ class BlockPart:
         return DTYPE_BITS[self.dtype] // 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ExpertPlace:
     """Expert number `index` of a transformers module that runs each expert on the tokens routed to it.
 
@@ -74,7 +74,7 @@ class UpValues:
     plus: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FFNBlock:
     """One feed-forward block: `neurons` bundles of one vector of `hidden` weights per part (gate, up, down).
 
@@ -135,7 +135,7 @@ def module_of(part: BlockPart) -> str:
     return part.weight.rpartition(".")[0] if part.module is None else part.module
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MovedPiece:
     """The weights or the bias of a block's neurons in one tensor."""
 

@@ -15,7 +15,7 @@ from neuralink_cli.arrays import Bytes
 _TILE = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Region:
     """`lines` stretches of `line_bytes` bytes, `pitch` bytes from one to the next, the first at byte `start`.
 
@@ -92,7 +92,7 @@ class Placed(Protocol):
 Piece = TypeVar("Piece", bound=Placed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slab(Generic[Piece]):
     """Bytes `start` to `stop` of a tensor: lines of `pitch` bytes, each of one piece or of several, in turn or not."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.bench.contenders import Contender
 from neuralink_cli.bench.replay_kernels import COLUMNS
-from neuralink_cli.files.free_memory import resident_bytes, with_margin
+from neuralink_cli.files.free_memory import remark_if_short, resident_bytes, with_margin
 from neuralink_cli.kernels import available_cpus, load_compiler
 from neuralink_cli.sizes import human_bytes
 
@@ -34,13 +34,15 @@ def tell_needs(trace: Trace, contenders: Sequence[Contender], tokens: int, ways:
     load_compiler()
     programs = resident_bytes() + _KERNEL_BYTES
     replay = replay_bytes(trace, contenders, tokens, ways, record=record)
+    needed = with_margin(programs + replay)
     logger.info(
         "takes about %s of memory (%s to replay %s tokens in %s ways, the rest for programs)",
-        human_bytes(with_margin(programs + replay)),
+        human_bytes(needed),
         human_bytes(replay),
         f"{tokens:,}",
         ways,
     )
+    remark_if_short(needed)
 
 
 def replay_bytes(trace: Trace, contenders: Sequence[Contender], tokens: int, ways: int, *, record: bool) -> int:

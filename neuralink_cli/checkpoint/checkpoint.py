@@ -33,7 +33,7 @@ _SAMPLE_BYTES = 4096
 _SAMPLES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorPlace:
     """Where a tensor is stored: its file and its header entry.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import prod
 
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
@@ -11,6 +12,7 @@ FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What computes logits from the last hidden states.
 _HEADS = ("lm_head.", "embed_out.")
 _STORED_AS = {"float32": ("F32",), "bfloat16": ("BF16",), "float16": ("F16",), "auto": ("F32", "BF16", "F16")}
+_OF_ONE_EXPERT = re.compile(r"\bexperts\.[0-9]+\.")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
 
 
@@ -37,11 +39,18 @@ def loaded_bytes(checkpoint: Checkpoint, dtype: str, *, with_head: bool = True) 
 def mapped_bytes(checkpoint: Checkpoint, dtype: str, *, with_head: bool = True) -> int:
     """Bytes of the files that are in memory beside the weights until all are loaded: of what is not stored in a dtype.
 
-    transformers maps the files and makes other weights from what it finds. Weights of the dtype stay where they are.
+    transformers maps the files and makes other weights from what it finds. Weights of the dtype stay where they are,
+    but for those of single experts, which it puts together.
     """
     return sum(
         entry.nbytes
         for file in checkpoint.files
         for entry in file.header.entries
-        if entry.dtype not in _STORED_AS[dtype] and (with_head or not entry.name.startswith(_HEADS))
+        if (entry.dtype not in _STORED_AS[dtype] or _OF_ONE_EXPERT.search(entry.name))
+        and (with_head or not entry.name.startswith(_HEADS))
     )
+
+
+def expert_tensors(checkpoint: Checkpoint) -> int:
+    """How many tensors hold weights of a single expert."""
+    return sum(_OF_ONE_EXPERT.search(name) is not None for name in checkpoint.tensors)

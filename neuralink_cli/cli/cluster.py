@@ -232,7 +232,6 @@ def command(
     header, digest = summary.header, summary.content_sha256
     if graphs is not None:
         export_graphs(trace, output, graphs, overwrite=overwrite)
-    blocks, sources, total = block_gains(header), source_gains(header), total_gain(header)
     if as_json:
         print_json(
             {
@@ -246,10 +245,10 @@ def command(
                         "collapse_gap": block.collapse_gap,
                         "pinned": block.pinned,
                     }
-                    for gain, block in zip(blocks, header.blocks, strict=True)
+                    for gain, block in zip(block_gains(header), header.blocks, strict=True)
                 ],
-                "by_source": [gain.as_document() for gain in sources],
-                "total": total.as_document(),
+                "by_source": [gain.as_document() for gain in source_gains(header)],
+                "total": total_gain(header).as_document(),
                 "gains": [asdict(gain) for gain in header.gains],
                 "coverage": header.coverage,
             }

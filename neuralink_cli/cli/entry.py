@@ -27,6 +27,7 @@ _OF_ALL = (
     exit_codes.INTERRUPTED,
     exit_codes.TERMINATED,
 )
+_OUT_OF_MEMORY = "out of memory; try smaller batches or fewer jobs"
 DEBUG_VARIABLE = "NEURALINK_DEBUG"
 COMPLETION_VARIABLE = "_NEURALINK_COMPLETE"
 
@@ -65,8 +66,10 @@ def _run(arguments: Sequence[str]) -> int:
     except NeuralinkError as error:
         return fail(str(error), exit_codes.exit_code(error))
     except MemoryError:
-        return fail("out of memory; try smaller batches or fewer jobs", exit_codes.OUT_OF_MEMORY)
+        return fail(_OUT_OF_MEMORY, exit_codes.OUT_OF_MEMORY)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return fail(_OUT_OF_MEMORY, exit_codes.OUT_OF_MEMORY)
         return fail(_describe(error), exit_codes.OUTPUT)
     except Exception as error:
         kind = f"{type(error).__name__}: {shorten(' '.join(str(error).split()), 200)}"

@@ -17,7 +17,7 @@ from neuralink_cli.files.durable import leftover_bytes
 from neuralink_cli.files.free_memory import resident_bytes, with_margin
 from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import FileRange, read_ahead
-from neuralink_cli.kernels import load_compiler
+from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.sizes import human_bytes, human_seconds
 
 # A run over fewer bytes ends sooner than its sample would.
@@ -48,10 +48,10 @@ class Pass:
     `peak` is what it takes beside programs, if that is known better than from these.
     """
 
-    files: Sequence[ByteFile]
+    files: Sequence[TensorFile]
     written: int = 0
     hashed_share: float = 1.0
-    beside: Sequence[ByteFile] = ()
+    beside: Sequence[TensorFile] = ()
     other_read: int = 0
     longest: int | None = None
     peak: int | None = None
@@ -66,9 +66,8 @@ class Pass:
         """The most bytes that wait, read ahead or to be written, and are worked on there."""
         if self.peak is not None:
             return self.peak
-        most = pipeline.AHEAD if self.longest is None else min(pipeline.AHEAD, self.longest)
-        ahead = (sum(file.size for file in side) for side in (self.files, self.beside))
-        return sum(min(most, size) for size in ahead) + min(pipeline.BEHIND, self.written)
+        ahead = (pipeline.most_ahead(_read_sizes(side), self.longest) for side in (self.files, self.beside))
+        return sum(ahead) + min(pipeline.BEHIND, self.written)
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,18 @@ def estimate(passes: Sequence[Pass], held: int, output: Path | None = None) -> E
     return Estimate(read, written, free, memory, seconds)
 
 
+def _read_sizes(files: Sequence[TensorFile]) -> list[int]:
+    """Bytes of all that files are read in: headers and tensors."""
+    return [
+        size for file in files for size in (file.header.data_start, *(entry.nbytes for entry in file.header.entries))
+    ]
+
+
 def program_bytes() -> int:
     """Bytes of memory of programs: what this process has taken so far, the compiler, and what was compiled before."""
+    # Imported here because numba is slow to import and a quick check of a layout estimates nothing.
+    from neuralink_cli.kernels import load_compiler
+
     load_compiler()
     return resident_bytes() + _KERNEL_BYTES
 

@@ -7,11 +7,16 @@ it, however much the machine has left. Version 1 and version 2 of the interface 
 from __future__ import annotations
 
 import contextlib
+import logging
 import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from neuralink_cli.sizes import human_bytes
+
+logger = logging.getLogger(__name__)
 
 _GROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
@@ -36,6 +41,28 @@ def available_memory() -> int:
     import psutil
 
     return max(min([int(psutil.virtual_memory().available), *allowed_by_groups()]), 0)
+
+
+def remark_if_short(needed: int) -> None:
+    """Log a warning before a run that may take more memory than it is allowed: the system ends it without a word.
+
+    Args:
+        needed: The most memory that this process will have resident, in bytes, with what it has now.
+    """
+    import psutil
+
+    taken = psutil.Process().memory_info()
+    free = available_memory()
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        # Of addresses, which are never fewer than what is resident.
+        free = max(min(free, limit - taken.vms), 0)
+    if needed - taken.rss > free:
+        logger.warning(
+            "may need %s more memory, of which %s are free here: if it runs out, the system ends it",
+            human_bytes(needed - taken.rss),
+            human_bytes(free),
+        )
 
 
 def resident_bytes() -> int:

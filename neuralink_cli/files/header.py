@@ -47,7 +47,7 @@ DTYPE_BITS: Mapping[str, int] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One tensor of a file: `start` and `stop` are byte offsets into the data section."""
 

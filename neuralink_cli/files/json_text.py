@@ -6,6 +6,8 @@ import codecs
 import json
 import math
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from neuralink_cli.files.lfs import is_lfs_pointer, refuse_lfs_pointer
 
 # No integer that means anything here has more; thousands of them would take their time.
 _MOST_DIGITS = 40
+# Blocks are in a list of the document.
+_LEVELS = 2
+_SCALARS = json.JSONEncoder(allow_nan=False)
 
 
 def parse_object(text: bytes | str, where: str | os.PathLike[str]) -> dict[str, Any]:
@@ -87,14 +92,74 @@ def _decode(text: bytes, path: Path) -> str:
         raise InputError(f"is not UTF-8 text (byte {error.start:,} is no part of any)", where=path, fix=fix) from None
 
 
-def canonical(document: Any) -> str:
-    """The canonical text of a document: sorted keys, no spaces, ASCII."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def fields_of(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass as they are, by name: what JSON says of it, without a copy of all that is in it.
+
+    Raises:
+        TypeError: It is no dataclass.
+    """
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
-def readable(document: Any) -> str:
-    """The text of a document for people: indented, keys in the given order, ending in a newline."""
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+def canonical(document: Any, as_json: Callable[[Any], Any] = fields_of) -> str:
+    """The canonical text of a document: sorted keys, no spaces, ASCII.
+
+    Args:
+        as_json: Called with what JSON has no form for, such as dataclasses, for what stands for it.
+    """
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False, default=as_json)
+
+
+def readable(document: Any, as_json: Callable[[Any], Any] = fields_of) -> str:
+    """The text of a document for people: indented, keys in the given order, ending in a newline.
+
+    It is what `json.dumps` with an indent of 2 gives. That keeps a piece of text for every bracket and comma until the
+    end, which for thousands of blocks takes several times the memory of the text.
+
+    Args:
+        as_json: As for `canonical`.
+    """
+    return "".join([*_pieces(document, "\n", as_json, _LEVELS), "\n"])
+
+
+def _pieces(value: Any, line: str, as_json: Callable[[Any], Any], levels: int) -> Iterator[str]:
+    """The text of a value, as `_indented`, with what is `levels` levels inside it in a piece each."""
+    if not levels or not value or not isinstance(value, (dict, list, tuple)):
+        yield _indented(value, line, as_json)
+        return
+    start, end = "{}" if isinstance(value, dict) else "[]"
+    between = start
+    for one in value:
+        yield between + line + "  "
+        if isinstance(value, dict):
+            yield f"{_key(one)}: "
+            yield from _pieces(value[one], line + "  ", as_json, levels - 1)
+        else:
+            yield from _pieces(one, line + "  ", as_json, levels - 1)
+        between = ","
+    yield line + end
+
+
+def _indented(value: Any, line: str, as_json: Callable[[Any], Any]) -> str:
+    """The text of a value whose own lines start with `line`, a line break and the indent."""
+    if type(value) is int:
+        return int.__repr__(value)
+    if value is None or isinstance(value, (str, float, int)):
+        return _SCALARS.encode(value)
+    deeper = line + "  "
+    if isinstance(value, dict):
+        parts = [f"{_key(key)}: {_indented(one, deeper, as_json)}" for key, one in value.items()]
+        start, end = "{}"
+    elif isinstance(value, (list, tuple)):
+        parts = [_indented(one, deeper, as_json) for one in value]
+        start, end = "[]"
+    else:
+        return _indented(as_json(value), line, as_json)
+    return f"{start}{deeper}{f',{deeper}'.join(parts)}{line}{end}" if parts else start + end
+
+
+def _key(key: Any) -> str:
+    return _SCALARS.encode(key if isinstance(key, str) else _SCALARS.encode(key))
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -48,11 +48,11 @@ class OutputFile:
         self._hasher = self._stages.enter_context(pipeline.stage("hash"))
         self._writer = self._stages.enter_context(pipeline.stage("write"))
         # Full buffers, each with its pending tasks.
-        self._behind: deque[tuple[Bytes, list[Future[Any]]]] = deque()
+        self._behind: deque[tuple[Bytes, deque[Future[Any]]]] = deque()
         # The buffer being filled: how many bytes are filled, how many of them the hasher has, and its pending tasks.
         self._buffer = _new_buffer()
         self._filled = self._hashed = self.size % PAGE
-        self._tasks: list[Future[Any]] = []
+        self._tasks: deque[Future[Any]] = deque()
         if self._filled:
             with ByteFile(path) as before:
                 before.read_at(self.size - self._filled, self._buffer[: self._filled])
@@ -100,21 +100,27 @@ class OutputFile:
         """Record in the journal how much of the file is written."""
         if self._journal is not None:
             self._hash()
-            self._tasks.append(self._hasher.submit(self._note, self._journal, self.size))
+            self._add(self._hasher.submit(self._note, self._journal, self.size))
 
     def _note(self, journal: Journal, size: int) -> None:
         journal.add(self._name, size, self._digest.hexdigest())
 
     def _hash(self) -> None:
-        self._tasks.append(self._hasher.submit(self._digest.update, self._buffer[self._hashed : self._filled].data))
+        self._add(self._hasher.submit(self._digest.update, self._buffer[self._hashed : self._filled].data))
         self._hashed = self._filled
+
+    def _add(self, task: Future[Any]) -> None:
+        # A buffer may take thousands of small sections, whose tasks are larger than they are.
+        while self._tasks and self._tasks[0].done():
+            self._tasks.popleft().result()
+        self._tasks.append(task)
 
     def _hand_over(self) -> None:
         self._hash()
         data = self._buffer[: self._filled]
-        self._tasks.append(self._writer.submit(self._file.write, data, self.size - self._filled))
+        self._add(self._writer.submit(self._file.write, data, self.size - self._filled))
         self._behind.append((self._buffer, self._tasks))
-        self._tasks, self._filled, self._hashed = [], 0, 0
+        self._tasks, self._filled, self._hashed = deque(), 0, 0
 
     def _free_buffer(self) -> Bytes:
         in_flight = len(self._behind) * pipeline.PIECE

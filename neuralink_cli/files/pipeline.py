@@ -9,8 +9,9 @@ whatever reason, its threads have ended.
 from __future__ import annotations
 
 import contextlib
+import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ BEHIND = 1 << 26
 MOST_RANGES = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileRange:
     """`size` bytes of an open file from byte `offset` on."""
 
@@ -85,6 +86,18 @@ def _buffer_for(size: int, free: list[Bytes]) -> Bytes:
         if buffer.size >= size + 2 * PAGE:
             return buffer
     return transfer_buffer(size)
+
+
+def most_ahead(sizes: Sequence[int], most: int | None = None) -> int:
+    """The most bytes that wait when tensors of these sizes are read ahead, each in a range or in several.
+
+    Args:
+        most: Bytes to read ahead; None for `AHEAD`.
+    """
+    most = AHEAD if most is None else min(AHEAD, most)
+    if len(sizes) > MOST_RANGES:
+        return min(most, sum(heapq.nlargest(MOST_RANGES, sizes)) + 2 * PAGE * MOST_RANGES)
+    return min(most, sum(sizes))
 
 
 class Scratch:

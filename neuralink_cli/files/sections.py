@@ -16,7 +16,7 @@ from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import FileRange, pieces_of, read_ahead
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Section:
     """A stretch of an output file.
 

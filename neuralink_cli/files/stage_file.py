@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def write_stage_file(
 
     Args:
         schema: The schema of the document; its kind gives the `format`.
-        document: The metadata, without the keys that this function adds.
+        document: The metadata, without the keys that this function adds; dataclasses stand for their fields.
         progress: Called with the bytes written since the last call.
 
     Raises:
@@ -75,11 +75,11 @@ def write_stage_file(
     whole = _whole(schema.kind, document)
     # What is written here can be read by the next stage.
     check_document(parse_object(canonical({**whole, DIGEST_KEY: "0" * 64}), path), schema, path)
-    header = _header(specs, whole, "0" * 64)
-    require_space(path, header.file_bytes)
+    size, data_start = _sizes(_header(specs, whole, "0" * 64))
+    require_space(path, size)
     digest = hashlib.sha256()
     with new_file(path, overwrite=overwrite) as handle:
-        handle.seek(header.data_start)
+        handle.seek(data_start)
         for tensor in tensors:
             written = 0
             for chunk in tensor.chunks():
@@ -193,6 +193,8 @@ class StageFile(TensorFile):
         if text is None:
             raise InputError(f"is not a {schema.kind} file (no {METADATA_KEY!r} metadata)", where=self.path)
         document = parse_object(text, self.path)
+        # Once is enough.
+        self.header = replace(self.header, metadata={})
         expected = f"neuralink-{schema.kind}"
         if document.get("format") != expected:
             raise InputError(
@@ -211,6 +213,11 @@ def _whole(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
     """The document as it is written, without its digest."""
     added = {"format": f"neuralink-{kind}", "version": FORMAT_VERSION, "tool": f"neuralink {__version__}"}
     return {**document, **added}
+
+
+def _sizes(header: Header) -> tuple[int, int]:
+    """Bytes of the file, and where its data starts; the header itself takes memory if there are thousands of blocks."""
+    return header.file_bytes, header.data_start
 
 
 def _header(specs: Sequence[tuple[str, str, Sequence[int]]], whole: Mapping[str, Any], digest: str) -> Header:

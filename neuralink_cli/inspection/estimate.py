@@ -47,7 +47,7 @@ from neuralink_cli.inspection.reading import speed_needed
 from neuralink_cli.layout.plan import RelayoutPlan
 from neuralink_cli.layout.planned_size import planned_size
 from neuralink_cli.layout.planning import check_options, plan_relayout
-from neuralink_cli.layout.relayout import relayout_pass
+from neuralink_cli.layout.relayout import held_by_plan, relayout_pass
 from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.gain import total_gain
 from neuralink_cli.placement.placement import ORIGINAL, STORED, Placement
@@ -55,6 +55,8 @@ from neuralink_cli.progress import Progress, no_progress
 
 # So that large models take about a minute, no more tokens are replayed than about so many neurons fire at.
 _MOST_FIRING = 20_000_000
+# What `relayout` has in memory of a block in a placement, and in a plan.
+_PLANNED_BYTES = 10 << 10
 
 
 def estimate(
@@ -84,16 +86,17 @@ def estimate(
     if placement is None and trace is None:
         raise OptionError("there is nothing to estimate from", fix="pass --placement, --trace or both")
     check_options(options.layout)
-    # Before an order is made, or tokens are replayed, which `relayout` does not do.
-    programs = program_bytes()
     with ExitStack() as stack:
         opened = None if placement is None else stack.enter_context(Placement(placement))
         tokens = None if trace is None else stack.enter_context(Trace(trace))
         source = find_model(model, revision, all_files=options.layout.all_files)
         checkpoint = stack.enter_context(Checkpoint(source.directory, source.origin))
         blocks = find_workable_blocks(checkpoint, architecture, allow_uncovered=allow_uncovered).blocks
+        programs = 0
         if opened is None:
             assert tokens is not None
+            # Before an order is made, which `relayout` does not do.
+            programs = program_bytes() + _PLANNED_BYTES * len(blocks)
             _check_model(checkpoint, blocks, tokens)
             opened = stack.enter_context(_made_for_this(tokens, options, progress))
         elif tokens is not None:
@@ -101,6 +104,8 @@ def estimate(
         if opened.info.model["model_type"] != checkpoint.model_type:
             raise _other_model(opened.path, opened.info.model["model_type"], checkpoint)
         plan = plan_relayout(checkpoint, blocks, opened, options.layout, read_samples=False)
+        # And before tokens are replayed.
+        programs = programs or program_bytes()
         device = options.device or _device_of(opened)
         memory = _memory(plan, checkpoint, opened)
         replayed = None
@@ -136,7 +141,8 @@ def estimate(
 def _writing(plan: RelayoutPlan, checkpoint: Checkpoint, programs: int, disk_speed: int | None) -> RelayoutNeeds:
     work = relayout_pass(plan, checkpoint)
     seconds = None if disk_speed is None else (work.read + work.written) / disk_speed
-    return RelayoutNeeds(work.read, work.written, memory_bytes([work], plan.held_bytes, programs), seconds)
+    memory = memory_bytes([work], held_by_plan(plan), programs)
+    return RelayoutNeeds(work.read, work.written, memory, seconds)
 
 
 def _check_model(checkpoint: Checkpoint, found: Sequence[FFNBlock], trace: Trace) -> None:

@@ -29,7 +29,7 @@ from neuralink_cli.placement.placement import (
 from neuralink_cli.weight_formats.formats import MXFP4, SOURCE, parse_weight_formats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BlockFacts:
     """One block.
 

@@ -31,9 +31,7 @@ from neuralink_cli.inspection.next_steps import NextStep, after_checkpoint, afte
 from neuralink_cli.inspection.reading import ReadingTime
 from neuralink_cli.layout.companions import was_changed
 from neuralink_cli.layout.open_layout import check_weight_files, open_layout
-from neuralink_cli.placement.held_out import split_tokens
 from neuralink_cli.placement.placement import Placement
-from neuralink_cli.placement.preflight import block_bytes, placement_bytes
 from neuralink_cli.progress import Progress, no_progress
 
 # What is a file even if it has a name that a model could have, and is not there.
@@ -195,6 +193,11 @@ def _needs_of(facts: CheckpointFacts) -> tuple[Need, ...]:
 
 def _needs_after(facts: Facts) -> Iterator[Need]:
     if facts.kind == TRACE:
+        # Imported here because numba is slow to import and only a trace needs it.
+        from neuralink_cli.placement.held_out import split_tokens
+        from neuralink_cli.placement.planned_size import placement_bytes
+        from neuralink_cli.placement.preflight import block_bytes
+
         with Trace(facts.path) as trace:
             split = split_tokens(trace, _HELD_OUT)
             largest = max(block_bytes(trace, block, split, 0.0) for block in trace.info.blocks)

@@ -15,7 +15,7 @@ import numpy as np
 
 from neuralink_cli.architectures.blocks import MovedPiece
 from neuralink_cli.architectures.regions import Slab, stretches
-from neuralink_cli.arrays import Bytes
+from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError, VerificationError
 from neuralink_cli.files import pipeline
@@ -34,7 +34,7 @@ from neuralink_cli.placement.placement import inverse
 Hashing = Callable[[Bytes], "Future[None]"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Check:
     """A tensor of the layout, and what it proves about the source.
 
@@ -142,13 +142,17 @@ class Comparison:
 
         def run(stored: Iterator[Bytes], source: Iterator[Bytes], hashing: Hashing) -> None:
             whole, hashed = self._load(entry.nbytes, reads, stored, hashing)
+            slots: dict[str, Order] = {}
             for stretch, first, count in cuts:
                 slab, expected = stretch.slab, next(source)
                 lines = self._lines.take(expected.size)
                 if len(stretch.pieces) < len(slab.pieces):
                     lines[:] = expected
                 for piece in stretch.pieces:
-                    scatter_piece(piece, whole, inverse(self._layout.order(piece.block.id)), slab, first, lines)
+                    block = piece.block.id
+                    if block not in slots:
+                        slots[block] = inverse(self._layout.order(block))
+                    scatter_piece(piece, whole, slots[block], slab, first, lines)
                 proved = sum(piece.region.some_lines(first, count).own_bytes for piece in stretch.pieces)
                 self._compare(stretch.tensor, slab.start + first * slab.pitch, lines, expected, proved)
             for task in hashed:
@@ -269,7 +273,7 @@ class Comparison:
         self._compared[name] += data.size if proved is None else proved
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Made:
     """The `pieces` of a slab of a source tensor that one tensor of the layout holds."""
 

@@ -20,7 +20,7 @@ from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, BLOCK_WEIGHTS, MXFP4, SOURCE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GatheredPart:
     """A part of every stretch: the weights in `region` of the source, at byte `offset`, in the format `weights`."""
 
@@ -29,7 +29,7 @@ class GatheredPart:
     weights: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Gathering:
     """A tensor that is made of parts.
 

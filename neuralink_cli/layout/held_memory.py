@@ -18,6 +18,10 @@ from neuralink_cli.layout.gathering import Gathering, gatherings_of
 from neuralink_cli.layout.open_layout import Layout
 from neuralink_cli.layout.plan import BundledPlan, DenseTensor, SourcePiece
 
+# Of a block in bundles, beside its weights: what is read and written for its tensors, and the text and checks of the
+# index. It counts where there are thousands of experts.
+_RECORD_BYTES = 3072
+
 _Thing = TypeVar("_Thing")
 _Piece = TypeVar("_Piece", bound=Placed)
 
@@ -37,6 +41,11 @@ def held_while_writing(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], bundl
         _most(bundled.dense, longest_rounded),
     )
     return made + _rounding(gatherings, bundled.dense, checkpoint)
+
+
+def record_bytes(blocks: int) -> int:
+    """Bytes that writing or comparing the bundles of so many blocks holds beside weights, once they are planned."""
+    return _RECORD_BYTES * blocks
 
 
 def held_while_comparing(layout: Layout, checkpoint: Checkpoint) -> int:
@@ -61,7 +70,8 @@ def restoring_bytes(layout: Layout) -> int:
     """The most bytes that rebuilding the source of a layout takes, which is done file by file: with what waits."""
     most = 0
     for header in layout.source_headers.values():
-        ahead, behind = min(pipeline.AHEAD, _read_for(layout, header)), min(pipeline.BEHIND, header.file_bytes)
+        ahead = pipeline.most_ahead(list(_read_for(layout, header)))
+        behind = min(pipeline.BEHIND, header.file_bytes)
         most = max(most, ahead + behind + held_while_restoring(layout, header))
     return most
 
@@ -76,18 +86,18 @@ def held_while_restoring(layout: Layout, header: Header) -> int:
     return stored + made + _most(slabs, _taken_apart) + _moving(moved)
 
 
-def _read_for(layout: Layout, header: Header) -> int:
-    """Bytes of a layout that are read for a file of its source."""
-    size, last = 0, None
+def _read_for(layout: Layout, header: Header) -> Iterator[int]:
+    """Bytes of the tensors of a layout that are read for a file of its source."""
+    last = None
     for entry in header.entries:
         slabs = layout.made_slabs.get(entry.name)
-        size += 0 if slabs else entry.nbytes
+        if not slabs:
+            yield entry.nbytes
         for piece in _pieces(slabs or ()):
             # What is still in memory is not read again.
             if piece.stored != last:
                 last = piece.stored
-                size += last.bytes
-    return size
+                yield last.bytes
 
 
 def together(slab: Slab[SourcePiece]) -> bool:

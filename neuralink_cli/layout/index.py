@@ -15,7 +15,7 @@ from neuralink_cli.checkpoint.file_names import FLASH_INDEX, PERMUTED_INDEX
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.durable import write_file
-from neuralink_cli.files.json_text import canonical, parse_object, read_object, readable
+from neuralink_cli.files.json_text import canonical, fields_of, parse_object, read_object, readable
 from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.layout.names import FLASH_FILE, PERMUTED_PLACEMENT
 from neuralink_cli.layout.plan import (
@@ -36,6 +36,8 @@ FLASH_SCHEMA = Schema("flash index", __package__, "flash_index.schema.json")
 PERMUTED_SCHEMA = Schema("permuted index", __package__, "permuted_index.schema.json")
 FORMAT_VERSION = 1
 DIGEST_KEY = "document_sha256"
+# A block in the index of a permuted layout, beside its regions.
+_BLOCK_TEXT = 200
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,10 @@ def flash_document(
     origin: Origin | None,
     recall: MeasuredRecall | None = None,
 ) -> dict[str, Any]:
-    """The index of a bundled layout; `companions` from `copy_files`, `origin` of the checkpoint."""
+    """The index of a bundled layout; `companions` from `copy_files`, `origin` of the checkpoint.
+
+    Blocks and dense tensors are as in the plan: `index_text` spells them, one by one.
+    """
     return {
         "format": "neuralink-flash",
         "version": FORMAT_VERSION,
@@ -84,9 +89,9 @@ def flash_document(
         "alignment": plan.alignment,
         "file": {"name": FLASH_FILE, "bytes": plan.file_bytes, "sha256": sha256},
         **_common(placement, origin),
-        "blocks": [_block_document(block) for block in plan.blocks],
+        "blocks": list(plan.blocks),
         **({} if plan.exact else {"rounding": plan.rounding}),
-        **({"dense": [asdict(tensor) for tensor in plan.dense]} if plan.dense else {}),
+        **({"dense": list(plan.dense)} if plan.dense else {}),
         **({} if recall is None else {"gate_recall": recall.as_document()}),
         "sources": [asdict(source) for source in plan.sources],
         "digests": dict(digests),
@@ -126,7 +131,7 @@ def permuted_document(
                 "neurons": block.neurons,
                 "activation": block.activation,
                 "threshold": block.threshold,
-                "regions": [_region_document(region) for region in regions[block.id]],
+                "regions": regions[block.id],
             }
             for block in placement.info.blocks
         ],
@@ -138,6 +143,8 @@ def permuted_document(
 def write_index(path: Path, schema: Schema, document: Mapping[str, Any]) -> None:
     """Write an index, the last file of a layout, with its own digest in it, flushed to the device."""
     text = index_text(document)
+    # Of thousands of blocks it takes much memory, as does what the text is parsed into.
+    del document
     # What is written here can be read by the next stage.
     check_document(parse_object(text, path), schema, path)
     write_file(path, text.encode())
@@ -145,7 +152,22 @@ def write_index(path: Path, schema: Schema, document: Mapping[str, Any]) -> None
 
 def index_text(document: Mapping[str, Any]) -> str:
     """An index as it is written, with its own digest in it."""
-    return readable({**document, DIGEST_KEY: _digest(document)})
+    return readable({**document, DIGEST_KEY: _digest(document)}, _as_json)
+
+
+def flash_index_bytes(plan: BundledPlan) -> int:
+    """Roughly the bytes of the index of a bundled layout: what it says of blocks, with the digests of their tensors."""
+    # All say the same in other numbers; the last one has the longest offsets.
+    last = plan.blocks[-1]
+    digests = {place.tensor: 64 * "0" for place in (last.order, last.frequency)}
+    return len(readable({"blocks": [last], "digests": digests}, _as_json)) * len(plan.blocks)
+
+
+def permuted_index_bytes(moved: Mapping[str, Sequence[MovedPiece]], blocks: int) -> int:
+    """Roughly the bytes of the index of a permuted layout: what it says of so many blocks, and of what is moved."""
+    *_, pieces = moved.values()
+    region = len(readable({"blocks": [{"regions": [pieces[-1].region]}]}, _as_json))
+    return _BLOCK_TEXT * blocks + region * sum(map(len, moved.values()))
 
 
 def read_flash_index(directory: Path) -> FlashIndex:
@@ -244,26 +266,21 @@ def _check_recall(document: Mapping[str, Any], path: Path) -> None:
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(document).encode()).hexdigest()
+    return hashlib.sha256(canonical(document, _as_json).encode()).hexdigest()
 
 
-def _block_document(block: FlashBlock) -> dict[str, Any]:
-    """A block for the index; weights that are as in the source need no format, those by themselves no lanes."""
-    document = asdict(block)
-    for stored in (*document["parts"], *document["resident"]):
-        if stored["weights"] == SOURCE:
-            del stored["weights"]
-        if stored["source_lanes"] == 1:
-            del stored["source_lane"], stored["source_lanes"]
-    if block.up_values is None:
-        del document["up_values"]
-    return document
-
-
-def _region_document(region: Region) -> dict[str, Any]:
-    document = asdict(region)
-    if region.lanes == 1:
+def _as_json(record: Any) -> dict[str, Any]:
+    """A record for the index; weights that are as in the source need no format, those by themselves no lanes."""
+    document = fields_of(record)
+    if isinstance(record, (BundlePart, ResidentTensor)):
+        if record.weights == SOURCE:
+            del document["weights"]
+        if record.source_lanes == 1:
+            del document["source_lane"], document["source_lanes"]
+    elif isinstance(record, Region) and record.lanes == 1:
         del document["lane"], document["lanes"]
+    elif isinstance(record, FlashBlock) and record.up_values is None:
+        del document["up_values"]
     return document
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from neuralink_cli.architectures.blocks import FFNBlock, UpValues
@@ -20,7 +20,7 @@ from neuralink_cli.weight_formats.formats import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorRange:
     """A tensor of the flash file; `offset` is absolute in the file, in bytes."""
 
@@ -41,7 +41,7 @@ class SourceMatrix:
     is_down: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BundlePart:
     """A stretch of every bundle: `bytes` bytes at `offset`, from a row or column of a matrix in tensor `source`.
 
@@ -62,7 +62,7 @@ class BundlePart:
     source_lanes: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ResidentTensor:
     """FFN weights kept out of the bundles, for DRAM.
 
@@ -82,7 +82,7 @@ class ResidentTensor:
     source_lanes: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FlashBlock:
     """One FFN block of a bundled layout: bundle k of `bundles` is that of neuron `order[k]`, `stride` bytes long.
 
@@ -135,17 +135,20 @@ class FlashBlock:
         return Region(part.source, part.neuron_axis, part.source_start, part.source_pitch, lines, line * size, *lanes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourcePiece:
-    """What rebuilds a stretch of a source tensor: a resident tensor, or the bytes at `offset` of a block's bundles."""
+    """What rebuilds a stretch of a source tensor: a resident tensor, or the bytes at `offset` of a block's bundles.
+
+    `region` is where it lies in the source tensor.
+    """
 
     block: FlashBlock
     part: BundlePart | ResidentTensor
+    region: Region = field(init=False)
 
-    @property
-    def region(self) -> Region:
-        """Where it lies in the source tensor."""
-        return self.block.source_region(self.part)
+    def __post_init__(self) -> None:
+        # Once, as it is asked for again and again.
+        object.__setattr__(self, "region", self.block.source_region(self.part))
 
     @property
     def stored(self) -> TensorRange:
@@ -164,7 +167,7 @@ class SourcePiece:
         return self.block.dtype if rows else self.stored.dtype
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DenseTensor:
     """A matrix of the source that is part of no block, with its rows stored in a weight format.
 
@@ -285,6 +288,7 @@ class RelayoutPlan:
     Attributes:
         companions: The files copied beside the weights, by their name in the source.
         left_out: The files of the source that are not in the layout.
+        own_bytes: Roughly the size of what the layout says of itself: the index, and in a permuted one its placement.
         held_bytes: The most bytes that are in memory as a whole while it is written, as `held_while_writing`.
     """
 
@@ -296,6 +300,7 @@ class RelayoutPlan:
     companions: tuple[str, ...]
     companion_bytes: int
     left_out: tuple[LeftOut, ...]
+    own_bytes: int
     held_bytes: int
 
     @property

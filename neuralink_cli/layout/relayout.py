@@ -27,6 +27,7 @@ from neuralink_cli.files.durable import (
     write_file,
 )
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
+from neuralink_cli.files.free_memory import remark_if_short
 from neuralink_cli.files.journal import Journal, open_journal
 from neuralink_cli.layout.bundled_writer import write_bundled
 from neuralink_cli.layout.companions import (
@@ -37,6 +38,7 @@ from neuralink_cli.layout.companions import (
     stored_name,
     write_kept_files,
 )
+from neuralink_cli.layout.held_memory import record_bytes
 from neuralink_cli.layout.index import (
     FLASH_SCHEMA,
     PERMUTED_SCHEMA,
@@ -61,7 +63,7 @@ from neuralink_cli.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
-# A generous allowance for index, card and file system overhead beside the weights and companions.
+# A generous allowance for card and file system overhead beside the files.
 _SPARE_BYTES = 4 << 20
 
 
@@ -148,6 +150,7 @@ def relayout(
                 )
             expected = estimate_relayout(plan, checkpoint, output, measure_recall)
             logger.info("%s", expected)
+            remark_if_short(expected.memory_bytes)
             if plan.left_out:
                 logger.info("%s", remark_on_left_out(plan.left_out))
             recall = None
@@ -199,7 +202,7 @@ def check_output(plan: RelayoutPlan, output: Path, overwrite: bool) -> None:
         raise OutputError("is the model itself", where=output, fix="choose another output")
     # A file takes whole pages.
     spare = _SPARE_BYTES + PAGE * len(plan.companions)
-    require_space(output, plan.total_bytes + spare - leftover_bytes(output))
+    require_space(output, plan.total_bytes + plan.own_bytes + spare - leftover_bytes(output))
 
 
 def write_layout(
@@ -241,8 +244,11 @@ def write_layout(
             )
             digests = small_digests(plan.bundled, checkpoint, placement)
             _write_card(directory, checkpoint, placement, BUNDLED, recall)
-            document = flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin, recall)
-            write_index(directory / FLASH_INDEX, FLASH_SCHEMA, document)
+            write_index(
+                directory / FLASH_INDEX,
+                FLASH_SCHEMA,
+                flash_document(plan.bundled, placement, sha256, digests, companions, checkpoint.origin, recall),
+            )
         else:
             _write_permuted_layout(plan, checkpoint, placement, directory, companions, progress, journal)
         journal.remove()
@@ -291,8 +297,11 @@ def _write_permuted_layout(
         {"name": file.path.name, "bytes": file.size, "sha256": digests[file.path.name]} for file in checkpoint.files
     ]
     verbatim = names_of_originals(companions)
-    document = permuted_document(moved, placement, files, verbatim, companions, checkpoint.origin)
-    write_index(directory / PERMUTED_INDEX, PERMUTED_SCHEMA, document)
+    write_index(
+        directory / PERMUTED_INDEX,
+        PERMUTED_SCHEMA,
+        permuted_document(moved, placement, files, verbatim, companions, checkpoint.origin),
+    )
 
 
 def _write_card(
@@ -313,8 +322,13 @@ def estimate_relayout(
     if measure_recall is not None and plan.bundled is not None:
         # First, as what it loads to run the model stays in memory.
         running = measure_recall.memory_bytes(plan.bundled, checkpoint)
-    writing = estimate([relayout_pass(plan, checkpoint)], plan.held_bytes, output)
+    writing = estimate([relayout_pass(plan, checkpoint)], held_by_plan(plan), output)
     return replace(writing, memory_bytes=max(writing.memory_bytes, running))
+
+
+def held_by_plan(plan: RelayoutPlan) -> int:
+    """Bytes that `write_layout` holds beside what waits to be worked on or to be written."""
+    return plan.held_bytes + (0 if plan.bundled is None else record_bytes(len(plan.blocks)))
 
 
 def relayout_pass(plan: RelayoutPlan, checkpoint: Checkpoint) -> Pass:

@@ -7,15 +7,19 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import NeuralinkError, UnsupportedError, VerificationError
+from neuralink_cli.files import pipeline
+from neuralink_cli.files.bulk_io import PAGE
 from neuralink_cli.files.durable import new_directory, require_replaceable, require_space, write_file
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
+from neuralink_cli.files.free_memory import remark_if_short
 from neuralink_cli.files.sections import ready, write_sections
-from neuralink_cli.layout.companions import companion_bytes, restore_companions
+from neuralink_cli.layout.companions import companion_bytes, restore_companions, source_name
 from neuralink_cli.layout.held_memory import restoring_bytes
 from neuralink_cli.layout.open_layout import Layout, check_weight_files, coverage_of, open_layout
 from neuralink_cli.progress import Progress, no_progress
@@ -44,7 +48,9 @@ def restore(layout: Path, output: Path, *, overwrite: bool = False, progress: Pr
     with open_layout(layout) as opened, opened.unreplaced:
         require_exact(opened)
         check_output(opened, output, overwrite)
-        logger.info("%s", estimate_restore(opened, output))
+        expected = estimate_restore(opened, output)
+        logger.info("%s", expected)
+        remark_if_short(expected.memory_bytes)
         with progress("restore", restore_bytes(opened), "B") as advance:
             return restore_layout(opened, output, overwrite=overwrite, progress=advance)
 
@@ -102,7 +108,25 @@ def check_output(layout: Layout, output: Path, overwrite: bool) -> None:
         OutputError: The output exists (without `overwrite`), holds another model, or does not fit on the disk.
     """
     require_replaceable(output, overwrite, _holds_source(layout))
-    require_space(output, weight_bytes(layout) + companion_bytes(layout))
+    require_space(output, disk_bytes(layout))
+
+
+def disk_bytes(layout: Layout) -> int:
+    """Bytes of disk that the source of a layout takes, whose files are of whole pages."""
+    stated = {source_name(file["name"]): file["bytes"] for file in layout.companions}
+    sizes = [header.file_bytes for header in layout.source_headers.values()]
+    sizes += {**stated, **{name: len(content) for name, content in layout.verbatim.items()}}.values()
+    return sum(-(-size // PAGE) * PAGE for size in sizes)
+
+
+def loadable_bytes(layout: Layout) -> int:
+    """Bytes of disk that `loadable` takes beside a layout."""
+    if layout.loadable:
+        return 0
+    if layout.exact:
+        return disk_bytes(layout)
+    # Decoded to F32.
+    return 4 * sum(prod(entry.shape) for entries in layout.source_entries.values() for entry in entries)
 
 
 def restore_bytes(layout: Layout) -> int:
@@ -161,6 +185,7 @@ def estimate_restore(layout: Layout, output: Path) -> Estimate:
     """Estimate what `restore` will take; it reads the layout to check it, and then again."""
     files = [file for file, _ in layout.weight_files]
     beside = companion_bytes(layout)
-    checking = Pass(files, longest=max(file.size for file in files))
+    # In pieces of the files, not of their tensors.
+    checking = Pass(files, peak=min(pipeline.AHEAD, max(file.size for file in files)))
     writing = Pass(files, weight_bytes(layout) + beside, other_read=beside, peak=restoring_bytes(layout))
     return estimate([checking, writing], 0, output)

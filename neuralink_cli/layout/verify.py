@@ -15,10 +15,10 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
 from neuralink_cli.errors import MismatchError, VerificationError
 from neuralink_cli.files.estimate import Estimate, Pass, estimate
+from neuralink_cli.files.free_memory import remark_if_short
 from neuralink_cli.files.header import Header
 from neuralink_cli.layout.companion_comparison import check_companions, check_large_companions, large_bytes
 from neuralink_cli.layout.companions import companion_bytes
-from neuralink_cli.layout.held_memory import held_while_comparing
 from neuralink_cli.layout.open_layout import Layout, coverage_of, open_layout
 from neuralink_cli.layout.recall import MeasuredRecall
 from neuralink_cli.layout.replaced import Unreplaced
@@ -75,9 +75,11 @@ def verify(
         report = verify_quick(opened, checkpoint)
         if quick:
             return report
-        logger.info("%s", estimate_verify(opened, checkpoint))
+        expected = estimate_verify(opened, checkpoint)
+        logger.info("%s", expected)
+        remark_if_short(expected.memory_bytes)
         with progress("verify", layout_bytes(opened), "B") as advance:
-            return verify_full(opened, checkpoint, advance)
+            return _with_every_byte(report, opened, checkpoint, advance)
 
 
 def verify_quick(layout: Layout, checkpoint: Checkpoint) -> VerifyReport:
@@ -117,10 +119,16 @@ def verify_full(
         MismatchError: `checkpoint` is not the source of the layout.
         VerificationError: The message says which tensor, and which neuron if it belongs to one.
     """
+    return _with_every_byte(verify_quick(layout, checkpoint), layout, checkpoint, progress)
+
+
+def _with_every_byte(
+    quick: VerifyReport, layout: Layout, checkpoint: Checkpoint, progress: Callable[[int], object] | None
+) -> VerifyReport:
+    """What `verify_full` does after the quick check, added to its report."""
     # Imported here because numba is slow to import and a quick look at a layout does not need it.
     from neuralink_cli.layout.comparison import Comparison
 
-    quick = verify_quick(layout, checkpoint)
     check_large_companions(layout, checkpoint, progress)
     Comparison(layout, checkpoint).run(progress)
     rounded = "" if layout.exact else ", rounded weights by rounding them again"
@@ -145,9 +153,15 @@ def _compare_tensor_lists(headers: dict[str, Header], checkpoint: Checkpoint, wh
 
 def estimate_verify(layout: Layout, checkpoint: Checkpoint) -> Estimate:
     """Estimate what `verify_full` will take."""
+    # Imported here because numba is slow to import and a quick look at a layout does not need it.
+    from neuralink_cli.layout.held_memory import held_while_comparing, record_bytes
+
     files = [file for file, _ in layout.weight_files]
     # Of a bundled layout one file has all; else each has a file of the source beside it.
     longest = None if layout.kind == "bundled" else max(file.size for file in files)
     other = 2 * companion_bytes(layout)
     work = Pass(files, hashed_share=0.5, beside=checkpoint.files, other_read=other, longest=longest)
-    return estimate([work], held_while_comparing(layout, checkpoint))
+    held = held_while_comparing(layout, checkpoint)
+    if layout.kind == "bundled":
+        held += record_bytes(len(layout.index.blocks))
+    return estimate([work], held)

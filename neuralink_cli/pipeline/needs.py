@@ -14,7 +14,7 @@ from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.files.estimate import Estimate, Needs, estimate
 from neuralink_cli.layout.companions import companions_to_copy
-from neuralink_cli.layout.held_memory import held_while_writing
+from neuralink_cli.layout.held_memory import held_while_writing, record_bytes
 from neuralink_cli.layout.names import BUNDLED
 from neuralink_cli.layout.planning import check_options, plan_bundled
 from neuralink_cli.layout.relayout import writing_pass
@@ -67,7 +67,7 @@ def layout_needs(model: ModelInput, options: BuildOptions, output: Path) -> Esti
             weights = plan.file_bytes
             if options.recall_text is not None:
                 running = recall_bytes(plan, checkpoint)
-        held = held_while_writing(checkpoint, blocks, plan)
+        held = held_while_writing(checkpoint, blocks, plan) + (0 if plan is None else record_bytes(len(blocks)))
         writing = estimate([writing_pass(checkpoint, plan, weights + beside, beside)], held, output)
         return replace(writing, memory_bytes=max(writing.memory_bytes, running))
 
@@ -82,7 +82,13 @@ def trace_needs(model: ModelInput, options: BuildOptions) -> tuple[int, int | No
     from neuralink_cli.models.hf_packages import require_hf_packages
 
     require_hf_packages("torch", "transformers", "datasets")
-    return profile_needs(options.data, options.profile.execution, model.directory, model_blocks(model, options))
+    return profile_needs(
+        options.data,
+        options.profile.execution,
+        model.directory,
+        model_blocks(model, options),
+        calibrated=options.profile.thresholds.active_ratio is not None,
+    )
 
 
 def forward_needs(model: ModelInput, options: BuildOptions) -> Needs:

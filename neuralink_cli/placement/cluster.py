@@ -18,6 +18,7 @@ from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel, device_record
 from neuralink_cli.devices.ratio import bootstrap_ratios
 from neuralink_cli.errors import OptionError
+from neuralink_cli.files.durable import require_space
 from neuralink_cli.files.stage_file import require_stage_output
 from neuralink_cli.placement.block_ordering import BlockOptions
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
@@ -37,7 +38,7 @@ from neuralink_cli.placement.placement import (
     PlacementHeader,
     write_placement,
 )
-from neuralink_cli.placement.preflight import tell_needs, tell_worker_needs
+from neuralink_cli.placement.preflight import disk_bytes, tell_needs, tell_worker_needs
 from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.weight_formats.formats import SOURCE, parse_weight_formats
 
@@ -103,6 +104,7 @@ def cluster(
         opened.check_content()
         own = _own_orders(opened, options)
         split = _split(opened, options)
+        require_space(output, disk_bytes(opened, split))
         workers = _workers(opened, split, options)
         work = OrderingWork(opened, split, lambda block: _block_options(block, options, own))
         with OrderedSpool(output, [block.id for block in opened.info.blocks]) as spool:

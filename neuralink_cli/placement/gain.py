@@ -17,7 +17,7 @@ from neuralink_cli.placement.placement import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OrderFigures:
     """Figures of one order.
 
@@ -36,7 +36,7 @@ class OrderFigures:
     gain_over_naive: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Gain:
     """Held-out figures of a block, or of several together: reads and costs of a token add up over blocks."""
 
@@ -84,7 +84,7 @@ def total_gain(header: PlacementHeader) -> Gain:
     return _gain("total", [(block, block.held_out) for block in header.blocks])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredGain:
     """Held-out figures of what is stored in a block, or in several together, which may have different orders.
 

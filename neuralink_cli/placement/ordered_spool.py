@@ -18,7 +18,7 @@ from neuralink_cli.placement.block_ordering import OrderedBlock, SequenceCosts
 from neuralink_cli.placement.placement import HeldOutReads, PlacedBlock
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SpooledBlock:
     """What stays in memory of an ordered block, see `OrderedBlock`, and where its arrays are in the file."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.origin import Origin, parse_origin
 from neuralink_cli.devices.ratio import Ratio
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.json_text import fields_of
 from neuralink_cli.files.schema import Schema
 from neuralink_cli.files.stage_file import StageFile, StreamedTensor, array_tensor, write_stage_file
 
@@ -46,7 +47,7 @@ COMPARED_ORDERS = (ORIGINAL, FREQUENCY, LINKED)
 EFFORT_NAMES = ("fast", "normal", "max")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OrderCost:
     """What an order reads: runs of active slots, and its cost in bundles with access collapse on the device."""
 
@@ -54,7 +55,7 @@ class OrderCost:
     cost: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HeldOutReads:
     """What each order reads on the held-out tokens of one source.
 
@@ -71,7 +72,7 @@ class HeldOutReads:
     orders: Mapping[str, OrderCost]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlacementBlock:
     """What the placement says about one block.
 
@@ -134,7 +135,7 @@ class PlacementHeader:
     coverage: Mapping[str, int] | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class PlacedBlock:
     """The arrays of one block, all by slot.
 
@@ -173,7 +174,7 @@ def write_placement(
             chunks = partial(_one_array, arrays, block.id, name)
             tensors.append(StreamedTensor(f"{block.id}.{name}", dtype, getattr(placed, name).shape, chunks))
     tensors.append(array_tensor(ORDERING_SEQUENCES, ordering_sequences))
-    return write_stage_file(path, PLACEMENT_SCHEMA, asdict(header), tensors, overwrite=overwrite)
+    return write_stage_file(path, PLACEMENT_SCHEMA, fields_of(header), tensors, overwrite=overwrite)
 
 
 def _one_array(arrays: Mapping[str, PlacedBlock], block_id: str, name: str) -> list[npt.NDArray[Any]]:

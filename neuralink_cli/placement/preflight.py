@@ -7,19 +7,20 @@ import logging
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.files.estimate import Needs
-from neuralink_cli.files.free_memory import resident_bytes, with_margin
+from neuralink_cli.files.free_memory import remark_if_short, resident_bytes, with_margin
 from neuralink_cli.kernels import available_cpus, load_compiler
 from neuralink_cli.placement import refinement
 from neuralink_cli.placement.block_ordering import STRETCH, count_tokens
 from neuralink_cli.placement.counting import STRIPE
 from neuralink_cli.placement.held_out import TokenSplit
 from neuralink_cli.placement.linking import BATCH
+from neuralink_cli.placement.planned_size import header_bytes, placement_bytes, spool_bytes
 from neuralink_cli.sizes import human_bytes
 
 logger = logging.getLogger(__name__)
 
-# Of a slot in the placement: the neuron, how often it fires, and where a link starts.
-_PLACED_BYTES = 12
+# What a placement says of a block takes so much more in memory than in its file while it is measured and written.
+_IN_MEMORY = 10
 # Of a held-out token: its place, in a list for each range and in one of all.
 _MEASURED_BYTES = 4
 _LISTS = 2
@@ -50,6 +51,7 @@ def tell_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None,
         f"{jobs} blocks" if jobs > 1 else "one block",
         f" and {human_bytes(needs.disk_bytes)} of disk" if stored else "",
     )
+    remark_if_short(needs.memory_bytes)
 
 
 def tell_worker_needs(trace: Trace, split: TokenSplit, pinned: float, threads: int, workers: int | None) -> None:
@@ -65,14 +67,15 @@ def tell_worker_needs(trace: Trace, split: TokenSplit, pinned: float, threads: i
         f"of {workers} workers" if workers else "worker",
         human_bytes(each),
         human_bytes(largest),
-        human_bytes(2 * placement_bytes(trace)),
+        human_bytes(disk_bytes(trace, split)),
     )
 
 
 def worker_needs(trace: Trace, split: TokenSplit, pinned: float, threads: int, workers: int) -> Needs:
     """What it takes here to order the blocks of a trace on workers of Dask; arguments as `tell_worker_needs`."""
     _, each = _worker_bytes(trace, split, pinned, threads)
-    return Needs(with_margin(resident_bytes() + _DASK_BYTES) + workers * each, 2 * placement_bytes(trace))
+    own = with_margin(resident_bytes() + _DASK_BYTES + _IN_MEMORY * header_bytes(trace))
+    return Needs(own + workers * each, disk_bytes(trace, split))
 
 
 def _worker_bytes(trace: Trace, split: TokenSplit, pinned: float, threads: int) -> tuple[int, int]:
@@ -83,18 +86,18 @@ def _worker_bytes(trace: Trace, split: TokenSplit, pinned: float, threads: int) 
     return largest, with_margin(resident_bytes() + _KERNEL_BYTES + _DASK_BYTES + largest)
 
 
-def placement_bytes(trace: Trace) -> int:
-    """Roughly the bytes of a placement for a trace."""
-    return _PLACED_BYTES * sum(block.neurons for block in trace.info.blocks)
+def disk_bytes(trace: Trace, split: TokenSplit) -> int:
+    """Roughly the bytes of disk that ordering takes: the placement, and beside it the file where orders wait."""
+    return placement_bytes(trace) + spool_bytes(trace, split)
 
 
 def cluster_needs(trace: Trace, split: TokenSplit, pinned: float, jobs: int | None) -> Needs:
     """What it takes to order the blocks of a trace; arguments as `tell_needs`."""
     load_compiler()
     programs = resident_bytes() + _KERNEL_BYTES
-    return Needs(
-        with_margin(programs + _ordering_bytes(trace, split, pinned, _jobs(trace, jobs))), 2 * placement_bytes(trace)
-    )
+    records = _IN_MEMORY * header_bytes(trace)
+    ordering = _ordering_bytes(trace, split, pinned, _jobs(trace, jobs))
+    return Needs(with_margin(programs + records + ordering), disk_bytes(trace, split))
 
 
 def _jobs(trace: Trace, jobs: int | None) -> int:

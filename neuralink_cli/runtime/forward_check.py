@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,14 +13,20 @@ from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.config import config_value
 from neuralink_cli.errors import OptionError, VerificationError
+from neuralink_cli.files.durable import require_space
+from neuralink_cli.files.free_memory import remark_if_short
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.recall import GateRecall
+from neuralink_cli.layout.restore import loadable_bytes
+from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
     from neuralink_cli.architectures.architecture import Architecture
     from neuralink_cli.calibration.batches import ModelBatch
     from neuralink_cli.runtime.model_distance import ModelDistance
     from neuralink_cli.runtime.output_comparison import OutputComparison
+
+logger = logging.getLogger(__name__)
 
 # Keys of a config for the outputs of a token: logits, or else hidden states.
 _WIDTHS = ("vocab_size", "hidden_size")
@@ -72,21 +79,28 @@ def prepare_forward(
         OptionError: There is no text, it is too short, or limits for rounded weights are for a layout that has none.
         InputError: The text cannot be read, or what lies at one of the paths cannot.
         MissingDependencyError: The packages of the extra `hf` are not installed.
+        OutputError: The layout as a checkpoint does not fit beside it.
     """
+    from neuralink_cli.activations.preflight import comparing_needs
     from neuralink_cli.calibration.text_files import read_text
     from neuralink_cli.models.own_code import settle_own_code
     from neuralink_cli.runtime.output_comparison import comparison_batches
 
     with open_layout(layout) as opened:
-        rounded = not opened.exact
+        rounded, beside = not opened.exact, loadable_bytes(opened)
+    require_space(layout, beside)
     if options.limited and not rounded:
         raise OptionError("--max-perplexity-increase and --max-kl are for layouts with rounded weights")
     with Checkpoint(model) as checkpoint:
-        architecture = choose_architecture(describe(checkpoint), choice)
+        architecture, config = choose_architecture(describe(checkpoint), choice), checkpoint.config
     settle_own_code(model, architecture, trust=options.trust_remote_code, ignore=options.ignore_remote_code)
     text = None if options.text is None else read_text(options.text)
     sizes = {"sequences": -(-options.tokens // SEQUENCE_TOKENS), "length": SEQUENCE_TOKENS} if rounded else {}
     batches = comparison_batches(model, architecture, text, trust_remote_code=options.trust_remote_code, **sizes)
+    needed = comparing_needs(model, output_bytes(config, options, rounded=rounded))
+    disk = f" and {human_bytes(beside)} of disk" if beside else ""
+    logger.info("running both models, one after the other, takes about %s of memory%s", human_bytes(needed), disk)
+    remark_if_short(needed)
     return lambda: _run(model, layout, batches, architecture, options, rounded=rounded)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from neuralink_cli.files.free_memory import with_margin
+from neuralink_cli.files.free_memory import remark_if_short, with_margin
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.sizes import human_bytes
 
@@ -50,6 +50,14 @@ class Memory:
         weights = self.cache_bytes + self.resident_bytes + self.dense_bytes
         return weights + self.working_bytes + self.sequence_bytes + self.programs_bytes
 
+    @property
+    def needed_bytes(self) -> int:
+        """The most that a model takes that is loaded: what is planned, or more if loading has taken more already.
+
+        What Python and torch keep of a block is no part of the plan, and counts where there are thousands of experts.
+        """
+        return max(self.planned_bytes, self.peak_bytes + self.working_bytes + self.sequence_bytes)
+
     def as_document(self) -> dict[str, int]:
         """For the JSON document of a run."""
         return {**asdict(self), "planned_bytes": self.planned_bytes}
@@ -57,13 +65,15 @@ class Memory:
 
 def tell_needs(memory: Memory) -> None:
     """Log roughly how much memory a run is about to take."""
+    needed = with_margin(memory.needed_bytes)
     logger.info(
         "takes about %s of memory (%s of cached neurons, %s of other weights, %s to compute, the rest for programs)",
-        human_bytes(with_margin(memory.planned_bytes)),
+        human_bytes(needed),
         human_bytes(memory.cache_bytes),
         human_bytes(memory.resident_bytes + memory.dense_bytes),
         human_bytes(memory.working_bytes + memory.sequence_bytes),
     )
+    remark_if_short(needed)
 
 
 def neuron_bytes(block: FlashBlock, element_bytes: int) -> int:

@@ -17,6 +17,8 @@ from neuralink_cli.activations.subject import read_subject
 from neuralink_cli.activations.threshold import HISTOGRAM_BYTES
 from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
 from neuralink_cli.calibration.options import CalibrationOptions
+from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.loaded_size import expert_tensors, mapped_bytes
 from neuralink_cli.files.free_memory import resident_bytes
 from neuralink_cli.inspection.inspect import inspect
 from neuralink_cli.models.execution import ExecutionOptions
@@ -119,8 +121,10 @@ def test_experts_have_histograms_of_their_own(
     monkeypatch.setattr(preflight, "_weights", lambda *_: (5_000_000, 0))
     data = CalibrationOptions(("x",), max_tokens=1000, max_seq_length=1, batch_size=1)
     blocks = [replace(ffn_block(8, 250), id=f"layers.0.experts.{k}") for k in range(1000)]
-    tell_needs(data, ExecutionOptions(device="cpu", dtype="bfloat16"), None, tmp_path, blocks)
-    assert f", {human_bytes(1000 * HISTOGRAM_BYTES + 2 * (4 * 8 + 6 * 250))} of activations" in remarks()[0]
+    execution = ExecutionOptions(device="cpu", dtype="bfloat16")
+    for calibrated, histograms in ((True, 1000 * HISTOGRAM_BYTES), (False, 0)):
+        tell_needs(data, execution, None, tmp_path, blocks, calibrated=calibrated)
+        assert f", {human_bytes(histograms + 2 * (4 * 8 + 6 * 250))} of activations" in remarks()[-1]
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", FP8, MXFP4])
@@ -132,7 +136,9 @@ def test_inspect_tells_the_weights_that_profile_tells_and_holds(model: ModelFact
         quantised_copy(directory, tmp_path / "model", FP8)
         directory = tmp_path / "model"
     subject = read_subject(directory, ProfileOptions())
-    parts = preflight._memory_parts(CalibrationOptions(("x",)), ExecutionOptions(), directory, subject.blocks)
+    parts = preflight._memory_parts(
+        CalibrationOptions(("x",)), ExecutionOptions(), directory, subject.blocks, calibrated=False
+    )
     need, weights = inspect(directory).needs[0], parts.weights
     assert (need.stage, need.bytes) == ("profile", weights)
     # All that is stored in another dtype is in memory until it is loaded: not headers, heads and scales of float32.
@@ -209,3 +215,12 @@ def test_the_time_is_told_once_if_it_is_long(
 ) -> None:
     told_after(batches, total, monkeypatch)
     assert remarks() == expected
+
+
+def test_tensors_of_single_experts_are_in_memory_twice_while_they_are_put_together(model: ModelFactory) -> None:
+    with Checkpoint(model("mixtral")) as checkpoint:
+        of_experts = [place.entry for name, place in checkpoint.tensors.items() if ".experts." in name]
+        assert expert_tensors(checkpoint) == len(of_experts) > 0
+        assert mapped_bytes(checkpoint, "float32") == sum(entry.nbytes for entry in of_experts)
+    with Checkpoint(model("llama")) as checkpoint:
+        assert (expert_tensors(checkpoint), mapped_bytes(checkpoint, "float32")) == (0, 0)

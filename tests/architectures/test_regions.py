@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pytest
@@ -113,7 +113,7 @@ def test_anything_that_is_not_whole_is_refused(tiling: tuple[list[Piece], int], 
     elif key == "nbytes":
         nbytes += step
     else:
-        numbers = vars(pieces[index].region) | {key: getattr(pieces[index].region, key) + step}
+        numbers = asdict(pieces[index].region) | {key: getattr(pieces[index].region, key) + step}
         if min(numbers["start"], numbers["lane"]) < 0:
             return
         if min(numbers["pitch"], numbers["lines"], numbers["line_bytes"], numbers["lanes"]) < 1:

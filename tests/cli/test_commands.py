@@ -258,3 +258,26 @@ def test_every_torch_free_stage_is_that_and_gives_the_same_bytes_whatever_the_ha
     for kind in KINDS:
         restored = files_of(tmp_path / "1" / f"restored-{kind}")
         assert restored == files_of(model)
+
+
+LOOKS = """
+import sys
+from neuralink_cli.cli.entry import run
+model, placement, layout = sys.argv[1:]
+for path in sys.argv[1:]:
+    assert run(["inspect", path, "-q"]) == 0
+assert run(["verify", model, layout, "--quick", "-q"]) == 0
+print([name for name in ("numba", "torch") if name in sys.modules], file=sys.stderr)
+"""
+
+
+def test_a_look_at_a_model_an_order_or_a_layout_loads_no_compiler(layouts: LayoutFactory) -> None:
+    """It takes longer to load than everything else that they do."""
+    made = layouts.bundled("opt")
+    result = subprocess.run(
+        [sys.executable, "-c", LOOKS, made.model, made.placement, made.layout],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "[]\n")

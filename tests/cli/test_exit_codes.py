@@ -53,6 +53,7 @@ RAISED: list[tuple[BaseException, int, str]] = [
     (errors.InputError("two\nlines and\ttabs"), 3, "two lines and tabs"),
     (KeyboardInterrupt(), 130, "interrupted; nothing unfinished was left behind"),
     (MemoryError(), 8, "out of memory; try smaller batches or fewer jobs"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), 8, "out of memory; try smaller batches or fewer jobs"),
     (OSError(errno.ENOSPC, "No space left on device"), 6, "the disk is full; free some space or write elsewhere"),
     (
         OSError(errno.EFBIG, "File too large"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from neuralink_cli.files import free_memory
-from neuralink_cli.files.free_memory import allowed_by_groups, available_memory
+from neuralink_cli.files.free_memory import allowed_by_groups, available_memory, remark_if_short
 
 
 def group(folder: Path, version: int, limit: object, used: int, reclaimable: int) -> None:
@@ -66,3 +68,23 @@ def test_the_least_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_memory() == 0
     monkeypatch.setattr(free_memory, "allowed_by_groups", lambda: iter([]))
     assert available_memory() == pytest.approx(free, rel=0.5)
+
+
+def test_a_run_that_may_need_more_than_it_may_take_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = SimpleNamespace(rss=100 << 20, vms=300 << 20)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: taken))
+    monkeypatch.setattr(free_memory, "available_memory", lambda: 50 << 20)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    remark_if_short(150 << 20)
+    assert not caplog.records
+    remark_if_short((150 << 20) + 1)
+    assert "may need 52.4 MB more memory, of which 52.4 MB are free here" in caplog.text
+    # Addresses may be fewer than the memory of the machine.
+    caplog.clear()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (320 << 20, 320 << 20))
+    remark_if_short(120 << 20)
+    assert not caplog.records
+    remark_if_short(150 << 20)
+    assert "of which 21.0 MB are free here" in caplog.text

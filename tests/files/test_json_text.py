@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,37 @@ def test_files_of_others_in_another_encoding(tmp_path: Path, text: bytes, compla
     assert caught.value.what == complaint
     assert caught.value.fix is not None
     assert caught.value.fix.startswith("save it as UTF-8 without a byte order mark")
+
+
+@given(values)
+def test_what_people_read_is_what_json_itself_indents(value: Any) -> None:
+    document = {"a": value, "empty": [{}, []], "pair": (1, value)}
+    assert readable(document) == json.dumps(document, indent=2) + "\n"
+
+
+def test_a_record_stands_for_its_fields() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Record:
+        size: int
+        parts: tuple[Any, ...]
+
+    record = Record(1, (Record(2, ()),))
+    assert parse_object(canonical(record), "x") == asdict(record) | {"parts": [{"size": 2, "parts": []}]}
+    assert parse_object(readable({"of": record}), "x") == {"of": parse_object(canonical(record), "x")}
+    with pytest.raises(TypeError):
+        canonical({"of": object()})
+
+
+def test_texts_of_many_records_take_little_more_memory_than_the_text() -> None:
+    """json keeps a piece of text for every bracket until the end: five times as much."""
+    parts = [{"at": k, "shape": [k, k]} for k in range(8)]
+    document = {"blocks": [{"id": f"block {k}", "parts": parts} for k in range(1000)]}
+    tracemalloc.start()
+    text = readable(document)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    json.dumps(document, indent=2)
+    assert tracemalloc.get_traced_memory()[1] - before > 2 * taken
+    tracemalloc.stop()
+    assert taken < 2.2 * len(text)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from neuralink_cli.errors import InputError
 from neuralink_cli.files import output_file, pipeline
-from neuralink_cli.files.bulk_io import SequentialWrites, transfer_buffer
+from neuralink_cli.files.bulk_io import PAGE, SequentialWrites, transfer_buffer
 from neuralink_cli.files.byte_file import ByteFile
+from neuralink_cli.files.journal import Journal
 from neuralink_cli.files.output_file import OutputFile
 from neuralink_cli.files.pipeline import FileRange, Scratch, pieces_of, read_ahead
 from tests.faults import Disk
@@ -186,3 +187,25 @@ def test_a_write_that_fails_is_noticed(tmp_path: Path, at: int) -> None:
     ):
         output.write(CONTENT)
     assert disk.hit
+
+
+def test_of_many_small_tensors_no_more_waits_than_so_many_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "MOST_RANGES", 3)
+    monkeypatch.setattr(pipeline, "AHEAD", 1 << 30)
+    # The three largest, each with two pages beside it.
+    assert pipeline.most_ahead([10, 50, 20, 40, 30]) == 120 + 3 * 2 * PAGE
+    assert pipeline.most_ahead([10, 50, 20]) == 80
+    assert pipeline.most_ahead([10, 50, 20, 40, 30], most=100) == 100
+    monkeypatch.setattr(pipeline, "AHEAD", 90)
+    assert pipeline.most_ahead([10, 50, 20, 40, 30]) == 90
+
+
+def test_the_tasks_of_small_sections_are_forgotten_once_they_are_done(tmp_path: Path) -> None:
+    """A task is larger than what an expert's order takes in the file."""
+    with Journal(tmp_path, {}) as journal, OutputFile(tmp_path / "x", journal=journal) as output:
+        for k in range(2000):
+            output.write(bytes([k % 256]) * 16)
+            output.mark()
+            if k % 100 == 99:
+                output._hasher.submit(int).result()
+        assert len(output._tasks) <= 201

@@ -6,16 +6,26 @@ import struct
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from neuralink_cli.architectures.choice import BUILT_IN
 from neuralink_cli.architectures.coverage import Coverage
 from neuralink_cli.errors import InputError, OutputError, VerificationError
 from neuralink_cli.layout import unbundling
 from neuralink_cli.layout.open_layout import open_layout
-from neuralink_cli.layout.restore import RestoreSummary, loadable, restore_bytes, restore_layout
+from neuralink_cli.layout.restore import (
+    RestoreSummary,
+    loadable,
+    loadable_bytes,
+    restore,
+    restore_bytes,
+    restore_layout,
+)
+from neuralink_cli.runtime.forward_check import ForwardOptions, prepare_forward
 from tests.checkpoints import (
     ELEMENT_BYTES,
     FAMILIES,
@@ -251,3 +261,38 @@ def test_what_is_restored_is_looked_at_once_more(
     with pytest.raises(VerificationError, match="restores to a checkpoint with fingerprint"):
         restored(made.layout, tmp_path / "model")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_a_byte_too_small_for_all_files_is_told_before_any_is_written(
+    tmp_path: Path, layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    made = layouts.of_kind(kind, "llama", shards=2)
+    pages = sum(-(-path.stat().st_size // 4096) * 4096 for path in made.model.rglob("*") if path.is_file())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=pages - 1))
+    with pytest.raises(OutputError, match=f"needs {pages:,} bytes of disk, {pages - 1:,} are free"):
+        restore(made.layout, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=pages))
+    restore(made.layout, tmp_path / "out")
+
+
+def test_a_layout_as_a_checkpoint_takes_what_is_announced(tmp_path: Path, layouts: LayoutFactory) -> None:
+    made = layouts.bundled("llama", shards=2)
+    with open_layout(made.layout) as opened:
+        needed = loadable_bytes(opened)
+    with loadable(made.layout) as directory:
+        assert needed == sum(-(-path.stat().st_size // 4096) * 4096 for path in directory.rglob("*") if path.is_file())
+    with open_layout(layouts.permuted("llama", shards=2).layout) as opened:
+        assert loadable_bytes(opened) == 0
+
+
+def test_comparing_outputs_needs_room_for_the_checkpoint(
+    layouts: LayoutFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = layouts.bundled("llama", shards=2)
+    with open_layout(made.layout) as opened:
+        needed = loadable_bytes(opened)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(OutputError, match=f"needs {needed:,} bytes of disk"):
+        prepare_forward(made.model, made.layout, ForwardOptions(text=None), BUILT_IN)

@@ -9,7 +9,8 @@ import pytest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.placement import preflight
 from neuralink_cli.placement.held_out import split_tokens
-from neuralink_cli.placement.preflight import block_bytes, cluster_needs, placement_bytes
+from neuralink_cli.placement.planned_size import header_bytes
+from neuralink_cli.placement.preflight import block_bytes, cluster_needs
 from tests.traces import write_clustered_trace, write_routed_trace
 
 
@@ -27,7 +28,7 @@ def test_a_block_takes_its_vectors_and_what_is_made_of_them(tmp_path: Path) -> N
         # One thread orders both blocks, one after the other, and keeps holes as large as half of all pairs.
         more = 1.06 * (found - 8 * 96**2 // 4)
         assert more - 2 < two.memory_bytes - one.memory_bytes < more + (1 << 20)
-        assert one.disk_bytes == two.disk_bytes == 2 * placement_bytes(trace) == 2 * 12 * 2 * 96
+        assert one.disk_bytes == two.disk_bytes == 2 * 12 * 2 * 96 + header_bytes(trace)
 
 
 def test_an_expert_takes_the_tokens_routed_to_it(tmp_path: Path) -> None:
@@ -46,6 +47,7 @@ def test_a_thread_keeps_what_it_linked_and_measured_the_block_before_with(
         write_clustered_trace(tmp_path / str(blocks), blocks=blocks, neurons=96, tokens=(6400, 12_800))
         with Trace(tmp_path / str(blocks)) as trace:
             needed[blocks] = cluster_needs(trace, split_tokens(trace, 0.5), 0.0, 1).memory_bytes
+            needed[blocks] -= round(1.06 * preflight._IN_MEMORY * header_bytes(trace))
     # Half the tokens of the larger source: their vectors, and twice their places; and half of all pairs.
     kept = 96 * 6400 // 8 + 2 * 4 * 6400 + 8 * 96**2 // 4
-    assert needed[2] - needed[1] == pytest.approx(1.06 * kept, abs=1)
+    assert needed[2] - needed[1] == pytest.approx(1.06 * kept, abs=2)

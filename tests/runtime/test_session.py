@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,9 @@ def test_the_figures_fit_each_other(runnable: RunnableFactory) -> None:
     assert memory.planned_bytes == sum(memory.as_document()[f"{part}_bytes"] for part in PARTS)
     # The rest of the process is this test's.
     assert memory.planned_bytes - memory.programs_bytes < 10_000_000 < memory.peak_bytes
+    # What the test had taken before is more than the plan.
+    assert memory.needed_bytes == memory.peak_bytes + memory.working_bytes + memory.sequence_bytes
+    assert replace(memory, peak_bytes=0).needed_bytes == memory.planned_bytes
     document = report.as_document()
     assert document["dtype"] == "float32"
     assert document["tokens"]["tokens_per_second"] == pytest.approx(rest.tokens / rest.seconds)
