@@ -22,6 +22,9 @@ from neuralink_cli.layout.plan import BundledPlan, DenseTensor, SourcePiece
 # index. It counts where there are thousands of experts.
 _RECORD_BYTES = 3072
 
+# Of a source tensor while its file is rebuilt: what is read for it, and how it is written.
+_REBUILT_BYTES = 1024
+
 _Thing = TypeVar("_Thing")
 _Piece = TypeVar("_Piece", bound=Placed)
 
@@ -72,7 +75,8 @@ def restoring_bytes(layout: Layout) -> int:
     for header in layout.source_headers.values():
         ahead = pipeline.most_ahead(list(_read_for(layout, header)))
         behind = min(pipeline.BEHIND, header.file_bytes)
-        most = max(most, ahead + behind + held_while_restoring(layout, header))
+        records = _REBUILT_BYTES * len(header.entries)
+        most = max(most, ahead + behind + held_while_restoring(layout, header) + records)
     return most
 
 

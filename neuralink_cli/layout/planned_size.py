@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuralink_cli.architectures.blocks import moved_pieces
+from neuralink_cli.architectures.blocks import FFNBlock, moved_pieces
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.layout.companions import kept_files, model_card, names_of_originals, stored_name
-from neuralink_cli.layout.index import flash_document, index_text, permuted_document
+from neuralink_cli.layout.index import (
+    flash_document,
+    flash_index_bytes,
+    index_text,
+    permuted_document,
+    permuted_index_bytes,
+)
 from neuralink_cli.layout.plan import BundledPlan, RelayoutPlan
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement
 
@@ -68,6 +74,19 @@ def planned_size(plan: RelayoutPlan, checkpoint: Checkpoint, placement: Placemen
     )
     own = card + len(index_text(document).encode()) + placement.size
     return PlannedSize(plan.weight_bytes, plan.companion_bytes + sum(kept.values()), own)
+
+
+def own_bytes(
+    checkpoint: Checkpoint, blocks: Sequence[FFNBlock], placement: Placement, bundled: BundledPlan | None
+) -> int:
+    """Roughly the bytes of a layout's index, and of the placement that a permuted one keeps, without spelling them.
+
+    Args:
+        bundled: The plan of its flash file; None for a permuted layout.
+    """
+    if bundled is not None:
+        return flash_index_bytes(bundled)
+    return placement.size + permuted_index_bytes(moved_pieces(checkpoint, blocks), len(blocks))
 
 
 def _digested(plan: BundledPlan) -> list[str]:

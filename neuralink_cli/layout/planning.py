@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 
-from neuralink_cli.architectures.blocks import BlockPart, FFNBlock, moved_pieces
+from neuralink_cli.architectures.blocks import BlockPart, FFNBlock
 from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.scaled_tensors import WAY_OUT
@@ -16,7 +16,6 @@ from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header
 from neuralink_cli.layout.companions import companions_to_copy
 from neuralink_cli.layout.held_memory import held_while_writing
-from neuralink_cli.layout.index import flash_index_bytes, permuted_index_bytes
 from neuralink_cli.layout.names import BUNDLED, PERMUTED
 from neuralink_cli.layout.plan import (
     BundledPlan,
@@ -29,6 +28,7 @@ from neuralink_cli.layout.plan import (
     SourceFile,
     TensorRange,
 )
+from neuralink_cli.layout.planned_size import own_bytes
 from neuralink_cli.layout.tensor_specs import (
     WIDEST,
     TensorSpec,
@@ -117,17 +117,9 @@ def plan_relayout(
         companions=tuple(file.name for file in beside.companions),
         companion_bytes=sum(file.nbytes for file in beside.companions),
         left_out=beside.left_out,
-        own_bytes=_own_bytes(checkpoint, blocks, placement, bundled),
+        own_bytes=own_bytes(checkpoint, blocks, placement, bundled),
         held_bytes=held_while_writing(checkpoint, blocks, bundled),
     )
-
-
-def _own_bytes(
-    checkpoint: Checkpoint, blocks: Sequence[FFNBlock], placement: Placement, bundled: BundledPlan | None
-) -> int:
-    if bundled is not None:
-        return flash_index_bytes(bundled)
-    return placement.size + permuted_index_bytes(moved_pieces(checkpoint, blocks), len(blocks))
 
 
 def _tell_of_other_bundles(plan: BundledPlan, placement: Placement, options: RelayoutOptions) -> None:
