@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from neuralink_cli.__main__ import main
+from neuralink_cli import __main__
 from neuralink_cli.cli.exit_codes import OUTPUT
 from tests.cli.conftest import Neuralink
 from tests.conftest import ModelFactory
@@ -40,13 +39,21 @@ def ended_with(code: int, stdout: str, stderr: str) -> Ended:
 
 
 def torchrun(*arguments: object) -> Ended:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    # Sets are in another order there than here.
-    environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    ended = subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    return ended_with(ended.returncode, ended.stdout, ended.stderr)
+    """torchrun's own command line, in a process that has torch already, and so have the ranks that are forked from it.
+
+    That another hash seed changes nothing is seen in `tests/cli/test_announced_memory.py`.
+    """
+    options = ["--standalone", "--nproc-per-node", 2, "--start-method", "fork", "--run-path", __main__.__file__]
+    command = Command(*options, *arguments, program=_torchrun)
+    stdout, stderr = command.communicate()
+    return ended_with(command.wait(), stdout, stderr)
+
+
+def _torchrun() -> None:
+    from torch.distributed.run import main as launch
+
+    launch(sys.argv[1:])
+    sys.exit(0)
 
 
 def forked_by_torchrun(failure: str, *arguments: object) -> Ended:
@@ -68,7 +75,7 @@ def _launch(failure: str) -> None:
 
 def _failing_rank(failure: str) -> None:
     install(failure)
-    main()
+    __main__.main()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +95,7 @@ def test_two_ranks_write_the_trace_of_one_process(
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     alone = neuralink("profile", *options, "-o", tmp_path / "one/trace", "-q")
-    ranks = torchrun("neuralink_cli", "profile", *options, "-o", tmp_path / "two/trace")
+    ranks = torchrun("profile", *options, "-o", tmp_path / "two/trace")
     assert (alone.code, ranks.code) == (0, 0), ranks.report
     assert (tmp_path / "two/trace").read_bytes() == (tmp_path / "one/trace").read_bytes()
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["trace"]
