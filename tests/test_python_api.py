@@ -70,7 +70,7 @@ def test_the_examples_of_the_page_run(
     shutil.copytree(ROOT / "examples/tiny-relu", tmp_path / "tiny-relu")
     # A part of it, since every order is measured on every token.
     text = (ROOT / "examples/text/calibration.txt").read_text(encoding="utf-8")
-    (tmp_path / "calibration.txt").write_text(text[:3000], encoding="utf-8")
+    (tmp_path / "calibration.txt").write_text(text[:1000], encoding="utf-8")
     (tmp_path / "page.py").write_text("\n".join(blocks))
     monkeypatch.chdir(tmp_path)
     runpy.run_path("page.py")
