@@ -21,7 +21,7 @@ PROGRAMS = ("flash_read", "flash_run", "embed")
 LIBRARY = tuple(sorted(path for path in FOLDER.glob("*.c") if not path.stem.startswith(PROGRAMS)))
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 CHECKED = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
-SANITIZED = ("-Og", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 LIBRARIES = ("-lm", "-lpthread")
 FUZZER = Path(__file__).parent / "c_runtime_fuzz.c"
 
