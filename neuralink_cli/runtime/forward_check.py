@@ -17,7 +17,6 @@ from neuralink_cli.files.durable import require_space
 from neuralink_cli.files.free_memory import remark_if_short
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.recall import GateRecall
-from neuralink_cli.layout.restore import loadable_bytes
 from neuralink_cli.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -83,6 +82,7 @@ def prepare_forward(
     """
     from neuralink_cli.activations.preflight import comparing_needs
     from neuralink_cli.calibration.text_files import read_text
+    from neuralink_cli.layout.restore import loadable_bytes
     from neuralink_cli.models.own_code import settle_own_code
     from neuralink_cli.runtime.output_comparison import comparison_batches
 

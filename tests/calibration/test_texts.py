@@ -142,7 +142,7 @@ def test_messages_go_through_the_chat_template(model: ModelFactory, tmp_path: Pa
         ("x.json", b"[" * 100_000, InputError, "is not JSON, in row 1"),
         ("x.txt", b"a\xff\n", InputError, "is not UTF-8 text .byte 0xff"),
         ("x.parquet", b"PAR1 not", InputError, "cannot be read as Parquet"),
-        ("x.md", b"a", UnsupportedError, r"none of the calibration data types \.txt"),
+        ("x.md", b"a", UnsupportedError, r"is not one of the calibration data types \.txt"),
     ],
 )
 def test_data_that_cannot_be_used(

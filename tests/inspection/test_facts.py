@@ -13,6 +13,7 @@ from neuralink_cli.inspection.inspect import inspect
 from neuralink_cli.inspection.kinds import recognise
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.placement.placement import STORED, Placement
+from neuralink_cli.placement.planned_size import placement_bytes
 from tests.checkpoints import blocks_of, write_random_trace
 from tests.layouts import LayoutFactory
 
@@ -90,4 +91,5 @@ def test_a_trace_names_its_data_and_what_ordering_it_takes(layouts: LayoutFactor
     with Trace(tmp_path / "trace") as trace:
         assert document["digests"] == {"content": trace.content_sha256}
         neurons = sum(block.neurons for block in trace.info.blocks)
-    assert {need.what: need.bytes for need in found.needs}["disk for the placement"] == 12 * neurons
+        needed = {need.what: need.bytes for need in found.needs}["disk for the placement"]
+        assert needed == placement_bytes(trace) > 12 * neurons
