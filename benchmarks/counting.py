@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuralink_cli.ordering.counting import coactivation_counts
+from neuralink_cli.ordering.partners import strongest_links
 from neuralink_cli.placement.bits import activation_counts, transpose_bits
-from neuralink_cli.placement.counting import coactivation_counts
-from neuralink_cli.placement.partners import strongest_links
 
 
 @dataclass

@@ -28,17 +28,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuralink_cli.activations.firing import firing_rule
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.calibration.readers import read_token_sequences
-from neuralink_cli.calibration.text_files import read_text
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.model_description import describe
+from neuralink_cli.files.text_files import read_text
 from neuralink_cli.models.find_modules import find_module
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import load_model
 from neuralink_cli.models.offload import MemoryLimit
+from neuralink_cli.profiling.firing import firing_rule
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, NEAREST, SEARCH
 from neuralink_cli.weight_formats.quantising import dequantise, quantise_rows
 

@@ -18,8 +18,8 @@ from synthetic import write_synthetic_trace
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.devices.device import builtin_devices
-from neuralink_cli.placement import block_ordering
-from neuralink_cli.placement.block_ordering import BlockOptions, order_block
+from neuralink_cli.ordering import block_ordering
+from neuralink_cli.ordering.block_ordering import BlockOptions, order_block
 from neuralink_cli.placement.held_out import split_tokens
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from counting import clustered_activations, measure, print_header, print_row
 
-from neuralink_cli.placement.baselines import frequency_order, original_order
+from neuralink_cli.ordering.baselines import frequency_order, original_order
+from neuralink_cli.ordering.counting import coactivation_counts
+from neuralink_cli.ordering.linking import link_greedy, link_tiled
 from neuralink_cli.placement.bits import activation_counts, transpose_bits
-from neuralink_cli.placement.counting import coactivation_counts
 from neuralink_cli.placement.held_out import read_statistics
-from neuralink_cli.placement.linking import link_greedy, link_tiled
 
 Bits = npt.NDArray[np.uint64]
 Edges = set[tuple[int, int]]

@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.devices.cost import order_cost
-from neuralink_cli.placement.baselines import frequency_order
+from neuralink_cli.ordering.baselines import frequency_order
+from neuralink_cli.ordering.block_ordering import block_bits
+from neuralink_cli.ordering.counting import coactivation_counts
+from neuralink_cli.ordering.orders import NeuronOrder, OrderingTask, make_orders, pinned_first
 from neuralink_cli.placement.bits import Bits, activation_counts
-from neuralink_cli.placement.block_ordering import block_bits
-from neuralink_cli.placement.counting import coactivation_counts
 from neuralink_cli.placement.held_out import split_tokens
-from neuralink_cli.placement.orders import NeuronOrder, OrderingTask, make_orders, pinned_first
 
 ORDERS = ("frequency", "reverse-cuthill-mckee", "spectral", "linked", "refined")
 

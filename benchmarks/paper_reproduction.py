@@ -21,10 +21,10 @@ from neuralink_cli.activations.trace import Trace
 from neuralink_cli.bench.replay import BlockCache, FiringSlots, TokenFigures, firing_slots, read_prices, replay_block
 from neuralink_cli.bench.replay_kernels import LONGEST, READ, STRETCHES
 from neuralink_cli.devices.device import DeviceModel, find_device
+from neuralink_cli.ordering.block_ordering import block_bits
+from neuralink_cli.ordering.orders import OrderingTask, make_orders
 from neuralink_cli.placement.bits import Bits
-from neuralink_cli.placement.block_ordering import block_bits
 from neuralink_cli.placement.held_out import split_tokens
-from neuralink_cli.placement.orders import OrderingTask, make_orders
 from neuralink_cli.storage.cache import POLICIES
 
 ORDERS = ("original", "frequency", "linked", "refined")

@@ -26,9 +26,9 @@ import numpy.typing as npt
 from order_quality import read_layers
 
 from neuralink_cli.devices.cost import order_cost
+from neuralink_cli.ordering.orders import OrderingTask, make_orders
+from neuralink_cli.ordering.partners import strongest_links
 from neuralink_cli.placement.bits import Bits, activation_counts
-from neuralink_cli.placement.orders import OrderingTask, make_orders
-from neuralink_cli.placement.partners import strongest_links
 
 Order = npt.NDArray[np.int32]
 # Links of a neuron in the graph, tokens that are hyperedges, neurons of a part.

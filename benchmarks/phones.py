@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from neuralink_cli.bench.bench import BenchOptions, BenchReport, BenchRow, bench_layouts
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import find_device
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.storage.budget import parse_budget
 
 

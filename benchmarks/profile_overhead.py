@@ -23,15 +23,15 @@ import numpy as np
 import torch
 import transformers
 
-from neuralink_cli.activations.hooked_blocks import hooked_blocks
 from neuralink_cli.activations.options import ProfileOptions
-from neuralink_cli.activations.recorder import HookedModel, calibrate, record
 from neuralink_cli.activations.spool import Spool
-from neuralink_cli.activations.subject import read_subject
 from neuralink_cli.activations.threshold import EXACT_AT_ZERO
 from neuralink_cli.calibration.batches import ModelBatch, text_batch
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import load_model, max_positions
+from neuralink_cli.profiling.hooked_blocks import hooked_blocks
+from neuralink_cli.profiling.recorder import HookedModel, calibrate, record
+from neuralink_cli.profiling.subject import read_subject
 
 VOCABULARY = 4096
 

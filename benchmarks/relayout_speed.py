@@ -27,10 +27,10 @@ import numpy as np
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.calibration.digests import DIGEST_BYTES
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
+from neuralink_cli.checkpoint.model_description import describe
 from neuralink_cli.files.header import build_header, tensor_bytes
 from neuralink_cli.placement.placement import (
     HeldOutReads,

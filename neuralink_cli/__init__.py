@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from neuralink_cli.activations.options import ProfileOptions as ProfileOptions
     from neuralink_cli.activations.options import ProfileSummary as ProfileSummary
     from neuralink_cli.activations.options import ThresholdOptions as ThresholdOptions
-    from neuralink_cli.activations.profile import profile as profile
     from neuralink_cli.activations.trace import Trace as Trace
     from neuralink_cli.architectures.architecture import Architecture as Architecture
     from neuralink_cli.architectures.architecture import builtin_architectures as builtin_architectures
@@ -31,6 +30,10 @@ if TYPE_CHECKING:
     from neuralink_cli.calibration.options import CalibrationOptions as CalibrationOptions
     from neuralink_cli.checkpoint.checkpoint import Checkpoint as Checkpoint
     from neuralink_cli.checkpoint.hub import find_model as find_model
+    from neuralink_cli.clustering.cluster import ClusterOptions as ClusterOptions
+    from neuralink_cli.clustering.cluster import ClusterSummary as ClusterSummary
+    from neuralink_cli.clustering.cluster import cluster as cluster
+    from neuralink_cli.clustering.dask_cluster import DaskOptions as DaskOptions
     from neuralink_cli.devices.device import DeviceModel as DeviceModel
     from neuralink_cli.devices.device import builtin_devices as builtin_devices
     from neuralink_cli.devices.device import find_device as find_device
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from neuralink_cli.errors import UnsupportedError as UnsupportedError
     from neuralink_cli.errors import VerificationError as VerificationError
     from neuralink_cli.errors import WorkerError as WorkerError
+    from neuralink_cli.evaluation.forward_check import ForwardOptions as ForwardOptions
     from neuralink_cli.inspection.diff import DiffReport as DiffReport
     from neuralink_cli.inspection.diff import diff as diff
     from neuralink_cli.inspection.drift import DriftReport as DriftReport
@@ -54,12 +58,6 @@ if TYPE_CHECKING:
     from neuralink_cli.inspection.inspect import inspect as inspect
     from neuralink_cli.layout.open_layout import open_layout as open_layout
     from neuralink_cli.layout.plan import RelayoutOptions as RelayoutOptions
-    from neuralink_cli.layout.relayout import RelayoutSummary as RelayoutSummary
-    from neuralink_cli.layout.relayout import relayout as relayout
-    from neuralink_cli.layout.restore import RestoreSummary as RestoreSummary
-    from neuralink_cli.layout.restore import restore as restore
-    from neuralink_cli.layout.verify import VerifyReport as VerifyReport
-    from neuralink_cli.layout.verify import verify as verify
     from neuralink_cli.models.execution import ExecutionOptions as ExecutionOptions
     from neuralink_cli.pipeline.build import BuildSummary as BuildSummary
     from neuralink_cli.pipeline.build import build as build
@@ -67,16 +65,18 @@ if TYPE_CHECKING:
     from neuralink_cli.pipeline.build_file import read_build_file as read_build_file
     from neuralink_cli.pipeline.options import BuildDevice as BuildDevice
     from neuralink_cli.pipeline.options import BuildOptions as BuildOptions
-    from neuralink_cli.placement.cluster import ClusterOptions as ClusterOptions
-    from neuralink_cli.placement.cluster import ClusterSummary as ClusterSummary
-    from neuralink_cli.placement.cluster import cluster as cluster
-    from neuralink_cli.placement.dask_cluster import DaskOptions as DaskOptions
     from neuralink_cli.placement.placement import Placement as Placement
+    from neuralink_cli.profiling.profile import profile as profile
     from neuralink_cli.report.measurements import ReportOptions as ReportOptions
     from neuralink_cli.report.report import WrittenReport as WrittenReport
     from neuralink_cli.report.report import write_report as write_report
-    from neuralink_cli.runtime.forward_check import ForwardOptions as ForwardOptions
-    from neuralink_cli.runtime.loading import load_flash_model as load_flash_model
+    from neuralink_cli.rewriting.relayout import RelayoutSummary as RelayoutSummary
+    from neuralink_cli.rewriting.relayout import relayout as relayout
+    from neuralink_cli.rewriting.restore import RestoreSummary as RestoreSummary
+    from neuralink_cli.rewriting.restore import restore as restore
+    from neuralink_cli.rewriting.verify import VerifyReport as VerifyReport
+    from neuralink_cli.rewriting.verify import verify as verify
+    from neuralink_cli.sparse_models.loading import load_flash_model as load_flash_model
     from neuralink_cli.storage.budget import DramBudget as DramBudget
     from neuralink_cli.storage.budget import parse_budget as parse_budget
     from neuralink_cli.storage.cache import NeuronCache as NeuronCache
@@ -104,9 +104,9 @@ _HOMES = {
     "BuildSummary": "pipeline.build",
     "CalibrationOptions": "calibration.options",
     "Checkpoint": "checkpoint.checkpoint",
-    "ClusterOptions": "placement.cluster",
-    "ClusterSummary": "placement.cluster",
-    "DaskOptions": "placement.dask_cluster",
+    "ClusterOptions": "clustering.cluster",
+    "ClusterSummary": "clustering.cluster",
+    "DaskOptions": "clustering.dask_cluster",
     "DeviceModel": "devices.device",
     "DiffReport": "inspection.diff",
     "DramBudget": "storage.budget",
@@ -115,7 +115,7 @@ _HOMES = {
     "EstimateReport": "inspection.estimate_report",
     "ExecutionOptions": "models.execution",
     "FlashReader": "storage.reader",
-    "ForwardOptions": "runtime.forward_check",
+    "ForwardOptions": "evaluation.forward_check",
     "InputError": "errors",
     "Inspection": "inspection.inspect",
     "MergeSummary": "activations.merge",
@@ -131,14 +131,14 @@ _HOMES = {
     "ProfileSummary": "activations.options",
     "ReadPlan": "storage.read_planning",
     "RelayoutOptions": "layout.plan",
-    "RelayoutSummary": "layout.relayout",
+    "RelayoutSummary": "rewriting.relayout",
     "ReportOptions": "report.measurements",
-    "RestoreSummary": "layout.restore",
+    "RestoreSummary": "rewriting.restore",
     "ThresholdOptions": "activations.options",
     "Trace": "activations.trace",
     "UnsupportedError": "errors",
     "VerificationError": "errors",
-    "VerifyReport": "layout.verify",
+    "VerifyReport": "rewriting.verify",
     "WorkerError": "errors",
     "WrittenReport": "report.report",
     "bench_layouts": "bench.bench",
@@ -146,7 +146,7 @@ _HOMES = {
     "builtin_architectures": "architectures.architecture",
     "builtin_devices": "devices.device",
     "choose_architecture": "architectures.choice",
-    "cluster": "placement.cluster",
+    "cluster": "clustering.cluster",
     "diff": "inspection.diff",
     "drift": "inspection.drift",
     "estimate": "inspection.estimate",
@@ -156,7 +156,7 @@ _HOMES = {
     "find_model": "checkpoint.hub",
     "fio_profile": "storage.probe",
     "inspect": "inspection.inspect",
-    "load_flash_model": "runtime.loading",
+    "load_flash_model": "sparse_models.loading",
     "merge_traces": "activations.merge",
     "open_layout": "layout.open_layout",
     "parse_architecture": "architectures.architecture",
@@ -165,12 +165,12 @@ _HOMES = {
     "plan_with_gap": "storage.read_planning",
     "probe_profile": "storage.probe",
     "probe_storage": "storage.probe",
-    "profile": "activations.profile",
+    "profile": "profiling.profile",
     "read_architecture": "architectures.architecture",
     "read_build_file": "pipeline.build_file",
-    "relayout": "layout.relayout",
-    "restore": "layout.restore",
-    "verify": "layout.verify",
+    "relayout": "rewriting.relayout",
+    "restore": "rewriting.restore",
+    "verify": "rewriting.verify",
     "write_profile": "storage.probe",
     "write_report": "report.report",
 }

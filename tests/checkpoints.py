@@ -20,8 +20,8 @@ from neuralink_cli.activations.trace import TraceHeader, TraceSource, trace_bloc
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.model_description import describe
 from neuralink_cli.placement.placement import (
     HeldOutReads,
     OrderCost,

@@ -6,16 +6,19 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from tests.layouts import LayoutFactory, Made
 
+if TYPE_CHECKING:
+    from tests.runnables import RunnableFactory
+
 ModelFactory = Callable[..., Path]
 
-FLUSHING = ("files", "layout", "storage")
+FLUSHING = ("files", "layout", "rewriting", "storage", "streaming")
 
 # No test talks to the real hub, nor does a process that one starts. Read when its library is imported, so set first.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -98,6 +101,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFactory:
         return built[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def runnable(tmp_path_factory: pytest.TempPathFactory) -> RunnableFactory:
+    """Makes each layout once: `runnable("llama", active_ratio=0.3)`. Do not write into its directories."""
+    from tests.runnables import runnable_factory
+
+    return runnable_factory(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,14 @@ from typing import Any
 
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.model_description import describe
 from neuralink_cli.layout.open_layout import open_layout
 from neuralink_cli.layout.plan import RelayoutOptions, RelayoutPlan
-from neuralink_cli.layout.planning import plan_relayout
-from neuralink_cli.layout.relayout import check_output, write_layout
-from neuralink_cli.layout.verify import VerifyReport, verify_full, verify_quick
 from neuralink_cli.placement.placement import Placement
+from neuralink_cli.rewriting.planning import plan_relayout
+from neuralink_cli.rewriting.relayout import check_output, write_layout
+from neuralink_cli.rewriting.verify import VerifyReport, verify_full, verify_quick
 from tests.checkpoints import write_checkpoint, write_random_placement
 
 

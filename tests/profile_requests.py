@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuralink_cli.activations import profile as library
 from neuralink_cli.activations.options import ProfileOptions, ProfileSummary, ThresholdOptions
-from neuralink_cli.activations.ranks import ALONE, Ranks
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.calibration.options import CalibrationOptions
 from neuralink_cli.models.execution import ExecutionOptions
+from neuralink_cli.profiling import profile as library
+from neuralink_cli.profiling.ranks import ALONE, Ranks
 from neuralink_cli.progress import Progress, no_progress
 
 

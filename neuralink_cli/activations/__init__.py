@@ -1,4 +1,4 @@
-"""Runs the model on calibration data: hooks, MoE experts, thresholds, and the trace of which neurons fired.
+"""The trace of which neurons fired at each token: its file, its thresholds, traces merged.
 
-Imports `calibration` and below, and torch where the model runs.
+Imports `calibration` and below; never torch.
 """

@@ -14,8 +14,8 @@ from neuralink_cli.architectures.architecture import (
     read_architecture,
 )
 from neuralink_cli.architectures.inference import infer_architecture
-from neuralink_cli.architectures.model_description import ModelDescription
 from neuralink_cli.architectures.nearest import require_known
+from neuralink_cli.checkpoint.model_description import ModelDescription
 from neuralink_cli.errors import OptionError
 
 logger = logging.getLogger(__name__)

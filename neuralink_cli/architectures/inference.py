@@ -17,7 +17,7 @@ from neuralink_cli.architectures.inference_config import (
     read_task,
 )
 from neuralink_cli.architectures.inference_names import EXPERT, LAYER
-from neuralink_cli.architectures.model_description import ModelDescription
+from neuralink_cli.checkpoint.model_description import ModelDescription
 
 
 def infer_architecture(model: ModelDescription) -> dict[str, Any]:

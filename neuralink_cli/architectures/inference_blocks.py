@@ -21,7 +21,7 @@ from neuralink_cli.architectures.inference_names import (
     settle_roles,
     take_numbers_out,
 )
-from neuralink_cli.architectures.model_description import ModelDescription
+from neuralink_cli.checkpoint.model_description import ModelDescription
 
 Shape = tuple[int, ...]
 Shapes = Mapping[NamePattern, Mapping[Place, Shape]]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neuralink_cli.architectures.model_description import ModelDescription
 from neuralink_cli.checkpoint.config import config_value
+from neuralink_cli.checkpoint.model_description import ModelDescription
 
 _HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd", "n_embed", "dim", "model_dim")
 _NEURON_KEYS = (

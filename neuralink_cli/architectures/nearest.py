@@ -20,7 +20,7 @@ from neuralink_cli.architectures.architecture import (
 )
 from neuralink_cli.architectures.block_modules import module_patterns
 from neuralink_cli.architectures.inference_names import LAYER, NamePattern, take_numbers_out
-from neuralink_cli.architectures.model_description import ModelDescription
+from neuralink_cli.checkpoint.model_description import ModelDescription
 from neuralink_cli.errors import UnsupportedError
 
 # Names of each kind that are shown.

@@ -9,9 +9,9 @@ from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import BUILT_IN, ArchitectureChoice, choose_architecture
 from neuralink_cli.architectures.coverage import Coverage, require_coverage
 from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import ModelDescription, describe
 from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.model_description import ModelDescription, describe
 
 
 @dataclass(frozen=True)

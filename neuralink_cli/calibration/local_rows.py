@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuralink_cli.calibration.text_files import (
+from neuralink_cli.errors import InputError, first_line
+from neuralink_cli.files.text_files import (
     BYTE_ORDER_MARK,
     COMPRESSED_SUFFIXES,
     open_text,
     require_content,
     unreadable_text,
 )
-from neuralink_cli.errors import InputError, first_line
 
 SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".parquet")
 _DELIMITERS = ",;\t|"

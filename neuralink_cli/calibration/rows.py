@@ -23,10 +23,10 @@ from neuralink_cli.calibration.local_rows import (
     read_lines,
     read_parquet,
 )
-from neuralink_cli.calibration.text_files import require_content
 from neuralink_cli.checkpoint.hub import DatasetSource, find_dataset
 from neuralink_cli.errors import InputError, NeuralinkError, UnsupportedError, first_line
 from neuralink_cli.files.input_file import require_reachable, require_regular
+from neuralink_cli.files.text_files import require_content
 from neuralink_cli.models.hf_packages import quiet_datasets, require_hf_packages
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<revision>.+))?")

@@ -14,8 +14,8 @@ from neuralink_cli.calibration.local_rows import PlacedRow, UnreadableRow
 from neuralink_cli.calibration.rows import Rows, open_rows
 from neuralink_cli.calibration.sampling import draw
 from neuralink_cli.calibration.tally import RowTally
-from neuralink_cli.calibration.text_files import BYTE_ORDER_MARK, unreadable_text
 from neuralink_cli.errors import InputError
+from neuralink_cli.files.text_files import BYTE_ORDER_MARK, unreadable_text
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from neuralink_cli.errors import InputError
 from neuralink_cli.files.header import TensorEntry
 from neuralink_cli.files.input_file import read_input, require_regular
 from neuralink_cli.files.json_text import canonical, read_foreign_object
-from neuralink_cli.files.pipeline import FileRange
 from neuralink_cli.files.tensor_file import TensorFile
+from neuralink_cli.streaming.pipeline import FileRange
 
 logger = logging.getLogger(__name__)
 

@@ -51,9 +51,9 @@ def command(model: str | None, revision: str | None, as_json: bool) -> None:
 def _infer(model: str, revision: str | None) -> dict[str, object]:
     from neuralink_cli.architectures.choice import remark_if_built_in
     from neuralink_cli.architectures.inference import infer_architecture
-    from neuralink_cli.architectures.model_description import describe
     from neuralink_cli.checkpoint.checkpoint import Checkpoint
     from neuralink_cli.checkpoint.hub import find_model
+    from neuralink_cli.checkpoint.model_description import describe
 
     source = find_model(model, revision)
     with Checkpoint(source.directory, source.origin) as checkpoint:

@@ -288,7 +288,7 @@ def _needs(
 
 
 def _print_summary(summary: BuildSummary) -> None:
-    from neuralink_cli.runtime.forward_check import forward_text
+    from neuralink_cli.evaluation.forward_check import forward_text
 
     devices = list(dict.fromkeys(cell.device for cell in summary.cells))
     cells = {(cell.made_for, cell.device): cell for cell in summary.cells}

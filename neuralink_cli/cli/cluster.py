@@ -46,8 +46,8 @@ from neuralink_cli.placement.placement import (
 )
 
 if TYPE_CHECKING:
+    from neuralink_cli.clustering.dask_cluster import DaskOptions
     from neuralink_cli.devices.ratio import Ratio
-    from neuralink_cli.placement.dask_cluster import DaskOptions
 
 # How many experts a remark lists.
 _SHOWN_EXPERTS = 5
@@ -57,7 +57,7 @@ _LONGEST_NAME, _LONGEST_ORDER = 24, 16
 
 def _order_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Names of orders that start so, for shells."""
-    from neuralink_cli.placement.own_orders import IMPORTED, installed_orders
+    from neuralink_cli.ordering.own_orders import IMPORTED, installed_orders
 
     return [name for name in (*ORDER_NAMES, IMPORTED, *installed_orders()) if name.startswith(incomplete)]
 
@@ -208,9 +208,9 @@ def command(
     modelled cost of the original order over that of this one, both with access collapse; and the gain over naive
     reading, which reads the original order without collapse.
     """
+    from neuralink_cli.clustering.cluster import ClusterOptions, cluster
+    from neuralink_cli.clustering.graph_export import check_export, export_graphs
     from neuralink_cli.devices.device import find_device
-    from neuralink_cli.placement.cluster import ClusterOptions, cluster
-    from neuralink_cli.placement.graph_export import check_export, export_graphs
 
     options = ClusterOptions(
         device=find_device(device),
@@ -271,7 +271,7 @@ def _span(gaps: list[int]) -> str:
 
 
 def _dask(scheduler: str | None, workers: int | None, send_trace: bool) -> DaskOptions | None:
-    from neuralink_cli.placement.dask_cluster import DaskOptions
+    from neuralink_cli.clustering.dask_cluster import DaskOptions
 
     if scheduler is None and workers is None:
         if send_trace:

@@ -12,11 +12,11 @@ from functools import partial
 
 import click
 
-from neuralink_cli.activations.launch import Launch, find_launch
 from neuralink_cli.cli import exit_codes
 from neuralink_cli.cli.commands import cli, commands_with
 from neuralink_cli.cli.output import lenient_stderr, set_defaults
 from neuralink_cli.errors import ABOVE_LIMIT, NeuralinkError, printable, shorten
+from neuralink_cli.profiling.launch import Launch, find_launch
 from neuralink_cli.signals import HungUp, Terminated, ignore_signals, stopping_signals, was_stopped_again
 
 # Of these it does not matter which rank of several tells.
@@ -148,7 +148,7 @@ def _once(launch: Launch | None, tell: Callable[[], object]) -> None:
         tell()
         return
     try:
-        from neuralink_cli.activations.meeting import tell_once
+        from neuralink_cli.profiling.meeting import tell_once
     except ImportError:
         tell()
         return

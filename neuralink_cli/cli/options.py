@@ -260,7 +260,7 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: The file cannot be read, or is not text.
     """
-    from neuralink_cli.calibration import text_files
+    from neuralink_cli.files import text_files
 
     return text_files.read_text(path)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuralink_cli.activations.launch import find_launch
 from neuralink_cli.activations.options import SIGNALS
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.cli.options import (
@@ -30,11 +29,12 @@ from neuralink_cli.cli.options import (
 )
 from neuralink_cli.cli.output import print_json, print_table, print_text, progress_bar, show_nothing
 from neuralink_cli.models.execution import DTYPES
+from neuralink_cli.profiling.launch import find_launch
 from neuralink_cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from neuralink_cli.activations.options import BlockSummary
-    from neuralink_cli.activations.ranks import Ranks
+    from neuralink_cli.profiling.ranks import Ranks
 
 
 class PartType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -201,9 +201,9 @@ def command(
     Under torchrun the processes share the data, and the trace is the one that a single process writes.
     """
     from neuralink_cli.activations.options import ProfileOptions, ThresholdOptions
-    from neuralink_cli.activations.profile import profile
     from neuralink_cli.calibration.options import CalibrationOptions
     from neuralink_cli.models.execution import ExecutionOptions
+    from neuralink_cli.profiling.profile import profile
 
     def some(kind: type[Any], **renamed: str) -> dict[str, Any]:
         """The options that a dataclass takes, under their own names or renamed."""
@@ -241,12 +241,12 @@ def command(
 
 def _ranks() -> AbstractContextManager[Ranks]:
     """The processes that share the work: those that torchrun started, or this one alone. Only rank 0 shows anything."""
-    from neuralink_cli.activations.ranks import ALONE
+    from neuralink_cli.profiling.ranks import ALONE
 
     launch = find_launch(os.environ)
     if launch is None:
         return nullcontext(ALONE)
-    from neuralink_cli.activations.torch_ranks import joined_ranks
+    from neuralink_cli.profiling.torch_ranks import joined_ranks
 
     if launch.rank:
         show_nothing()

@@ -109,7 +109,7 @@ def command(
     left out.
     The output appears only when it is complete.
     """
-    from neuralink_cli.layout.relayout import relayout
+    from neuralink_cli.rewriting.relayout import relayout
 
     with _saying_how_to_go_on(resume):
         summary = relayout(
@@ -145,7 +145,7 @@ def command(
 
 
 def _recall_on(text: Path, tokens: int) -> MeasureRecall:
-    from neuralink_cli.runtime.recall_text import recall_on_text
+    from neuralink_cli.evaluation.recall_text import recall_on_text
 
     return recall_on_text(text, tokens, progress_bar)
 

@@ -29,7 +29,7 @@ def command(layout_directory: Path, output: Path, overwrite: bool, as_json: bool
     Writes every file that LAYOUT was made from, byte for byte, except what `relayout` said it leaves out. With
     --overwrite, DIR is replaced only if it holds the same model.
     """
-    from neuralink_cli.layout.restore import restore
+    from neuralink_cli.rewriting.restore import restore
 
     summary = restore(layout_directory, output, overwrite=overwrite, progress=progress_bar)
     if as_json:

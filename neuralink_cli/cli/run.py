@@ -29,7 +29,7 @@ from neuralink_cli.storage.policies import DEFAULT_POLICY, POLICY_NAMES
 if TYPE_CHECKING:
     from neuralink_cli.runtime.generated import Phase
     from neuralink_cli.runtime.session import RunReport
-    from neuralink_cli.runtime.settings import RunSettings
+    from neuralink_cli.sparse_models.settings import RunSettings
 
 
 @click.command(
@@ -167,7 +167,7 @@ def command(
     weights of these neurons are read. Text goes to stdout and figures to stderr; with --json both go into the JSON.
     """
     from neuralink_cli.runtime.session import RunRequest, run_layout
-    from neuralink_cli.runtime.settings import GenerationOptions
+    from neuralink_cli.sparse_models.settings import GenerationOptions
 
     if prompt is not None and prompt_file is not None:
         raise OptionError("--prompt and --prompt-file cannot be combined")
@@ -209,7 +209,7 @@ def _prompt(text: str | None, file: Path | None) -> str | None:
 
 def _settings(*, dram: str, device_profile: str | None, **others: Any) -> RunSettings:
     from neuralink_cli.devices.device import find_device
-    from neuralink_cli.runtime.settings import RunSettings
+    from neuralink_cli.sparse_models.settings import RunSettings
     from neuralink_cli.storage.budget import parse_budget
 
     device = None if device_profile is None else find_device(device_profile)

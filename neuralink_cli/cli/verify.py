@@ -101,8 +101,8 @@ def command(
     if quick and forward:
         raise OptionError("--quick reads no weights, so it cannot be combined with --forward")
     from neuralink_cli.checkpoint.hub import find_model
-    from neuralink_cli.layout.verify import verify
-    from neuralink_cli.runtime.forward_check import ForwardOptions, forward_text, prepare_forward
+    from neuralink_cli.evaluation.forward_check import ForwardOptions, forward_text, prepare_forward
+    from neuralink_cli.rewriting.verify import verify
 
     options = None
     if forward:

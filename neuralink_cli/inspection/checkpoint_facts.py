@@ -14,10 +14,10 @@ from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.coverage import require_coverage
 from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.architectures.scales import refuse_scaled_blocks, refuse_scales
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.loaded_size import loaded_bytes
+from neuralink_cli.checkpoint.model_description import describe
 from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.errors import InputError, UnsupportedError
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.bench.contenders import Contender, TokenRange
 from neuralink_cli.devices.device import DeviceModel
+from neuralink_cli.ordering.block_ordering import block_bits, cost_sequences
 from neuralink_cli.placement.bits import activation_counts
-from neuralink_cli.placement.block_ordering import block_bits, cost_sequences
 from neuralink_cli.placement.placement import ORIGINAL, STORED
 from neuralink_cli.progress import Progress, no_progress
 

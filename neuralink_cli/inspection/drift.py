@@ -15,18 +15,18 @@ import numpy.typing as npt
 
 from neuralink_cli.activations.trace import Trace, TraceBlock
 from neuralink_cli.bench.contenders import Contender, TokenRange, choose_tokens, device_made_for, read_contender
+from neuralink_cli.clustering.ordering_work import OrderingWork, in_threads, order_blocks
+from neuralink_cli.clustering.preflight import tell_needs
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.devices.ratio import Ratio, bootstrap_ratios
 from neuralink_cli.errors import InputError, OptionError, VerificationError
 from neuralink_cli.inspection.costs import OrderCosts, measure_orders
 from neuralink_cli.inspection.facts import Facts, read_facts
 from neuralink_cli.inspection.kinds import PLACED_KINDS, recognise, with_article
-from neuralink_cli.placement.block_ordering import BlockOptions
+from neuralink_cli.ordering.block_ordering import BlockOptions
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
 from neuralink_cli.placement.held_out import TokenSplit, digests_in, sequence_starts_in, split_tokens, unseen_ranges
-from neuralink_cli.placement.ordering_work import OrderingWork, in_threads, order_blocks
 from neuralink_cli.placement.placement import DEFAULT_ORDER, EFFORT_NAMES, ORDER_NAMES
-from neuralink_cli.placement.preflight import tell_needs
 from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.weight_formats.formats import SOURCE
 

@@ -28,9 +28,9 @@ from neuralink_cli.bench.contenders import (
 )
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.hub import find_model
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import DeviceModel, default_device, stated_device
 from neuralink_cli.errors import MismatchError, OptionError, OutputError
-from neuralink_cli.files.estimate import memory_bytes, program_bytes
 from neuralink_cli.inspection.estimate_report import (
     REPLAYED,
     SHARES,
@@ -45,13 +45,13 @@ from neuralink_cli.inspection.estimate_report import (
 from neuralink_cli.inspection.facts import kept_in_dram
 from neuralink_cli.inspection.reading import speed_needed
 from neuralink_cli.layout.plan import RelayoutPlan
-from neuralink_cli.layout.planned_size import planned_size
-from neuralink_cli.layout.planning import check_options, plan_relayout
-from neuralink_cli.layout.relayout import held_by_plan, relayout_pass
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.gain import total_gain
 from neuralink_cli.placement.placement import ORIGINAL, STORED, Placement
 from neuralink_cli.progress import Progress, no_progress
+from neuralink_cli.rewriting.planned_size import planned_size
+from neuralink_cli.rewriting.planning import check_options, plan_relayout
+from neuralink_cli.rewriting.relayout import held_by_plan, relayout_pass
+from neuralink_cli.streaming.estimate import memory_bytes, program_bytes
 
 # So that large models take about a minute, no more tokens are replayed than about so many neurons fire at.
 _MOST_FIRING = 20_000_000

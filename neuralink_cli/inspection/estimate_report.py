@@ -9,7 +9,7 @@ from neuralink_cli.checkpoint.origin import Origin
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.devices.ratio import Ratio
 from neuralink_cli.layout.plan import RelayoutOptions
-from neuralink_cli.layout.planned_size import PlannedSize
+from neuralink_cli.rewriting.planned_size import PlannedSize
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import DEFAULT_POLICY
 

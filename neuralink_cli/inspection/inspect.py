@@ -194,9 +194,9 @@ def _needs_of(facts: CheckpointFacts) -> tuple[Need, ...]:
 def _needs_after(facts: Facts) -> Iterator[Need]:
     if facts.kind == TRACE:
         # Imported here because numba is slow to import and only a trace needs it.
+        from neuralink_cli.clustering.preflight import block_bytes
         from neuralink_cli.placement.held_out import split_tokens
         from neuralink_cli.placement.planned_size import placement_bytes
-        from neuralink_cli.placement.preflight import block_bytes
 
         with Trace(facts.path) as trace:
             split = split_tokens(trace, _HELD_OUT)

@@ -1,4 +1,4 @@
-"""From placement to flash layout: plan, writers, index, journal; layouts opened, verified and restored.
+"""The files of a flash layout: plan, index, bundles, companions; both kinds opened and checked.
 
 Imports `placement` and below; never torch.
 """

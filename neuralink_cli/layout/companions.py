@@ -14,12 +14,12 @@ from neuralink_cli.checkpoint.companions import FolderContents, LeftOut, find_co
 from neuralink_cli.checkpoint.file_names import FLASH_INDEX, PERMUTED_INDEX, SHARD_INDEX
 from neuralink_cli.errors import InputError, VerificationError, printable, shorten
 from neuralink_cli.files.durable import copy_file, sync_directory, write_file
-from neuralink_cli.files.journal import JOURNAL_FILE
 from neuralink_cli.layout.names import FLASH_FILE, MODEL_CARD, ORIGINALS, OWN_FOLDER, PERMUTED_PLACEMENT
 from neuralink_cli.layout.recall import MeasuredRecall
 from neuralink_cli.placement.gain import Gain, OrderFigures, layer_gains, source_gains, total_gain
 from neuralink_cli.placement.placement import STORED, Placement, PlacementHeader
 from neuralink_cli.sizes import human_bytes
+from neuralink_cli.streaming.journal import JOURNAL_FILE
 
 if TYPE_CHECKING:
     from neuralink_cli.layout.open_layout import Layout

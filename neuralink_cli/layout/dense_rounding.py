@@ -10,12 +10,12 @@ import numpy.typing as npt
 from neuralink_cli.architectures.regions import stretches
 from neuralink_cli.arrays import Bytes
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.files import pipeline
-from neuralink_cli.files.output_file import OutputFile
-from neuralink_cli.files.pipeline import FileRange, Scratch
-from neuralink_cli.files.sections import Section
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.plan import DenseTensor
+from neuralink_cli.streaming import pipeline
+from neuralink_cli.streaming.output_file import OutputFile
+from neuralink_cli.streaming.pipeline import FileRange, Scratch
+from neuralink_cli.streaming.sections import Section
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS
 from neuralink_cli.weight_formats.quantising import dequantise, quantise_rows
 from neuralink_cli.weight_formats.scaled import read_scales, widen_rows

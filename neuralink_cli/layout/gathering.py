@@ -13,10 +13,10 @@ from neuralink_cli.architectures.regions import Region, stretches, taken_apart
 from neuralink_cli.arrays import Bytes, Order
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.errors import UnsupportedError
-from neuralink_cli.files import pipeline
 from neuralink_cli.files.header import DTYPE_BITS
-from neuralink_cli.files.pipeline import FileRange
 from neuralink_cli.layout.plan import FlashBlock
+from neuralink_cli.streaming import pipeline
+from neuralink_cli.streaming.pipeline import FileRange
 from neuralink_cli.weight_formats.formats import BLOCK_FORMATS, BLOCK_WEIGHTS, MXFP4, SOURCE
 
 

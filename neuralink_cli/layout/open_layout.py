@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from neuralink_cli.architectures.coverage import Coverage, find_uncovered
-from neuralink_cli.architectures.model_description import ModelDescription
 from neuralink_cli.checkpoint.file_names import CONFIG_FILE, FLASH_INDEX, PERMUTED_INDEX
+from neuralink_cli.checkpoint.model_description import ModelDescription
 from neuralink_cli.errors import InputError, VerificationError
 from neuralink_cli.files.input_file import require_reachable
 from neuralink_cli.files.json_text import read_foreign_object
-from neuralink_cli.files.pipeline import pieces_of, read_ahead
 from neuralink_cli.files.tensor_file import TensorFile
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.permuted_layout import PermutedLayout
 from neuralink_cli.layout.replaced import Unreplaced
+from neuralink_cli.streaming.pipeline import pieces_of, read_ahead
 
 Layout = BundledLayout | PermutedLayout
 

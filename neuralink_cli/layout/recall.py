@@ -1,6 +1,6 @@
 """What rounding the rows that decide firing does to what fires, as the index of a layout states it.
 
-It takes a running model to measure, so `runtime/gate_recall.py` does; here is what is kept of it.
+It takes a running model to measure, so `evaluation/gate_recall.py` does; here is what is kept of it.
 """
 
 from __future__ import annotations

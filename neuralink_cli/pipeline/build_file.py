@@ -14,17 +14,17 @@ from typing import Any
 from neuralink_cli.activations.options import ProfileOptions, ThresholdOptions
 from neuralink_cli.architectures.choice import ArchitectureChoice
 from neuralink_cli.calibration.options import CalibrationOptions
+from neuralink_cli.clustering.cluster import ClusterOptions
+from neuralink_cli.clustering.dask_cluster import DaskOptions
 from neuralink_cli.devices.device import builtin_devices
 from neuralink_cli.errors import InputError, MissingDependencyError, OptionError, advising
+from neuralink_cli.evaluation.forward_check import ForwardOptions
 from neuralink_cli.files.input_file import read_input, require_reachable
 from neuralink_cli.files.json_text import why_malformed
 from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.models.execution import ExecutionOptions
 from neuralink_cli.pipeline.options import BuildOptions, build_device
-from neuralink_cli.placement.cluster import ClusterOptions
-from neuralink_cli.placement.dask_cluster import DaskOptions
-from neuralink_cli.runtime.forward_check import ForwardOptions
 from neuralink_cli.sizes import parse_size
 from neuralink_cli.storage.budget import parse_budget
 

@@ -10,22 +10,22 @@ from typing import Any
 
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.architectures.choice import ArchitectureChoice, choose_architecture
-from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.calibration.identity import identify_dataset
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.file_names import SHARD_INDEX
 from neuralink_cli.checkpoint.hub import find_model
+from neuralink_cli.checkpoint.model_description import describe
 from neuralink_cli.checkpoint.origin import Origin
+from neuralink_cli.clustering.cluster import check_options
+from neuralink_cli.clustering.dask_cluster import require_dask, scheduler_address
 from neuralink_cli.devices.device import device_record
 from neuralink_cli.errors import OptionError
 from neuralink_cli.files.input_file import digest_of
 from neuralink_cli.files.json_text import canonical
 from neuralink_cli.layout.companions import companions_to_copy
 from neuralink_cli.layout.names import MODEL_CARD
+from neuralink_cli.ordering.own_orders import IMPORTED, load_order
 from neuralink_cli.pipeline.options import BuildDevice, BuildOptions
-from neuralink_cli.placement.cluster import check_options
-from neuralink_cli.placement.dask_cluster import require_dask, scheduler_address
-from neuralink_cli.placement.own_orders import IMPORTED, load_order
 from neuralink_cli.placement.placement import ORDER_NAMES
 
 # Files that no stage but `relayout` looks at.

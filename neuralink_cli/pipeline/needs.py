@@ -10,21 +10,21 @@ from neuralink_cli.activations.trace import Trace
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
-from neuralink_cli.files.estimate import Estimate, Needs, estimate
+from neuralink_cli.checkpoint.model_description import describe
+from neuralink_cli.clustering.preflight import cluster_needs, worker_needs
+from neuralink_cli.evaluation.forward_check import output_bytes
+from neuralink_cli.evaluation.recall_text import recall_bytes
 from neuralink_cli.layout.companions import companions_to_copy
-from neuralink_cli.layout.held_memory import held_while_writing, record_bytes
 from neuralink_cli.layout.names import BUNDLED
-from neuralink_cli.layout.planning import check_options, plan_bundled
-from neuralink_cli.layout.relayout import writing_pass
 from neuralink_cli.pipeline.inputs import ModelInput
 from neuralink_cli.pipeline.options import BuildOptions
 from neuralink_cli.placement.held_out import split_tokens
 from neuralink_cli.placement.placement import ORIGINAL, PlacementBlock
-from neuralink_cli.placement.preflight import cluster_needs, worker_needs
-from neuralink_cli.runtime.forward_check import output_bytes
-from neuralink_cli.runtime.recall_text import recall_bytes
+from neuralink_cli.rewriting.held_memory import held_while_writing, record_bytes
+from neuralink_cli.rewriting.planning import check_options, plan_bundled
+from neuralink_cli.rewriting.relayout import writing_pass
+from neuralink_cli.streaming.estimate import Estimate, Needs, estimate
 
 
 def model_blocks(model: ModelInput, options: BuildOptions) -> tuple[FFNBlock, ...]:
@@ -78,8 +78,8 @@ def trace_needs(model: ModelInput, options: BuildOptions) -> tuple[int, int | No
     Raises:
         OptionError: The device or dtype is not available.
     """
-    from neuralink_cli.activations.preflight import profile_needs
     from neuralink_cli.models.hf_packages import require_hf_packages
+    from neuralink_cli.profiling.preflight import profile_needs
 
     require_hf_packages("torch", "transformers", "datasets")
     return profile_needs(
@@ -97,8 +97,8 @@ def forward_needs(model: ModelInput, options: BuildOptions) -> Needs:
     Raises:
         MissingDependencyError: The packages of the extra `hf` are not installed.
     """
-    from neuralink_cli.activations.preflight import comparing_needs
     from neuralink_cli.models.hf_packages import require_hf_packages
+    from neuralink_cli.profiling.preflight import comparing_needs
 
     assert options.forward is not None
     require_hf_packages("torch", "transformers")

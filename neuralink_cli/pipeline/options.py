@@ -8,12 +8,12 @@ from pathlib import Path
 
 from neuralink_cli.activations.options import ProfileOptions
 from neuralink_cli.calibration.options import CalibrationOptions
+from neuralink_cli.clustering.cluster import ClusterOptions
 from neuralink_cli.devices.device import DeviceModel, builtin_devices, default_device, find_device
 from neuralink_cli.errors import OptionError
+from neuralink_cli.evaluation.forward_check import ForwardOptions
 from neuralink_cli.layout.names import BUNDLED
 from neuralink_cli.layout.plan import RelayoutOptions
-from neuralink_cli.placement.cluster import ClusterOptions
-from neuralink_cli.runtime.forward_check import ForwardOptions
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.weight_formats.formats import SOURCE
 

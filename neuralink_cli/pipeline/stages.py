@@ -144,14 +144,14 @@ def _real_stage(output: Path, options: BuildOptions, device: BuildDevice) -> Sta
 
 
 def _profile(model: ModelInput, output: Path, options: BuildOptions, progress: Progress) -> None:
-    from neuralink_cli.activations.profile import profile
+    from neuralink_cli.profiling.profile import profile
 
     recorded = replace(options.profile, revision=model.revision)
     profile(model.model, output / TRACE_FILE, options.data, recorded, overwrite=True, progress=progress)
 
 
 def _cluster(output: Path, options: BuildOptions, device: BuildDevice, progress: Progress) -> None:
-    from neuralink_cli.placement.cluster import cluster
+    from neuralink_cli.clustering.cluster import cluster
 
     relayout = options.relayout
     of_device = replace(options.cluster, device=device.device, weights=relayout.weights, resident=relayout.resident)
@@ -161,7 +161,7 @@ def _cluster(output: Path, options: BuildOptions, device: BuildDevice, progress:
 
 def _relayout(model: ModelInput, output: Path, options: BuildOptions, device: str, progress: Progress) -> None:
     from neuralink_cli.layout.index import is_layout
-    from neuralink_cli.layout.relayout import relayout
+    from neuralink_cli.rewriting.relayout import relayout
 
     layout = output / layout_of(device)
     if layout.is_dir() and not is_layout(layout):
@@ -185,20 +185,20 @@ def _relayout(model: ModelInput, output: Path, options: BuildOptions, device: st
 def _recall_of(options: BuildOptions, progress: Progress) -> MeasureRecall | None:
     if options.recall_text is None:
         return None
-    from neuralink_cli.runtime.recall_text import recall_on_text
+    from neuralink_cli.evaluation.recall_text import recall_on_text
 
     return recall_on_text(options.recall_text, options.recall_tokens, progress)
 
 
 def _verify(model: ModelInput, output: Path, device: str, progress: Progress) -> None:
-    from neuralink_cli.layout.verify import verify
+    from neuralink_cli.rewriting.verify import verify
 
     report = verify(model.directory, output / layout_of(device), progress=progress)
     _write(output / device / "verify.json", {"verified": True, **asdict(report)})
 
 
 def _forward(model: ModelInput, output: Path, options: BuildOptions, device: str, _progress: Progress) -> None:
-    from neuralink_cli.runtime.forward_check import prepare_forward
+    from neuralink_cli.evaluation.forward_check import prepare_forward
 
     assert options.forward is not None
     layout = output / layout_of(device)

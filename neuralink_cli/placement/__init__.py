@@ -1,4 +1,4 @@
-"""From trace to order: counting, linking (Algorithm 1), refinement, baselines, and the placement file.
+"""The placement file: for every block the order of its neurons, and what that gains on tokens it never saw.
 
-Imports `devices`, `activations.trace` and below; never torch.
+Imports `devices`, `activations` and below; never torch.
 """

@@ -1,4 +1,4 @@
-"""Runs models whose FFN weights stay in flash, and compares their outputs with the dense model's.
+"""Generates text from a layout, with torch or the runtime in C, and compares it with the dense model.
 
-Imports everything but `cli`, torch and transformers included.
+Imports everything but `pipeline` and `cli`, torch and transformers included.
 """

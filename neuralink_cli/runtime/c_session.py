@@ -18,14 +18,14 @@ from neuralink_cli.errors import OptionError
 from neuralink_cli.files.json_text import read_foreign_object
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime.c_engine import CEngine, find_engine
-from neuralink_cli.runtime.counters import FlashCounters
 from neuralink_cli.runtime.engines import FLOATS
 from neuralink_cli.runtime.generated import Generated, Phase
 from neuralink_cli.runtime.likelihood import Perplexity, perplexity_of
-from neuralink_cli.runtime.memory import Memory
 from neuralink_cli.runtime.prompts import prompt_tokens, require_room
-from neuralink_cli.runtime.settings import GenerationOptions, RunSettings
 from neuralink_cli.sizes import human_bytes
+from neuralink_cli.sparse_models.counters import FlashCounters
+from neuralink_cli.sparse_models.memory import Memory
+from neuralink_cli.sparse_models.settings import GenerationOptions, RunSettings
 from neuralink_cli.storage.policies import LINKED_S3FIFO, S3FIFO
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from neuralink_cli.models.offload import input_device
 from neuralink_cli.runtime.generated import Generated
 from neuralink_cli.runtime.generation import generate
 from neuralink_cli.runtime.likelihood import Perplexity
-from neuralink_cli.runtime.masking import masked_neurons
 from neuralink_cli.runtime.perplexity import perplexity
-from neuralink_cli.runtime.settings import GenerationOptions
+from neuralink_cli.sparse_models.masking import masked_neurons
+from neuralink_cli.sparse_models.settings import GenerationOptions
 
 # Sums in another order differ by rounding: logits closer than this share of the largest one count as equal.
 _ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}

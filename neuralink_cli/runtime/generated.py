@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuralink_cli.runtime.counters import FlashCounters
+from neuralink_cli.sparse_models.counters import FlashCounters
 
 
 @dataclass(frozen=True)

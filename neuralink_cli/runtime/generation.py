@@ -21,10 +21,10 @@ from neuralink_cli.models.model_errors import (
     vocabulary_of,
 )
 from neuralink_cli.models.offload import input_device
-from neuralink_cli.runtime.counters import FlashCounters
 from neuralink_cli.runtime.generated import Generated, Phase
 from neuralink_cli.runtime.prompts import prompt_tokens, require_room
-from neuralink_cli.runtime.settings import GenerationOptions
+from neuralink_cli.sparse_models.counters import FlashCounters
+from neuralink_cli.sparse_models.settings import GenerationOptions
 
 
 def encode_prompt(model: Any, tokenizer: Any, prompt: str, options: GenerationOptions) -> tuple[int, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuralink_cli.calibration.text_files import unreadable_text
 from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.files.text_files import unreadable_text
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.special_tokens import surrounding_tokens, text_tokens
-from neuralink_cli.runtime.settings import GenerationOptions
+from neuralink_cli.sparse_models.settings import GenerationOptions
 
 
 def prompt_tokens(tokenizer: Any, prompt: str) -> tuple[int, ...]:

@@ -20,8 +20,14 @@ from neuralink_cli.layout.open_layout import coverage_of, describe_source, open_
 from neuralink_cli.layout.plan import FlashBlock
 from neuralink_cli.models.hf_packages import require_hf_packages
 from neuralink_cli.runtime.engines import FLOATS, ROUNDED, TORCH, C
-from neuralink_cli.runtime.memory import Memory, sequence_bytes, tell_needs
-from neuralink_cli.runtime.settings import GenerationOptions, RunSettings, compute_dtype, is_exact, require_runnable
+from neuralink_cli.sparse_models.memory import Memory, sequence_bytes, tell_needs
+from neuralink_cli.sparse_models.settings import (
+    GenerationOptions,
+    RunSettings,
+    compute_dtype,
+    is_exact,
+    require_runnable,
+)
 
 if TYPE_CHECKING:
     from neuralink_cli.calibration.sequences import TokenIds
@@ -246,8 +252,8 @@ def _run_sparse(request: RunRequest, subject: _Subject) -> tuple[RunReport, list
     from neuralink_cli.models.loading import max_positions
     from neuralink_cli.models.tokenizer import load_tokenizer
     from neuralink_cli.runtime.generation import encode_prompt, generate
-    from neuralink_cli.runtime.loading import load_with_settings
     from neuralink_cli.runtime.perplexity import perplexity
+    from neuralink_cli.sparse_models.loading import load_with_settings
 
     started = time.perf_counter()
     tokenizer = load_tokenizer(request.layout)

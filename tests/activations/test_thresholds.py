@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralink_cli.activations.firing import firing_rule, magnitude_counts, require_numbers
 from neuralink_cli.activations.threshold import HISTOGRAM_BYTES, MagnitudeHistogram
 from neuralink_cli.errors import InputError, UnsupportedError
+from neuralink_cli.profiling.firing import firing_rule, magnitude_counts, require_numbers
 
 
 def threshold_of(values: npt.ArrayLike, ratio: float) -> float:

@@ -23,7 +23,7 @@ from neuralink_cli.architectures.architecture import (
     read_architecture,
 )
 from neuralink_cli.architectures.choice import ArchitectureChoice, choose_architecture
-from neuralink_cli.architectures.model_description import ModelDescription
+from neuralink_cli.checkpoint.model_description import ModelDescription
 from neuralink_cli.devices.device import DEVICE_SCHEMA
 from neuralink_cli.errors import InputError, OptionError, UnsupportedError
 from neuralink_cli.files.schema import Schema

@@ -15,8 +15,8 @@ from neuralink_cli.architectures.architecture import builtin_architectures, find
 from neuralink_cli.architectures.block_modules import module_patterns
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.inference import infer_architecture
-from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.model_description import describe
 from neuralink_cli.errors import UnsupportedError
 from tests.checkpoints import HIDDEN, NEURONS, random_tensor, tensors_of, write_checkpoint
 from tests.conftest import ModelFactory

@@ -13,8 +13,8 @@ from neuralink_cli.architectures.architecture import Architecture
 from neuralink_cli.architectures.choice import choose_architecture
 from neuralink_cli.architectures.coverage import Coverage, coverage_text, require_coverage
 from neuralink_cli.architectures.find_blocks import find_blocks
-from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.model_description import describe
 from neuralink_cli.errors import UnsupportedError
 from neuralink_cli.layout.bundled_layout import BundledLayout
 from neuralink_cli.layout.open_layout import coverage_of

@@ -15,8 +15,8 @@ from neuralink_cli.architectures.architecture import find_architecture, parse_ar
 from neuralink_cli.architectures.blocks import FFNBlock
 from neuralink_cli.architectures.find_blocks import find_blocks
 from neuralink_cli.architectures.inference import infer_architecture
-from neuralink_cli.architectures.model_description import ModelDescription, describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.model_description import ModelDescription, describe
 from neuralink_cli.errors import UnsupportedError
 from tests.checkpoints import HIDDEN, NEURONS, RawTensor, tensors_of, write_checkpoint
 from tests.conftest import ModelFactory

@@ -8,8 +8,8 @@ import pytest
 
 from neuralink_cli.architectures.architecture import builtin_architectures, is_built_in
 from neuralink_cli.architectures.choice import choose_architecture
-from neuralink_cli.architectures.model_description import ModelDescription
 from neuralink_cli.architectures.nearest import nearest, unsupported
+from neuralink_cli.checkpoint.model_description import ModelDescription
 from neuralink_cli.errors import UnsupportedError
 from tests.architectures.test_inference import GLU, H, N, Shapes, layers
 

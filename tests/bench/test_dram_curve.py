@@ -12,8 +12,8 @@ from neuralink_cli.bench.bench import BenchOptions, bench_layouts
 from neuralink_cli.bench.contenders import TokenRange, choose_tokens, first_tokens, read_contender
 from neuralink_cli.bench.dram_curve import SHARES, DramCurve, dram_curve
 from neuralink_cli.bench.ways import fired_at
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import find_device
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.placement import ORIGINAL
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import DEFAULT_POLICY

@@ -11,8 +11,8 @@ import pytest
 from neuralink_cli.bench import ways
 from neuralink_cli.bench.bench import BenchOptions, bench_layouts
 from neuralink_cli.bench.replay import replay_block
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import find_device
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from tests.traces import write_clustered_trace
 
 BLOCKS = 2

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from neuralink_cli.calibration.sampling import draw, draw_key
-from neuralink_cli.calibration.text_files import read_text
 from neuralink_cli.calibration.texts import CorpusOptions, open_corpus
 from neuralink_cli.errors import InputError, MissingDependencyError
+from neuralink_cli.files.text_files import read_text
 
 ROWS = [{"text": f"row {number}", "n": number} for number in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

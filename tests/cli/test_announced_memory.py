@@ -2,7 +2,7 @@
 
 Since every command runs as a process of its own for that, here is also seen that another hash seed changes no byte.
 
-Of `run`, `tests/runtime/test_memory.py` says so.
+Of `run`, `tests/sparse_models/test_memory.py` says so.
 """
 
 from __future__ import annotations

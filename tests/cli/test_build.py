@@ -17,9 +17,9 @@ import pytest
 from neuralink_cli.cli.entry import run
 from neuralink_cli.errors import VerificationError
 from neuralink_cli.files.durable import locked_directory
-from neuralink_cli.files.journal import Journal
 from neuralink_cli.files.json_text import canonical
 from neuralink_cli.pipeline import build as pipeline_build
+from neuralink_cli.streaming.journal import Journal
 from tests.checkpoints import files_of
 from tests.cli.conftest import Neuralink
 from tests.conftest import ModelFactory
@@ -163,7 +163,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     output = tmp_path / "fleet"
     # Ctrl-C just before the first order.
     with monkeypatch.context() as patch:
-        patch.setattr("neuralink_cli.placement.cluster.cluster", interrupt)
+        patch.setattr("neuralink_cli.clustering.cluster.cluster", interrupt)
         outcome = neuralink(*arguments, "-o", output)
         assert outcome.code == 130
         assert outcome.stderr.endswith("interrupted; what was done is kept; run the same command again to continue\n")
@@ -257,7 +257,7 @@ def test_a_layout_that_does_not_verify_is_made_again(
 ) -> None:
     (fleet / "nvme/verify.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("neuralink_cli.layout.verify.verify", refuse)
+        patch.setattr("neuralink_cli.rewriting.verify.verify", refuse)
         assert neuralink(*arguments, "-o", fleet).code == 1
     outcome = neuralink(*arguments, "-o", fleet)
     assert outcome.code == 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import find_device
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from tests.checkpoints import write_checkpoint, write_random_trace
 from tests.cli.conftest import Neuralink
 

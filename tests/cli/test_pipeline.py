@@ -13,9 +13,9 @@ from transformers import AutoModel
 
 from neuralink_cli.architectures.architecture import find_architecture
 from neuralink_cli.cli.exit_codes import UNSUPPORTED
+from neuralink_cli.evaluation.output_comparison import comparison_batches, run_model
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.placement.placement import Placement
-from neuralink_cli.runtime.output_comparison import comparison_batches, run_model
 from tests.checkpoints import files_of
 from tests.cli.conftest import Neuralink
 from tests.families import FAMILY, LAYERS

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from neuralink_cli.models.hf_packages import quiet_transformers
-from neuralink_cli.runtime.loading import load_flash_model
+from neuralink_cli.sparse_models.loading import load_flash_model
 from tests.checkpoints import write_random_placement
 from tests.examples.conftest import CHECKED, LIBRARIES, LIBRARY, CRuntime, sources_of
 from tests.layouts import relayout

@@ -15,11 +15,11 @@ from neuralink_cli.activations.trace import TRACE_SCHEMA, Trace, write_trace
 from neuralink_cli.architectures.architecture import ARCHITECTURE_SCHEMA
 from neuralink_cli.devices.device import DEVICE_SCHEMA
 from neuralink_cli.errors import InputError
-from neuralink_cli.files.journal import JOURNAL_FILE, Journal, read_marks
 from neuralink_cli.files.schema import Schema, _check, _validator, check_document
 from neuralink_cli.files.schema_check import compile_schema
 from neuralink_cli.layout.index import FLASH_SCHEMA, PERMUTED_SCHEMA
 from neuralink_cli.placement.placement import PLACEMENT_SCHEMA, Placement
+from neuralink_cli.streaming.journal import JOURNAL_FILE, Journal, read_marks
 from tests.damage import leaves, put
 from tests.layouts import LayoutFactory
 from tests.traces import write_clustered_trace

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.devices.ratio import bootstrap_ratios
 from neuralink_cli.errors import InputError, MismatchError, OptionError
 from neuralink_cli.inspection.diff import DiffReport, diff
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.placement import Placement
 from tests.layouts import LayoutFactory
 from tests.traces import write_clustered_trace

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from neuralink_cli.bench.bench import BenchOptions, bench_layouts
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import DeviceModel
 from neuralink_cli.devices.ratio import Ratio
 from neuralink_cli.errors import InputError, OptionError, VerificationError
 from neuralink_cli.inspection.diff import diff
 from neuralink_cli.inspection.drift import drift
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.placement import Placement
 from neuralink_cli.storage.budget import DramBudget
 from tests.traces import recorded, write_clustered_trace, write_routed_trace

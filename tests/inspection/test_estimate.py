@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from neuralink_cli.bench.bench import BenchOptions, bench_layouts
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import MismatchError, OptionError, OutputError
 from neuralink_cli.inspection.estimate import estimate
@@ -19,7 +20,6 @@ from neuralink_cli.inspection.estimate_report import EstimateOptions, EstimateRe
 from neuralink_cli.inspection.facts import read_facts
 from neuralink_cli.inspection.kinds import recognise
 from neuralink_cli.layout.plan import RelayoutOptions
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.placement import Placement
 from neuralink_cli.storage.budget import DramBudget
 from neuralink_cli.storage.policies import NO_CACHE

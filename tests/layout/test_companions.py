@@ -18,11 +18,12 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.companions import COPIES, HIDDEN, LeftOut
 from neuralink_cli.errors import InputError, OutputError, VerificationError
 from neuralink_cli.files.durable import copy_file
-from neuralink_cli.layout import companion_comparison, companions
+from neuralink_cli.layout import companions
 from neuralink_cli.layout.companions import remark_on_left_out
 from neuralink_cli.layout.open_layout import open_layout
-from neuralink_cli.layout.restore import restore_layout
-from neuralink_cli.layout.verify import layout_bytes, verify_full
+from neuralink_cli.rewriting import companion_comparison
+from neuralink_cli.rewriting.restore import restore_layout
+from neuralink_cli.rewriting.verify import layout_bytes, verify_full
 from tests.checkpoints import files_of, write_checkpoint, write_random_placement
 from tests.damage import FLASH, KINDS, edit, flip
 from tests.faults import flushed

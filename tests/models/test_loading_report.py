@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from neuralink_cli.architectures.choice import choose_architecture
-from neuralink_cli.architectures.model_description import describe
 from neuralink_cli.checkpoint.checkpoint import Checkpoint
+from neuralink_cli.checkpoint.model_description import describe
 from neuralink_cli.errors import InputError
 from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.models.loading import load_model

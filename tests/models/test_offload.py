@@ -14,10 +14,10 @@ from neuralink_cli.architectures.architecture import find_architecture
 from neuralink_cli.calibration.batches import text_batch
 from neuralink_cli.calibration.readers import read_token_sequences
 from neuralink_cli.errors import InputError, OptionError, UnsupportedError
+from neuralink_cli.evaluation.output_comparison import compare_outputs
 from neuralink_cli.models import offload
 from neuralink_cli.models.loading import load_model
 from neuralink_cli.models.offload import MemoryLimit, input_device, weight_bytes
-from neuralink_cli.runtime.output_comparison import compare_outputs
 from tests.conftest import ModelFactory
 from tests.families import FAMILY
 from tests.profile_requests import ProfileRequest, profile

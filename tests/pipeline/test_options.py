@@ -11,14 +11,14 @@ import pytest
 
 from neuralink_cli.calibration.identity import identify_dataset
 from neuralink_cli.calibration.options import CalibrationOptions
+from neuralink_cli.clustering.dask_cluster import DaskOptions
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import InputError, OptionError
+from neuralink_cli.evaluation.forward_check import ForwardOptions
 from neuralink_cli.layout.plan import RelayoutOptions
 from neuralink_cli.pipeline.build_file import parse_build
 from neuralink_cli.pipeline.inputs import ModelInput, cluster_inputs, forward_inputs, relayout_inputs
 from neuralink_cli.pipeline.options import BuildDevice, BuildOptions, build_device
-from neuralink_cli.placement.dask_cluster import DaskOptions
-from neuralink_cli.runtime.forward_check import ForwardOptions
 
 PROFILE = Path(__file__).parents[2] / "neuralink_cli/devices/profiles/ufs3.1.json"
 DATA = CalibrationOptions(("text.txt",))

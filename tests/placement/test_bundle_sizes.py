@@ -8,10 +8,10 @@ import pytest
 
 from neuralink_cli.activations.trace import TraceBlock
 from neuralink_cli.bench.bench import BenchOptions, bench_layouts
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import OptionError
 from neuralink_cli.placement.bundle_sizes import bundle_bytes_of
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.storage.budget import DramBudget
 from tests.checkpoints import tensors_of, write_checkpoint, write_random_trace
 from tests.layouts import relayout

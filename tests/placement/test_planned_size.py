@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from neuralink_cli.activations.trace import Trace
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
+from neuralink_cli.clustering.ordered_spool import OrderedSpool
+from neuralink_cli.clustering.preflight import disk_bytes
 from neuralink_cli.devices.device import default_device
 from neuralink_cli.errors import OutputError
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.placement.held_out import split_tokens
-from neuralink_cli.placement.ordered_spool import OrderedSpool
 from neuralink_cli.placement.planned_size import placement_bytes, spool_bytes
-from neuralink_cli.placement.preflight import disk_bytes
 from tests.traces import write_clustered_trace
 
 OPTIONS = ClusterOptions(default_device(), effort="fast", jobs=1)
@@ -53,6 +53,6 @@ def test_a_disk_that_is_a_byte_too_small_is_noticed_before_anything_is_ordered(
         needed = disk_bytes(opened, split_tokens(opened, OPTIONS.held_out))
     free = needed - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    monkeypatch.setattr("neuralink_cli.placement.cluster.order_blocks", pytest.fail)
+    monkeypatch.setattr("neuralink_cli.clustering.cluster.order_blocks", pytest.fail)
     with pytest.raises(OutputError, match=f"needs {needed:,} bytes of disk, {free:,} are free"):
         cluster(trace, tmp_path / "p", OPTIONS)

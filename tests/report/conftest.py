@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import find_device
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.report.report import WrittenReport, write_report
 from tests.traces import write_clustered_trace
 

@@ -13,9 +13,9 @@ import pytest
 from neuralink_cli.activations.trace import Trace
 from neuralink_cli.bench.bench import bench_layouts
 from neuralink_cli.bench.contenders import read_contender
+from neuralink_cli.clustering.cluster import ClusterOptions, cluster
 from neuralink_cli.devices.device import find_device
 from neuralink_cli.errors import MissingDependencyError, OptionError, OutputError
-from neuralink_cli.placement.cluster import ClusterOptions, cluster
 from neuralink_cli.report import measurements
 from neuralink_cli.report.figures import FIGURE_NAMES
 from neuralink_cli.report.measurements import ReportOptions, measure

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from neuralink_cli.errors import InputError
 from neuralink_cli.models.tokenizer import load_tokenizer
 from neuralink_cli.runtime.generation import encode_prompt
-from neuralink_cli.runtime.settings import GenerationOptions
+from neuralink_cli.sparse_models.settings import GenerationOptions
 from tests.conftest import ModelFactory
 
 EMBEDDINGS = SimpleNamespace(weight=np.zeros((400, 1)))

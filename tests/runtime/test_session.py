@@ -19,9 +19,9 @@ from neuralink_cli.models.hf_packages import quiet_transformers
 from neuralink_cli.runtime.dense_comparison import TokenComparison
 from neuralink_cli.runtime.perplexity import perplexity
 from neuralink_cli.runtime.session import RunReport, RunRequest, run_layout
-from neuralink_cli.runtime.settings import GenerationOptions, RunSettings
+from neuralink_cli.sparse_models.settings import GenerationOptions, RunSettings
 from neuralink_cli.storage.budget import parse_budget
-from tests.runtime.conftest import Runnable, RunnableFactory
+from tests.runnables import Runnable, RunnableFactory
 from tests.tiny_models import MAX_POSITIONS, TEXT
 
 PARTS = ("cache", "resident", "dense", "working", "sequence", "programs")
