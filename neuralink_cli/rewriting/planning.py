@@ -12,7 +12,7 @@ from neuralink_cli.checkpoint.checkpoint import Checkpoint
 from neuralink_cli.checkpoint.scaled_tensors import WAY_OUT
 from neuralink_cli.devices.cost import collapse_gap
 from neuralink_cli.devices.device import DeviceModel, stated_device
-from neuralink_cli.errors import MismatchError, OptionError, UnsupportedError
+from neuralink_cli.errors import OptionError, UnsupportedError
 from neuralink_cli.files.header import DTYPE_BITS, TensorEntry, build_header
 from neuralink_cli.layout.companions import companions_to_copy
 from neuralink_cli.layout.names import BUNDLED, PERMUTED
@@ -29,6 +29,7 @@ from neuralink_cli.layout.plan import (
 )
 from neuralink_cli.placement.placement import ORDERING_SEQUENCES, Placement, PlacementBlock
 from neuralink_cli.rewriting.held_memory import held_while_writing
+from neuralink_cli.rewriting.placement_check import check_placed_blocks, check_placement
 from neuralink_cli.rewriting.planned_size import own_bytes
 from neuralink_cli.rewriting.tensor_specs import (
     WIDEST,
@@ -135,44 +136,6 @@ def _tell_of_other_bundles(plan: BundledPlan, placement: Placement, options: Rel
             (" --resident gate" if plan.resident == "gate" else "")
             + (f" --weights {options.weights}" if options.weights != SOURCE else ""),
         )
-
-
-def check_placement(checkpoint: Checkpoint, blocks: Sequence[FFNBlock], placement: Placement) -> None:
-    """Check that a placement was made for a checkpoint.
-
-    Raises:
-        MismatchError: Fingerprints, blocks or their sizes differ.
-    """
-    fingerprint = placement.info.model["fingerprint"]
-    if fingerprint != checkpoint.fingerprint:
-        raise MismatchError(
-            f"was made for the model with fingerprint {fingerprint[:12]}, "
-            f"but {checkpoint.directory} has {checkpoint.fingerprint[:12]}",
-            where=placement.path,
-            fix="profile and cluster this checkpoint",
-        )
-    check_placed_blocks(blocks, placement)
-
-
-def check_placed_blocks(blocks: Sequence[FFNBlock], placement: Placement) -> None:
-    """Check that a placement has the blocks of a checkpoint, with the activations that decided what fires.
-
-    Raises:
-        MismatchError: Blocks, their sizes or their activations differ.
-    """
-    expected = {block.id: block.neurons for block in blocks}
-    found = {block.id: block.neurons for block in placement.info.blocks}
-    if expected != found:
-        differing = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-        raise MismatchError(f"does not fit the checkpoint's blocks (first at {differing})", where=placement.path)
-    activations = {block.id: block.activation for block in placement.info.blocks}
-    for block in blocks:
-        if (before := activations[block.id]) != block.activation:
-            raise MismatchError(
-                f"was made for activation {before!r} in {block.id}, which is {block.activation!r} by now",
-                where=placement.path,
-                fix="profile and cluster again: config.json or the architecture has changed since",
-            )
 
 
 def check_options(options: RelayoutOptions) -> None:
