@@ -51,9 +51,10 @@ demo: $(VENV)/.installed
 	$(BIN)/neuralink relayout $(MODEL) --placement $(WORK)/tiny.placement.safetensors -o $(WORK)/tiny-flash
 	$(BIN)/neuralink verify $(MODEL) $(WORK)/tiny-flash
 
-# With worksteal each of the two workers goes through the tests of whole rooms: what these share is mostly made once.
+# With worksteal each worker goes through the tests of whole rooms: what these share is mostly made once. Three of them,
+# as some tests wait for processes and disks.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # Small sizes, for a machine with two cores: `python benchmarks/NAME.py --help` says how to run each in full.
 bench: $(VENV)/.installed-dev

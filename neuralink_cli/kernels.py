@@ -35,14 +35,16 @@ def inlined_kernel(function: Function) -> Function:
     return _compiled(function, inline="always")
 
 
-def _compiled(function: Function, **options: str) -> Function:
+def _compiled(function: Function, **options: Any) -> Function:
     _allow_compiling()
+    # No kernel is called back from C, and what that takes would be compiled for each.
+    options |= {"nogil": True, "no_cfunc_wrapper": True}
     try:
-        compiled: Any = njit(cache=True, nogil=True, **options)(function)
+        compiled: Any = njit(cache=True, **options)(function)
     except RuntimeError as error:
         # No folder that could hold a cache: another user's installation, and no home.
         _remark(f"compiled code cannot be kept ({error}), so every run compiles it again")
-        compiled = njit(nogil=True, **options)(function)
+        compiled = njit(**options)(function)
     else:
         compiled._cache = _ForgivingCache(compiled._cache)
     return cast(Function, compiled)

@@ -14,6 +14,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from neuralink_cli.kernels import kernel
 from neuralink_cli.weight_formats.formats import BLOCK_WEIGHTS
@@ -48,8 +49,21 @@ _RATIOS = np.array(list(CANDIDATES.values()), np.float32)
 _LARGEST = np.finfo(np.float32).max
 
 
+def scratch_arrays() -> tuple[npt.NDArray[Any], ...]:
+    """What a group of blocks is converted in: for one call at a time."""
+    bits = np.zeros(BLOCK_WEIGHTS * _LANES, np.uint32)
+    weights = np.ones(BLOCK_WEIGHTS * _LANES, np.float32)
+    places = np.zeros(_LANES, np.int64)
+    codes = np.zeros(BLOCK_WEIGHTS * _LANES, np.uint8)
+    work = np.zeros((9, _LANES), np.uint32)
+    halves = np.zeros((2, 4 * _LANES), np.int16)
+    return bits, weights, places, codes, work, halves
+
+
 @kernel
-def gather_rows(source: Any, kind: int, pitch: int, line: int, blocks: int, how: Any, bundles: Any) -> int:
+def gather_rows(
+    source: Any, kind: int, pitch: int, line: int, blocks: int, how: Any, bundles: Any, scratch: Any
+) -> int:
     """Quantise rows of `blocks` blocks: neuron by neuron, from line `line` of the source on.
 
     Args:
@@ -58,13 +72,13 @@ def gather_rows(source: Any, kind: int, pitch: int, line: int, blocks: int, how:
         how: Number of the format, bytes of its blocks, whether to search for the scale, and float32 `[hidden]` how much
             errors count in that.
         bundles: uint8, bytes of one, where in it to write, int32 slots of the neurons, and the first neuron's number.
+        scratch: `scratch_arrays()`.
 
     Returns:
         -1, or the first bad block: (neuron << 32 | block) * 2 + what is wrong.
     """
     number, block_bytes, searching, counts = how
     target, stride, offset, slots, neuron = bundles
-    scratch = _scratch()
     bits, weights, places = scratch[0], scratch[1], scratch[2]
     row = np.empty(_LANES * BLOCK_WEIGHTS, np.uint32)
     row_counts = np.empty(_LANES * BLOCK_WEIGHTS, np.float32)
@@ -94,11 +108,12 @@ def gather_rows(source: Any, kind: int, pitch: int, line: int, blocks: int, how:
 
 
 @kernel
-def gather_columns(source: Any, kind: int, pitch: int, first: int, lines: int, how: Any, bundles: Any) -> int:
+def gather_columns(
+    source: Any, kind: int, pitch: int, first: int, lines: int, how: Any, bundles: Any, scratch: Any
+) -> int:
     """Quantise columns from line `first` of the matrix on, with which the source starts. Else as `gather_rows`."""
     number, block_bytes, searching, counts = how
     target, stride, offset, slots, neuron = bundles
-    scratch = _scratch()
     bits, weights, places = scratch[0], scratch[1], scratch[2]
     staged = np.empty(BLOCK_WEIGHTS * _TILE, source.dtype)
     worst = -1
@@ -130,17 +145,6 @@ def gather_columns(source: Any, kind: int, pitch: int, first: int, lines: int, h
 def _index(neuron: int, block: int, trouble: int) -> int:
     # Sorts by neuron, then by block.
     return ((neuron << 32) + block) * 2 + trouble
-
-
-@kernel
-def _scratch() -> Any:
-    bits = np.zeros(BLOCK_WEIGHTS * _LANES, np.uint32)
-    weights = np.ones(BLOCK_WEIGHTS * _LANES, np.float32)
-    work = np.zeros((9, _LANES), np.uint32)
-    codes = np.zeros(BLOCK_WEIGHTS * _LANES, np.uint8)
-    places = np.zeros(_LANES, np.int64)
-    halves = np.zeros((2, 4 * _LANES), np.int16)
-    return bits, weights, places, codes, work, halves
 
 
 @kernel

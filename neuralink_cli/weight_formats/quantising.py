@@ -20,6 +20,7 @@ from neuralink_cli.weight_formats.block_kernels import (
     dequantise_blocks,
     gather_columns,
     gather_rows,
+    scratch_arrays,
 )
 from neuralink_cli.weight_formats.formats import (
     BLOCK_WEIGHTS,
@@ -115,10 +116,11 @@ def gather_quantised(
     how = (FORMAT_NUMBERS[weight_format.name], weight_format.block_bytes, searching, weights)
     places = (bundles, stride, offset, slots[neurons.start : neurons.stop], neurons.start)
     kind = DTYPE_NUMBERS[dtype]
+    scratch = scratch_arrays()
     if by_rows:
-        bad = gather_rows(source, kind, pitch, neurons.start - first, hidden // BLOCK_WEIGHTS, how, places)
+        bad = gather_rows(source, kind, pitch, neurons.start - first, hidden // BLOCK_WEIGHTS, how, places, scratch)
     else:
-        bad = gather_columns(source, kind, pitch, first, region.lines, how, places)
+        bad = gather_columns(source, kind, pitch, first, region.lines, how, places, scratch)
     if bad < 0:
         return None
     block, trouble = divmod(bad, 2)
