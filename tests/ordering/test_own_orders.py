@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,8 @@ def permutations(seed: int, blocks: int = 3) -> dict[str, npt.NDArray[np.int64]]
 
 def save_orders(file: Path, orders: Mapping[str, npt.NDArray[Any]]) -> None:
     if file.suffix == ".npz":
-        np.savez(file, allow_pickle=True, **orders)
+        # As untyped: numpy 2.0 takes every name for that of an array.
+        cast(Any, np.savez)(file, **orders)
     else:
         save_file(dict(orders), file)
 
