@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,8 @@ from neuralink_cli.files.lfs import is_lfs_pointer, refuse_lfs_pointer
 
 # No integer that means anything here has more; thousands of them would take their time.
 _MOST_DIGITS = 40
-# Blocks are in a list of the document.
-_LEVELS = 2
-_SCALARS = json.JSONEncoder(allow_nan=False)
+# Pieces of a text that are joined at a time.
+_PIECES = 4096
 
 
 def parse_object(text: bytes | str, where: str | os.PathLike[str]) -> dict[str, Any]:
@@ -113,53 +113,15 @@ def canonical(document: Any, as_json: Callable[[Any], Any] = fields_of) -> str:
 def readable(document: Any, as_json: Callable[[Any], Any] = fields_of) -> str:
     """The text of a document for people: indented, keys in the given order, ending in a newline.
 
-    It is what `json.dumps` with an indent of 2 gives. That keeps a piece of text for every bracket and comma until the
-    end, which for thousands of blocks takes several times the memory of the text.
+    Pieces are joined as they come: `json.dumps` keeps one for every bracket and comma until the end, which for
+    thousands of blocks takes several times the memory of the text.
 
     Args:
         as_json: As for `canonical`.
     """
-    return "".join([*_pieces(document, "\n", as_json, _LEVELS), "\n"])
-
-
-def _pieces(value: Any, line: str, as_json: Callable[[Any], Any], levels: int) -> Iterator[str]:
-    """The text of a value, as `_indented`, with what is `levels` levels inside it in a piece each."""
-    if not levels or not value or not isinstance(value, (dict, list, tuple)):
-        yield _indented(value, line, as_json)
-        return
-    start, end = "{}" if isinstance(value, dict) else "[]"
-    between = start
-    for one in value:
-        yield between + line + "  "
-        if isinstance(value, dict):
-            yield f"{_key(one)}: "
-            yield from _pieces(value[one], line + "  ", as_json, levels - 1)
-        else:
-            yield from _pieces(one, line + "  ", as_json, levels - 1)
-        between = ","
-    yield line + end
-
-
-def _indented(value: Any, line: str, as_json: Callable[[Any], Any]) -> str:
-    """The text of a value whose own lines start with `line`, a line break and the indent."""
-    if type(value) is int:
-        return int.__repr__(value)
-    if value is None or isinstance(value, (str, float, int)):
-        return _SCALARS.encode(value)
-    deeper = line + "  "
-    if isinstance(value, dict):
-        parts = [f"{_key(key)}: {_indented(one, deeper, as_json)}" for key, one in value.items()]
-        start, end = "{}"
-    elif isinstance(value, (list, tuple)):
-        parts = [_indented(one, deeper, as_json) for one in value]
-        start, end = "[]"
-    else:
-        return _indented(as_json(value), line, as_json)
-    return f"{start}{deeper}{f',{deeper}'.join(parts)}{line}{end}" if parts else start + end
-
-
-def _key(key: Any) -> str:
-    return _SCALARS.encode(key if isinstance(key, str) else _SCALARS.encode(key))
+    pieces = json.JSONEncoder(indent=2, allow_nan=False, default=as_json).iterencode(document)
+    stretches = iter(lambda: "".join(itertools.islice(pieces, _PIECES)), "")
+    return "".join([*stretches, "\n"])
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
