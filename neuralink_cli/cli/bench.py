@@ -133,7 +133,7 @@ def command(
     """
     from neuralink_cli.bench.bench import BenchOptions, bench_layouts
     from neuralink_cli.devices.device import find_device
-    from neuralink_cli.files.text_output import require_text_output
+    from neuralink_cli.files.replacing import require_text_output
     from neuralink_cli.storage.budget import parse_budget
 
     if all_tokens and held_out is not None:

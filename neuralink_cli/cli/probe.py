@@ -101,8 +101,8 @@ def command(
         --ioengine=libaio --size=1G --runtime=5 --time_based
         --name=r64 --stonewall --bs=64k ... --output-format=json
     """
-    from neuralink_cli.files.text_output import require_text_output
-    from neuralink_cli.storage.probe import fio_profile, probe_profile, probe_storage, write_profile
+    from neuralink_cli.files.replacing import require_text_output
+    from neuralink_cli.storage.probe import PROFILE_FORMAT, fio_profile, probe_profile, probe_storage, write_profile
 
     if (directory is None) == (from_fio is None):
         raise OptionError("pass either a directory to measure or --from-fio")
@@ -111,7 +111,7 @@ def command(
     if file_bytes < 2 * 1024 * max(sizes):
         raise OptionError(f"a file of {file_bytes:,} bytes is too small for random reads of {max(sizes)} KiB")
     if output is not None:
-        require_text_output(output, overwrite, inputs=(from_fio,), json=True)
+        require_text_output(output, overwrite, inputs=(from_fio,), json_format=PROFILE_FORMAT)
     name = name or (output.name.split(".")[0] if output is not None else "") or "probe"
     probe = None
     if directory is not None:

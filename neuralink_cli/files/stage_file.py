@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralink_cli import __version__
-from neuralink_cli.errors import InputError, OutputError, advising
+from neuralink_cli.errors import InputError, advising
 from neuralink_cli.files.durable import new_file, require_free, require_space, write_all
-from neuralink_cli.files.header import LENGTH_BYTES, Header, build_header, tensor_bytes
-from neuralink_cli.files.input_file import open_regular
+from neuralink_cli.files.header import Header, build_header, tensor_bytes
 from neuralink_cli.files.json_text import canonical, parse_object
+from neuralink_cli.files.replacing import JSON, foreign_file, looks_like
 from neuralink_cli.files.schema import Schema, check_document
 from neuralink_cli.files.tensor_file import TensorFile
 
@@ -109,26 +109,12 @@ def require_stage_output(path: Path, overwrite: bool, inputs: Iterable[Path | No
         return
     try:
         with TensorFile(path) as found:
-            holds = None if METADATA_KEY in found.header.metadata else "weights"
+            foreign = None if METADATA_KEY in found.header.metadata else "weights"
     except InputError:
         # No tensors: an earlier output that is damaged may be replaced.
-        holds = "JSON" if _is_json(path) else None
-    if holds is not None:
-        raise OutputError(
-            f"holds {holds} and is no output of this command, so it is not replaced",
-            where=path,
-            fix="choose another output",
-        )
-
-
-def _is_json(path: Path) -> bool:
-    """Whether a file looks like a JSON object. One of tensors starts with its length, whose last bytes are zero."""
-    try:
-        with open_regular(path) as handle:
-            start = handle.read(LENGTH_BYTES)
-    except InputError:
-        return False
-    return start.lstrip().startswith(b"{") and 0 not in start
+        foreign = JSON if looks_like(path) == JSON else None
+    if foreign is not None:
+        raise foreign_file(path, f"holds {foreign}")
 
 
 class StageFile(TensorFile):

@@ -14,7 +14,7 @@ from neuralink_cli.files.durable import (
     write_all,
     write_file,
 )
-from neuralink_cli.files.text_output import require_text_output
+from neuralink_cli.files.replacing import require_text_output
 from neuralink_cli.progress import Progress, no_progress
 from neuralink_cli.report.drawing import Drawn, require_matplotlib
 from neuralink_cli.report.figures import FIGURE_NAMES, draw_all

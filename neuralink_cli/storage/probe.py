@@ -21,6 +21,7 @@ from neuralink_cli.files.durable import new_file, require_space, write_all
 from neuralink_cli.files.json_text import readable
 from neuralink_cli.storage.direct_io import ScatteredFile
 
+PROFILE_FORMAT = "neuralink-device"
 # Offsets and sizes of reads are multiples of this, which any device allows.
 UNIT = 4096
 _CHUNK = 1 << 24
@@ -268,7 +269,7 @@ def _profile(
         longest = size / rate
         reads.append({"bytes": size, "bytes_per_second": rate})
     document: dict[str, Any] = {
-        "format": "neuralink-device",
+        "format": PROFILE_FORMAT,
         "version": 1,
         "name": name,
         "description": description,

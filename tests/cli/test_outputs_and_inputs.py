@@ -57,10 +57,11 @@ def test_the_files_of_a_model_are_not_replaced_whatever_overwrite_says(
         (bench, "model.safetensors", "binary"),
         (bench, "config.json", "JSON"),
         (("probe", tmp_path, "-o"), "model.safetensors", "binary"),
+        (("probe", tmp_path, "-o"), "config.json", "JSON"),
     ):
         outcome = neuralink(*text_command, model / name, "--overwrite", "-q")
         assert outcome.code == OUTPUT
-        assert f"{name}: is {kind} and no output of this command, so it is not replaced" in outcome.error
+        assert f"{name}: is {kind} and is no output of this command, so it is not replaced" in outcome.error
     assert files_of(model) == before
 
 

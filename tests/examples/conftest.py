@@ -38,7 +38,7 @@ class CRuntime:
     checked: Path
     fast: Path
 
-    def library(self) -> ctypes.CDLL:
+    def shared_library(self) -> ctypes.CDLL:
         """The library, to call its functions."""
         return ctypes.CDLL(str(self.fast / "libneuralink.so"))
 

@@ -22,7 +22,7 @@ class CCache:
 
     def __init__(self, runtime: CRuntime, neurons: int, capacity: int, pinned: int, policy: str) -> None:
         rules = POLICIES[policy]
-        self._library = runtime.library()
+        self._library = runtime.shared_library()
         self._library.nl_cache_bytes.restype = ctypes.c_size_t
         size = self._library.nl_cache_bytes(*map(ctypes.c_uint64, (neurons, capacity, pinned)))
         # A mark behind the tables.
@@ -99,7 +99,7 @@ def test_every_decision_is_that_of_the_cache_in_python(
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("most", [1, 5, 1000])
 def test_reads_are_planned_as_in_python(c_runtime: CRuntime, most: int, parts: int) -> None:
-    library = c_runtime.library()
+    library = c_runtime.shared_library()
     library.nl_plan_reads.restype = ctypes.c_size_t
     random = np.random.default_rng(most)
     for gap in (0, 1, 7, 5000):

@@ -64,7 +64,7 @@ class Probe(ctypes.Structure):
 
 def read_device(runtime: CRuntime, path: Path) -> tuple[Device, Error]:
     device, error = Device(), Error()
-    failed = runtime.library().nl_device_read(ctypes.byref(device), str(path).encode(), ctypes.byref(error))
+    failed = runtime.shared_library().nl_device_read(ctypes.byref(device), str(path).encode(), ctypes.byref(error))
     assert failed == (-1 if error.code else 0)
     return device, error
 
@@ -79,7 +79,7 @@ def call(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def require_same_gaps(runtime: CRuntime, device: Device, model: DeviceModel) -> None:
-    library = runtime.library()
+    library = runtime.shared_library()
     library.nl_device_gap.restype = ctypes.c_uint64
     for stride in (18, 512, 1024, 1156, 2304, 4096, 8192, 24576, 100_000):
         gap = library.nl_device_gap(ctypes.byref(device), ctypes.c_uint64(stride))
@@ -152,7 +152,9 @@ def test_its_profile_says_what_a_queue_takes_to_fill(c_runtime: CRuntime) -> Non
     points = (ProbePoint * 5)(*(ProbePoint(*point) for point in measured))
     probe = Probe(points, 3, 8, 60e-6, 1, b"threads", 1 << 30)
     text, error = ctypes.create_string_buffer(2000), Error()
-    assert c_runtime.library().nl_probe_profile(ctypes.byref(probe), b"slow", text, 2000, ctypes.byref(error)) == 0
+    assert (
+        c_runtime.shared_library().nl_probe_profile(ctypes.byref(probe), b"slow", text, 2000, ctypes.byref(error)) == 0
+    )
     document = json.loads(text.value)
     assert "fill_seconds" not in document["reads"][1], "less than expected is noise"
     device = parse_device(document, "text")
@@ -174,7 +176,7 @@ def test_a_wrong_name_is_refused_before_anything_is_measured(c_runtime: CRuntime
 
 
 def test_float16_is_rounded_as_numpy_rounds_it(c_runtime: CRuntime) -> None:
-    library = c_runtime.library()
+    library = c_runtime.shared_library()
     library.nl_narrow_f16.restype = ctypes.c_uint16
     random = np.random.default_rng(3)
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
@@ -218,7 +220,7 @@ class Room(ctypes.Structure):
 
 
 def test_room_for_reads_is_never_given_twice(c_runtime: CRuntime) -> None:
-    library = c_runtime.library()
+    library = c_runtime.shared_library()
     library.nl_room_take.restype = ctypes.c_void_p
     pages, base = 64, 1 << 30
     taken = np.zeros(pages, dtype=np.uint8)

@@ -72,7 +72,7 @@ def emulate(runtime: CRuntime, folder: Path) -> ctypes.CDLL:
     """The library with its kernels for AVX-512 compiled to what a machine without it can run."""
     if not Path("/usr/include/simde").is_dir():
         pytest.skip("there is no SIMDe to emulate AVX-512 with: install libsimde-dev")
-    machine_here(runtime.library(), "avx2")
+    machine_here(runtime.shared_library(), "avx2")
     options = ("-O1", "-fPIC", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi", f'-DNL_EMULATION="{EMULATION}"')
     objects = [runtime.fast / f"{source.stem}.o" for source in LIBRARY if source.stem not in EMULATED]
     for stem in EMULATED:
@@ -90,7 +90,7 @@ KINDS = ("scalar", "avx2", "avx512") if platform.machine() in ("x86_64", "AMD64"
 @pytest.fixture(scope="module", params=KINDS)
 def machine(request: pytest.FixtureRequest, c_runtime: CRuntime, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """AVX-512 is emulated where the machine has none."""
-    library = c_runtime.library()
+    library = c_runtime.shared_library()
     library.nl_kernels.restype = ctypes.c_void_p
     if request.param != "avx512" or library.nl_kernels(b"avx512"):
         return machine_here(library, request.param)
@@ -232,7 +232,7 @@ def test_activations_are_rounded_to_the_nearest_of_255(c_runtime: CRuntime) -> N
     vector = (random.standard_normal((40, 32)) * 10.0 ** random.integers(-20, 20, (40, 1))).astype(np.float32)
     vector[3] = 0
     vector[4] *= np.float32(1e-25) / abs(vector[4]).max() * np.float32(1e-20)  # beneath what has a scale
-    codes, scales = rounded(c_runtime.library(), vector)
+    codes, scales = rounded(c_runtime.shared_library(), vector)
     largest = abs(vector).max(axis=1)
     largest[3:5] = 0
     assert np.allclose(scales, largest / 127, rtol=1e-6, atol=0)
@@ -243,7 +243,7 @@ def test_activations_are_rounded_to_the_nearest_of_255(c_runtime: CRuntime) -> N
     assert (error <= 0.5001 * scales[live, None]).all()
     for strange in (np.nan, np.inf, -np.inf):
         vector[7, 31] = strange
-        codes, scales = rounded(c_runtime.library(), vector)
+        codes, scales = rounded(c_runtime.shared_library(), vector)
         assert np.isnan(scales[7])
         assert not np.isnan(np.delete(scales, 7)).any()
 
@@ -301,7 +301,7 @@ def test_integer_products(machine: Machine, weights: str) -> None:
 def test_integer_products_of_vnni_are_those_of_avx2_to_the_last_bit(
     c_runtime: CRuntime, machine: Machine, weights: str
 ) -> None:
-    other = machine_here(c_runtime.library(), "avx2")
+    other = machine_here(c_runtime.shared_library(), "avx2")
     random = np.random.default_rng(INTEGERS.index(weights))
     for count in (32, 96, 2048):
         rows = extreme_rows(random, weights, count)
@@ -346,7 +346,7 @@ def test_kernels_of_arm_give_what_any_machine_gives(tmp_path: Path) -> None:
 
 
 def test_the_best_kernels_of_the_machine_are_chosen(c_runtime: CRuntime) -> None:
-    library = c_runtime.library()
+    library = c_runtime.shared_library()
     library.nl_kernels.restype = ctypes.POINTER(Kernels)
     here = [name for name in (b"avx512", b"avx2", b"neon", b"scalar") if library.nl_kernels(name)]
     assert library.nl_kernels(None).contents.name == here[0]
